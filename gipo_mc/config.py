@@ -1,0 +1,288 @@
+"""The typed configuration: YAML + dotted overrides, validated once, before any process group starts.
+
+Unknown keys, wrong types and impossible combinations are collected and reported in one `ConfigError`, each with
+its key, the numbers involved and the fix. The resolved configuration is written into the run folder.
+
+This module knows neither ranks nor models; `check_layout` is given the world size, and the checks against a
+model's shape live in `gipo_mc.models.llama_config`, called before start as well.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gipo_mc.errors import ConfigError
+
+Fraction = Field(ge=0.0, le=1.0)
+
+
+class Section(BaseModel):
+    """Strict base: unknown keys are errors, fields are documented by their `description`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class RunConfig(Section):
+    dir: str = Field("runs", description="folder that holds run folders")
+    name: str = Field("", description="name of the run folder; empty: the command's own name")
+    iterations: int = Field(20, ge=1, description="iterations (RL) or optimizer steps (SFT, reward model)")
+    seed: int = Field(1, ge=0, lt=2**31, description="seed of every random stream")
+    resume: bool = Field(True, description="continue from the last checkpoint of the run folder, if it has one")
+
+
+class ParallelConfig(Section):
+    tensor: int = Field(1, ge=1, description="tensor-parallel ranks (TP)")
+    pipeline: int = Field(1, ge=1, description="pipeline-parallel ranks (PP)")
+    sequence: bool = Field(False, description="sequence parallelism inside the tensor-parallel group")
+    micro_batch_size: int = Field(8, ge=1, description="sequences of one pass through the pipeline")
+    timeout_minutes: float = Field(10.0, gt=0, description="a collective that takes longer ends the job")
+    distributed_optimizer: Literal["auto", "on", "off"] = Field(
+        "auto", description="shard optimizer state over data-parallel ranks (ZeRO-1); auto: on CUDA"
+    )
+
+
+class ModelConfig(Section):
+    policy: str = Field("", description="HF folder or hub name, or a run's checkpoint; empty with builtin data")
+    reference: str = Field("", description="KL reference; empty: the policy's start")
+    critic: str = Field("", description="start of the critic; empty: the reward model, else the policy")
+    reward: str = Field("", description="reward model; or python:package.module:function")
+    tokenizer: str = Field("", description="tokenizer folder; empty: the policy's")
+
+
+class DataConfig(Section):
+    prompts: list[str] = Field(default_factory=list, description="files or hub names of RL prompts, or 'builtin'")
+    preferences: list[str] = Field(default_factory=list, description="preference pairs (reward model, DPO)")
+    demonstrations: list[str] = Field(default_factory=list, description="demonstrations (SFT)")
+    evaluation: list[str] = Field(default_factory=list, description="held-out rows of the same kind")
+    format: Literal["auto", "hh", "tldr", "pairs", "messages", "builtin"] = Field("auto", description="row format")
+    domains: list[str] = Field(default_factory=list, description="label of each file; empty: from the row or file")
+    prompt_length: int = Field(256, ge=1, description="longest prompt in tokens; longer ones are left out")
+    sequence_length: int = Field(512, ge=2, description="longest prompt + response (SFT, reward model, DPO)")
+    on_error: Literal["strict", "quarantine"] = Field("strict", description="malformed rows: stop, or skip")
+    max_rows: int = Field(0, ge=0, description="use only this many rows of each file; 0: all")
+    chat_template: bool = Field(False, description="render dialogues with the tokenizer's chat template")
+    response_separator: str = Field(
+        "", description="text between prompt and response; empty: the space of HH and TL;DR"
+    )
+
+
+class RolloutConfig(Section):
+    batch_size: int = Field(64, ge=1, description="prompts of one iteration, over all ranks")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature; log-probs use the same")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus mass; 1: off")
+    top_k: int = Field(0, ge=0, description="candidates kept; 0: all")
+    max_new_tokens: int = Field(64, ge=1, description="longest response, EOS counted")
+    micro_batch_size: int = Field(0, ge=0, description="sequences generated at a time on a rank; 0: all")
+    stop: list[str] = Field(default_factory=list, description="strings that end a response, like EOS")
+
+
+class AlgorithmConfig(Section):
+    name: Literal["gi_ppo", "ppo", "ppo_no_kl"] = Field("gi_ppo", description="what is trained")
+    groups: int = Field(2, ge=1, le=16, description="inferred groups M")
+    group_input: Literal["xy", "prompt"] = Field("xy", description="what the classifier reads")
+    group_head: Literal["mlp", "linear"] = Field("mlp", description="classifier on the critic's features")
+    group_trunk: Literal["detached", "shared"] = Field("detached", description="does its gradient reach the critic")
+    signal: Literal["reward", "log_prob_advantage"] = Field(
+        "reward", description="S: normalised reward, or sum_t log pi A (the paper to the letter)"
+    )
+    weights: Literal["size", "population"] = Field("size", description="omega_g of the variance")
+    group_statistics: Literal["exact", "rollout"] = Field(
+        "exact", description="statistics of later mini-batches: a forward pass first, or the rollout's"
+    )
+    beta_policy: float = Field(0.3, ge=0, description="weight of R_var in the policy loss")
+    beta_ramp: int = Field(20, ge=0, description="iterations over which beta_policy rises from 0")
+    beta_critic: float = Field(1.0, ge=0, description="weight of R_var in the classifier's loss")
+    mass_floor: float = Field(0.05, ge=0, lt=0.5, description="groups with less mass do not move the policy")
+    reweight_cap: float = Field(0.8, gt=0, description="bound of 2 beta |R_g - Rbar|")
+    best_group_decay: float = Field(0.9, ge=0, lt=1, description="EMA of the reward by group that picks g_high")
+    signal_decay: float = Field(0.95, ge=0, lt=1, description="EMA of the signal's standard deviation")
+    adaptive_kl: bool = Field(True, description="weight each sequence's KL by p_i,high (gi_ppo only)")
+    kl_coef: float = Field(0.05, ge=0, description="KL penalty per token (eta for adaptive KL)")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field("k1", description="estimator of the KL to the reference")
+    gamma: float = Field(1.0, gt=0, le=1, description="discount")
+    lam: float = Field(0.95, ge=0, le=1, description="GAE lambda")
+    clip: float = Field(0.2, gt=0, description="clip range of the ratio")
+    value_clip: float = Field(0.2, ge=0, description="clip range of the value; 0: off")
+    entropy_coef: float = Field(0.0, ge=0, description="entropy bonus")
+    whiten_advantages: bool = Field(True, description="advantages to mean 0, std 1 over the rollout batch")
+    reward_clip: float = Field(0.0, ge=0, description="clip of the normalised reward; 0: off")
+    normalize_reward: bool = Field(False, description="score = (reward - running mean) / running std")
+    epochs: int = Field(1, ge=1, description="passes over a rollout batch")
+    mini_batch_size: int = Field(32, ge=1, description="sequences of one optimizer step, over all ranks")
+    critic_warmup: int = Field(0, ge=0, description="first iterations that train the critic only")
+
+
+class OptimizerConfig(Section):
+    lr: float = Field(1e-5, gt=0, description="peak learning rate")
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the decay")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="decay after the warm-up")
+    warmup: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip_grad: float = Field(1.0, ge=0, description="bound of the global gradient norm; 0: off")
+
+
+class TrainConfig(Section):
+    batch_size: int = Field(32, ge=1, description="sequences (SFT) or pairs (reward model) of one step")
+    margin: float = Field(0.0, ge=0, description="reward model: margin of the Bradley-Terry loss")
+
+
+class CheckpointConfig(Section):
+    every: int = Field(10, ge=0, description="iterations between checkpoints; 0: only the last")
+    keep: int = Field(2, ge=1, description="checkpoints kept")
+
+
+class EvalConfig(Section):
+    every: int = Field(0, ge=0, description="iterations between evaluations; 0: only at the end")
+    prompts: int = Field(64, ge=0, description="held-out rows used; 0: none")
+
+
+class Config(Section):
+    """Everything a run needs. One class for all commands; a command reads the sections it uses."""
+
+    run: RunConfig = Field(default_factory=RunConfig)
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA")
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
+    policy: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    critic: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Config:
+        problems = []
+        if self.algorithm.mini_batch_size > self.rollout.batch_size:
+            problems.append(
+                f"algorithm.mini_batch_size={self.algorithm.mini_batch_size} is larger than "
+                f"rollout.batch_size={self.rollout.batch_size}: make it at most that"
+            )
+        if self.data.domains and len(self.data.domains) not in {
+            len(s) for s in (self.data.prompts, self.data.preferences, self.data.demonstrations) if s
+        }:
+            problems.append(
+                f"data.domains names {len(self.data.domains)} labels, but no list of files in data has as many: "
+                "give one label for each file"
+            )
+        for name in ("policy", "critic"):
+            section: OptimizerConfig = getattr(self, name)
+            if section.min_lr > section.lr:
+                problems.append(f"{name}.min_lr={section.min_lr} is larger than {name}.lr={section.lr}")
+        if self.parallel.sequence and self.parallel.tensor == 1:
+            problems.append("parallel.sequence=true needs parallel.tensor > 1: set one of the two")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def load_config(path: str | None, overrides: list[str], base: dict[str, Any] | None = None) -> Config:
+    """Configuration from defaults <- `base` <- YAML file <- `key.sub=value` overrides.
+
+    Raises ConfigError naming every problem at once.
+    """
+    layers = [OmegaConf.create(base or {})]
+    try:
+        if path:
+            if not Path(path).is_file():
+                raise ConfigError(f"There is no configuration file {path}. The runnable ones are in configs/.")
+            layers.append(OmegaConf.load(path))  # type: ignore[arg-type]
+        bad = [o for o in overrides if "=" not in o]
+        if bad:
+            raise ConfigError(
+                f"Not understood: {' '.join(bad)}. Overrides are written key.sub=value, for example run.iterations=50."
+            )
+        layers.append(OmegaConf.from_dotlist(overrides))
+        raw = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
+    except (OmegaConfBaseException, OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"The configuration {path or ''} cannot be read: {error}") from error
+    except Exception as error:
+        if type(error).__module__.startswith("yaml"):
+            raise ConfigError(f"The configuration {path} is not valid YAML: {error}") from error
+        raise
+    if not isinstance(raw, dict):
+        raise ConfigError(f"The configuration {path} must hold sections such as 'run:', not a {type(raw).__name__}.")
+    return validate(raw)  # type: ignore[arg-type]
+
+
+def validate(raw: dict[str, Any]) -> Config:
+    """`Config` from a plain dictionary; every problem in one ConfigError."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        lines = [_problem(detail) for detail in error.errors()]
+        raise ConfigError("The configuration has problems:\n" + "\n".join(f"  - {line}" for line in lines)) from None
+
+
+def _problem(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: there is no such key{_suggestion(detail['loc'])}"
+    if detail["type"] == "value_error":
+        return "\n  - ".join(str(detail["ctx"]["error"]).splitlines())
+    return f"{key}={detail['input']!r}: {detail['msg']}"
+
+
+def _suggestion(loc: tuple[Any, ...]) -> str:
+    from difflib import get_close_matches
+
+    section: Any = Config
+    for part in loc[:-1]:
+        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+        section = field.annotation if field else None
+    names = list(getattr(section, "model_fields", {}))
+    close = get_close_matches(str(loc[-1]), names, n=1)
+    if close:
+        return f"; did you mean {'.'.join([*map(str, loc[:-1]), close[0]])}?"
+    return f"; known here: {', '.join(names)}" if names else ""
+
+
+def check_layout(config: Config, world_size: int) -> int:
+    """Data-parallel size of this configuration on `world_size` ranks. Raises ConfigError with every problem."""
+    problems = []
+    tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
+    if world_size % (tensor * pipeline):
+        problems.append(
+            f"parallel.tensor={tensor} x parallel.pipeline={pipeline} = {tensor * pipeline} does not divide the "
+            f"{world_size} ranks: start a multiple of {tensor * pipeline} ranks (torchrun --nproc-per-node), or lower one"
+        )
+    data = max(1, world_size // (tensor * pipeline))
+    for key, size in (
+        ("rollout.batch_size", config.rollout.batch_size),
+        ("algorithm.mini_batch_size", config.algorithm.mini_batch_size),
+        ("train.batch_size", config.train.batch_size),
+    ):
+        if size < data:
+            problems.append(f"{key}={size} is smaller than the {data} data-parallel ranks: raise it to {data} or more")
+    if problems:
+        raise ConfigError("The layout does not work:\n" + "\n".join(f"  - {p}" for p in problems))
+    return data
+
+
+def describe(section: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str, str, str]]:
+    """(key, default, meaning) of every option, in order: what `--help` shows."""
+    rows: list[tuple[str, str, str]] = []
+    for name, field in section.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            rows += describe(annotation, f"{prefix}{name}.")
+        else:
+            default = field.get_default(call_default_factory=True)
+            rows.append((f"{prefix}{name}", repr(default), field.description or ""))
+    return rows
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved configuration as YAML."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())), encoding="utf-8")

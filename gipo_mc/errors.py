@@ -1,0 +1,50 @@
+"""Exceptions a user can meet, each with the exit code that the commands return for it.
+
+A message is a sentence for the user: what happened, where (file:line, rank, step), what to do.
+"""
+
+
+class GipoError(Exception):
+    """Base of every error that a command turns into one clear message and an exit code."""
+
+    exit_code = 1
+
+
+class ConfigError(GipoError):
+    """Bad configuration or command-line arguments; nothing was started."""
+
+    exit_code = 2
+
+
+class DataError(GipoError):
+    """A data file is missing, malformed, or does not fit the tokenizer or the model."""
+
+    exit_code = 3
+
+
+class CheckpointError(GipoError):
+    """No usable checkpoint: missing, damaged, or made for another model."""
+
+    exit_code = 4
+
+
+class NumericsError(GipoError):
+    """Training was stopped because numbers stopped making sense (NaN, Inf, broken identity)."""
+
+    exit_code = 5
+
+
+class StorageError(GipoError):
+    """Files could not be written: disk full, no permission, or the run folder is in use."""
+
+    exit_code = 6
+
+
+class PeerError(GipoError):
+    """Another rank died, failed, or did not answer within the time-out."""
+
+    exit_code = 7
+
+
+#: Not an error: the state was saved at a step boundary and the job wants to be queued again.
+EXIT_REQUEUE = 75

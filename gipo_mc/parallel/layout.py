@@ -1,0 +1,55 @@
+"""Where this rank stands in the data x pipeline x tensor grid, and which rows of a batch are its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The grid (data, pipeline, tensor), tensor innermost, as Megatron orders it ("tp-dp-pp" with cp = ep = 1).
+
+    `sequence` is sequence parallelism inside the tensor group; `device` holds this rank's tensors.
+    """
+
+    world_size: int
+    rank: int
+    tensor: int
+    pipeline: int
+    data: int
+    tensor_rank: int
+    pipeline_rank: int
+    data_rank: int
+    sequence: bool
+    device: torch.device
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pipeline_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pipeline_rank == self.pipeline - 1
+
+    @property
+    def is_main(self) -> bool:
+        """The one rank that writes logs and talks to the user."""
+        return self.rank == 0
+
+    @property
+    def length_multiple(self) -> int:
+        """Sequence lengths are padded to a multiple of this (sequence parallelism splits them over TP)."""
+        return self.tensor if self.sequence else 1
+
+    def describe(self) -> str:
+        sequence = " with sequence parallelism" if self.sequence else ""
+        return f"data {self.data} x pipeline {self.pipeline} x tensor {self.tensor}{sequence} on {self.device.type}"
+
+
+def split_rows(count: int, parts: int) -> list[range]:
+    """`count` rows in `parts` contiguous blocks whose sizes differ by at most one."""
+    base, extra = divmod(count, parts)
+    bounds = [part * base + min(part, extra) for part in range(parts + 1)]
+    return [range(bounds[part], bounds[part + 1]) for part in range(parts)]

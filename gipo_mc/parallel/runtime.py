@@ -1,0 +1,93 @@
+"""Start and stop the process groups: NCCL on CUDA, gloo on CPU, one process without torchrun."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+
+from gipo_mc.config import ParallelConfig
+from gipo_mc.errors import ConfigError
+from gipo_mc.parallel import cpu_adapter
+from gipo_mc.parallel.layout import Layout
+
+# Megatron wants a seed for its own random tracker. Nothing draws from it (dropout is 0, weights come from named
+# streams, sampling from counter-based ones), so it is a constant and not an option.
+_TRACKER_SEED = 1
+
+
+def world_size() -> int:
+    """Ranks of this job: torchrun's WORLD_SIZE, 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """ "auto" is CUDA where every local rank has a GPU of its own. Raises ConfigError if CUDA is asked for in vain."""
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and gpus < local_ranks:
+        raise ConfigError(
+            f"device=cuda, but this machine has {gpus} usable GPUs for {local_ranks} local ranks: start at most {gpus} "
+            "ranks here (torchrun --nproc-per-node), or use device=cpu. scripts/doctor.py shows what torch sees."
+        )
+    if device == "auto":
+        return "cuda" if gpus >= local_ranks > 0 else "cpu"
+    return device
+
+
+def initialize(parallel: ParallelConfig, device: Literal["auto", "cpu", "cuda"] = "auto") -> Layout:
+    """Join the process group, build Megatron's groups, and say where this rank stands.
+
+    Reads RANK, WORLD_SIZE, LOCAL_RANK as torchrun sets them; without them this is a job of one rank that opens no
+    connection. Collectives that take longer than `parallel.timeout_minutes` end the job. The layout must have been
+    checked before (`gipo_mc.config.check_layout`).
+    """
+    kind = resolve_device(device)
+    timeout = timedelta(minutes=parallel.timeout_minutes)
+    if kind == "cuda":
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(place)
+    else:
+        place = torch.device("cpu")
+        cpu_adapter.apply()
+    if not dist.is_initialized():
+        # Both backends on CUDA: metrics and checkpoints also move CPU tensors.
+        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+        if "RANK" in os.environ:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        distributed_timeout_minutes=max(1, round(parallel.timeout_minutes)),
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(_TRACKER_SEED)
+    return current_layout(parallel.sequence, place)
+
+
+def current_layout(sequence: bool, device: torch.device) -> Layout:
+    """The layout of the groups that Megatron holds now."""
+    return Layout(
+        world_size=dist.get_world_size(),
+        rank=dist.get_rank(),
+        tensor=parallel_state.get_tensor_model_parallel_world_size(),
+        pipeline=parallel_state.get_pipeline_model_parallel_world_size(),
+        data=parallel_state.get_data_parallel_world_size(),
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        data_rank=parallel_state.get_data_parallel_rank(),
+        sequence=sequence,
+        device=device,
+    )
+
+
+def shutdown() -> None:
+    """Leave all groups. Idempotent."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,107 @@
+# `make` or `make help` shows what there is. Everything runs in an environment that is made on first use.
+#
+#   VENV=.venv          where that environment lives; `make test VENV=` uses the active one instead
+#   CONSTRAINTS=FILE    the pinned set; `CONSTRAINTS=` takes whatever pyproject.toml allows, and leaves the torch of an
+#                       active environment alone
+#   TORCH_INDEX=auto    where torch comes from: auto takes the much smaller CPU build on Linux without an NVIDIA
+#                       driver; a URL of wheels (https://download.pytorch.org/whl/cuXXX); empty: pip's own index
+#   ARGS=...            more arguments for `make test` and `make demo`, for example ARGS="-k gae -x"
+
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+TORCH_INDEX ?= auto
+ARGS ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+find_python = for p in python3.12 python3.11 python3 python; do \
+	if command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; \
+	then command -v $$p; exit 0; fi; done
+
+ifeq ($(strip $(VENV)),)
+# The interpreter that is first on the PATH is the active environment's; each environment has its own stamp.
+PYTHON := $(shell command -v python || command -v python3)
+STAMP := build/installed-$(shell $(PYTHON) -c 'import hashlib, sys; print(hashlib.sha256(sys.prefix.encode()).hexdigest()[:12])').stamp
+else
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/installed.stamp
+endif
+
+CSRC := $(shell find csrc -type f 2>/dev/null)
+CXX_FILES := $(filter %.h %.hpp %.cpp %.cc %.cu %.cuh,$(CSRC))
+BUILD_INPUTS := pyproject.toml $(wildcard constraints.txt setup.py CMakeLists.txt) $(CSRC)
+# The commands of the environment (clang-format, mypy, ruff) come before others of the same name.
+run := PATH="$$(cd "$$(dirname "$(PYTHON)")" && pwd):$$PATH"
+
+.PHONY: help venv demo test lint format doctor clean
+
+help: ## what there is
+	@echo "gipo_mc: Group-Invariant PPO on Megatron-core"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@sed -n -E 's/^#   ?(.*)/  \1/p' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## the environment, with the native extension built (the others do it too, when needed)
+
+demo: $(STAMP) ## SFT, reward model, PPO and GI-PPO on the built-in task, ending with a report (about 10 minutes)
+	@$(PYTHON) scripts/demo.py $(ARGS)
+
+test: $(STAMP) ## the tests (about 10 minutes)
+	@$(PYTHON) -m pytest $(ARGS)
+
+lint: $(STAMP) ## ruff, mypy and clang-format, changing nothing
+	@echo "ruff check";  $(PYTHON) -m ruff check .
+	@echo "ruff format"; $(PYTHON) -m ruff format --check .
+	@echo "mypy";        $(PYTHON) -m mypy
+	@echo "clang-format"
+	@$(if $(CXX_FILES),$(run) clang-format --dry-run -Werror $(CXX_FILES),echo "there is nothing in csrc/")
+
+format: $(STAMP) ## put Python and C++ into the one format
+	@$(PYTHON) -m ruff check --fix-only --quiet .
+	@$(PYTHON) -m ruff format .
+	@$(if $(CXX_FILES),$(run) clang-format -i $(CXX_FILES),true)
+
+doctor: $(STAMP) ## what this machine has and what will be used
+	@$(PYTHON) scripts/doctor.py $(ARGS)
+
+clean: ## remove what was built, and the environment; runs/ stays
+	rm -rf build dist *.egg-info gipo_mc/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find gipo_mc scripts tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	$(if $(strip $(VENV)),rm -rf "$(VENV)")
+
+ifneq ($(strip $(VENV)),)
+# No prerequisites on purpose: an environment is made once, and refreshed through the stamp.
+$(PYTHON):
+	@base="$$($(find_python))" || true; \
+	if [ -z "$$base" ]; then \
+		echo "gipo_mc needs Python 3.11 or 3.12, and neither is on the PATH (python3 is $$(python3 --version 2>&1 || true))." >&2; \
+		echo "Install one, for example: apt install python3.11 python3.11-venv, or: conda create -n gipo python=3.12" >&2; \
+		exit 2; \
+	fi; \
+	echo "Making the environment $(VENV) with $$base ($$($$base --version))"; \
+	$$base -m venv "$(VENV)" || { \
+		rm -rf "$(VENV)"; \
+		echo "$$base cannot make environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+endif
+
+$(STAMP): $(BUILD_INPUTS) | $(if $(strip $(VENV)),$(PYTHON))
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { \
+		echo "gipo_mc needs Python 3.11 or 3.12, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; exit 2; }
+	@index="$(TORCH_INDEX)"; \
+	if [ "$$index" = auto ]; then \
+		index=""; \
+		if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
+			cpu=https://download.pytorch.org/whl/cpu; \
+			if $(PYTHON) -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1] + "/torch/", timeout=5)' $$cpu 2>/dev/null; \
+			then index=$$cpu; fi; \
+		fi; \
+	fi; \
+	echo "Installing into $$($(PYTHON) -c 'import sys; print(sys.prefix)')$(if $(strip $(CONSTRAINTS)), with the versions of $(CONSTRAINTS))$${index:+, torch from $$index}"; \
+	echo "The first time this fetches about 1 GB (more with CUDA) and builds the native kernels: some minutes."; \
+	$(PYTHON) -m pip install $${index:+--extra-index-url $$index} \
+		$(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS)) -e '.[dev]'
+	@mkdir -p "$(@D)" && touch "$@"

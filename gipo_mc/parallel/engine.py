@@ -1,0 +1,209 @@
+"""One model on this rank's pipeline stage: forward and backward over micro-batches, and the optimizer step.
+
+Megatron's schedules (1F1B for pipelines), DistributedDataParallel and optimizers do the work; this module gives them
+one shape. A caller hands in micro-batches and a function of the last stage's hidden states; losses are normalised by
+the caller over the whole mini-batch, so gradients are plain sums over micro-batches and data-parallel ranks, and the
+result does not depend on how the mini-batch was split.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from gipo_mc.config import OptimizerConfig
+from gipo_mc.errors import CheckpointError
+from gipo_mc.parallel.layout import Layout
+
+
+class MicroBatch(Protocol):
+    """What a micro-batch must have; everything else in it is between the caller and its last-stage function."""
+
+    @property
+    def tokens_BL(self) -> Tensor:
+        """int64 [b, L] model input, L a multiple of `Layout.length_multiple`."""
+        ...
+
+
+Outputs = dict[str, Tensor]
+#: (model, hidden_LBH, micro-batch) -> outputs; the loss to back-propagate, if any, under the key "loss" (a scalar).
+LastStage = Callable[[Any, Tensor, Any], Outputs]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """grad_norm: global L2 norm before clipping. updated: False where a non-finite norm left everything unchanged."""
+
+    grad_norm: float
+    updated: bool
+    lr: float
+
+
+class Engine:
+    """A stage of a model, trainable when an optimizer configuration is given, frozen otherwise.
+
+    model: the bare Megatron module of this stage (what generation and checkpoints use).
+    total_steps: optimizer steps of the whole run, for the learning-rate schedule.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        layout: Layout,
+        optimizer: OptimizerConfig | None = None,
+        *,
+        total_steps: int = 1,
+        distributed_optimizer: bool = False,
+    ) -> None:
+        self.model = model
+        self.layout = layout
+        self.optimizer: MegatronOptimizer | None = None
+        self.scheduler: OptimizerParamScheduler | None = None
+        self._wrapped: torch.nn.Module = model
+        if optimizer is None:
+            model.requires_grad_(False)
+            return
+        config: Any = model.config
+        ddp = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=distributed_optimizer
+        )
+        self._wrapped = DistributedDataParallel(config, ddp, model)
+        config.no_sync_func = self._wrapped.no_sync
+        # The caller's losses are sums that are already normalised: no division by a token count.
+        config.calculate_per_token_loss = True
+        config.finalize_model_grads_func = lambda chunks, num_tokens, **kwargs: finalize_model_grads(
+            chunks, None, **kwargs
+        )
+        low_precision = config.params_dtype == torch.bfloat16
+        self.optimizer = get_megatron_optimizer(
+            MegatronOptimizerConfig(
+                optimizer="adam",
+                lr=optimizer.lr,
+                min_lr=optimizer.min_lr,
+                weight_decay=optimizer.weight_decay,
+                adam_beta1=optimizer.beta1,
+                adam_beta2=optimizer.beta2,
+                adam_eps=optimizer.eps,
+                clip_grad=optimizer.clip_grad,
+                bf16=low_precision,
+                params_dtype=config.params_dtype,
+                use_distributed_optimizer=distributed_optimizer,
+            ),
+            [self._wrapped],
+        )
+        self.scheduler = _scheduler(self.optimizer, optimizer, total_steps)
+
+    def forward(self, micro_batches: Sequence[MicroBatch], last_stage: LastStage) -> list[Outputs]:
+        """Outputs of each micro-batch on the last stage, an empty list on the others. No gradients."""
+        self.model.eval()
+        with torch.no_grad():
+            return self._run(micro_batches, last_stage, forward_only=True)
+
+    def forward_backward(self, micro_batches: Sequence[MicroBatch], last_stage: LastStage) -> list[Outputs]:
+        """Like `forward`, and back-propagates each "loss"; gradients are then those of the sum over all ranks."""
+        assert self.optimizer is not None, "a frozen model has no gradients"
+        self.model.train()
+        self._wrapped.zero_grad_buffer()  # type: ignore[operator]
+        self.optimizer.zero_grad()
+        return self._run(micro_batches, last_stage, forward_only=False)
+
+    def _run(self, micro_batches: Sequence[MicroBatch], last_stage: LastStage, forward_only: bool) -> list[Outputs]:
+        def forward_step(iterator: Any, model: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
+            micro_batch = next(iterator)
+            return model(micro_batch.tokens_BL), partial(finish, micro_batch)
+
+        def finish(micro_batch: MicroBatch, hidden_LBH: Tensor, non_loss_data: bool = False) -> Any:
+            outputs = last_stage(self.model, hidden_LBH, micro_batch)
+            if non_loss_data:
+                return outputs
+            detached = {name: value.detach() for name, value in outputs.items()}
+            return outputs["loss"], torch.zeros((), dtype=torch.int, device=hidden_LBH.device), detached
+
+        # Pipeline stages exchange the shape of each micro-batch (variable_seq_lengths), so the sizes named here only
+        # have to be consistent.
+        rows, length = micro_batches[0].tokens_BL.shape
+        return get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=iter(micro_batches),
+            model=[self._wrapped],
+            num_microbatches=len(micro_batches),
+            seq_length=length,
+            micro_batch_size=rows,
+            forward_only=forward_only,
+            collect_non_loss_data=forward_only,
+        )
+
+    def step(self) -> StepResult:
+        """Clip, check and apply the gradients of the last `forward_backward`, then advance the learning rate.
+
+        A gradient norm that is not finite changes no parameter on any rank (the norm is global, so all ranks agree).
+        """
+        assert self.optimizer is not None and self.scheduler is not None, "a frozen model cannot step"
+        self.optimizer.prepare_grads()
+        grad_norm = float(self.optimizer.get_grad_norm())
+        updated = math.isfinite(grad_norm)
+        lr = self.lr
+        if updated:
+            self.optimizer.step()
+        self.scheduler.step(increment=1)
+        return StepResult(grad_norm, updated, lr)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        assert self.optimizer is not None, "a frozen model has no learning rate"
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def sharded_state(self, prefix: str, *, is_loading: bool = False) -> dict[str, Any]:
+        """Model, optimizer and schedule as Megatron's sharded state, for dist_checkpointing in any layout."""
+        model_state = self.model.sharded_state_dict(prefix=f"{prefix}.model.")  # type: ignore[operator]
+        state: dict[str, Any] = {f"{prefix}.model": model_state}
+        if self.optimizer is not None and self.scheduler is not None:
+            optimizer_state = self.optimizer.sharded_state_dict(model_state, is_loading=is_loading)
+            state[f"{prefix}.optimizer"] = optimizer_state
+            state[f"{prefix}.scheduler"] = self.scheduler.state_dict()
+        return state
+
+    def load_sharded_state(self, prefix: str, state: dict[str, Any]) -> None:
+        """Take over what dist_checkpointing loaded into the structure of `sharded_state(is_loading=True)`."""
+        own = f"{prefix}.model."
+        weights = {name.removeprefix(own): value for name, value in state[f"{prefix}.model"].items()}
+        missing, unexpected = self.model.load_state_dict(weights, strict=False)
+        # Megatron's modules list empty "_extra_state" entries that only TransformerEngine fills.
+        lost = [name for name in [*missing, *unexpected] if not name.endswith("_extra_state")]
+        if lost:
+            raise CheckpointError(
+                f"The checkpoint of {prefix} does not fit the model: {', '.join(lost[:5])}"
+                f"{' and more' if len(lost) > 5 else ''} are in only one of the two. It was made for another model."
+            )
+        if self.optimizer is not None and self.scheduler is not None:
+            self.optimizer.load_state_dict(state[f"{prefix}.optimizer"])
+            self.scheduler.load_state_dict(state[f"{prefix}.scheduler"])
+
+
+def _scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig, total_steps: int) -> OptimizerParamScheduler:
+    return OptimizerParamScheduler(
+        optimizer,
+        # Megatron counts warm-up from 0, which would waste the first step at a learning rate of 0.
+        init_lr=config.lr / (config.warmup + 1),
+        max_lr=config.lr,
+        min_lr=config.min_lr,
+        lr_warmup_steps=config.warmup,
+        lr_decay_steps=max(total_steps, config.warmup + 1),
+        lr_decay_style=config.schedule,
+        start_wd=config.weight_decay,
+        end_wd=config.weight_decay,
+        wd_incr_steps=max(total_steps, 1),
+        wd_incr_style="constant",
+    )

@@ -1,0 +1,67 @@
+"""What every test stands on: one thread, fixed seeds, caches of its own, and no connection but loopback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+
+import pytest
+
+# Read when torch, transformers and datasets are imported, so they are set before any of them is.
+_cache = tempfile.mkdtemp(prefix="gipo_mc-tests-")
+os.environ.update(
+    HF_HOME=_cache,
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    WANDB_MODE="disabled",
+    MPLBACKEND="Agg",
+    OMP_NUM_THREADS="1",
+    CUBLAS_WORKSPACE_CONFIG=":4096:8",
+    # Megatron asks for it: a sequence-parallel collective must be queued before the kernel that overlaps it.
+    CUDA_DEVICE_MAX_CONNECTIONS="1",
+)
+os.environ.pop("GIPO_MC_OPS", None)
+
+import torch  # noqa: E402
+
+_connect = socket.socket.connect
+_LOOPBACK = ("127.", "::1", "localhost")
+
+
+def _connect_to_loopback_only(self: socket.socket, address: object) -> None:
+    host = address[0] if isinstance(address, tuple) else None
+    if isinstance(host, str) and self.family in (socket.AF_INET, socket.AF_INET6):
+        host = host.removeprefix("::ffff:")
+        if not host.startswith(_LOOPBACK) and host != socket.gethostname():
+            raise AssertionError(f"a test opened a connection to {address}: the tests use nothing but loopback")
+    _connect(self, address)  # type: ignore[arg-type]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    socket.socket.connect = _connect_to_loopback_only  # type: ignore[method-assign, assignment]
+    torch.set_num_threads(1)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    socket.socket.connect = _connect  # type: ignore[method-assign]
+    shutil.rmtree(_cache, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _repeatable() -> None:
+    """Seeds and thread count do not depend on which tests ran before."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)

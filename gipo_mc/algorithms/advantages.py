@@ -1,0 +1,44 @@
+"""Masks, whitening and reward normalisation around generalised advantage estimation (which is `gipo_mc.ops`)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_VARIANCE_FLOOR = 1e-8  # of the whitening: rounding noise around a constant is not blown up to std 1
+_STD_FLOOR = 1e-8
+
+
+def response_mask(length_B: Tensor, time: int) -> Tensor:
+    """bool [B, time], True where t < length_B[i] (int64 [B], tokens)."""
+    return torch.arange(time, device=length_B.device) < length_B.unsqueeze(1)
+
+
+def whiten(
+    advantage_BT: Tensor, length_B: Tensor, count: Tensor | float, sum: Tensor | float, sum_sq: Tensor | float
+) -> Tensor:
+    """Advantages with mean 0 and standard deviation 1 over all response tokens: (A - mean) / sqrt(var + 1e-8).
+
+    advantage_BT: floating [B, T]; length_B: int64 [B], tokens.
+    count, sum, sum_sq: number, sum and sum of squares of the advantages of *all* response tokens of the rollout
+        batch (fp64 scalars, not only of these rows), so that rows may be whitened piece by piece.
+    Returns [B, T] of the same dtype, padding 0. A constant input gives 0, no tokens at all give 0.
+    """
+    device = advantage_BT.device
+    n, s, q = (torch.as_tensor(x, dtype=torch.float64, device=device) for x in (count, sum, sum_sq))
+    n = n.clamp(min=1.0)
+    mean = s / n
+    variance = (q / n - mean * mean).clamp(min=0.0)
+    mask = response_mask(length_B, advantage_BT.shape[1])
+    white_BT = (advantage_BT.double() - mean) * torch.rsqrt(variance + _VARIANCE_FLOOR)
+    return torch.where(mask, white_BT, 0.0).to(advantage_BT.dtype)
+
+
+def normalise_reward(reward_B: Tensor, mean: float, std: float, clip: float = 0.0) -> Tensor:
+    """Score of the response: (reward - running mean) / running std, bounded to [-clip, clip] when clip > 0.
+
+    reward_B: [B] in reward-model units; mean and std in the same units (`group_inference.GroupState.reward_mean`
+    and `.reward_std`). A std of 0 (all rewards equal so far) is held at 1e-8 and gives 0 for those rewards.
+    """
+    score_B = ((reward_B.double() - mean) / max(std, _STD_FLOOR)).to(reward_B.dtype)
+    return score_B.clamp(-clip, clip) if clip > 0 else score_B

@@ -1,0 +1,169 @@
+"""The parts of a Llama layer that Megatron-core does not bring for every device, and the layer specs that use them.
+
+Without TransformerEngine, Megatron's own modules refuse sequence parallelism (norm) and hold O(L^2) scores (attention).
+The two modules here are a few lines on top of torch's kernels: `F.rms_norm`, and `F.scaled_dot_product_attention`, which
+is flash attention on a GPU. With TransformerEngine its linear layers (norm fused in) are used; the attention stays.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.inference.contexts import BaseInferenceContext
+from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+
+
+class RMSNorm(torch.nn.Module):
+    """y = w * x / sqrt(mean(x^2) + eps) over the last dimension, any leading shape, dtype kept.
+
+    Zhang and Sennrich 2019 (arXiv:1910.07467). Under sequence parallelism a rank normalises its own tokens, so the
+    weight's gradient is a partial sum; the attribute tells Megatron's `finalize_model_grads` to add them up.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **_: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        device = torch.cuda.current_device() if not config.use_cpu_initialization else None
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=device))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class CausalAttention(MegatronModule):
+    """softmax(q k^T / sqrt(D) + causal mask) v, in Megatron's layout, without an O(L^2) buffer.
+
+    query [Lq, B, heads, D], key and value [Lk, B, kv heads, D] with Lk >= Lq (the rank's share of heads) -> [Lq, B,
+    heads * D]. The last query sees every key (mask aligned bottom right), so one module serves training (Lk = Lq),
+    a chunk of tokens behind a cache, and decoding (Lq = 1). Mask arguments of the interface are ignored: inputs are
+    right-padded, so a causal mask alone keeps padding from reaching any real token.
+    """
+
+    def __init__(self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_: Any):
+        super().__init__(config=config)
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        new, seen = query.shape[0], key.shape[0]
+        q_BNLD, k_BGLD, v_BGLD = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        chunk_behind_cache = 1 < new < seen
+        out_BNLD = F.scaled_dot_product_attention(
+            q_BNLD,
+            k_BGLD,
+            v_BGLD,
+            attn_mask=causal_lower_right(new, seen) if chunk_behind_cache else None,
+            is_causal=new == seen and new > 1,
+            scale=self.softmax_scale,
+            enable_gqa=query.shape[2] != key.shape[2],
+        )
+        return out_BNLD.permute(2, 0, 1, 3).reshape(new, query.shape[1], -1)
+
+
+class LlamaSelfAttention(SelfAttention):
+    """Megatron's self-attention whose static KV cache holds rotated keys.
+
+    Megatron stores keys before the rotary embedding and rotates the whole cache again at every step; here a key is
+    rotated once, when it is appended, and a chunk behind a non-empty cache stays causal.
+    """
+
+    def _adjust_key_value_for_inference(
+        self,
+        inference_context: BaseInferenceContext | None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotary_pos_emb: tuple[Tensor, Tensor] | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Any, ...]:
+        if inference_context is None:
+            return query, key, value, rotary_pos_emb, self.attn_mask_type, None
+        assert inference_context.is_static_batching() and rotary_pos_emb is not None
+        context, memory = inference_context, inference_context.key_value_memory_dict
+        rows = slice(context.batch_size_offset, context.batch_size_offset + key.shape[1])
+        start = context.sequence_len_offset
+        stop = start + key.shape[0]
+        if stop > context.max_sequence_length or rows.stop > context.max_batch_size:
+            raise ValueError(
+                f"the KV cache holds {context.max_batch_size} sequences of {context.max_sequence_length} tokens, "
+                f"but tokens up to {stop} of sequence {rows.stop} were given"
+            )
+        if self.layer_number not in memory:
+            size = (context.max_sequence_length, context.max_batch_size, *key.shape[2:])
+            memory[self.layer_number] = (key.new_empty(size), value.new_empty(size))
+        keys, values = memory[self.layer_number]
+        angles = rotary_pos_emb[0][start:stop]
+        query = apply_rotary_pos_emb(query, angles, config=self.config, cp_group=self.pg_collection.cp)
+        keys[start:stop, rows] = apply_rotary_pos_emb(key, angles, config=self.config, cp_group=self.pg_collection.cp)
+        values[start:stop, rows] = value
+        return query, keys[:stop, rows], values[:stop, rows], None, self.attn_mask_type, None
+
+
+def has_transformer_engine(config: TransformerConfig) -> bool:
+    """TransformerEngine is used where it is installed and the model lives on a GPU."""
+    return not config.use_cpu_initialization and importlib.util.find_spec("transformer_engine") is not None
+
+
+def block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
+    """The layers of this pipeline stage and the final norm."""
+    layer = _engine_layer() if has_transformer_engine(config) else _local_layer()
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+
+
+def _local_layer() -> ModuleSpec:
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=ModuleSpec(
+                module=LlamaSelfAttention,
+                params={"attn_mask_type": AttnMaskType.causal},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=ColumnParallelLinear,
+                    core_attention=CausalAttention,
+                    linear_proj=RowParallelLinear,
+                    q_layernorm=IdentityOp,
+                    k_layernorm=IdentityOp,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=ModuleSpec(
+                module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+            ),
+            mlp_bda=get_bias_dropout_add,
+            # Checkpoints carry TransformerEngine's names, so that one written without it loads with it.
+            sharded_state_dict_keys_map={
+                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+            },
+        ),
+    )
+
+
+def _engine_layer() -> ModuleSpec:
+    spec = get_gpt_layer_with_transformer_engine_spec()
+    attention = spec.submodules.self_attention
+    attention.module = LlamaSelfAttention
+    attention.submodules.core_attention = CausalAttention
+    return spec

@@ -1,0 +1,306 @@
+"""What this machine has, what a run would use by default, and what to install for more.
+
+Nothing is started and no connection is opened. Only the standard library is imported at the top, because saying that
+the rest is missing or broken is what this is for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+GIB = 2**30
+REINSTALL = "pip install -c constraints.txt -e . in the repository (or: make venv)"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fact. `problem`: a run would not start; `note`: it would, but there is something to know.
+
+    advice: what to do about it, a sentence; empty where there is nothing to do.
+    """
+
+    name: str
+    state: Literal["ok", "note", "problem"]
+    value: str
+    advice: str = ""
+
+
+def examine(require_cuda_kernels: bool = False) -> list[Finding]:
+    """Every finding, in the order in which a reader would look for the reason of a failure."""
+    parts: tuple[Callable[[], Iterator[Finding]], ...] = (
+        _python,
+        _requirements,
+        _torch,
+        _megatron,
+        lambda: _native(require_cuda_kernels),
+        _backends,
+        _machine,
+        _optional,
+    )
+    return [finding for part in parts for finding in part()]
+
+
+def defaults() -> dict[str, str]:
+    """What a run with device=auto and dtype=auto uses on one rank here; empty where a run could not start."""
+    runtime, error = _import("gipo_mc.parallel.runtime")
+    if error:
+        return {}
+    import torch
+
+    cuda = runtime.resolve_device("auto") == "cuda"
+    ranks = torch.cuda.device_count() if cuda else len(_affinity())
+    te = cuda and importlib.util.find_spec("transformer_engine") is not None
+    reference = os.environ.get("GIPO_MC_OPS") == "reference"
+    return {
+        "device": "cuda" if cuda else "cpu",
+        "dtype": "bfloat16" if cuda else "float32",
+        "collectives": "nccl (gloo for CPU tensors)" if cuda else "gloo",
+        "kernels": "eager torch (GIPO_MC_OPS=reference)" if reference else "native",
+        "layers": "TransformerEngine" if te else "Megatron-core with torch's scaled_dot_product_attention",
+        "ranks": f"up to {ranks} here: torchrun --nproc-per-node {ranks} scripts/train_gi_ppo.py",
+    }
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """0, or 2 where a run would not start: the contract's code for what is refused before the start."""
+    return 2 if any(finding.state == "problem" for finding in findings) else 0
+
+
+def as_json(findings: list[Finding], uses: dict[str, str]) -> dict[str, Any]:
+    """The report for programs."""
+    return {"ready": exit_code(findings) == 0, "uses": uses, "findings": [asdict(finding) for finding in findings]}
+
+
+def show(findings: list[Finding], uses: dict[str, str]) -> None:
+    """Print the report: a table where rich is installed, else plain lines."""
+    marks = {"ok": "ok", "note": "note", "problem": "PROBLEM"}
+    advice = [f for f in findings if f.advice]
+    rich_console, missing = _import("rich.console")
+    if missing:
+        for finding in findings:
+            print(f"{marks[finding.state]:8} {finding.name}: {finding.value}")
+        for finding in advice:
+            print(f"{finding.name}: {finding.advice}")
+        return
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = rich_console.Console(highlight=False)
+    colours = {"ok": "green", "note": "yellow", "problem": "bold red"}
+    table = Table(title="What this machine has", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("", "what", "found"):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        mark = f"[{colours[finding.state]}]{marks[finding.state]}[/]"
+        table.add_row(mark, escape(finding.name), escape(finding.value))
+    console.print(table)
+    if uses:
+        table = Table(title="\nWhat a run uses by default", title_justify="left", box=None, show_header=False)
+        for name, value in uses.items():
+            table.add_row(escape(name), escape(value))
+        console.print(table)
+    if advice:
+        console.print("\nWhat to do")
+        for finding in advice:
+            console.print(f"  [{colours[finding.state]}]{escape(finding.name)}[/]: {escape(finding.advice)}")
+    ready = exit_code(findings) == 0
+    console.print("\n[green]Ready.[/]" if ready else "\n[bold red]Not ready: see PROBLEM above.[/]")
+
+
+def _import(name: str) -> tuple[Any, str]:
+    """(module, "") or (None, why not). Any failure counts: a broken library fails in ways of its own."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Megatron warns of each accelerator library that is absent
+            return importlib.import_module(name), ""
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"
+
+
+def _affinity() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def _python() -> Iterator[Finding]:
+    value = f"{platform.python_version()} ({sys.executable}), {platform.system()} {platform.machine()}"
+    if (3, 11) <= sys.version_info[:2] <= (3, 12):
+        yield Finding("python", "ok", value)
+    else:
+        yield Finding("python", "problem", value, "make an environment with Python 3.11 or 3.12")
+
+
+def _requirements() -> Iterator[Finding]:
+    """The installed versions against the ranges of pyproject.toml, as the installed package records them."""
+    try:
+        required = metadata.requires("gipo-mc") or []
+        from packaging.requirements import Requirement
+    except (metadata.PackageNotFoundError, ImportError) as error:
+        yield Finding("gipo-mc", "problem", f"not installed in this environment ({error})", REINSTALL)
+        return
+    yield Finding("gipo-mc", "ok", metadata.version("gipo-mc"))
+    for requirement in map(Requirement, required):
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            yield Finding(requirement.name, "problem", f"missing, needs {requirement.specifier}", REINSTALL)
+            continue
+        if requirement.specifier.contains(version, prereleases=True):
+            yield Finding(requirement.name, "ok", version)
+        else:
+            yield Finding(requirement.name, "problem", f"{version}, needs {requirement.specifier}", REINSTALL)
+
+
+def _torch() -> Iterator[Finding]:
+    torch, error = _import("torch")
+    if error:
+        yield Finding("torch", "problem", f"cannot be imported: {error}", REINSTALL)
+        return
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
+    driver = shutil.which("nvidia-smi") is not None
+    if torch.cuda.is_available():
+        yield Finding("torch build", "ok", built)
+    elif driver and not torch.version.cuda:
+        advice = (
+            "there is an NVIDIA driver here: install a torch built for CUDA (the comments of constraints.txt say how)"
+        )
+        yield Finding("torch build", "note", built, advice)
+    elif driver:
+        advice = "torch does not reach the driver: look at nvidia-smi, CUDA_VISIBLE_DEVICES and the driver's version"
+        yield Finding("torch build", "note", f"{built}, but no GPU usable", advice)
+    else:
+        yield Finding("torch build", "ok", f"{built}, no NVIDIA driver")
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        gpu = torch.cuda.get_device_properties(index)
+        value = f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB, compute capability {gpu.major}.{gpu.minor}"
+        if gpu.major >= 8:
+            yield Finding(f"GPU {index}", "ok", value)
+        else:
+            yield Finding(f"GPU {index}", "note", value, "no bfloat16 and no kernels for it: run with device=cpu")
+
+
+def _megatron() -> Iterator[Finding]:
+    _, error = _import("megatron.core.parallel_state")
+    if error:
+        yield Finding("megatron-core import", "problem", error, REINSTALL)
+
+
+def _native(require_cuda: bool) -> Iterator[Finding]:
+    native, error = _import("gipo_mc._C")
+    if error:
+        advice = f"{REINSTALL}; it needs a C++17 compiler (apt install g++), neither torch nor nvcc"
+        yield Finding("native kernels", "problem", error, advice)
+        return
+    info = native.build_info()
+    parts = [f"CUDA {info['cuda_version']} for {info['cuda_architectures']}" if info["cuda"] else "no CUDA kernels"]
+    parts += [f"{key} {value}" for key, value in info.items() if not key.startswith("cuda") and value not in ("", None)]
+    value = f"CPU kernels, {', '.join(parts)}"
+    torch, missing = _import("torch")
+    gpus = torch.cuda.device_count() if not missing and torch.cuda.is_available() else 0
+    install = "install the CUDA toolkit (nvcc, for example in /usr/local/cuda) and build again with GIPO_MC_CUDA=1: "
+    if not info["cuda"] and (gpus or require_cuda):
+        yield Finding("native kernels", "problem", value, install + REINSTALL)
+        return
+    built = [int(number) for number in re.findall(r"\d+", str(info["cuda_architectures"]))]
+    for index in range(gpus):
+        major, minor = torch.cuda.get_device_capability(index)
+        # Machine code runs on devices of the same major version and the same or a higher minor one.
+        if not any(number // 10 == major and number % 10 <= minor for number in built):
+            advice = f"build again with GIPO_MC_CUDA_ARCHITECTURES={major}{minor}: {REINSTALL}"
+            yield Finding("native kernels", "problem", f"{value}, none for GPU {index} (sm_{major}{minor})", advice)
+            return
+    yield Finding("native kernels", "ok", value)
+
+
+def _backends() -> Iterator[Finding]:
+    distributed, error = _import("torch.distributed")
+    if error or not distributed.is_available():
+        yield Finding("collectives", "problem", "torch.distributed is not available", "install an official torch build")
+        return
+    names = ["gloo"] if distributed.is_gloo_available() else []
+    if distributed.is_nccl_available():
+        import torch
+
+        nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else ()
+        names.append("nccl " + ".".join(map(str, nccl)) if nccl else "nccl")
+    state: Literal["ok", "problem"] = "ok" if "gloo" in names else "problem"
+    advice = "" if state == "ok" else "gloo is needed on every device: install an official torch build"
+    yield Finding("collectives", state, ", ".join(names) or "none", advice)
+
+
+def _machine() -> Iterator[Finding]:
+    yield Finding("cores", "ok", _cores())
+    psutil, error = _import("psutil")
+    if not error:
+        memory = psutil.virtual_memory()
+        limit = _cgroup("memory.max")
+        total = min(memory.total, int(limit)) if limit.isdigit() else memory.total
+        value = f"{total / GIB:.1f} GiB, {min(memory.available, total) / GIB:.1f} GiB free"
+        small = total < 4 * GIB
+        advice = "make demo and make test want about 4 GiB" if small else ""
+        yield Finding("memory", "note" if small else "ok", value, advice)
+    free = shutil.disk_usage(Path.cwd()).free
+    small = free < 5 * GIB
+    advice = "a checkpoint holds 16 bytes or so a parameter; run.dir may lie on another disk" if small else ""
+    yield Finding("disk here", "note" if small else "ok", f"{free / GIB:.1f} GiB free in {Path.cwd()}", advice)
+    shared = Path("/dev/shm")
+    if shared.is_dir() and (size := shutil.disk_usage(shared).total) < GIB // 4:
+        advice = "NCCL and data loading use it: start the container with --shm-size=1g or more"
+        yield Finding("/dev/shm", "note", f"{size / 2**20:.0f} MiB", advice)
+
+
+def _cores() -> str:
+    """Cores this process may use, and the container's limit of time on them where there is one."""
+    cores = len(_affinity())
+    quota = _cgroup("cpu.max").split()
+    if len(quota) == 2 and quota[0].isdigit() and (limit := int(quota[0]) / int(quota[1])) < cores:
+        return f"{cores}, limited to the time of {limit:.1f}"
+    return str(cores)
+
+
+def _cgroup(name: str) -> str:
+    """A limit of the container (cgroup v2); empty where there is none."""
+    path = Path("/sys/fs/cgroup") / name
+    return path.read_text(encoding="ascii").strip() if path.is_file() else ""
+
+
+def _optional() -> Iterator[Finding]:
+    """Optional libraries by name only: importing them may take long, and a run imports them only where it uses them."""
+    torch, error = _import("torch")
+    cuda = not error and torch.cuda.is_available()
+    if importlib.util.find_spec("transformer_engine"):
+        unused = "" if cuda else ", not used on CPU"
+        yield Finding("transformer-engine", "ok", f"{_version('transformer-engine')}{unused}")
+    elif cuda:
+        yield Finding("transformer-engine", "note", "not installed", "faster layers: pip install -e '.[te]'")
+    else:
+        yield Finding("transformer-engine", "ok", "not installed (optional, CUDA only)")
+    wandb = importlib.util.find_spec("wandb")
+    yield Finding("wandb", "ok", _version("wandb") if wandb else "not installed (optional: pip install -e '.[wandb]')")
+    offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if os.environ.get(name, "") not in ("", "0")]
+    cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    if offline:
+        advice = "unset it to use hub names that are not in the cache"
+        yield Finding("Hugging Face hub", "note", f"{' and '.join(offline)} set; only the cache {cache}", advice)
+    else:
+        yield Finding("Hugging Face hub", "ok", f"asked only for hub names (not probed here); cache {cache}")
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "installed, version unknown"

@@ -1,0 +1,38 @@
+"""What this machine has, what a run would use by default, and what to install for more.
+
+    python scripts/doctor.py [--json] [--require-cuda-kernels]
+
+Nothing is started and no connection is opened. Exit code 0: ready; 2: a run would not start, and the reason is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument(
+        "--require-cuda-kernels", action="store_true", help="count an extension built without nvcc as a problem"
+    )
+    arguments = parser.parse_args()
+    try:
+        from gipo_mc.training import doctor
+    except ModuleNotFoundError as error:
+        print(
+            f"{error}. gipo_mc is not installed for {sys.executable}: make venv, or pip install -e .", file=sys.stderr
+        )
+        return 2
+    findings, uses = doctor.examine(arguments.require_cuda_kernels), doctor.defaults()
+    if arguments.json:
+        print(json.dumps(doctor.as_json(findings, uses), indent=2))
+    else:
+        doctor.show(findings, uses)
+    return doctor.exit_code(findings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""Native ops: tensors in, tensors out. Each has an eager reference of the same signature in `gipo_mc.ops.reference`.
+
+`GIPO_MC_OPS=reference` makes these functions use the references.
+"""
+
+from gipo_mc.ops.group_objective import group_objective, group_variance
+from gipo_mc.ops.native import describe_build
+from gipo_mc.ops.results import GroupObjective, GroupVariance, ShapedAdvantages, TokenStatistics
+from gipo_mc.ops.shape_and_gae import shape_and_gae
+from gipo_mc.ops.token_statistics import token_statistics
+
+__all__ = [
+    "GroupObjective",
+    "GroupVariance",
+    "ShapedAdvantages",
+    "TokenStatistics",
+    "describe_build",
+    "group_objective",
+    "group_variance",
+    "shape_and_gae",
+    "token_statistics",
+]

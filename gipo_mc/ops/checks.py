@@ -1,0 +1,92 @@
+"""Checks of what a caller hands to an op. Each failure is a sentence with the numbers involved and the fix.
+
+Types, shapes and devices are checked for every tensor; values (target ids, lengths) only on the CPU, where looking at
+them costs no synchronisation. On CUDA the kernels stay inside their buffers whatever the values are.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+IGNORED_TARGET = -100
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ESTIMATORS = ("k1", "k2", "k3")
+SCORES = ("ratio", "log_prob", "log_prob_mean")
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """dtype of sums and outputs for inputs of `dtype`: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def floats(op: str, name: str, tensor: Tensor) -> None:
+    """`tensor` must be one of the floating types that the kernels know."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, not {type(tensor).__name__}.")
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name} has dtype {tensor.dtype}; give float32, bfloat16, float16 or float64.")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{op}: {name} has layout {tensor.layout}; give a dense tensor.")
+    if tensor.device.type not in ("cpu", "cuda", "meta"):
+        raise ValueError(f"{op}: {name} is on {tensor.device}; the kernels run on cpu and cuda.")
+    if tensor.device.type == "cuda" and tensor.dtype == torch.float64:
+        raise TypeError(f"{op}: {name} is float64 on CUDA; float64 is for checks on the CPU, use float32 here.")
+
+
+def like(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    """`tensor` must have exactly this shape and dtype, on this device."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, not {type(tensor).__name__}.")
+    if tensor.dtype != dtype:
+        raise TypeError(f"{op}: {name} has dtype {tensor.dtype}, but {dtype} is needed here; convert it first.")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}, but {list(shape)} is needed here.")
+    if tensor.device != device:
+        raise ValueError(f"{op}: {name} is on {tensor.device}, the other inputs on {device}; move it there.")
+
+
+def choice(op: str, name: str, value: str, allowed: tuple[str, ...]) -> int:
+    """Position of `value` in `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{op}: {name}={value!r} is not known; give one of {', '.join(allowed)}.")
+    return allowed.index(value)
+
+
+def number(op: str, name: str, value: float, *, above: float | None = None, low: float = -math.inf) -> None:
+    """`value` must be finite, and > above or >= low."""
+    if not math.isfinite(value) or value < low or (above is not None and value <= above):
+        bound = f" above {above}" if above is not None else f" of at least {low}" if low > -math.inf else ""
+        raise ValueError(f"{op}: {name}={value} must be a finite number{bound}.")
+
+
+def values_visible(tensor: Tensor) -> bool:
+    """True where the values of `tensor` can be looked at for free."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and tensor.numel() > 0
+
+
+def lengths(op: str, length_B: Tensor, batch: int, time: int, device: torch.device) -> None:
+    """Response lengths: int64 [B], each in [0, T]."""
+    like(op, "length_B", length_B, (batch,), torch.int64, device)
+    if values_visible(length_B):
+        low, high = (int(v) for v in torch.aminmax(length_B))
+        if low < 0 or high > time:
+            raise ValueError(
+                f"{op}: length_B has values from {low} to {high}, but T={time}: they must be in [0, {time}]."
+            )
+
+
+def targets(op: str, targets_N: Tensor, vocabulary: int) -> None:
+    """Target ids must be in the vocabulary, or -100 (ignored)."""
+    if not values_visible(targets_N):
+        return
+    wrong = ((targets_N < 0) & (targets_N != IGNORED_TARGET)) | (targets_N >= vocabulary)
+    if wrong.any():
+        row = int(wrong.nonzero()[0, 0])
+        raise ValueError(
+            f"{op}: targets_N[{row}] = {int(targets_N[row])} is outside the vocabulary of {vocabulary} ids "
+            f"(0 to {vocabulary - 1}; {IGNORED_TARGET} is ignored): the tokenizer and the model do not agree, "
+            "or the row is padding and should not be here."
+        )

@@ -1,0 +1,220 @@
+"""Op B: everything the policy and classifier losses need of a (micro-)batch, in one pass over its tokens.
+
+Per sequence: score s_i, clipped surrogate, KL to the reference, ratio statistics; per group: P_g = sum_i p_ig and
+Q_g = sum_i p_ig s_i. P and Q of micro-batches and ranks are added by the caller; `group_variance` then gives R_var
+(Zheng et al., arXiv 2310.11971). Backward is one pass too, whichever outputs were used: each token's gradient is
+its sequence's three coefficients (of score, surrogate and KL) times three token terms.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gipo_mc.ops import checks, native, reference
+from gipo_mc.ops.results import GroupObjective, GroupVariance
+
+_OP = "group_objective"
+_PER_SEQUENCE = 6  # score, surrogate, kl, clipped, ratio_max, behaviour_kl: rows of one [6, B] buffer
+
+
+@torch.library.custom_op("gipo_mc::group_objective", mutates_args=(), device_types=("cpu", "cuda"))
+def _forward(
+    logp_BT: Tensor,
+    behaviour_logp_BT: Tensor,
+    reference_logp_BT: Tensor,
+    advantage_BT: Tensor,
+    length_B: Tensor,
+    group_probs_BM: Tensor,
+    signal_B: Tensor,
+    high_B: Tensor,
+    clip: float,
+    estimator: int,
+    score: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The nine fields of GroupObjective in order. estimator and score: positions in checks.ESTIMATORS and SCORES."""
+    tokens = [x.contiguous() for x in (logp_BT, behaviour_logp_BT, reference_logp_BT, advantage_BT)]
+    vectors = [x.contiguous() for x in (length_B, group_probs_BM, signal_B, high_B)]
+    (batch, time), groups = logp_BT.shape, group_probs_BM.shape[1]
+    sequence_6B = group_probs_BM.new_empty((_PER_SEQUENCE, batch))
+    sums_2M1 = group_probs_BM.new_empty(2 * groups + 1)
+    native.call(
+        "group_objective",
+        logp_BT.device,
+        *(*map(native.address, tokens), native.code(logp_BT), batch, time, groups),
+        *(*map(native.address, vectors), clip, estimator, score),
+        *(native.address(sequence_6B), native.address(sums_2M1)),
+    )
+    a, b, c, d, e, f = (row.clone() for row in sequence_6B)
+    return a, b, c, d, e, f, sums_2M1[:groups].clone(), sums_2M1[groups:-1].clone(), sums_2M1[-1].clone()
+
+
+@_forward.register_fake
+def _(
+    logp_BT: Tensor,
+    behaviour_logp_BT: Tensor,
+    reference_logp_BT: Tensor,
+    advantage_BT: Tensor,
+    length_B: Tensor,
+    group_probs_BM: Tensor,
+    signal_B: Tensor,
+    high_B: Tensor,
+    clip: float,
+    estimator: int,
+    score: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    a, b, c, d, e, f = (torch.empty_like(signal_B) for _ in range(_PER_SEQUENCE))
+    mass_M, weighted_M = (group_probs_BM.new_empty(group_probs_BM.shape[1]) for _ in range(2))
+    return a, b, c, d, e, f, mass_M, weighted_M, group_probs_BM.new_empty(())
+
+
+@torch.library.custom_op("gipo_mc::group_objective_gradient", mutates_args=(), device_types=("cpu", "cuda"))
+def _gradient(
+    logp_BT: Tensor,
+    behaviour_logp_BT: Tensor,
+    reference_logp_BT: Tensor,
+    advantage_BT: Tensor,
+    length_B: Tensor,
+    group_probs_BM: Tensor,
+    high_B: Tensor,
+    score_B: Tensor,
+    sequence_gradients_3B: Tensor,
+    sum_gradients_2M1: Tensor,
+    clip: float,
+    estimator: int,
+    score: int,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of logp_BT and group_probs_BM from those of (score, surrogate, kl) [3, B] and of (mass, weighted,
+    weighted_kl) [2 M + 1]."""
+    tokens = [x.contiguous() for x in (logp_BT, behaviour_logp_BT, reference_logp_BT, advantage_BT)]
+    vectors = [x.contiguous() for x in (length_B, group_probs_BM, high_B, score_B)]
+    upstream = [x.contiguous() for x in (sequence_gradients_3B, sum_gradients_2M1)]
+    (batch, time), groups = logp_BT.shape, group_probs_BM.shape[1]
+    logp_gradient_BT, probs_gradient_BM = torch.empty_like(tokens[0]), torch.empty_like(vectors[1])
+    native.call(
+        "group_objective_gradient",
+        logp_BT.device,
+        *(*map(native.address, tokens), native.code(logp_BT), batch, time, groups),
+        *(*map(native.address, vectors), clip, estimator, score, *map(native.address, upstream)),
+        *(native.address(logp_gradient_BT), native.address(probs_gradient_BM)),
+    )
+    return logp_gradient_BT, probs_gradient_BM
+
+
+@_gradient.register_fake
+def _(
+    logp_BT: Tensor,
+    behaviour_logp_BT: Tensor,
+    reference_logp_BT: Tensor,
+    advantage_BT: Tensor,
+    length_B: Tensor,
+    group_probs_BM: Tensor,
+    high_B: Tensor,
+    score_B: Tensor,
+    sequence_gradients_3B: Tensor,
+    sum_gradients_2M1: Tensor,
+    clip: float,
+    estimator: int,
+    score: int,
+) -> tuple[Tensor, Tensor]:
+    dense = torch.contiguous_format
+    return (
+        torch.empty_like(logp_BT, memory_format=dense),
+        torch.empty_like(group_probs_BM, memory_format=dense),
+    )
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    *tensors, _, high_B, clip, estimator, score = inputs
+    ctx.numbers = (clip, estimator, score)
+    ctx.mark_non_differentiable(*output[3:6])
+    ctx.save_for_backward(*tensors, high_B, output[0])
+
+
+def _backward(ctx, score, surrogate, kl, clipped, ratio_max, behaviour_kl, mass, weighted, weighted_kl):  # type: ignore[no-untyped-def]
+    sequence_3B = torch.stack((score, surrogate, kl))
+    sums_2M1 = torch.cat((mass, weighted, weighted_kl[None]))
+    logp_gradient_BT, probs_gradient_BM = _gradient(*ctx.saved_tensors, sequence_3B, sums_2M1, *ctx.numbers)
+    return logp_gradient_BT, None, None, None, None, probs_gradient_BM, None, None, None, None, None
+
+
+_forward.register_autograd(_backward, setup_context=_save)
+
+
+def group_objective(
+    logp_BT: Tensor,
+    behaviour_logp_BT: Tensor,
+    reference_logp_BT: Tensor,
+    advantage_BT: Tensor,
+    length_B: Tensor,
+    group_probs_BM: Tensor,
+    signal_B: Tensor,
+    high_B: Tensor,
+    *,
+    clip: float,
+    kl_estimator: str,
+    score: str,
+) -> GroupObjective:
+    """Scores, surrogate, KL and group sums of B sequences; see `GroupObjective` for the outputs.
+
+    logp_BT, behaviour_logp_BT, reference_logp_BT, advantage_BT: [B, T], one float dtype; entries at t >= length never
+        matter, whatever they hold. length_B: int64 [B], tokens, 0 <= length <= T.
+    group_probs_BM [B, M], signal_B [B], high_B [B]: float32 (float64 when logp_BT is). signal_B is the value part
+        of the score "ratio"; high_B weights each sequence's KL in weighted_kl.
+    clip: range of the ratio exp(logp - behaviour) (PPO, Schulman et al., arXiv 1707.06347).
+    kl_estimator: "k1", "k2", "k3" of KL(pi || reference), per token.
+    score: "ratio": s_i = signal_i + mean_t (ratio - 1) A, whose value is the signal and gradient PPO's at ratio 1;
+        "log_prob": sum_t logp A (the paper); "log_prob_mean": its mean over tokens.
+    A sequence of length 0 has score = signal ("ratio") or 0, and 0 elsewhere.
+
+    Differentiable once, with respect to logp_BT and group_probs_BM. Raises TypeError or ValueError for wrong input.
+    """
+    checks.floats(_OP, "logp_BT", logp_BT)
+    if logp_BT.dim() != 2:
+        raise ValueError(f"{_OP}: logp_BT has shape {list(logp_BT.shape)}; give [B, T].")
+    (batch, time), device = logp_BT.shape, logp_BT.device
+    wide = checks.accumulator(logp_BT.dtype)
+    for name, tensor in (
+        ("behaviour_logp_BT", behaviour_logp_BT),
+        ("reference_logp_BT", reference_logp_BT),
+        ("advantage_BT", advantage_BT),
+    ):
+        checks.like(_OP, name, tensor, (batch, time), logp_BT.dtype, device)
+    if not isinstance(group_probs_BM, Tensor) or group_probs_BM.dim() != 2 or group_probs_BM.shape[1] == 0:
+        raise ValueError(f"{_OP}: group_probs_BM must be a tensor [B, M] with at least one group.")
+    checks.like(_OP, "group_probs_BM", group_probs_BM, (batch, group_probs_BM.shape[1]), wide, device)
+    checks.like(_OP, "signal_B", signal_B, (batch,), wide, device)
+    checks.like(_OP, "high_B", high_B, (batch,), wide, device)
+    checks.lengths(_OP, length_B, batch, time, device)
+    checks.number(_OP, "clip", clip, above=0.0)
+    estimator = checks.choice(_OP, "kl_estimator", kl_estimator, checks.ESTIMATORS)
+    kind = checks.choice(_OP, "score", score, checks.SCORES)
+    constants = [x.detach() for x in (behaviour_logp_BT, reference_logp_BT, advantage_BT)]
+    tensors = (logp_BT, *constants, length_B, group_probs_BM, signal_B.detach(), high_B.detach())
+    if native.use_reference():
+        return reference.group_objective(*tensors, clip=clip, kl_estimator=kl_estimator, score=score)
+    return GroupObjective(*_forward(*tensors, clip, estimator, kind))
+
+
+def group_variance(
+    mass_M: Tensor, weighted_M: Tensor, total: int | float | Tensor, *, weights: Literal["size", "population"]
+) -> GroupVariance:
+    """(R_g, Rbar, R_var) from P_g and Q_g of the whole mini-batch: R_g = Q_g / P_g, Rbar = sum_g omega_g R_g,
+    R_var = sum_g omega_g (R_g - Rbar)^2 (Zheng et al., arXiv 2310.11971). Plain torch, differentiable.
+
+    mass_M, weighted_M: floating [M]. total: N, the number of sequences (the sum of the masses).
+    weights: "size", omega_g = P_g / N, or "population", 1 over the number of groups with mass.
+    A group without mass has R_g = 0, omega_g = 0 and finite (zero) gradients.
+    """
+    checks.choice("group_variance", "weights", weights, ("size", "population"))
+    present_M = mass_M > 0
+    objective_M = weighted_M.where(present_M, 0.0) / mass_M.where(present_M, 1.0)
+    if weights == "size":
+        share = torch.as_tensor(total, dtype=mass_M.dtype, device=mass_M.device)
+        omega_M = mass_M.where(present_M, 0.0) / share.where(share > 0, 1.0)
+    else:
+        omega_M = present_M / present_M.sum().clamp(min=1).to(mass_M.dtype)
+    mean = (omega_M * objective_M).sum()
+    return GroupVariance(objective_M, mean, (omega_M * (objective_M - mean).square()).sum())

@@ -1,0 +1,82 @@
+"""The door to `gipo_mc._C`: loading it, choosing between it and the references, and what every call needs."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from gipo_mc import _C
+except ImportError as error:
+    _C: Any = None  # type: ignore[no-redef]
+    _failure = error
+
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+
+
+@cache
+def _say_reference() -> None:
+    warnings.warn("GIPO_MC_OPS=reference: the slow eager references are used, not the kernels.", stacklevel=4)
+
+
+def use_reference() -> bool:
+    """True when GIPO_MC_OPS=reference asks for the eager references; says so once."""
+    choice = os.environ.get("GIPO_MC_OPS", "native")
+    if choice == "reference":
+        _say_reference()
+        return True
+    if choice != "native":
+        raise ValueError(f"GIPO_MC_OPS={choice}: set it to native (the default) or reference.")
+    return False
+
+
+def module() -> Any:
+    """The extension module; an ImportError that says what to do where it is missing."""
+    if _C is None:
+        raise ImportError(
+            f"The native kernels gipo_mc._C cannot be loaded ({_failure}). Build them with `pip install -e .` in the "
+            "root of the repository, or set GIPO_MC_OPS=reference to use the slow eager references."
+        ) from _failure
+    return _C
+
+
+def describe_build() -> str:
+    """One line for people: which kernels the installed extension holds."""
+    info = module().build_info()
+    if not info["cuda"]:
+        return f"CPU kernels only (compiler {info['compiler']})"
+    archs = ", ".join(f"sm_{a}" for a in info["cuda_architectures"].split(";"))
+    return f"CPU and CUDA kernels ({archs}; CUDA {info['cuda_version']}, compiler {info['compiler']})"
+
+
+def call(name: str, device: torch.device, *args: Any) -> None:
+    """Run the CPU or CUDA kernel `name`: with the thread count of torch, or on torch's current stream."""
+    extension = module()
+    if device.type == "cpu":
+        getattr(extension, f"{name}_cpu")(*args, torch.get_num_threads())
+        return
+    kernel = getattr(extension, f"{name}_cuda", None)
+    if kernel is None:
+        raise RuntimeError(
+            f"gipo_mc._C was built without CUDA kernels, but {name} was given a tensor on {device}. Install again with "
+            "`pip install -e .` where nvcc is on PATH or in CUDA_HOME, or set GIPO_MC_OPS=reference."
+        )
+    guard: AbstractContextManager[Any] = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with guard:
+        kernel(*args, torch.cuda.current_stream(device).cuda_stream)
+
+
+def code(tensor: Tensor) -> int:
+    """The kernels' code of a dtype."""
+    return DTYPE_CODES[tensor.dtype]
+
+
+def address(tensor: Tensor | None) -> int:
+    """Address of the first element, 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()

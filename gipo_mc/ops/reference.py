@@ -1,0 +1,149 @@
+"""Eager references of the native ops: same signatures, plain torch and its autograd, any float dtype and device.
+
+They say what the kernels must compute, in the fewest words, and are slow: every op materialises its intermediates.
+`GIPO_MC_OPS=reference` makes the public ops use them. Half-precision inputs are computed in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gipo_mc.ops.checks import IGNORED_TARGET, accumulator
+from gipo_mc.ops.results import GroupObjective, ShapedAdvantages, TokenStatistics
+
+
+def token_statistics(
+    logits_NV: Tensor,
+    targets_N: Tensor,
+    *,
+    vocab_start: int = 0,
+    vocab_size: int | None = None,
+    temperature: float = 1.0,
+    group: dist.ProcessGroup | None = None,
+    inplace_backward: bool = False,
+) -> TokenStatistics:
+    """See `gipo_mc.ops.token_statistics`. With `group` every rank computes on the whole vocabulary: its own columns
+    carry gradient, those of the other ranks are constants. `inplace_backward` has no effect here."""
+    ignored_N = targets_N == IGNORED_TARGET
+    scaled_NV = logits_NV.to(accumulator(logits_NV.dtype)).masked_fill(ignored_N[:, None], 0.0) / temperature
+    first = vocab_start
+    if group is not None and dist.get_world_size(group) > 1:
+        shards = [torch.empty_like(scaled_NV) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(shards, scaled_NV.detach().contiguous(), group=group)
+        shards[dist.get_rank(group)] = scaled_NV
+        scaled_NV, first = torch.cat(shards, dim=1), 0
+    if vocab_size is not None:
+        ids_V = first + torch.arange(scaled_NV.shape[1], device=scaled_NV.device)
+        scaled_NV = scaled_NV.masked_fill(ids_V >= vocab_size, -torch.inf)
+
+    logp_NV = torch.log_softmax(scaled_NV, dim=1)
+    column_N = targets_N - first
+    present_N = (column_N >= 0) & (column_N < logp_NV.shape[1])
+    logp_N = logp_NV.gather(1, column_N.where(present_N, 0)[:, None]).squeeze(1)
+    logp_N = logp_N.masked_fill(~present_N, -torch.inf).masked_fill(ignored_N, 0.0)
+    entropy_N = -(logp_NV.exp() * logp_NV.masked_fill(logp_NV == -torch.inf, 0.0)).sum(1)
+    return TokenStatistics(logp_N, entropy_N.masked_fill(ignored_N, 0.0))
+
+
+def kl_estimate(logp: Tensor, reference_logp: Tensor, estimator: str) -> Tensor:
+    """Estimate of KL(pi || reference) from one sample of pi (Schulman, "Approximating KL divergence", 2020).
+
+    k1 = log pi - log ref; k2 = k1^2 / 2; k3 = ref/pi - 1 - log(ref/pi). Elementwise."""
+    difference = logp - reference_logp
+    if estimator == "k1":
+        return difference
+    if estimator == "k2":
+        return difference.square() / 2
+    return torch.expm1(-difference) + difference
+
+
+def group_objective(
+    logp_BT: Tensor,
+    behaviour_logp_BT: Tensor,
+    reference_logp_BT: Tensor,
+    advantage_BT: Tensor,
+    length_B: Tensor,
+    group_probs_BM: Tensor,
+    signal_B: Tensor,
+    high_B: Tensor,
+    *,
+    clip: float,
+    kl_estimator: str,
+    score: str,
+) -> GroupObjective:
+    """See `gipo_mc.ops.group_objective`."""
+    wide = accumulator(logp_BT.dtype)
+    valid_BT = torch.arange(logp_BT.shape[1], device=logp_BT.device) < length_B[:, None]
+    current, behaviour, reference, advantage = (
+        x.to(wide).masked_fill(~valid_BT, 0.0)
+        for x in (logp_BT, behaviour_logp_BT.detach(), reference_logp_BT.detach(), advantage_BT.detach())
+    )
+    signal_B, high_B = signal_B.detach(), high_B.detach()
+    difference = current - behaviour
+    ratio = difference.exp()
+    token_mean = 1.0 / length_B.clamp(min=1).to(wide)
+
+    unclipped, clipped = ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage
+    if score == "ratio":
+        score_B = signal_B + (torch.expm1(difference) * advantage).sum(1) * token_mean
+    else:
+        score_B = (current * advantage).sum(1) * (1.0 if score == "log_prob" else token_mean)
+    kl_B = kl_estimate(current, reference, kl_estimator).sum(1)
+    statistics = (ratio * valid_BT).detach()
+    return GroupObjective(
+        score_B=score_B,
+        surrogate_B=torch.minimum(unclipped, clipped).sum(1),
+        kl_B=kl_B,
+        clipped_B=(clipped < unclipped).sum(1).to(wide),
+        ratio_max_B=statistics.amax(1) if logp_BT.shape[1] else torch.zeros_like(signal_B),
+        behaviour_kl_B=kl_estimate(behaviour, current.detach(), "k3").sum(1),
+        mass_M=group_probs_BM.sum(0),
+        weighted_M=(group_probs_BM * score_B[:, None]).sum(0),
+        weighted_kl=(high_B * kl_B).sum(),
+    )
+
+
+@torch.no_grad()
+def shape_and_gae(
+    behaviour_logp_BT: Tensor,
+    reference_logp_BT: Tensor,
+    values_BT: Tensor,
+    score_B: Tensor,
+    length_B: Tensor,
+    kl_weight_B: Tensor,
+    *,
+    gamma: float,
+    lam: float,
+    kl_estimator: str,
+) -> ShapedAdvantages:
+    """See `gipo_mc.ops.shape_and_gae`."""
+    wide = accumulator(values_BT.dtype)
+    batch, time = values_BT.shape
+    position_T = torch.arange(time, device=values_BT.device)
+    valid_BT = position_T < length_B[:, None]
+    behaviour, reference, values = (
+        x.to(wide).masked_fill(~valid_BT, 0.0) for x in (behaviour_logp_BT, reference_logp_BT, values_BT)
+    )
+    kl_BT = kl_estimate(behaviour, reference, kl_estimator)
+    last_BT = position_T == length_B[:, None] - 1
+    reward_BT = torch.where(last_BT, score_B[:, None], 0.0) - kl_weight_B[:, None] * kl_BT
+    reward_BT = reward_BT.masked_fill(~valid_BT, 0.0)
+
+    advantage_BT = torch.zeros_like(values)
+    later_B = next_value_B = values.new_zeros(batch)
+    for t in range(time - 1, -1, -1):
+        delta_B = reward_BT[:, t] + gamma * next_value_B - values[:, t]
+        later_B = torch.where(valid_BT[:, t], delta_B + gamma * lam * later_B, 0.0)
+        advantage_BT[:, t], next_value_B = later_B, values[:, t]
+    exact = advantage_BT.double()
+    return ShapedAdvantages(
+        reward_BT=reward_BT,
+        advantage_BT=advantage_BT,
+        return_BT=advantage_BT + values,
+        kl_B=kl_BT.sum(1),
+        count=length_B.sum().double(),
+        sum=exact.sum(),
+        sum_sq=exact.square().sum(),
+    )

@@ -1,0 +1,66 @@
+"""What the ops return, the same from the native kernels and from the eager references."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class TokenStatistics(NamedTuple):
+    """Op A. float32 [N] (float64 for float64 logits), both differentiable with respect to the logits.
+
+    logp_N: log-probability of the target token, 0 where the target is ignored.
+    entropy_N: entropy in nats of the whole next-token distribution, 0 where the target is ignored.
+    """
+
+    logp_N: Tensor
+    entropy_N: Tensor
+
+
+class GroupObjective(NamedTuple):
+    """Op B. float32 (float64 for float64 log-probs).
+
+    Differentiable with respect to the log-probs (score, surrogate, kl, weighted, weighted_kl) and to the group
+    probabilities (mass, weighted); the other fields are statistics without gradient.
+
+    score_B: s_i, the sequence's signal. surrogate_B: sum over tokens of min(ratio A, clip(ratio) A).
+    kl_B: sum over tokens of the KL estimate to the reference. clipped_B: number of tokens whose clip is active.
+    ratio_max_B: largest ratio of a token. behaviour_kl_B: sum over tokens of ratio - 1 - log ratio.
+    mass_M: sum_i p_ig. weighted_M: sum_i p_ig s_i. weighted_kl: scalar, sum_i high_i kl_i.
+    """
+
+    score_B: Tensor
+    surrogate_B: Tensor
+    kl_B: Tensor
+    clipped_B: Tensor
+    ratio_max_B: Tensor
+    behaviour_kl_B: Tensor
+    mass_M: Tensor
+    weighted_M: Tensor
+    weighted_kl: Tensor
+
+
+class GroupVariance(NamedTuple):
+    """R_g [M] (0 for an empty group), their weighted mean and their weighted variance (scalars)."""
+
+    objective_M: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+class ShapedAdvantages(NamedTuple):
+    """Op C. float32 [B, T] and [B] (float64 for float64 inputs), 0 in the padding; no gradient.
+
+    reward_BT: shaped rewards. advantage_BT: GAE, not whitened. return_BT: advantage + value, the critic's target.
+    kl_B: sum over tokens of the unweighted KL estimate.
+    count, sum, sum_sq: float64 scalars over the valid tokens' advantages, for whitening over all ranks.
+    """
+
+    reward_BT: Tensor
+    advantage_BT: Tensor
+    return_BT: Tensor
+    kl_B: Tensor
+    count: Tensor
+    sum: Tensor
+    sum_sq: Tensor

@@ -1,0 +1,87 @@
+"""Text -> token ids, in batches, for prompts and for the responses that follow them.
+
+Text of the data is never read as special tokens: a "</s>" somebody typed is four plain pieces. Only a chat template's
+own rendering may name special tokens (`special=True`); rows whose messages contain one are left out by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from gipo_mc.errors import DataError
+
+#: What stands before a response while it is tokenized, where the tokenizer would prepend a space to a text's start.
+_ANCHOR = "\n"
+
+
+class Encoder:
+    """Prompts and responses in the form in which the policy meets them: prompt ids, then response ids, then EOS."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.eos_id: int = tokenizer.eos_token_id
+        self._special = tuple(sorted({token for token in tokenizer.all_special_tokens if token}, key=len, reverse=True))
+        self._bos = self._leading_bos()
+        # SentencePiece tokenizers such as Llama 2's put a space before every text. In the middle of a sequence that
+        # space is wrong: " yes" would become two spaces, a token the model never saw there.
+        self._anchor = self._find_anchor()
+
+    def prompts(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+        """Ids of rendered prompts, with BOS in front where the tokenizer puts one (a template brings its own)."""
+        ids = self._ids(texts, special)
+        return ids if special else [[*self._bos, *row] for row in ids]
+
+    def responses(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+        """Ids of responses as the continuation of a prompt, ending with EOS exactly once."""
+        if self._anchor is None:
+            rows = self._ids(texts, special)
+        else:
+            rows = self._ids([_ANCHOR + text for text in texts], special)
+            n = len(self._anchor)
+            for i, row in enumerate(rows):
+                # The anchor merged with the text (rare): then the text is tokenized on its own.
+                rows[i] = row[n:] if row[:n] == self._anchor else self._ids([texts[i]], special)[0]
+        return [row[: row.index(self.eos_id) if self.eos_id in row else None] + [self.eos_id] for row in rows]
+
+    def contains_special(self, text: str) -> str | None:
+        """The special token that a text would be read as if special tokens were looked for, or None."""
+        return next((token for token in self._special if token in text), None)
+
+    def _ids(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+        if not texts:
+            return []
+        try:
+            batch = self.tokenizer(
+                list(texts),
+                add_special_tokens=False,
+                split_special_tokens=not special,
+                return_attention_mask=False,
+                verbose=False,
+            )
+        except Exception as error:
+            # The tokenizers library raises bare Exceptions: only its vocabulary errors are the data's fault.
+            if "UNK" not in str(error):
+                raise
+            raise DataError(
+                f"The tokenizer {self.tokenizer.name_or_path or ''} has no unknown token, and the data has words that "
+                f"its vocabulary lacks, for example in {texts[0][:80]!r}: use the tokenizer made for this data."
+            ) from error
+        return batch["input_ids"]
+
+    def _leading_bos(self) -> tuple[int, ...]:
+        ids = self.tokenizer("", add_special_tokens=True)["input_ids"]
+        return (ids[0],) if ids and ids[0] == self.tokenizer.bos_token_id else ()
+
+    def _find_anchor(self) -> list[int] | None:
+        """Ids of the anchor, where a text behind it is tokenized otherwise than a text that starts there."""
+        anchor = self._ids([_ANCHOR])[0]
+        for probe in (" ", "x"):
+            try:
+                alone, behind = self._ids([probe, _ANCHOR + probe])
+            except DataError:  # a closed vocabulary without this word, such as the built-in task's
+                continue
+            if behind[: len(anchor)] == anchor and behind[len(anchor) :] != alone:
+                return anchor
+        return None

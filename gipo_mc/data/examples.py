@@ -1,0 +1,70 @@
+"""A source -> examples: format detection, domain labels, and what happens to malformed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+
+from gipo_mc.config import DataConfig
+from gipo_mc.data.formats import Example, LeftOut, RowError, detect, parse
+from gipo_mc.data.sets import SourceReport
+from gipo_mc.data.sources import BadRow, domain_of_source, read_rows
+from gipo_mc.errors import DataError
+
+#: With data.on_error=quarantine: a source with more malformed rows than both of these is the wrong file.
+QUARANTINE_SHARE, QUARANTINE_ROWS = 0.05, 10
+_SHOWN = 5
+_NEEDS = {"prompts": (), "demonstrations": ("chosen",), "preferences": ("chosen", "rejected")}
+
+
+def examples(source: str, kind: str, label: str, data: DataConfig, report: SourceReport) -> Iterator[Example]:
+    """Examples of a source, each with a domain: `label`, else the row's own, else one from the source's name.
+
+    data.max_rows counts rows read. Malformed rows stop the loading (strict) or are counted in `report` (quarantine).
+    kind: prompts, demonstrations or preferences: decides the fields a row must have, and which are passed on (of a
+    pair, prompts need neither response). Raises DataError.
+    """
+    fallback = label or domain_of_source(source)
+    malformed = 0
+    for row in islice(read_rows(source), data.max_rows or None):
+        report.read += 1
+        try:
+            if isinstance(row, BadRow):
+                raise RowError(row.reason)
+            if not report.format:
+                report.format = detect(row.fields) if data.format == "auto" else data.format
+            example = parse(row.fields, report.format)
+            _require(example, kind, report.format)
+        except RowError as error:
+            problem = f"{row.where}: {error}"
+            if data.on_error == "strict":
+                raise DataError(
+                    f"{problem}.\nCorrect or remove the row, or set data.on_error=quarantine to skip malformed rows."
+                ) from None
+            malformed += 1
+            report.left_out["malformed rows"] = malformed
+            if len(report.problems) < _SHOWN:
+                report.problems.append(problem)
+        except LeftOut as reason:
+            report.left_out[str(reason)] += 1
+        else:
+            yield replace(
+                example,
+                chosen=example.chosen if kind != "prompts" else None,
+                rejected=example.rejected if kind == "preferences" else None,
+                domain=label or example.domain or fallback,
+            )
+    if malformed > QUARANTINE_ROWS and malformed > QUARANTINE_SHARE * report.read:
+        raise DataError(
+            f"{source}: {malformed} of {report.read} rows are malformed, more than {QUARANTINE_SHARE:.0%}: this may be "
+            "the wrong file or the wrong data.format. The first ones:\n  " + "\n  ".join(report.problems)
+        )
+
+
+def _require(example: Example, kind: str, format_name: str) -> None:
+    missing = [name for name in _NEEDS[kind] if getattr(example, name) is None]
+    if missing:
+        raise RowError(
+            f"there is no {' and no '.join(missing)} response in this row of format {format_name}, which {kind} need"
+        )

@@ -1,0 +1,198 @@
+"""The data sets of a configuration: sources -> rows -> examples -> token ids, with a report of what was left out.
+
+An empty list in the configuration falls back: demonstrations and prompts to the preferences (their chosen responses,
+their shared prompts), prompts to the demonstrations, and with no source at all everything to the built-in task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from gipo_mc.config import DataConfig
+from gipo_mc.data import synthetic
+from gipo_mc.data.chat import Rendered, Renderer
+from gipo_mc.data.encode import Encoder
+from gipo_mc.data.examples import Example, LeftOut, examples
+from gipo_mc.data.sets import DemonstrationSet, PreferenceSet, PromptSet, SourceReport, TokenRows
+from gipo_mc.errors import ConfigError, DataError
+
+Kind = Literal["prompts", "demonstrations", "preferences"]
+Part = Literal["train", "evaluation"]
+
+#: Rows tokenized at a time: enough for the tokenizer's threads, little memory.
+_CHUNK = 1024
+_FALLBACKS: dict[Kind, tuple[Kind, ...]] = {
+    "prompts": ("prompts", "preferences", "demonstrations"),
+    "demonstrations": ("demonstrations", "preferences"),
+    "preferences": ("preferences",),
+}
+BUILTIN = "builtin"
+
+
+def load_prompts(
+    data: DataConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int = 1, part: Part = "train"
+) -> PromptSet:
+    """Prompts of data.prompts (part "train") or data.evaluation, each once, none longer than data.prompt_length.
+
+    seed: of the built-in task's rows; files ignore it. Raises DataError and ConfigError.
+    """
+    columns, texts, domains, reports = _load("prompts", data, tokenizer, seed, part)
+    return PromptSet(columns[0], texts, domains, reports)
+
+
+def load_demonstrations(
+    data: DataConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int = 1, part: Part = "train"
+) -> DemonstrationSet:
+    """Demonstrations of data.demonstrations or data.evaluation; of preference pairs the chosen response.
+
+    Prompt + response hold at most data.sequence_length tokens: longer responses are cut, and then have no EOS.
+    """
+    columns, _, domains, reports = _load("demonstrations", data, tokenizer, seed, part)
+    return DemonstrationSet(columns, domains, reports)
+
+
+def load_preferences(
+    data: DataConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int = 1, part: Part = "train"
+) -> PreferenceSet:
+    """Preference pairs of data.preferences or data.evaluation, cut like demonstrations."""
+    columns, _, domains, reports = _load("preferences", data, tokenizer, seed, part)
+    return PreferenceSet(columns, domains, reports)
+
+
+def sources_of(data: DataConfig, kind: Kind, part: Part = "train") -> list[str]:
+    """The sources that `kind` is read from, after the fall-backs of the module's docstring. Raises ConfigError."""
+    given = any((data.prompts, data.preferences, data.demonstrations))
+    if part == "evaluation":
+        if data.evaluation or given:
+            return list(data.evaluation)
+        return [f"{BUILTIN}:easy", f"{BUILTIN}:hard"] + ([f"{BUILTIN}:ood"] if kind == "prompts" else [])
+    for name in _FALLBACKS[kind]:
+        if sources := getattr(data, name):
+            return list(sources)
+    if given:
+        raise ConfigError(f"data.{kind} names no source: give files or hub names, or 'builtin'.")
+    return [BUILTIN]
+
+
+def _load(
+    kind: Kind, data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, part: Part
+) -> tuple[list[TokenRows], list[str], list[str], list[SourceReport]]:
+    sources = sources_of(data, kind, part)
+    if not sources:
+        raise ConfigError(f"data.evaluation names no source, so there are no held-out {kind}: give files or hub names.")
+    labels: Sequence[str] = data.domains if len(data.domains) == len(sources) else [""] * len(sources)
+    columns = [TokenRows() for _ in range({"prompts": 1, "demonstrations": 2, "preferences": 3}[kind])]
+    texts: list[str] = []
+    domains: list[str] = []
+    reports: list[SourceReport] = []
+    seen: set[str] = set()
+    encoder = Encoder(tokenizer)
+    for source, label in zip(sources, labels, strict=True):
+        report = SourceReport(source)
+        reports.append(report)
+        if source.split(":")[0] == BUILTIN:
+            rows = _builtin_rows(kind, source, data, tokenizer, seed, report)
+        else:
+            rows = _file_rows(kind, source, label, data, encoder, report, seen)
+        for ids, text, domain in rows:
+            for column, row in zip(columns, ids, strict=True):
+                column.append(row)
+            if kind == "prompts":
+                texts.append(text)
+            domains.append(label or domain)
+            report.kept += 1
+            report.by_domain[domains[-1]] += 1
+    if not domains:
+        raise DataError(f"No {kind} remain to use:\n" + "\n".join(report.describe() for report in reports))
+    return columns, texts, domains, reports
+
+
+Row = tuple[tuple[Sequence[int], ...], str, str]  # (the columns' token ids, prompt text, domain)
+
+
+def _builtin_rows(
+    kind: Kind, source: str, data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, report: SourceReport
+) -> Iterator[Row]:
+    """Rows of the built-in task, independent draws: equal prompts are kept, they are what the mixture says."""
+    split = source.partition(":")[2] or "train"
+    if split not in synthetic.SPLITS:
+        raise ConfigError(
+            f"There is no source {source!r}: write builtin, or builtin:" + ", builtin:".join(synthetic.SPLITS)
+        )
+    if tokenizer.get_vocab() != {word: index for index, word in enumerate(synthetic.VOCABULARY)}:
+        raise ConfigError(
+            f"The source {source!r} needs the built-in task's own tokenizer, not {tokenizer.name_or_path!r}: leave "
+            "model.policy and model.tokenizer empty, or name files in data."
+        )
+    report.format = BUILTIN
+    for index in range(data.max_rows or synthetic.ROWS[split]):
+        report.read += 1
+        if kind == "prompts":
+            prompt_ids, domain = synthetic.prompt(seed, split, index)
+            yield (prompt_ids,), tokenizer.decode(prompt_ids, skip_special_tokens=True), domain
+        elif kind == "demonstrations":
+            prompt_ids, response_ids, domain = synthetic.demonstration(seed, split, index)
+            yield (prompt_ids, response_ids), "", domain
+        else:
+            prompt_ids, chosen_ids, rejected_ids, domain = synthetic.preference(seed, split, index)
+            yield (prompt_ids, chosen_ids, rejected_ids), "", domain
+
+
+def _file_rows(
+    kind: Kind,
+    source: str,
+    label: str,
+    data: DataConfig,
+    encoder: Encoder,
+    report: SourceReport,
+    seen: set[str],
+) -> Iterator[Row]:
+    renderer = Renderer(encoder, data)
+    rendered = _rendered(examples(source, kind, label, data, report), renderer, report)
+    while chunk := list(islice(rendered, _CHUNK)):
+        prompts = encoder.prompts([r.prompt for r in chunk], renderer.special)
+        responses = [
+            encoder.responses([r.responses[column] for r in chunk], renderer.special)
+            for column in range({"prompts": 0, "demonstrations": 1, "preferences": 2}[kind])
+        ]
+        for i, r in enumerate(chunk):
+            try:
+                if kind == "prompts" and r.prompt in seen:
+                    raise LeftOut("duplicate prompts")
+                ids = _fit(prompts[i], [column[i] for column in responses], data, report)
+            except LeftOut as reason:
+                report.left_out[str(reason)] += 1
+                continue
+            if kind == "prompts":
+                seen.add(r.prompt)
+            yield ids, r.prompt, r.domain
+
+
+def _rendered(rows: Iterable[Example], renderer: Renderer, report: SourceReport) -> Iterator[Rendered]:
+    for example in rows:
+        try:
+            yield renderer.render(example)
+        except LeftOut as reason:
+            report.left_out[str(reason)] += 1
+
+
+def _fit(
+    prompt: list[int], responses: list[list[int]], data: DataConfig, report: SourceReport
+) -> tuple[Sequence[int], ...]:
+    """The columns of one row, responses cut to the room they have; raises LeftOut."""
+    if not prompt:
+        raise LeftOut("empty prompts")
+    if len(prompt) > data.prompt_length:
+        raise LeftOut(f"prompts longer than data.prompt_length={data.prompt_length}")
+    room = data.sequence_length - len(prompt)
+    if responses and room < 1:
+        raise LeftOut(f"prompts that fill data.sequence_length={data.sequence_length}")
+    cut = [response[:room] for response in responses]
+    if len(cut) == 2 and cut[0] == cut[1]:
+        raise LeftOut("pairs of equal responses")
+    report.truncated += sum(len(response) > room for response in responses)
+    return (prompt, *cut)

@@ -1,0 +1,133 @@
+"""Tokenized data sets and the report of what loading kept and left out."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar, overload
+
+from gipo_mc.types import Demonstration, PreferencePair, Prompt
+
+Item = TypeVar("Item")
+
+
+class TokenRows:
+    """Rows of token ids in one flat int32 array: 100,000 dialogues as Python tuples would take gigabytes a rank."""
+
+    def __init__(self) -> None:
+        self._ids = array("i")
+        self._ends = array("q", [0])
+
+    def append(self, ids: Sequence[int]) -> None:
+        self._ids.extend(ids)
+        self._ends.append(len(self._ids))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> tuple[int, ...]:
+        return tuple(self._ids[self._ends[index] : self._ends[index + 1]])
+
+
+@dataclass
+class SourceReport:
+    """What became of one source: `read` rows = `kept` + the sum of `left_out`.
+
+    format: the row format, given or found. left_out: count by reason. by_domain: kept rows by label.
+    truncated: responses cut to data.sequence_length (they end without EOS). problems: the first malformed rows,
+    "file:line: reason".
+    """
+
+    source: str
+    format: str = ""
+    read: int = 0
+    kept: int = 0
+    truncated: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    by_domain: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    def describe(self) -> str:
+        """One paragraph for the console."""
+        domains = ", ".join(f"{name} {count}" for name, count in sorted(self.by_domain.items()))
+        text = f"{self.source} ({self.format or 'no rows'}): {self.kept} of {self.read} rows kept [{domains}]"
+        if self.left_out:
+            text += "; left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.left_out.items()))
+        if self.truncated:
+            text += f"; {self.truncated} responses cut to data.sequence_length"
+        return text + "".join(f"\n  {problem}" for problem in self.problems)
+
+
+class DataSet(Sequence[Item], Generic[Item]):
+    """An immutable sequence of items; item i has `index` i. Items are built when asked for, from flat arrays.
+
+    reports: one SourceReport for each source, in order.
+    """
+
+    def __init__(self, columns: Sequence[TokenRows], domains: Sequence[str], reports: Sequence[SourceReport]) -> None:
+        self._columns = tuple(columns)
+        self._domains = tuple(domains)
+        self.reports = tuple(reports)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The labels that occur, in order of first appearance."""
+        return tuple(dict.fromkeys(self._domains))
+
+    @property
+    def domain_of(self) -> tuple[str, ...]:
+        """The label of every item."""
+        return self._domains
+
+    def describe(self) -> str:
+        """What was read, kept and left out, one paragraph a source."""
+        return "\n".join(report.describe() for report in self.reports)
+
+    def __len__(self) -> int:
+        return len(self._domains)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        if isinstance(index, slice):
+            return [self._item(i) for i in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"there is no item {index} in a set of {len(self)}")
+        return self._item(int(position))
+
+    def _item(self, index: int) -> Item:
+        raise NotImplementedError
+
+
+class PromptSet(DataSet[Prompt]):
+    """Prompts for reinforcement learning."""
+
+    def __init__(
+        self, prompts: TokenRows, texts: Sequence[str], domains: Sequence[str], reports: Sequence[SourceReport]
+    ) -> None:
+        super().__init__((prompts,), domains, reports)
+        self._texts = tuple(texts)
+
+    def _item(self, index: int) -> Prompt:
+        return Prompt(index, self._columns[0][index], self._domains[index], self._texts[index])
+
+
+class DemonstrationSet(DataSet[Demonstration]):
+    """Prompts with a response to imitate; columns: prompt, response."""
+
+    def _item(self, index: int) -> Demonstration:
+        prompt, response = (column[index] for column in self._columns)
+        return Demonstration(index, prompt, response, self._domains[index])
+
+
+class PreferenceSet(DataSet[PreferencePair]):
+    """Prompts with two responses; columns: prompt, chosen, rejected."""
+
+    def _item(self, index: int) -> PreferencePair:
+        prompt, chosen, rejected = (column[index] for column in self._columns)
+        return PreferencePair(index, prompt, chosen, rejected, self._domains[index])

@@ -1,0 +1,106 @@
+"""Tokenizers: loading one, checking it against a model, training a small one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from gipo_mc.errors import ConfigError, DataError
+
+#: Tokens that checkpoints reserve for padding, tried in this order when the tokenizer names none.
+_PADDING = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>")
+#: A tokenizer that covers less of the model's vocabulary than this is probably another model's.
+_COVERED = 0.9
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Tokenizer of an HF folder or hub name. It has an EOS token, and a padding id within its vocabulary.
+
+    A missing padding token becomes one that the vocabulary reserves for it, else the unknown token, else EOS: never a
+    new id, which the model would have no row for. Lengths, not padding ids, say where a sequence ends in this package.
+    Raises ConfigError. No code from the folder is run.
+    """
+    folder = Path(path).expanduser()
+    if not path:
+        raise ConfigError("No tokenizer is given: set model.tokenizer (or model.policy) to a folder or a hub name.")
+    if folder.is_dir() and not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise ConfigError(
+            f"There is no tokenizer in {path} (neither tokenizer.json nor tokenizer.model): save it there with "
+            "tokenizer.save_pretrained, or set model.tokenizer to the folder that has it."
+        )
+    if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise ConfigError(f"There is no folder {path}: correct model.tokenizer (or model.policy).")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder.exists() else path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigError(f"The tokenizer {path} cannot be loaded: {error}") from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"The tokenizer {path} has no end-of-sequence token, so no response could end: "
+            "set eos_token in its tokenizer_config.json."
+        )
+    if tokenizer.pad_token_id is None:
+        vocabulary = tokenizer.get_vocab()
+        reserved = next((token for token in _PADDING if token in vocabulary), None)
+        tokenizer.pad_token = reserved or tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, model: str = "the model") -> str:
+    """Check that the tokenizer's ids exist in a model of `vocab_size`; returns a warning, or "".
+
+    Raises ConfigError where an id has no row in the embedding. A model may have more rows than the tokenizer has ids
+    (rows that fill up to a round number); a great many more is worth the warning that is returned.
+    """
+    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    name = tokenizer.name_or_path or "the tokenizer"
+    if highest >= vocab_size:
+        raise ConfigError(
+            f"The tokenizer ({name}) has ids up to {highest} ({token!r}), but {model} has a vocabulary of {vocab_size}, "
+            "so they do not belong together. Set model.tokenizer to the tokenizer the model was trained with."
+        )
+    if highest + 1 < _COVERED * vocab_size:
+        return (
+            f"The tokenizer ({name}) has {highest + 1} ids, {model} a vocabulary of {vocab_size}: is it the "
+            "tokenizer the model was trained with?"
+        )
+    return ""
+
+
+def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of at most `vocab_size` ids (<s> 0, </s> 1, <pad> 2), trained on `texts`, saved in `folder`.
+
+    Needs vocab_size >= 259 (256 bytes and the three). Any text can be encoded; decoding gives it back unchanged.
+    """
+    special = ["<s>", "</s>", "<pad>"]
+    smallest = 256 + len(special)
+    if vocab_size < smallest:
+        raise ConfigError(f"A byte-level tokenizer needs a vocabulary of at least {smallest}, not {vocab_size}.")
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[AddedToken(token, special=True) for token in special],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+    )
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except OSError as error:
+        raise DataError(f"The tokenizer cannot be written to {folder}: {error}") from error
+    return tokenizer

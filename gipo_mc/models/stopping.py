@@ -1,0 +1,29 @@
+"""When a response ends before EOS: stop strings, found in the decoded text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+#: Does the response end here? Called with the ids generated so far; must be a pure function of them.
+StopCondition = Callable[[Sequence[int]], bool]
+
+
+def stop_on_strings(tokenizer: Any, strings: Sequence[str]) -> StopCondition | None:
+    """Stop as soon as the decoded response contains one of `strings`; None when there are none.
+
+    The tokens that complete the string stay part of the response: the policy chose them. Special tokens are decoded
+    too, so the text of one (an end-of-turn marker, say) may be used as a stop.
+    """
+    wanted = [string for string in strings if string]
+    if not wanted:
+        return None
+    # Only the newest token can complete a string. A token holds at least one byte of it; the margin is for the first
+    # token of the window, which may lose a leading space or be cut out of the middle of a character.
+    window = max(len(string.encode("utf-8")) for string in wanted) + 8
+
+    def is_stopped(response_ids: Sequence[int]) -> bool:
+        text = tokenizer.decode(list(response_ids[-window:]), skip_special_tokens=False)
+        return any(string in text for string in wanted)
+
+    return is_stopped

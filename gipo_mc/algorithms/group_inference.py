@@ -245,8 +245,8 @@ def warnings(metrics: Mapping[str, float], state: GroupState) -> list[str]:
     if correlated < 0.0:
         said.append(
             f"Group {state.best_group} is taken for the best one, but in this batch its sequences earn less "
-            f"(correlation of p_high and reward {correlated:.2f}): the adaptive KL is holding back the wrong sequences. If it stays "
-            "so, lower algorithm.best_group_decay."
+            f"(correlation of p_high and reward {correlated:.2f}): the adaptive KL is holding back the "
+            "wrong sequences. If it stays so, lower algorithm.best_group_decay."
         )
     negative = metrics.get("group/weight_negative", 0.0)
     if negative > NEGATIVE_WEIGHT_SHARE:

@@ -54,11 +54,13 @@ test: $(STAMP) ## the tests (about 10 minutes)
 	@$(PYTHON) -m pytest $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy and clang-format, changing nothing
-	@echo "ruff check";  $(PYTHON) -m ruff check .
-	@echo "ruff format"; $(PYTHON) -m ruff format --check .
-	@echo "mypy";        $(PYTHON) -m mypy
-	@echo "clang-format"
-	@$(if $(CXX_FILES),$(run) clang-format --dry-run -Werror $(CXX_FILES),echo "there is nothing in csrc/")
+	@failed=""; \
+	check() { echo "== $$1"; shift; "$$@" || failed=1; }; \
+	check "ruff check" $(PYTHON) -m ruff check .; \
+	check "ruff format" $(PYTHON) -m ruff format --check .; \
+	check "mypy" $(PYTHON) -m mypy; \
+	$(run); check "clang-format" $(if $(CXX_FILES),clang-format --dry-run -Werror $(CXX_FILES),echo "nothing in csrc/"); \
+	[ -z "$$failed" ] || { echo "make format mends what is only format." >&2; exit 1; }
 
 format: $(STAMP) ## put Python and C++ into the one format
 	@$(PYTHON) -m ruff check --fix-only --quiet .

@@ -1,1 +1,1 @@
-"""Llama on Megatron-core: one pipeline stage with its heads, weights from and to Hugging Face. Knows nothing of RLHF."""
+"""Llama on Megatron-core: a pipeline stage and its heads, weights from and to Hugging Face; no RLHF here."""

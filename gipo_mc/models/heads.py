@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class ScalarHead(nn.Module):
-    """w . h: the value of a state, or the reward of a response at its last token. No bias, as Hugging Face's `score`."""
+    """w . h, the value of a state or the reward of a response at its last token. No bias, as in HF's `score`."""
 
     def __init__(self, hidden_size: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
@@ -28,9 +28,8 @@ class GroupHead(nn.Module):
 
     def __init__(self, hidden_size: int, groups: int, kind: str, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        options = {"dtype": dtype, "device": device}
-        self.hidden = nn.Linear(hidden_size, hidden_size, **options) if kind == "mlp" else None
-        self.output = nn.Linear(hidden_size, groups, **options)
+        self.hidden = nn.Linear(hidden_size, hidden_size, dtype=dtype, device=device) if kind == "mlp" else None
+        self.output = nn.Linear(hidden_size, groups, dtype=dtype, device=device)
 
     def forward(self, hidden_NH: Tensor) -> Tensor:
         """[N, H] -> float32 [N, M]."""

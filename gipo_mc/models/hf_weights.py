@@ -92,15 +92,18 @@ def _read_index(path: Path) -> dict[str, str]:
     return files
 
 
-def load_hf_weights(model: LlamaModel, folder: str | Path, *, fresh_head: bool = False) -> None:
+def load_hf_weights(model: LlamaModel, folder: str | Path, *, fresh_head: bool | None = None) -> None:
     """Fill this stage of the model from a Hugging Face folder (LlamaForCausalLM or LlamaForSequenceClassification).
 
-    A language model needs the output projection (or tied embeddings). A reward model needs `score.weight` with one
-    label, and a critic's value head starts from it; `fresh_head=True` says that a checkpoint without one is meant, and
-    leaves the head as it was built. The group head is never in a checkpoint of this kind and stays as built.
-    Values are converted to the model's dtype. Collective only in that all ranks read the same folder.
+    A language model needs the output projection (or tied embeddings). The head of a reward model, and the value head of
+    a critic, come from `score.weight` with one label. Where the checkpoint has none, the head stays as it was built if
+    `fresh_head` allows it (default: if the model is trainable; a frozen model with an untrained head is a mistake). The
+    group head is never in a checkpoint of this kind and stays as built.
+    Values are converted to the model's dtype. Not collective: each rank reads its own slices.
     Raises CheckpointError naming every missing, unexpected and mis-shaped tensor.
     """
+    if fresh_head is None:
+        fresh_head = any(parameter.requires_grad for parameter in model.parameters())
     source = SafetensorsFolder(folder)
     skip = _check(model, source, fresh_head)
     load_parameters(model, source, skip=skip)

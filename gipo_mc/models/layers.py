@@ -1,8 +1,8 @@
 """The parts of a Llama layer that Megatron-core does not bring for every device, and the layer specs that use them.
 
-Without TransformerEngine, Megatron's own modules refuse sequence parallelism (norm) and hold O(L^2) scores (attention).
-The two modules here are a few lines on top of torch's kernels: `F.rms_norm`, and `F.scaled_dot_product_attention`, which
-is flash attention on a GPU. With TransformerEngine its linear layers (norm fused in) are used; the attention stays.
+Without TransformerEngine, Megatron's own norm refuses sequence parallelism and its attention holds O(L^2) scores. The
+modules here are a few lines on top of torch's kernels: `F.rms_norm`, and `F.scaled_dot_product_attention`, which is
+flash attention on a GPU. With TransformerEngine its linear layers (norm fused in) are used; the attention stays.
 """
 
 from __future__ import annotations

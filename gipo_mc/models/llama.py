@@ -39,6 +39,8 @@ class LlamaModel(GPTModel):
     them as -inf (`gipo_mc.ops.token_statistics(vocab_start=, vocab_size=)` does).
     """
 
+    output_layer: Any  # None where there is no vocabulary projection
+
     def __init__(
         self, shape: LlamaShape, layout: Layout, *, head: HeadKind, groups: int, group_head: str, dtype: torch.dtype
     ) -> None:

@@ -98,23 +98,23 @@ class LlamaShape:
         """The Hugging Face config of this shape, with fields of the caller's (architectures, dtype, num_labels)."""
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta, **dict(self.rope_scaling)}
         eos = list(self.eos_token_id) if isinstance(self.eos_token_id, tuple) else self.eos_token_id
-        fields: dict[str, Any] = dict(
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            max_position_embeddings=self.max_positions,
-            rms_norm_eps=self.norm_eps,
-            rope_parameters=rope,
-            tie_word_embeddings=self.tied,
-            initializer_range=self.initializer_range,
-            bos_token_id=self.bos_token_id,
-            eos_token_id=eos,
-            pad_token_id=self.pad_token_id,
-        )
+        fields: dict[str, Any] = {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "max_position_embeddings": self.max_positions,
+            "rms_norm_eps": self.norm_eps,
+            "rope_parameters": rope,
+            "tie_word_embeddings": self.tied,
+            "initializer_range": self.initializer_range,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": eos,
+            "pad_token_id": self.pad_token_id,
+        }
         return LlamaConfig(**(fields | overrides))
 
     def padded_vocab(self, tensor: int) -> int:
@@ -219,7 +219,7 @@ def _read_config(folder: Path) -> LlamaConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} has no config.json: give the folder of a Hugging Face checkpoint (config.json and *.safetensors)."
+            f"{folder} has no config.json: give a Hugging Face checkpoint, a folder with config.json and *.safetensors."
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

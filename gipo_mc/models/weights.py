@@ -155,9 +155,9 @@ class QueryKeyValue(Mapping):
 def stage_mappings(model: LlamaModel) -> dict[str, Mapping]:
     """Parameter name of this stage -> its mapping, in the order of the network. The group head, which Hugging Face's
     models do not have, is left out; the output projection of a tied model on a later stage reads the embedding."""
-    shape, mappings = model.shape, {}
-    names = dict(model.named_parameters())
-    for name in names:
+    shape = model.shape
+    mappings: dict[str, Mapping] = {}
+    for name, _ in model.named_parameters():
         if name.startswith("group_head."):
             continue
         if name == "embedding.word_embeddings.weight":
@@ -184,13 +184,12 @@ def _layer_mapping(shape: LlamaShape, part: str, prefix: str) -> Mapping:
         case "pre_mlp_layernorm.weight" | "mlp.linear_fc1.layer_norm_weight":
             return Whole(prefix + "post_attention_layernorm.weight")
         case "self_attention.linear_qkv.weight":
-            names = (f"{prefix}self_attn.{which}_proj.weight" for which in "qkv")
-            return QueryKeyValue(*names, shape.heads, shape.kv_heads, shape.head_dim)
+            query, key, value = (f"{prefix}self_attn.{which}_proj.weight" for which in "qkv")
+            return QueryKeyValue(query, key, value, shape.heads, shape.kv_heads, shape.head_dim)
         case "self_attention.linear_proj.weight":
             return Columns(prefix + "self_attn.o_proj.weight", shape.heads * shape.head_dim)
         case "mlp.linear_fc1.weight":
-            names = (f"{prefix}mlp.{which}_proj.weight" for which in ("gate", "up"))
-            return GateUp(*names, shape.intermediate_size)
+            return GateUp(f"{prefix}mlp.gate_proj.weight", f"{prefix}mlp.up_proj.weight", shape.intermediate_size)
         case "mlp.linear_fc2.weight":
             return Columns(prefix + "mlp.down_proj.weight", shape.intermediate_size)
     raise AssertionError(f"no Hugging Face tensor is known for the parameter {prefix}{part}")

@@ -93,7 +93,7 @@ def parse(row: Mapping[str, Any], format_name: str) -> Example:
 Parsed = tuple["str | tuple[Message, ...]", "str | None", "str | None", str]
 
 
-# ---------------------------------------------------------------------------------------------------------------- hh
+# ------------------------------------------------------------------------------------------------------------------- hh
 def _hh(row: Mapping[str, Any]) -> Parsed:
     chosen, chosen_last = _dialogue(row, "chosen")
     if "rejected" not in row:
@@ -123,7 +123,7 @@ def _dialogue(row: Mapping[str, Any], key: str) -> tuple[tuple[Message, ...], st
     return messages, contents[-1]
 
 
-# -------------------------------------------------------------------------------------------------------------- tl;dr
+# ---------------------------------------------------------------------------------------------------------------- tl;dr
 def _tldr(row: Mapping[str, Any]) -> Parsed:
     if "summaries" in row:
         return _comparison(row)
@@ -158,12 +158,12 @@ def _comparison(row: Mapping[str, Any]) -> Parsed:
     return prompt, texts[choice], texts[1 - choice], domain
 
 
-# -------------------------------------------------------------------------------------------------------------- pairs
+# ---------------------------------------------------------------------------------------------------------------- pairs
 def _pairs(row: Mapping[str, Any]) -> Parsed:
     return _string(row, "prompt"), _first(row, "chosen", "response", "completion"), _optional(row, "rejected"), ""
 
 
-# ----------------------------------------------------------------------------------------------------------- messages
+# ------------------------------------------------------------------------------------------------------------- messages
 def _messages(row: Mapping[str, Any]) -> Parsed:
     if isinstance(row.get("prompt"), list):
         prompt = _message_list(row, "prompt")
@@ -215,7 +215,7 @@ def _message_list(row: Mapping[str, Any], key: str) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-# -------------------------------------------------------------------------------------------------------------- fields
+# --------------------------------------------------------------------------------------------------------------- fields
 def _string(row: Mapping[str, Any], key: str, name: str = "") -> str:
     value = row.get(key)
     if not isinstance(value, str):

@@ -81,7 +81,7 @@ def domain_of_source(source: str) -> str:
     return _SPLITS.sub("", name) or path.resolve().parent.name or "data"
 
 
-# -------------------------------------------------------------------------------------------------------------- JSON
+# ----------------------------------------------------------------------------------------------------------------- JSON
 def _json(path: Path, source: str) -> Iterator[RawRow | BadRow]:
     try:
         with path.open("rb") as raw:
@@ -171,7 +171,7 @@ def _array(content: bytes, source: str) -> Iterator[RawRow | BadRow]:
         position += more
 
 
-# ------------------------------------------------------------------------------------------------- datasets library
+# ----------------------------------------------------------------------------------------------------- datasets library
 def _parquet(path: Path, source: str) -> Iterator[RawRow | BadRow]:
     import datasets
 
@@ -180,8 +180,6 @@ def _parquet(path: Path, source: str) -> Iterator[RawRow | BadRow]:
         rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
         for number, row in enumerate(rows, 1):
             yield RawRow(f"{source}:row {number}", row)
-    except DataError:
-        raise
     except Exception as error:  # pyarrow and datasets raise a dozen kinds for a damaged file
         raise DataError(f"{source} is no readable Parquet file: {error}") from error
 
@@ -196,8 +194,8 @@ def _hub(source: str, spec: re.Match[str]) -> Iterator[RawRow | BadRow]:
         rows = _load_hub(datasets, spec["name"], options)
     except Exception as error:  # the network, the hub and the repository fail in many ways, all the user's to solve
         raise DataError(
-            f"The hub data set {source} cannot be loaded: {error}\nCheck its name, subset and split, the network "
-            "(HF_HUB_OFFLINE, HF_ENDPOINT), or download it and name the files."
+            f"There is no file {source}, and no hub data set of this name can be loaded: {error}\nCheck the path; or"
+            " the name, subset and split, and the network (HF_HUB_OFFLINE, HF_ENDPOINT)."
         ) from error
     for number, row in enumerate(rows, 1):
         yield RawRow(f"{source}:row {number}", row)
@@ -209,5 +207,7 @@ def _load_hub(datasets: Any, name: str, options: dict[str, Any]) -> Any:
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
-        # Repositories with a loading script (openai/summarize_from_feedback) have a Parquet copy made by the hub.
-        return datasets.load_dataset(name, **options, revision="refs/convert/parquet")
+        # Repositories with a loading script (openai/summarize_from_feedback) have a Parquet copy that the hub made,
+        # with a folder for each subset.
+        folder = options.get("data_dir") or options["name"]
+        return datasets.load_dataset(name, data_dir=folder, split=options["split"], revision="refs/convert/parquet")

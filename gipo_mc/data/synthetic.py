@@ -66,7 +66,7 @@ _STYLE_EDGES = {domain: np.cumsum(p) for domain, p in STYLE_PROBABILITIES.items(
 _WORD_TO_ID = {word: index for index, word in enumerate(VOCABULARY)}
 
 
-# ---------------------------------------------------------------------------------------------- tokenizer and model
+# -------------------------------------------------------------------------------------------------- tokenizer and model
 def builtin_tokenizer() -> PreTrainedTokenizerFast:
     """Tokenizer of the task: one word a token ("s0 s3 s1 s0 c4"), BOS in front, ids as in `VOCABULARY`."""
     core = Tokenizer(models.WordLevel(dict(_WORD_TO_ID)))
@@ -100,7 +100,7 @@ def builtin_llama_config() -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------------------------------ rewards
+# -------------------------------------------------------------------------------------------------------------- rewards
 @dataclass(frozen=True)
 class Features:
     """What the rewards see of a response: `e`, `ch` and `h` of the module's docstring, and the count of HACK tokens."""
@@ -167,7 +167,7 @@ def gold(prompts: list[str], responses: list[str], domains: list[str]) -> list[f
     return [gold_reward(_ids(p), _ids(r), d) for p, r, d in zip(prompts, responses, domains, strict=True)]
 
 
-# ------------------------------------------------------------------------------------------------------ data, row by row
+# ----------------------------------------------------------------------------------------------------- data, row by row
 def prompt(seed: int, split: str, index: int) -> tuple[tuple[int, ...], str]:
     """(prompt ids, domain) of prompt `index`. Train is 80 % easy and 20 % hard."""
     return _prompt(_stream(seed, "prompts", split, index), "prompts", split)

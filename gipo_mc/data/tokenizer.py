@@ -59,8 +59,8 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, model:
     name = tokenizer.name_or_path or "the tokenizer"
     if highest >= vocab_size:
         raise ConfigError(
-            f"The tokenizer ({name}) has ids up to {highest} ({token!r}), but {model} has a vocabulary of {vocab_size}, "
-            "so they do not belong together. Set model.tokenizer to the tokenizer the model was trained with."
+            f"The tokenizer ({name}) has ids up to {highest} ({token!r}), but {model} a vocabulary of {vocab_size}, so "
+            "they do not belong together. Set model.tokenizer to the tokenizer the model was trained with."
         )
     if highest + 1 < _COVERED * vocab_size:
         return (

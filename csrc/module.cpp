@@ -1,22 +1,152 @@
-// gipo_mc._C: what was built. The kernels' bindings follow.
+// gipo_mc._C: the kernels over addresses. gipo_mc/ops checks every argument before it comes here.
 #include <pybind11/pybind11.h>
 
+#include "group_objective.h"
+#include "shape_and_gae.h"
+#include "token_statistics.h"
+
 namespace py = pybind11;
+using namespace gipo;
+
+namespace {
+
+using Address = uintptr_t;
+using Release = py::call_guard<py::gil_scoped_release>;
+
+template <class T = void>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+// The last argument of a kernel: the number of threads (CPU) or the CUDA stream.
+[[maybe_unused]] int where(int threads) {
+    return threads;
+}
+[[maybe_unused]] void* where(Address stream) {
+    return at(stream);
+}
+
+template <auto kernel, class Where>
+void bind_token_partials(py::module_& module, const char* name) {
+    module.def(
+        name,
+        [](Address logits, int dtype, int64_t rows, int64_t columns, int64_t stride, Address targets, int64_t first,
+           double temperature, Address partials, Where last) {
+            const LogitRows in{at(logits), DType(dtype),         rows,  columns,
+                               stride,     at<int64_t>(targets), first, temperature};
+            kernel(in, at(partials), where(last));
+        },
+        Release());
+}
+
+template <auto kernel, class Where>
+void bind_token_merge(py::module_& module, const char* name) {
+    module.def(
+        name,
+        [](Address partials, int dtype, int64_t ranks, int64_t rows, Address targets, double temperature,
+           Address merged, Where last) {
+            const PartialRows in{at(partials), DType(dtype), ranks, rows, at<int64_t>(targets), temperature};
+            kernel(in, at(merged), where(last));
+        },
+        Release());
+}
+
+template <auto kernel, class Where>
+void bind_token_gradient(py::module_& module, const char* name) {
+    module.def(
+        name,
+        [](Address logits, int dtype, int64_t rows, int64_t columns, int64_t stride, Address targets, int64_t first,
+           double temperature, int64_t width, int64_t vocabulary, Address statistics, Address upstream, Address out,
+           int64_t out_stride, Where last) {
+            const LogitRows in{at(logits), DType(dtype),         rows,  columns,
+                               stride,     at<int64_t>(targets), first, temperature};
+            const LogitGradient gradient{width, vocabulary, at(statistics), at(upstream), at(out), out_stride};
+            kernel(in, gradient, where(last));
+        },
+        Release());
+}
+
+template <auto kernel, class Where>
+void bind_group_objective(py::module_& module, const char* name) {
+    module.def(
+        name,
+        [](Address logp, Address behaviour, Address reference, Address advantage, int dtype, int64_t batch,
+           int64_t time, int64_t groups, Address length, Address probs, Address signal, Address weight, double clip,
+           int estimator, int score, Address sequences, Address sums, Where last) {
+            const ObjectiveRows in{
+                at(logp), at(behaviour), at(reference),       at(advantage), DType(dtype), batch,
+                time,     groups,        at<int64_t>(length), at(probs),     at(weight),   {clip, estimator, score}};
+            kernel(in, at(signal), at(sequences), at(sums), where(last));
+        },
+        Release());
+}
+
+template <auto kernel, class Where>
+void bind_group_objective_gradient(py::module_& module, const char* name) {
+    module.def(
+        name,
+        [](Address logp, Address behaviour, Address reference, Address advantage, int dtype, int64_t batch,
+           int64_t time, int64_t groups, Address length, Address probs, Address weight, Address score_of_row,
+           double clip, int estimator, int score, Address of_sequences, Address of_sums, Address logp_out,
+           Address probs_out, Where last) {
+            const ObjectiveRows in{
+                at(logp), at(behaviour), at(reference),       at(advantage), DType(dtype), batch,
+                time,     groups,        at<int64_t>(length), at(probs),     at(weight),   {clip, estimator, score}};
+            const ObjectiveGradient gradient{at(score_of_row), at(of_sequences), at(of_sums), at(logp_out),
+                                             at(probs_out)};
+            kernel(in, gradient, where(last));
+        },
+        Release());
+}
+
+template <auto kernel, class Where>
+void bind_shape_and_gae(py::module_& module, const char* name) {
+    module.def(
+        name,
+        [](Address behaviour, Address reference, Address values, int dtype, int64_t batch, int64_t time, Address score,
+           Address length, Address kl_weight, double gamma, double lambda, int estimator, Address reward,
+           Address advantage, Address returns, Address kl, Address row_sums, Address totals, Where last) {
+            const RewardRows in{at(behaviour), at(reference),       at(values),    DType(dtype), batch,  time,
+                                at(score),     at<int64_t>(length), at(kl_weight), gamma,        lambda, estimator};
+            const ShapedRows out{at(reward), at(advantage), at(returns), at(kl), at(row_sums), at<double>(totals)};
+            kernel(in, out, where(last));
+        },
+        Release());
+}
+
+py::dict build_info() {
+    py::dict info;
+#ifdef GIPO_MC_WITH_CUDA
+    info["cuda"] = true;
+    info["cuda_version"] = GIPO_MC_CUDA_VERSION;
+    info["cuda_architectures"] = GIPO_MC_CUDA_ARCHITECTURES;
+#else
+    info["cuda"] = false;
+    info["cuda_version"] = "";
+    info["cuda_architectures"] = "";
+#endif
+    info["compiler"] = __VERSION__;
+    return info;
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_C, module) {
     module.doc() = "Native kernels of gipo_mc; use them through gipo_mc.ops, which checks what it hands over.";
-    module.def("build_info", [] {
-        py::dict info;
+    module.def("build_info", &build_info, "What was built: cuda, cuda_version, cuda_architectures, compiler.");
+
+    bind_token_partials<token_partials_cpu, int>(module, "token_partials_cpu");
+    bind_token_merge<token_merge_cpu, int>(module, "token_merge_cpu");
+    bind_token_gradient<token_gradient_cpu, int>(module, "token_gradient_cpu");
+    bind_group_objective<group_objective_cpu, int>(module, "group_objective_cpu");
+    bind_group_objective_gradient<group_objective_gradient_cpu, int>(module, "group_objective_gradient_cpu");
+    bind_shape_and_gae<shape_and_gae_cpu, int>(module, "shape_and_gae_cpu");
 #ifdef GIPO_MC_WITH_CUDA
-        info["cuda"] = true;
-        info["cuda_version"] = GIPO_MC_CUDA_VERSION;
-        info["cuda_architectures"] = GIPO_MC_CUDA_ARCHITECTURES;
-#else
-        info["cuda"] = false;
-        info["cuda_version"] = "";
-        info["cuda_architectures"] = "";
+    bind_token_partials<token_partials_cuda, Address>(module, "token_partials_cuda");
+    bind_token_merge<token_merge_cuda, Address>(module, "token_merge_cuda");
+    bind_token_gradient<token_gradient_cuda, Address>(module, "token_gradient_cuda");
+    bind_group_objective<group_objective_cuda, Address>(module, "group_objective_cuda");
+    bind_group_objective_gradient<group_objective_gradient_cuda, Address>(module, "group_objective_gradient_cuda");
+    bind_shape_and_gae<shape_and_gae_cuda, Address>(module, "shape_and_gae_cuda");
 #endif
-        info["compiler"] = __VERSION__;
-        return info;
-    });
 }

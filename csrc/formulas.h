@@ -1,0 +1,192 @@
+// Every formula of ops A, B and C, once, for the CPU and the CUDA kernels. `A` is float or double.
+#pragma once
+
+#include "numbers.h"
+
+namespace gipo {
+
+// ---- Op A: softmax statistics -------------------------------------------------------------------------------------
+
+// Part of a row of logits: its maximum m (as stored, not scaled), sum e^u and sum e^u u, with u = (z - m) /
+// temperature. Centring u keeps the entropy exact for logits of any size: H = ln sum - weighted / sum.
+template <class A>
+struct SoftmaxPart {
+    A maximum = minus_infinity<A>();
+    A sum = 0;
+    A weighted = 0;
+};
+
+template <class A>
+struct ExpTerm {
+    A value, weighted;
+};
+
+// e^u and e^u u of one logit; 0 for a logit of -Inf, even when the maximum is -Inf too. NaN stays NaN.
+template <class A>
+GIPO_HD ExpTerm<A> exp_term(A logit, A maximum, A inverse_temperature) {
+    const A u = (logit - maximum) * inverse_temperature;
+    const A e = exponential(u);
+    const A value = is_minus_infinity(logit) ? A(0) : e;
+    const A product = value * u;
+    return {value, value == A(0) ? A(0) : product};
+}
+
+// The same part seen from a larger maximum.
+template <class A>
+GIPO_HD SoftmaxPart<A> rescale(const SoftmaxPart<A>& part, A maximum, A inverse_temperature) {
+    if (part.maximum == maximum) return part;
+    const A shift = (part.maximum - maximum) * inverse_temperature;
+    const A e = exponential(shift);
+    return {maximum, part.sum * e, e == A(0) ? A(0) : e * (part.weighted + part.sum * shift)};
+}
+
+template <class A>
+GIPO_HD SoftmaxPart<A> merge(const SoftmaxPart<A>& a, const SoftmaxPart<A>& b, A inverse_temperature) {
+    const A maximum = a.maximum > b.maximum ? a.maximum : b.maximum;
+    const SoftmaxPart<A> x = rescale(a, maximum, inverse_temperature), y = rescale(b, maximum, inverse_temperature);
+    return {maximum, x.sum + y.sum, x.weighted + y.weighted};
+}
+
+template <class A>
+struct TokenResult {
+    A logp, entropy, log_sum;
+};
+
+template <class A>
+GIPO_HD TokenResult<A> token_result(const SoftmaxPart<A>& whole, A target_logit, A inverse_temperature) {
+    const A log_sum = logarithm(whole.sum);
+    return {(target_logit - whole.maximum) * inverse_temperature - log_sum, log_sum - whole.weighted / whole.sum,
+            log_sum};
+}
+
+// What the gradient of a row needs: statistics of the whole row, and the gradients of its log-prob and entropy.
+template <class A>
+struct TokenSlope {
+    A maximum, log_sum, entropy, logp_gradient, entropy_gradient, inverse_temperature;
+
+    GIPO_HD bool zero() const { return logp_gradient == A(0) && entropy_gradient == A(0); }
+
+    // (c (1[target] - p) - e p (ln p + H)) / temperature
+    GIPO_HD A operator()(A logit, A is_target) const {
+        const A logp = (logit - maximum) * inverse_temperature - log_sum;
+        const A p = exponential(logp);
+        const A product = p * (logp + entropy);
+        const A spread = p == A(0) ? A(0) : product;
+        return (logp_gradient * (is_target - p) - entropy_gradient * spread) * inverse_temperature;
+    }
+};
+
+// ---- Ops B and C: KL estimators -----------------------------------------------------------------------------------
+
+enum Estimator : int { kK1 = 0, kK2 = 1, kK3 = 2 };  // positions in gipo_mc/ops/checks.py
+enum Score : int { kRatio = 0, kLogProb = 1, kLogProbMean = 2 };
+
+// KL(pi || reference) from d = log pi - log reference of a sample of pi, and its derivative with respect to log pi.
+template <class A>
+GIPO_HD A kl_estimate(A d, int estimator) {
+    if (estimator == kK1) return d;
+    return estimator == kK2 ? d * d / 2 : excess(-d);
+}
+template <class A>
+GIPO_HD A kl_slope(A d, int estimator) {
+    if (estimator == kK1) return 1;
+    return estimator == kK2 ? d : d - excess(-d);  // 1 - e^-d
+}
+
+// ---- Op B: the token terms of the group objective -----------------------------------------------------------------
+
+struct ObjectiveOptions {
+    double clip;
+    int estimator;
+    int score;
+};
+
+template <class A>
+struct ObjectiveToken {
+    A growth, score, surrogate, kl, clipped, ratio, behaviour_kl;  // growth = ratio - 1
+};
+
+// min(ratio A, clip(ratio) A), and whether the clip decides.
+template <class A>
+struct Surrogate {
+    A value;
+    bool clipped;
+};
+template <class A>
+GIPO_HD Surrogate<A> surrogate(A ratio, A advantage, A lowest, A highest) {
+    const A above = ratio < lowest ? lowest : ratio;
+    const A bounded = above > highest ? highest : above;
+    const A free = ratio * advantage, held = bounded * advantage;
+    return {held < free ? held : free, held < free};
+}
+
+template <class A>
+struct ObjectiveFormula {
+    A lowest, highest;
+    int estimator, score;
+
+    explicit GIPO_HD ObjectiveFormula(const ObjectiveOptions& options)
+        : lowest(static_cast<A>(1.0 - options.clip)),
+          highest(static_cast<A>(1.0 + options.clip)),
+          estimator(options.estimator),
+          score(options.score) {}
+
+    GIPO_HD ObjectiveToken<A> token(A logp, A behaviour, A reference, A advantage) const {
+        const A d = logp - behaviour;
+        const A ratio = exponential(d), rest = excess(d);
+        const Surrogate<A> s = surrogate(ratio, advantage, lowest, highest);
+        const A growth = rest + d;
+        return {growth,
+                (score == kRatio ? growth : logp) * advantage,
+                s.value,
+                kl_estimate(logp - reference, estimator),
+                s.clipped ? A(1) : A(0),
+                ratio,
+                rest};
+    }
+
+    // s_i from the sum of the token scores. A sequence without tokens keeps its signal.
+    GIPO_HD A sequence_score(A total, A signal, int64_t length) const {
+        const A mean = length > 0 ? total / static_cast<A>(length) : A(0);
+        if (score == kRatio) return signal + mean;
+        return score == kLogProb ? total : mean;
+    }
+
+    // Gradient of a token's log-prob; the coefficients are d loss / d (sum of token scores, surrogates, KLs). A
+    // coefficient of 0 silences its term even where the term is not finite.
+    GIPO_HD A slope(A logp, A behaviour, A reference, A advantage, A of_score, A of_surrogate, A of_kl) const {
+        const A ratio = exponential(logp - behaviour);
+        const A free = ratio * advantage;
+        const A score_term = of_score * (score == kRatio ? free : advantage);
+        const A surrogate_term = of_surrogate * free;
+        const A kl_term = of_kl * kl_slope(logp - reference, estimator);
+        const bool held = surrogate(ratio, advantage, lowest, highest).clipped || of_surrogate == A(0);
+        return (of_score == A(0) ? A(0) : score_term) + (held ? A(0) : surrogate_term) +
+               (of_kl == A(0) ? A(0) : kl_term);
+    }
+
+    // d (sum of token scores) / d s_i
+    GIPO_HD A score_share(int64_t length) const {
+        return score == kLogProb || length == 0 ? A(1) : A(1) / static_cast<A>(length);
+    }
+};
+
+// ---- Op C: shaped reward and advantage ----------------------------------------------------------------------------
+
+template <class A>
+GIPO_HD A shaped_reward(A kl, A kl_weight, A score, bool last) {
+    const A penalty = -kl_weight * kl;
+    return last ? score + penalty : penalty;
+}
+
+template <class A>
+GIPO_HD A temporal_difference(A reward, A value, A next_value, A gamma) {
+    return reward + gamma * next_value - value;
+}
+
+// A response length as the kernels use it: inside the buffers whatever the caller gave.
+GIPO_HD int64_t bounded_length(int64_t length, int64_t time) {
+    return length < 0 ? 0 : (length > time ? time : length);
+}
+
+}  // namespace gipo

@@ -115,7 +115,7 @@ def _lines(file: BinaryIO | Any, source: str) -> Iterator[RawRow | BadRow]:
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if line.strip():
-            yield _row(line, where)
+            yield _row(line.rstrip(b"\r\n"), where)
 
 
 def _row(line: bytes, where: str) -> RawRow | BadRow:

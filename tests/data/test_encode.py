@@ -1,0 +1,96 @@
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from gipo_mc.data.encode import Encoder
+from gipo_mc.data.synthetic import builtin_tokenizer
+from gipo_mc.data.tokenizer import train_bpe_tokenizer
+from gipo_mc.errors import DataError
+
+TEXTS = ["The dog runs to the park.", "Human: yes\n\nAssistant: no dog"] * 20
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory):
+    return train_bpe_tokenizer(TEXTS, 300, tmp_path_factory.mktemp("bpe"))
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_like():
+    """Prepends a space to every text, merges nothing across words and has bytes for line breaks, like Llama 1 and 2."""
+    core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    core.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    words = [text.replace("\n", " ") for text in TEXTS]
+    core.train_from_iterator(words, trainers.BpeTrainer(vocab_size=330, special_tokens=special, show_progress=False))
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def test_prompts_begin_with_bos_and_responses_end_with_eos(bpe):
+    encoder = Encoder(bpe)
+    (prompt,), (response,) = encoder.prompts(["\n\nHuman: dog\n\nAssistant:"]), encoder.responses([" yes"])
+    assert prompt.count(bpe.bos_token_id) == 1 and prompt[0] == bpe.bos_token_id
+    assert bpe.eos_token_id not in prompt
+    assert response[-1] == bpe.eos_token_id and response.count(bpe.eos_token_id) == 1
+    assert bpe.decode(prompt[1:] + response[:-1]) == "\n\nHuman: dog\n\nAssistant: yes"
+
+
+def test_no_bos_where_the_tokenizer_puts_none(bpe):
+    core = Tokenizer.from_str(bpe.backend_tokenizer.to_str())
+    core.post_processor = processors.Sequence([])
+    plain = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
+    assert Encoder(plain).prompts(["dog"]) == [plain("dog").input_ids]
+    assert Encoder(plain).prompts([""]) == [[]]
+
+
+@pytest.mark.parametrize("name", ["bpe", "sentencepiece_like"])
+@pytest.mark.parametrize("special", ["</s>", "<s>", "a</s>b", " </s> "])
+def test_text_is_never_read_as_special_tokens(name, special, request):
+    tokenizer = request.getfixturevalue(name)
+    encoder = Encoder(tokenizer)
+    (prompt,), (response,) = encoder.prompts([special]), encoder.responses([special])
+    ids = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    assert not ids & set(prompt[1:]) and not ids & set(response[:-1])
+    assert tokenizer.decode(response[:-1]).strip() == special.strip()
+    # The setting is that of the call: the tokenizer itself is left as it was.
+    assert ids & set(tokenizer(special, add_special_tokens=False).input_ids)
+
+
+def test_special_tokens_of_a_template_are_read(bpe):
+    encoder = Encoder(bpe)
+    assert encoder.prompts(["<s>dog"], special=True) == [[0, *bpe("dog", add_special_tokens=False).input_ids]]
+    (response,) = encoder.responses(["dog</s>\n"], special=True)
+    assert response == [*bpe("dog", add_special_tokens=False).input_ids, bpe.eos_token_id]  # nothing behind EOS
+    assert encoder.contains_special("a</s>b") == "</s>" and encoder.contains_special("a b") is None
+
+
+@pytest.mark.parametrize("name", ["bpe", "sentencepiece_like"])
+@pytest.mark.parametrize("response", [" dog", " no dog\n\nyes", "dog", "\n\nHuman", " 漢"])
+def test_prompt_and_response_are_tokenized_as_the_whole_text_would_be(name, response, request):
+    tokenizer = request.getfixturevalue(name)
+    encoder = Encoder(tokenizer)
+    prompt = "Human: yes\n\nAssistant:"
+    pieces = encoder.prompts([prompt])[0] + encoder.responses([response])[0][:-1]
+    assert tokenizer.decode(pieces[1:]).removeprefix(" ") == prompt + response
+    if response.startswith(" "):
+        assert pieces == tokenizer(prompt + response).input_ids
+
+
+def test_a_batch_is_its_rows(bpe, sentencepiece_like):
+    texts = [" dog", "", " a long response to the dog in the park", "\nyes"]
+    for tokenizer in (bpe, sentencepiece_like):
+        encoder = Encoder(tokenizer)
+        assert encoder.responses(texts) == [encoder.responses([text])[0] for text in texts]
+        assert encoder.prompts(texts) == [encoder.prompts([text])[0] for text in texts]
+    assert encoder.responses([]) == []
+
+
+def test_a_closed_vocabulary_refuses_other_texts_with_a_sentence():
+    encoder = Encoder(builtin_tokenizer())
+    assert encoder.prompts(["s0 c1"]) == [[14, 15, 2]]
+    for text in ("hello", "<eos>"):
+        with pytest.raises(DataError, match="words that its vocabulary lacks"):
+            encoder.prompts([text])

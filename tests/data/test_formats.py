@@ -1,0 +1,136 @@
+import pytest
+
+from gipo_mc.data.formats import Example, LeftOut, Message, RowError, detect, parse
+
+U, A = "\n\nHuman:", "\n\nAssistant:"
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def auto(row) -> Example:
+    return parse(row, detect(row))
+
+
+def test_hh_splits_the_shared_turns_from_the_last_answer():
+    row = {
+        "chosen": f"{U} Where is the library?{A} Which one?{U} The big one.\n\nOn Main Street.{A} Next to the park.",
+        "rejected": f"{U} Where is the library?{A} Which one?{U} The big one.\n\nOn Main Street.{A} I don't know.",
+    }
+    assert detect(row) == "hh"
+    assert auto(row) == Example(
+        (
+            Message("user", "Where is the library?"),
+            Message("assistant", "Which one?"),
+            Message("user", "The big one.\n\nOn Main Street."),
+        ),
+        " Next to the park.",
+        " I don't know.",
+        "",
+    )
+
+
+def test_hh_names_inside_a_line_are_text():
+    text = f"{U} What does 'Human: hello' mean?\nAssistant: is a word{A} A label."
+    example = auto({"chosen": text, "rejected": text.replace("A label", "A name")})
+    assert example.prompt == (Message("user", "What does 'Human: hello' mean?\nAssistant: is a word"),)
+
+
+def test_hh_rows_that_are_odd_in_the_published_data_are_left_out_not_errors():
+    with pytest.raises(LeftOut, match="different prompts"):
+        auto({"chosen": f"{U} One?{A} Yes.", "rejected": f"{U} Two?{A} No."})
+    with pytest.raises(LeftOut, match="different prompts"):
+        auto({"chosen": f"{U} One?{A} Yes.{U} Sure?{A} Yes.", "rejected": f"{U} One?{A} No."})
+    with pytest.raises(LeftOut, match="end with a human turn"):
+        auto({"chosen": f"{U} One?{A} Yes.{U} Sure?", "rejected": f"{U} One?{A} No."})
+    assert auto({"chosen": f"{U} One?{A}", "rejected": f"{U} One?{A} No."}).chosen == ""  # counted when rendered
+    doubled = auto({"chosen": f"{U} One?{U} Two?{A} Yes.", "rejected": f"{U} One?{U} Two?{A} No."})
+    assert [m.role for m in doubled.prompt] == ["user", "user"]
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        ({"chosen": 3, "rejected": "x"}, "'chosen' is a number, not a string"),
+        ({"chosen": f"{U} a{A} b", "rejected": None}, "'rejected' is null, not a string"),
+        ({"chosen": "hello", "rejected": "x"}, "'chosen' does not begin with"),
+        ({"chosen": f"text{U} a{A} b", "rejected": "x"}, "'chosen' does not begin with"),
+        ({"chosen": f"{U} a\0{A} b", "rejected": "x"}, "'chosen' holds a NUL character"),
+        ({"chosen": f"{U} a\ud800{A} b", "rejected": "x"}, "half of a surrogate pair"),
+        ({"text": "a"}, "the fields text are of no known format"),
+        ({}, r"the fields \(none\) are of no known format"),
+        ({"prompt": 1}, "'prompt' is a number"),
+        ({"prompt": "a", "domain": 3}, "'domain' is a number"),
+        ({"messages": []}, "'messages' is empty"),
+        ({"messages": ["a"]}, r"'messages'\[0\] is a string"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "has the role 'tool'"),
+        ({"messages": [{"role": "user", "content": None}]}, r"'messages'\[0\].content is null"),
+        ({"messages": [assistant("a")]}, "must end with an assistant message, after"),
+        ({"chosen": [user("a")], "rejected": [user("a")]}, "'chosen' must end with an assistant message"),
+        ({"prompt": [user("a"), assistant("b")]}, "'prompt' ends with an assistant message"),
+        ({"prompt": [user("a")], "chosen": [user("b")]}, "'chosen' must be one assistant message"),
+        ({"prompt": [user("a")], "chosen": "b"}, "'chosen' is a string, not a list of messages"),
+        ({"info": 1, "summaries": [], "choice": 0}, "'info' is a number"),
+        ({"info": {}, "summaries": [{}], "choice": 0}, "'summaries' is a list"),
+        ({"info": {}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 2}, "'choice' is 2"),
+        ({"info": {}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": True}, "'choice' is True"),
+        ({"info": {}, "summaries": [{"text": "a"}, {}], "choice": 1}, "there is no 'text'"),
+        ({"info": {}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 1}, "there is no 'article'"),
+        ({"post": "a", "summary": "b"}, "there is no 'subreddit'; the row has post, summary"),
+    ],
+)
+def test_malformed_rows_say_what_is_wrong(row, reason):
+    with pytest.raises((RowError, LeftOut), match=reason) as error:
+        auto(row)
+    assert error.type is RowError
+
+
+POST = "SUBREDDIT: r/gardening\n\nTITLE: Tomatoes\n\nPOST: They grew.\n\nTL;DR:"
+
+
+def test_tldr_comparisons_as_published():
+    info = {"id": "t3_1", "post": "They grew. ", "title": "Tomatoes", "subreddit": "gardening", "article": None}
+    row = {"info": info, "summaries": [{"text": " Bad."}, {"text": " Good."}], "choice": 1, "split": "train"}
+    assert auto(row) == Example(POST, " Good.", " Bad.", "tldr")
+    row["info"] = {"id": "1", "article": "It rained.", "post": None}
+    assert auto(row) == Example("Article:\n\nIt rained.\n\nTL;DR:", " Good.", " Bad.", "cnndm")
+
+
+@pytest.mark.parametrize(
+    "row, chosen, rejected",
+    [
+        ({"subreddit": "gardening", "title": "Tomatoes", "post": "They grew.", "summary": "Good."}, "Good.", None),
+        ({"prompt": POST, "label": "Good."}, "Good.", None),
+        ({"prompt": POST, "completion": " Good."}, " Good.", None),
+        ({"prompt": POST[:-8], "chosen": "TL;DR: Good.", "rejected": "TL;DR: Bad."}, " Good.", " Bad."),
+        ({"prompt": POST}, None, None),
+    ],
+)
+def test_filtered_tldr_as_published(row, chosen, rejected):
+    assert auto(row) == Example(POST, chosen, rejected, "tldr")
+
+
+def test_pairs():
+    assert auto({"prompt": "a", "chosen": "b", "rejected": "c", "domain": "d"}) == Example("a", "b", "c", "d")
+    assert auto({"prompt": "a", "response": "b"}) == Example("a", "b", None, "")
+    assert auto({"prompt": "a"}) == Example("a", None, None, "")
+
+
+def test_messages_in_every_published_shape():
+    prompt = (Message("system", "Be kind."), Message("user", "Hello"))
+    turns = [{"role": "system", "content": "Be kind."}, user("Hello")]
+    full = Example(prompt, "Hi.", "Go.", "")
+    assert auto({"chosen": [*turns, assistant("Hi.")], "rejected": [*turns, assistant("Go.")]}) == full
+    assert auto({"prompt": turns, "chosen": [assistant("Hi.")], "rejected": [assistant("Go.")]}) == full
+    text_prompt = {"prompt": "Hello", "chosen": [*turns, assistant("Hi.")], "rejected": [*turns, assistant("Go.")]}
+    assert auto(text_prompt) == full
+    assert auto({"messages": [*turns, assistant("Hi.")]}) == Example(prompt, "Hi.", None, "")
+    assert auto({"prompt": turns, "completion": [assistant("Hi.")]}) == Example(prompt, "Hi.", None, "")
+    assert auto({"messages": turns}) == auto({"prompt": turns}) == Example(prompt, None, None, "")
+    with pytest.raises(LeftOut, match="different prompts"):
+        auto({"chosen": [user("a"), assistant("b")], "rejected": [user("c"), assistant("b")]})

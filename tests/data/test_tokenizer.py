@@ -1,0 +1,80 @@
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from gipo_mc.data.synthetic import builtin_tokenizer
+from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, train_bpe_tokenizer
+from gipo_mc.errors import ConfigError
+
+TEXTS = ["The dog runs to the park.", "The park is green, and the dog is brown."] * 20
+
+
+def closed(words, **special) -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=core, **special)
+
+
+def test_a_trained_bpe_encodes_any_text_and_survives_loading_beside_a_llama_config(tmp_path):
+    trained = train_bpe_tokenizer(TEXTS, 300, tmp_path)
+    LlamaConfig(vocab_size=300).save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    for tokenizer in (trained, loaded):
+        assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 1, 2)
+        assert 259 < len(tokenizer) <= 300
+        for text in ("\n\nHuman: a  b\n\nAssistant:", "naïve 漢字 🙂\t\x00", "The dog"):
+            ids = tokenizer(text, add_special_tokens=False).input_ids
+            assert tokenizer.decode(ids) == text
+        assert tokenizer("dog").input_ids[0] == 0
+    assert len(loaded(" dog", add_special_tokens=False).input_ids) == 1
+
+
+def test_training_is_deterministic(tmp_path):
+    a, b = (train_bpe_tokenizer(iter(TEXTS), 290, tmp_path / name) for name in "ab")
+    assert a.get_vocab() == b.get_vocab()
+
+
+def test_a_vocabulary_too_small_for_the_bytes_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="at least 259, not 100"):
+        train_bpe_tokenizer(TEXTS, 100, tmp_path)
+
+
+def test_vocabularies_that_do_not_belong_together():
+    tokenizer = builtin_tokenizer()
+    assert check_vocabulary(tokenizer, 22) == check_vocabulary(tokenizer, 24) == ""
+    with pytest.raises(ConfigError, match=r"ids up to 21 \('<pad>'\), but the reward model a vocabulary of 21"):
+        check_vocabulary(tokenizer, 21, "the reward model")
+    assert "has 22 ids, the model a vocabulary of 32000" in check_vocabulary(tokenizer, 32000)
+
+
+@pytest.mark.parametrize(
+    "words, special, expected",
+    [
+        (["a", "<eos>", "[PAD]"], {"eos_token": "<eos>"}, "[PAD]"),
+        (["a", "<eos>", "<unk>"], {"eos_token": "<eos>", "unk_token": "<unk>"}, "<unk>"),
+        (["a", "<eos>"], {"eos_token": "<eos>"}, "<eos>"),
+    ],
+)
+def test_a_missing_padding_token_never_grows_the_vocabulary(tmp_path, words, special, expected):
+    closed(words, **special).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.pad_token == expected and len(tokenizer) == len(words)
+
+
+def test_folders_that_hold_no_usable_tokenizer(tmp_path):
+    with pytest.raises(ConfigError, match="no end-of-sequence token"):
+        closed(["a"]).save_pretrained(tmp_path / "no_eos")
+        load_tokenizer(str(tmp_path / "no_eos"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="There is no tokenizer in"):
+        load_tokenizer(str(tmp_path / "empty"))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "tokenizer.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_tokenizer(str(tmp_path / "broken"))
+    with pytest.raises(ConfigError, match="There is no folder"):
+        load_tokenizer(str(tmp_path / "missing"))
+    with pytest.raises(ConfigError, match="No tokenizer is given"):
+        load_tokenizer("")
+    with pytest.raises(ConfigError, match="owner/missing cannot be loaded"):
+        load_tokenizer("owner/missing")

@@ -40,6 +40,9 @@ def test_domain_auc_ignores_which_label_is_which():
     assert domain_auc(probs, ["hard", "hard", "easy", "easy"]) == pytest.approx(0.75)
     assert domain_auc(probs, ["one"] * 4) == 0.5
     assert domain_auc(torch.eye(3), ["a", "b", "c"]) == 1.0
+    # a is told from b only by what it lacks: the first group
+    lacking = torch.tensor([[0.2, 0.5, 0.3], [0.2, 0.3, 0.5], [0.6, 0.1, 0.3], [0.6, 0.3, 0.1]])
+    assert domain_auc(lacking, ["a", "a", "b", "b"]) == 1.0
 
 
 def test_mutual_information():

@@ -246,7 +246,7 @@ def test_two_groups_by_their_distance(seed, rows):
     [
         [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]],  # the last group empty
         [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]],  # all in one
-        [[1.0, 1e-38, 0.0], [1.0, 1e-42, 0.0], [1e-38, 1.0, 0.0]],  # denormal mass
+        [[1.0, 1e-40, 0.0], [1.0, 1e-42, 0.0], [1.0, 0.0, 0.0]],  # a mass whose inverse is not finite in fp32
     ],
     ids=["empty", "all-in-one", "denormal"],
 )
@@ -269,6 +269,13 @@ def test_degenerate_groups_are_finite(weights, dtype, probs):
     assert float(m.omega_M.sum()) == pytest.approx(1.0)
     assert float(m.objective_M[2]) == 0.0
     assert float(m.omega_M[2]) == 0.0
+
+
+@dtypes
+def test_a_mass_of_rounding_noise_is_no_group(dtype):
+    probs = torch.tensor([[1.0, 1e-40], [1.0, 1e-42]], dtype=dtype)
+    m = whole(probs, torch.tensor([1.0, 5.0], dtype=dtype), "population")
+    assert m.omega_M.tolist() == [1.0, 0.0] and float(m.variance) == 0.0
 
 
 @modes
@@ -351,6 +358,13 @@ def test_cap_by_hand():
     assert relative_weight(beta, m, HARD).tolist() == pytest.approx([1 + 0.8 / 3] * 3 + [0.2])
     assert float(bounded_beta(0.1, m, mass_floor=0.0, cap=0.8)[0]) == pytest.approx(0.1)
     assert float(bounded_beta(0.3, m, mass_floor=0.0, cap=math.inf)[0]) == pytest.approx(0.3)
+
+
+def test_cap_counts_the_size_of_the_group_where_the_weights_do_not():
+    m = whole(HARD, SCORE, "population")  # N omega_g / P_g = 2/3, 2 and |R_g - Rbar| = 2, 2
+    beta, _ = bounded_beta(1.0, m, mass_floor=0.0, cap=0.8)
+    assert float(beta) == pytest.approx(0.1)
+    assert relative_weight(beta, m, HARD).tolist() == pytest.approx([1 + 0.8 / 3] * 3 + [0.2])
 
 
 @modes

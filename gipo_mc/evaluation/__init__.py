@@ -1,0 +1,1 @@
+"""Reading what runs left behind: comparison, tables, plots and the HTML report."""

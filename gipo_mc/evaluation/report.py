@@ -1,0 +1,106 @@
+"""The HTML report of one or several runs: one file, no script, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+import gipo_mc
+from gipo_mc.evaluation import panels, summary
+from gipo_mc.evaluation.runs import RunData, load_runs
+from gipo_mc.training.jsonl import storage_errors, write_atomically
+
+
+@dataclass(frozen=True)
+class _RunView:
+    """What the template shows of one run."""
+
+    name: str
+    anchor: str
+    colour: str
+    title: str
+    state: str
+    headline: str
+    facts: list[tuple[str, str]]
+    cards: list[summary.Card]
+    notices: list[tuple[str, str]]
+    samples: list[summary.ShownSample]
+    config: str
+
+
+@dataclass(frozen=True)
+class _Chapter:
+    """Runs of one kind, which share axes."""
+
+    title: str
+    anchor: str
+    runs: list[_RunView]
+    comparison: summary.Table | None
+    sections: list[panels.Section]
+    phases: list[tuple[str, str, list[tuple[str, str]]]]
+
+
+def build_report(runs: list[Path], out: Path) -> Path:
+    """Write the report of the run folders `runs` to `out` and return it.
+
+    Runs of one kind are drawn into the same axes and compared in a table; kinds (SFT, reward model, RL) follow one
+    another in the order in which they were given. Raises DataError where a run is missing or its log is damaged,
+    StorageError where `out` cannot be written.
+    """
+    loaded = load_runs(runs)
+    kinds: dict[str, list[RunData]] = {}
+    for run in loaded:
+        kinds.setdefault(run.kind, []).append(run)
+    chapters = [_chapter(kind, members, number) for number, (kind, members) in enumerate(kinds.items())]
+    environment = Environment(
+        loader=PackageLoader("gipo_mc.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["picture"] = Markup  # only what plots.py drew: its text is escaped there
+    html = environment.get_template("report.html.j2").render(
+        title=" · ".join(summary.readable(run.name) for run in loaded),
+        chapters=chapters,
+        version=gipo_mc.__version__,
+        updated=max((str(run.status.get("updated") or "") for run in loaded), default=""),
+    )
+    with storage_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, html)
+    return out
+
+
+def _chapter(kind: str, runs: Sequence[RunData], number: int) -> _Chapter:
+    rows = summary.phase_rows(runs)
+    return _Chapter(
+        title=summary.TITLES.get(kind, kind),
+        anchor=f"part-{number}",
+        runs=[_view(run, index, f"run-{number}-{index}") for index, run in enumerate(runs)],
+        comparison=summary.comparison(runs) if len(runs) > 1 else None,
+        sections=panels.sections(runs),
+        phases=[(phase.replace("_", " "), panels.phase_colour(phase), cells) for phase, cells in rows],
+    )
+
+
+def _view(run: RunData, index: int, anchor: str) -> _RunView:
+    facts = [(summary.readable(key), summary.readable(value)) for key, value in run.about.items()]
+    if not any(key.lower() == "layout" for key, _ in facts) and summary.layout(run):
+        facts.append(("layout", summary.layout(run)))
+    facts.append(("run folder", summary.readable(run.path)))
+    return _RunView(
+        name=summary.readable(run.name),
+        anchor=anchor,
+        colour=panels.run_colour(index),
+        title=summary.title(run),
+        state=str(run.status.get("state") or "unknown"),
+        headline=summary.headline(run),
+        facts=facts,
+        cards=summary.cards(run),
+        notices=summary.notices(run),
+        samples=summary.chosen_samples(run),
+        config=summary.readable(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)) if run.config else "",
+    )

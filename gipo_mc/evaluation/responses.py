@@ -1,0 +1,117 @@
+"""Responses of one model to given prompts, or to those of the configured data: what scripts/generate.py shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from gipo_mc.config import Config
+from gipo_mc.data.encode import Encoder
+from gipo_mc.data.loading import load_prompts
+from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer
+from gipo_mc.errors import ConfigError
+from gipo_mc.models.generation import generate
+from gipo_mc.models.rollouts import assemble_rollout, sampling_uniforms
+from gipo_mc.models.stopping import stop_on_strings
+from gipo_mc.parallel import runtime
+from gipo_mc.parallel.collectives import on_main
+from gipo_mc.parallel.layout import Layout, split_rows
+from gipo_mc.training.model_sources import load_model, resolve
+from gipo_mc.types import Prompt
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response as text. tokens: its length, EOS counted. truncated: it reached rollout.max_new_tokens."""
+
+    prompt: str
+    response: str
+    domain: str
+    tokens: int
+    truncated: bool
+
+
+def respond(
+    config: Config,
+    texts: Sequence[str] = (),
+    *,
+    greedy: bool = False,
+    on_step: Callable[[int, int], None] | None = None,
+) -> list[Response]:
+    """Load model.policy on all ranks and let it respond, with the sampling of the rollout section and run.seed.
+
+    texts: prompts exactly as the model is to read them; empty: the first eval.prompts rows of data.evaluation, or of
+        data.prompts where that names nothing.
+    Returns the same list on every rank, in the order of the prompts. Raises ConfigError, DataError, CheckpointError.
+    """
+    if not config.model.policy:
+        raise ConfigError(
+            "No model is named: add model.policy=FOLDER, a Hugging Face folder, a run or one of a run's checkpoints."
+        )
+    layout = runtime.initialize(config.parallel, config.device)
+    source = on_main(lambda: resolve(config.model.policy, "model.policy"))
+    tokenizer = load_tokenizer(config.model.tokenizer or str(source.folder))
+    check_vocabulary(tokenizer, source.shape.vocab_size, source.name)
+    prompts = _given(texts, tokenizer) if texts else _of_data(config, tokenizer)
+    settings = config.rollout
+    longest = max(len(prompt.token_ids) for prompt in prompts) + settings.max_new_tokens
+    source.shape.check(layout.tensor, layout.pipeline, sequence_length=longest)
+    model = load_model(source, layout, head="lm", dtype=_dtype(config, layout), trainable=False, seed=config.run.seed)
+
+    own = [prompts[row] for row in split_rows(len(prompts), layout.data)[layout.data_rank]]
+    indices = [prompt.index for prompt in own]
+    generated = generate(
+        model,
+        [prompt.token_ids for prompt in own],
+        layout=layout,
+        max_new_tokens=settings.max_new_tokens,
+        eos_id=tokenizer.eos_token_id,
+        uniforms_BT=sampling_uniforms(config.run.seed, "generate", 0, indices, settings.max_new_tokens),
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        greedy=greedy,
+        stop=stop_on_strings(tokenizer, settings.stop),
+        micro_batch=settings.micro_batch_size,
+        on_step=on_step,
+    )
+    rollout = assemble_rollout(prompts, generated, layout, pad_id=tokenizer.pad_token_id)
+    rows, lengths = rollout.sequences.tokens_BL.tolist(), rollout.sequences.response_length_B.tolist()
+    return [
+        Response(
+            prompt=prompt.text,
+            response=tokenizer.decode(row[len(prompt.token_ids) :][:length], skip_special_tokens=True),
+            domain=prompt.domain,
+            tokens=length,
+            truncated=truncated,
+        )
+        for prompt, row, length, truncated in zip(prompts, rows, lengths, rollout.truncated_B.tolist(), strict=True)
+    ]
+
+
+def _given(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    ids = Encoder(tokenizer).prompts(texts)
+    return [Prompt(i, tuple(row), "", text) for i, (row, text) in enumerate(zip(ids, texts, strict=True))]
+
+
+def _of_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    data = config.data
+    if not data.evaluation and not data.prompts:
+        raise ConfigError(
+            "There is nothing to respond to: give --prompt TEXT, or files with data.evaluation=[FILE] or "
+            "data.prompts=[FILE]."
+        )
+    prompts = load_prompts(data, tokenizer, seed=config.run.seed, part="evaluation" if data.evaluation else "train")
+    count = min(len(prompts), config.eval.prompts)
+    if not count:
+        raise ConfigError(f"eval.prompts={config.eval.prompts} leaves no prompt of {len(prompts)}: raise it.")
+    return [prompts[row] for row in range(count)]
+
+
+def _dtype(config: Config, layout: Layout) -> torch.dtype:
+    if config.dtype == "auto":
+        return torch.bfloat16 if layout.device.type == "cuda" else torch.float32
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32

@@ -1,0 +1,32 @@
+"""Build one self-contained HTML report of one run or several."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from gipo_mc.errors import GipoError
+from gipo_mc.evaluation.report import build_report
+from gipo_mc.training.jsonl import printable
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, build, say where; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Several runs are drawn into the same axes: scripts/report.py runs/ppo runs/gi_ppo --out compare.html",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder (the one with metrics.jsonl)")
+    parser.add_argument("--out", type=Path, help="file to write (default: report.html in the first run folder)")
+    args = parser.parse_args(argv)
+    try:
+        print(build_report(args.runs, args.out or args.runs[0] / "report.html"))
+    except GipoError as error:
+        print("\n".join(printable(line) for line in str(error).splitlines()), file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

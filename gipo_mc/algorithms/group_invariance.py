@@ -15,7 +15,7 @@ d = dR_var/dp fixed. A group without mass has no weight: omega_g = 0, and R_g is
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -88,16 +88,6 @@ def with_mass_floor(moments: GroupMoments, mass_floor: float) -> GroupMoments:
     """
     allowed_M = moments.mass_M >= mass_floor * moments.total
     return _moments(moments.mass_M, moments.weighted_M, moments.total, moments.weights, allowed_M)
-
-
-def scaled_to(moments: GroupMoments, total: int | float | Tensor) -> GroupMoments:
-    """The moments of a mini-batch of `total` sequences in which the groups are as in `moments`: same R_g and omega,
-    masses in proportion. For statistics of the whole rollout used in its mini-batches (`group_statistics: rollout`);
-    the re-weighting is then zero-sum over the rollout, not in each mini-batch.
-    """
-    new = torch.as_tensor(total, dtype=moments.mass_M.dtype, device=moments.mass_M.device)
-    factor = new / moments.total.clamp(min=1.0)
-    return replace(moments, mass_M=moments.mass_M * factor, weighted_M=moments.weighted_M * factor, total=new)
 
 
 def score_gradient(moments: GroupMoments, group_probs_BM: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from gipo_mc.algorithms.group_invariance import (
     moments,
     probability_gradient,
     relative_weight,
-    scaled_to,
     score_gradient,
     with_mass_floor,
 )
@@ -169,19 +168,6 @@ def test_a_group_that_a_part_does_not_have(weights):
     assert torch.equal(m.variance, expected.variance) and torch.equal(m.objective_M, expected.objective_M)
     by_part = torch.cat([score_gradient(m, HARD[i : i + 1]) for i in range(4)])
     assert torch.equal(by_part, score_gradient(expected, HARD))
-
-
-@modes
-def test_statistics_of_the_rollout_serve_its_mini_batches(weights):
-    """A mini-batch with the rollout's proportions gets from the rollout's moments what its own would give it."""
-    probs, score = draw(6, 3, 7)
-    rollout = whole(probs.repeat(4, 1), score.repeat(4), weights)
-    own, scaled = whole(probs, score, weights), scaled_to(rollout, 6)
-    torch.testing.assert_close(score_gradient(scaled, probs), score_gradient(own, probs))
-    torch.testing.assert_close(probability_gradient(scaled, score), probability_gradient(own, score))
-    torch.testing.assert_close(relative_weight(0.3, scaled, probs), relative_weight(0.3, own, probs))
-    (beta, _), (same, _) = (bounded_beta(9.0, x, mass_floor=0.05, cap=0.8) for x in (scaled, own))
-    torch.testing.assert_close(beta, same)
 
 
 @modes

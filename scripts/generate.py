@@ -1,0 +1,51 @@
+"""Sample from a checkpoint: a Hugging Face folder, a run, or one checkpoint of a run.
+
+    python scripts/generate.py model.policy=runs/gi_ppo --prompt "Say something kind."
+    torchrun --nproc-per-node 2 scripts/generate.py model.policy=FOLDER parallel.tensor=2 data.evaluation=[test.jsonl]
+
+Temperature, top-p, top-k, length and stop strings are those of the rollout section; run.seed makes it repeatable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from gipo_mc.config import Config
+from gipo_mc.evaluation.responses import Response, respond
+from gipo_mc.parallel.collectives import on_main
+from gipo_mc.training.command import run_command
+from gipo_mc.training.jsonl import encode, printable, write_atomically
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
+    parser.add_argument(
+        "--prompt", action="append", default=[], help="text to continue; may be repeated [prompts of data.evaluation]"
+    )
+    parser.add_argument("--greedy", action="store_true", help="the most probable token each time [sampling]")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write JSON lines there [text on the screen]")
+    own, rest = parser.parse_known_args()
+
+    def work(config: Config) -> None:
+        responses = respond(config, own.prompt, greedy=own.greedy)
+        on_main(lambda: _show(responses, own.out))
+
+    return run_command(f"{__doc__}\n{parser.format_help()}", work, argv=rest, builtin=dict)
+
+
+def _show(responses: list[Response], out: Path | None) -> None:
+    if out:
+        write_atomically(out, "".join(encode(asdict(response)) + "\n" for response in responses))
+        return
+    for response in responses:
+        end = ", cut at rollout.max_new_tokens" if response.truncated else ""
+        print(f"--- {response.domain or 'prompt'}, {response.tokens} tokens{end}")
+        for line in f"{response.prompt}[{response.response}]".split("\n"):
+            print(printable(line))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -141,7 +141,10 @@ class CheckpointConfig(Section):
 
 class EvalConfig(Section):
     every: int = Field(0, ge=0, description="iterations between evaluations; 0: only at the end")
-    prompts: int = Field(64, ge=0, description="held-out rows used; 0: none")
+    prompts: int = Field(64, ge=0, description="held-out rows used, of each domain in RL; 0: none")
+    reward: str = Field(
+        "", description="RL: a second reward that training never sees, logged as gold/*; like model.reward"
+    )
 
 
 class Config(Section):
@@ -265,6 +268,13 @@ def check_layout(config: Config, world_size: int) -> int:
     ):
         if size < data:
             problems.append(f"{key}={size} is smaller than the {data} data-parallel ranks: raise it to {data} or more")
+    batch, mini_batch = config.rollout.batch_size, config.algorithm.mini_batch_size
+    smallest = batch // -(-batch // mini_batch)
+    if batch >= data > smallest:
+        problems.append(
+            f"rollout.batch_size={batch} in mini-batches of at most {mini_batch} leaves some with {smallest} sequences, "
+            f"fewer than the {data} data-parallel ranks: raise algorithm.mini_batch_size"
+        )
     if problems:
         raise ConfigError("The layout does not work:\n" + "\n".join(f"  - {p}" for p in problems))
     return data

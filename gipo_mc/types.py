@@ -93,6 +93,11 @@ class Rollout:
     sampler_logp_BT: Tensor
     truncated_B: Tensor
 
+    @property
+    def times(self) -> int:
+        """T, the width of every response-aligned tensor of this rollout."""
+        return int(self.sampler_logp_BT.shape[1])
+
 
 @dataclass(frozen=True)
 class Scores:

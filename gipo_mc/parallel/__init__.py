@@ -3,4 +3,9 @@
 import warnings
 
 # TransformerEngine and Apex are options here, not conditions; scripts/doctor.py says what is missing and what for.
-warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+for _message in (
+    "Transformer Engine and Apex are not installed",
+    "Apex is not installed",
+    "full scope is deprecated",  # Megatron's own default of an option (CUDA graphs) that is not used here
+):
+    warnings.filterwarnings("ignore", message=_message)

@@ -6,12 +6,18 @@ are gathered instead and added in rank order, so that every rank and every run g
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
+from gipo_mc.errors import GipoError
 from gipo_mc.parallel.layout import Layout, split_rows
+
+T = TypeVar("T")
 
 
 def gather_in_rank_order(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
@@ -76,3 +82,25 @@ def replicate_rows(
         packed = torch.cat([gathered[rank, : len(block)] for rank, block in enumerate(blocks)])
     parts = packed.split(flat_widths, dim=1)
     return {name: part if width else part.squeeze(1) for (name, width), part in zip(widths.items(), parts, strict=True)}
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """Call `work` on rank 0 and return its value (picklable) on every rank.
+
+    An error of `work` is raised on every rank, so that no rank goes on alone: as it is where it is a GipoError, else
+    as a RuntimeError that quotes it.
+    """
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = work()
+        except GipoError as error:
+            outcome[1] = error
+        except Exception as error:
+            outcome[1] = RuntimeError(f"rank 0 failed: {type(error).__name__}: {error}")
+            outcome[1].__cause__ = error
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]

@@ -26,6 +26,7 @@ FACTORY_MODULES = (
     "megatron.core.pipeline_parallel.schedules",
     "megatron.core.optimizer.clip_grads",
     "megatron.core.optimizer.optimizer",
+    "megatron.core.utils",
 )
 FACTORIES = ("zeros", "ones", "empty", "tensor")
 

@@ -206,4 +206,8 @@ def _scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig, total_step
         end_wd=config.weight_decay,
         wd_incr_steps=max(total_steps, 1),
         wd_incr_style="constant",
+        # A resumed run takes its position from the checkpoint and its schedule from the configuration, so that more
+        # iterations may be asked for than at first.
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
     )

@@ -61,6 +61,13 @@ def initialize(parallel: ParallelConfig, device: Literal["auto", "cpu", "cuda"] 
             dist.init_process_group(backend, timeout=timeout)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    sizes = (parallel.tensor, parallel.pipeline)
+    if parallel_state.model_parallel_is_initialized():
+        # A command may run several trainings one after the other on the same ranks.
+        now = current_layout(parallel.sequence, place)
+        if (now.tensor, now.pipeline) == sizes:
+            return now
+        parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,

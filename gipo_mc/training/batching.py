@@ -1,0 +1,126 @@
+"""From sequences to micro-batches: which rows this rank runs, and where the hidden states it needs are.
+
+The last stage turns only the states that predict a response token into logits, so prompts cost no vocabulary
+projection and padding costs no kernel time: `MicroBatch.state_N` indexes the packed rows of hidden_LBH.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from gipo_mc.parallel.collectives import replicate_rows
+from gipo_mc.parallel.engine import Engine, LastStage
+from gipo_mc.parallel.layout import Layout, split_rows
+from gipo_mc.types import Sequences
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One pass through the pipeline.
+
+    sequences: the rows, padded to the longest of them and to the layout's length multiple, on the device.
+    rows_B: int64 [b], position of each row in the batch it was cut from.
+    times: response time T of the batch, the width of every response-aligned tensor.
+    """
+
+    sequences: Sequences
+    rows_B: Tensor
+    times: int
+
+    @property
+    def tokens_BL(self) -> Tensor:
+        return self.sequences.tokens_BL
+
+    @cached_property
+    def response_NN(self) -> tuple[Tensor, Tensor]:
+        """(row, time), int64 [N] each: the response tokens of this micro-batch in row order."""
+        length_B = self.sequences.response_length_B
+        times_T = torch.arange(self.times, device=length_B.device)
+        row_N, time_N = torch.nonzero(times_T < length_B[:, None], as_tuple=True)
+        return row_N, time_N
+
+    @cached_property
+    def state_N(self) -> Tensor:
+        """int64 [N]: rows of hidden_LBH.flatten(0, 1) whose state predicts each response token."""
+        row_N, time_N = self.response_NN
+        return (self.sequences.prompt_length_B[row_N] - 1 + time_N) * len(self.sequences) + row_N
+
+    @cached_property
+    def target_N(self) -> Tensor:
+        """int64 [N]: the response tokens."""
+        row_N, time_N = self.response_NN
+        return self.tokens_BL[row_N, self.sequences.prompt_length_B[row_N] + time_N]
+
+    @cached_property
+    def last_B(self) -> Tensor:
+        """int64 [b]: rows of hidden_LBH.flatten(0, 1) at the last token of prompt + response."""
+        position_B = self.sequences.prompt_length_B + self.sequences.response_length_B - 1
+        return position_B * len(self.sequences) + torch.arange(len(self.sequences), device=position_B.device)
+
+    @cached_property
+    def prompt_end_B(self) -> Tensor:
+        """int64 [b]: rows of hidden_LBH.flatten(0, 1) at the last token of the prompt."""
+        position_B = self.sequences.prompt_length_B - 1
+        return position_B * len(self.sequences) + torch.arange(len(self.sequences), device=position_B.device)
+
+    def to_response_BT(self, value_N: Tensor) -> Tensor:
+        """Packed response tokens [N] -> [b, T], zeros in the padding; differentiable."""
+        row_N, time_N = self.response_NN
+        return value_N.new_zeros(len(self.sequences), self.times).index_put((row_N, time_N), value_N)
+
+
+def micro_batches(
+    sequences: Sequences, size: int, layout: Layout, *, unit: int = 1, times: int = 0
+) -> list[MicroBatch]:
+    """This data-parallel rank's block of `sequences` in micro-batches of at most `size` rows.
+
+    unit: rows that belong together and are never split (2 for the pairs of a reward model).
+    times: response time T of the tensors that go with them; 0: the longest response.
+    A rank may have one unit more than another, so counts may differ between data-parallel ranks; each has at least one.
+    """
+    own = split_rows(len(sequences) // unit, layout.data)[layout.data_rank]
+    assert len(own), "check_layout keeps batches at least as large as the data-parallel size"
+    times = times or int(sequences.response_length_B.max())
+    size = max(size // unit, 1)
+    result = []
+    for start in range(own.start, own.stop, size):
+        stop = min(start + size, own.stop)
+        rows_B = torch.arange(start * unit, stop * unit, device=sequences.tokens_BL.device)
+        part = sequences.rows(rows_B)
+        padding = -part.tokens_BL.shape[1] % layout.length_multiple
+        part = Sequences(
+            torch.nn.functional.pad(part.tokens_BL, (0, padding)).to(layout.device),
+            part.prompt_length_B.to(layout.device),
+            part.response_length_B.to(layout.device),
+        )
+        result.append(MicroBatch(part, rows_B.to(layout.device), times))
+    return result
+
+
+def run_forward(
+    engine: Engine, batches: list[MicroBatch], count: int, last_stage: LastStage, widths: dict[str, int]
+) -> dict[str, Tensor]:
+    """Forward pass over the micro-batches of all ranks; the last stage's outputs for all `count` units of rows, in
+    their order, on every rank.
+
+    widths: name -> trailing width of each output, 0 for one number a unit (see `replicate_rows`).
+    """
+    return _everywhere(engine.forward(batches, last_stage), widths, count, engine.layout)
+
+
+def run_backward(
+    engine: Engine, batches: list[MicroBatch], count: int, last_stage: LastStage, widths: dict[str, int]
+) -> dict[str, Tensor]:
+    """Like `run_forward`, accumulating the gradients of each micro-batch's "loss"."""
+    return _everywhere(engine.forward_backward(batches, last_stage), widths, count, engine.layout)
+
+
+def _everywhere(
+    outputs: list[dict[str, Tensor]], widths: dict[str, int], count: int, layout: Layout
+) -> dict[str, Tensor]:
+    columns = {name: torch.cat([output[name] for output in outputs]) for name in widths} if outputs else None
+    return replicate_rows(columns, widths, count, layout)

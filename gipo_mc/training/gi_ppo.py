@@ -1,0 +1,107 @@
+"""The GI-PPO loop (Zheng et al., arXiv 2310.11971), top to bottom in the order of the data:
+
+prompts -> rollout -> scores -> experience -> critic and group classifier -> policy -> log, checkpoint.
+
+PPO with and without KL are the same loop: `algorithm.name` turns group inference and the KL penalty off.
+"""
+
+from __future__ import annotations
+
+from gipo_mc.algorithms.group_inference import GroupState, warnings
+from gipo_mc.config import Config
+from gipo_mc.errors import NumericsError
+from gipo_mc.training.evaluate_policy import evaluate_policy
+from gipo_mc.training.rl_metrics import iteration_metrics, sample_rows, sampler_warning
+from gipo_mc.training.rl_setup import RLSetup, restore, set_up
+from gipo_mc.training.rollout import roll_out, take_prompts
+from gipo_mc.training.scoring import score
+from gipo_mc.training.session import Session, open_session
+from gipo_mc.training.shaping import shape
+from gipo_mc.training.timing import Phases
+from gipo_mc.training.update_critic import update_critic
+from gipo_mc.training.update_policy import update_policy
+from gipo_mc.types import Experience, Prompt
+
+#: Responses of each iteration that go into samples.jsonl.
+SAMPLES = 8
+#: Iterations in a row in which every optimizer step was skipped before the run stops.
+PATIENCE = 3
+
+
+def train(config: Config) -> None:
+    """Run GI-PPO, PPO or PPO without KL as configured, from the start or from the run folder's last checkpoint."""
+    with open_session(config, "train_gi_ppo") as session:
+        setup = set_up(session)
+        state = restore(session, setup)
+        broken = 0
+        for step in range(session.start, config.run.iterations):
+            state, metrics = iterate(session, setup, state, step)
+            broken = broken + 1 if _all_skipped(metrics, step, config) else 0
+            if broken >= PATIENCE:
+                raise NumericsError(
+                    f"Every optimizer step of the last {PATIENCE} iterations was skipped, because gradients were not "
+                    "finite. Lower policy.lr or critic.lr, or continue from an earlier checkpoint."
+                )
+            if session.checkpoint_due():
+                session.save(setup.engines, setup.tokenizers, {"groups": state.to_dict()})
+        session.console.done(
+            [("metrics", str(session.folder.metrics)), ("report", f"python scripts/report.py {session.folder.path}")]
+        )
+
+
+def iterate(session: Session, setup: RLSetup, state: GroupState, step: int) -> tuple[GroupState, dict[str, float]]:
+    """One iteration. Returns what group inference remembers, and the metrics."""
+    config, models = session.config, setup.models
+    phases = Phases(session.layout)
+
+    prompts = take_prompts(setup.prompts, config, step)
+    with phases("rollout"), session.progress("rollout", len(prompts)) as tell:
+        rollout = roll_out(models.policy, setup.tokenizer, prompts, config, step, on_step=tell)
+    scores = score(models, prompts, rollout, config, phases)
+    with phases("advantages"):
+        experience, state = shape(rollout, scores, state, config)
+    with phases("update_critic"):
+        critic_metrics = update_critic(models.critic, experience, config, step)
+    policy_metrics: dict[str, float] = {}
+    if step >= config.algorithm.critic_warmup:
+        with phases("update_policy"):
+            policy_metrics = update_policy(models.policy, experience, config, step)
+
+    metrics = iteration_metrics(experience, state, config, step) | critic_metrics | policy_metrics
+    if _evaluation_due(config, step) and setup.held_out is not None:
+        with phases("evaluation"):
+            metrics |= evaluate_policy(setup, config)
+    metrics |= phases.metrics()
+    tokens = float(rollout.sequences.response_length_B.sum())
+    metrics["throughput/tokens_per_second"] = tokens / metrics["time/total"]
+    _show(session, setup, prompts, experience, metrics, state, step)
+    return state, metrics
+
+
+def _show(
+    session: Session,
+    setup: RLSetup,
+    prompts: list[Prompt],
+    experience: Experience,
+    metrics: dict[str, float],
+    state: GroupState,
+    step: int,
+) -> None:
+    session.log(step + 1, metrics)
+    session.distribution("reward", experience.scores.reward_B, experience.rollout.domain_B)
+    if session.logger:
+        session.logger.samples(step + 1, sample_rows(prompts, experience, setup.tokenizer, SAMPLES))
+    dtype = str(session.dtype).removeprefix("torch.")
+    for text in [*warnings(metrics, state), sampler_warning(metrics, dtype)]:
+        if text:
+            session.warn(text)
+
+
+def _evaluation_due(config: Config, step: int) -> bool:
+    every = config.eval.every
+    return step + 1 == config.run.iterations or (every > 0 and (step + 1) % every == 0)
+
+
+def _all_skipped(metrics: dict[str, float], step: int, config: Config) -> bool:
+    updated = [name for name in ("policy/grad_norm", "critic/grad_norm") if name in metrics]
+    return not updated or (step >= config.algorithm.critic_warmup and "policy/grad_norm" not in metrics)

@@ -1,0 +1,44 @@
+"""A fresh Llama with random weights as a Hugging Face folder: what a run without any checkpoint starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from gipo_mc.data.tokenizer import train_bpe_tokenizer
+from gipo_mc.errors import StorageError
+
+
+def create_model(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int, **config: Any) -> None:
+    """Save a randomly initialised `LlamaForCausalLM` (safetensors) and its tokenizer in `folder`.
+
+    config: arguments of `transformers.LlamaConfig`; vocabulary and special tokens are the tokenizer's. The global
+    random state is left as it was.
+    """
+    highest = max(tokenizer.get_vocab().values())
+    shape = LlamaConfig(
+        **{
+            "vocab_size": highest + 1,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            **config,
+        }
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(shape)
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise StorageError(f"The new model cannot be written to {folder}: {error}") from error
+
+
+def create_text_model(folder: Path, texts: Iterable[str], vocab_size: int, seed: int, **config: Any) -> None:
+    """`create_model` with a byte-level BPE tokenizer trained on `texts`."""
+    create_model(folder, train_bpe_tokenizer(texts, vocab_size, folder), seed, **config)

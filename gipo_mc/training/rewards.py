@@ -1,0 +1,123 @@
+"""The reward of a response: a reward-model checkpoint (its tokenizer may differ from the policy's) or a function."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from gipo_mc.data.collate import to_sequences
+from gipo_mc.errors import ConfigError, DataError
+from gipo_mc.parallel.collectives import on_main
+from gipo_mc.parallel.engine import Engine
+from gipo_mc.parallel.layout import Layout
+from gipo_mc.training.batching import micro_batches, run_forward
+from gipo_mc.training.last_stage import sequence_rewards
+from gipo_mc.types import Prompt, Rollout, Sequences
+
+#: f(prompts, responses, domains) -> one finite reward each, in any units.
+RewardFunction = Callable[[list[str], list[str], list[str]], list[float]]
+
+_FUNCTION = "python:"
+
+
+class Reward(Protocol):
+    """Scores whole responses."""
+
+    def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
+        """float32 [B] on the layout's device, the same on every rank. prompts: those of the rollout, in its order."""
+        ...
+
+
+def is_function(name: str) -> bool:
+    """Does this value of model.reward name a Python function?"""
+    return name.startswith(_FUNCTION)
+
+
+def load_function(name: str) -> RewardFunction:
+    """The function behind "python:package.module:function". Raises ConfigError; imports the module."""
+    try:
+        module, function = name.removeprefix(_FUNCTION).split(":")
+        found = getattr(importlib.import_module(module), function)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"model.reward={name}: there is no such function ({error}). Write python:package.module:function, with the "
+            "module on PYTHONPATH; it is called as f(prompts, responses, domains) and returns one number each."
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"model.reward={name} is a {type(found).__name__}, not a function.")
+    return found  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class FunctionReward:
+    """A Python function, called on one rank (it may be slow, or not deterministic); its answer goes to all."""
+
+    name: str
+    function: RewardFunction
+    tokenizer: PreTrainedTokenizerBase
+    layout: Layout
+
+    def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
+        def work() -> list[float]:
+            texts = responses(rollout.sequences, self.tokenizer)
+            rewards = self.function([prompt.text for prompt in prompts], texts, list(rollout.domain_B))
+            if len(rewards) != len(prompts):
+                raise DataError(f"{self.name} returned {len(rewards)} rewards for {len(prompts)} responses.")
+            for index, reward in enumerate(rewards):
+                if not math.isfinite(reward):
+                    raise DataError(f"{self.name} returned {reward} for the response {texts[index][:200]!r}.")
+            return [float(reward) for reward in rewards]
+
+        return torch.tensor(on_main(work), dtype=torch.float32, device=self.layout.device)
+
+
+@dataclass(frozen=True)
+class ModelReward:
+    """A reward model, read at the last token. Where its tokenizer is another one than the policy's, prompt and
+    response are decoded and tokenized again."""
+
+    engine: Engine
+    tokenizer: PreTrainedTokenizerBase
+    policy_tokenizer: PreTrainedTokenizerBase
+    micro_batch_size: int
+
+    def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
+        sequences = rollout.sequences
+        if not same_tokens(self.tokenizer, self.policy_tokenizer):
+            sequences = self._translate(prompts, rollout)
+        batches = micro_batches(sequences, self.micro_batch_size, self.engine.layout)
+        return run_forward(self.engine, batches, len(sequences), sequence_rewards(), {"reward": 0})["reward"]
+
+    def _translate(self, prompts: Sequence[Prompt], rollout: Rollout) -> Sequences:
+        texts = responses(rollout.sequences, self.policy_tokenizer)
+        prompt_ids = self.tokenizer([prompt.text for prompt in prompts])["input_ids"]
+        response_ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ended = (~rollout.truncated_B).tolist()
+        # A response that ended is shown to the reward model as one that ended, with its own EOS.
+        closed = [
+            [*ids, self.tokenizer.eos_token_id] if end else ids for ids, end in zip(response_ids, ended, strict=True)
+        ]
+        return to_sequences(prompt_ids, closed, self.tokenizer.pad_token_id, self.engine.layout.device)
+
+
+def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Do two tokenizers give the same ids the same meaning?"""
+    return one is other or (one.get_vocab() == other.get_vocab() and one.eos_token_id == other.eos_token_id)
+
+
+def responses(sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Text of each response, without special tokens."""
+    rows = zip(
+        sequences.tokens_BL.tolist(),
+        sequences.prompt_length_B.tolist(),
+        sequences.response_length_B.tolist(),
+        strict=True,
+    )
+    return tokenizer.batch_decode([ids[start : start + n] for ids, start, n in rows], skip_special_tokens=True)

@@ -1,0 +1,59 @@
+"""prompts -> rollout: which prompts an iteration takes, and the policy's responses to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from gipo_mc.config import Config
+from gipo_mc.data.batches import batch_indices
+from gipo_mc.data.sets import PromptSet
+from gipo_mc.models.generation import generate
+from gipo_mc.models.rollouts import assemble_rollout, sampling_uniforms
+from gipo_mc.models.stopping import stop_on_strings
+from gipo_mc.parallel.engine import Engine
+from gipo_mc.parallel.layout import split_rows
+from gipo_mc.types import Prompt, Rollout
+
+
+def take_prompts(prompts: PromptSet, config: Config, step: int) -> list[Prompt]:
+    """The prompts of iteration `step`, the same on every rank, a function of (seed, step)."""
+    rows = batch_indices(config.run.seed, "prompts", step, config.rollout.batch_size, len(prompts))
+    return [prompts[int(row)] for row in rows]
+
+
+def roll_out(
+    policy: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    config: Config,
+    step: int,
+    *,
+    purpose: str = "rollout",
+    greedy: bool = False,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Rollout:
+    """Responses to `prompts`, each data-parallel replica generating its block of them.
+
+    purpose: names the random stream, so that evaluation does not repeat the draws of training.
+    """
+    layout, settings = policy.layout, config.rollout
+    own = [prompts[row] for row in split_rows(len(prompts), layout.data)[layout.data_rank]]
+    indices = [prompt.index for prompt in own]
+    generated = generate(
+        policy.model,
+        [prompt.token_ids for prompt in own],
+        layout=layout,
+        max_new_tokens=settings.max_new_tokens,
+        eos_id=tokenizer.eos_token_id,
+        uniforms_BT=sampling_uniforms(config.run.seed, purpose, step, indices, settings.max_new_tokens),
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        greedy=greedy,
+        stop=stop_on_strings(tokenizer, settings.stop),
+        micro_batch=settings.micro_batch_size,
+        on_step=on_step,
+    )
+    return assemble_rollout(prompts, generated, layout, pad_id=tokenizer.pad_token_id)

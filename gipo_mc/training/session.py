@@ -1,0 +1,247 @@
+"""A run between its start and its end: ranks, run folder, console, log files, models and checkpoints.
+
+Everything a training loop shares with every other one; the loops themselves only say what happens in a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from gipo_mc.config import Config, OptimizerConfig, save_config
+from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer
+from gipo_mc.errors import CheckpointError, GipoError
+from gipo_mc.models.llama import HeadKind, LlamaModel
+from gipo_mc.ops import describe_build
+from gipo_mc.parallel import runtime
+from gipo_mc.parallel.collectives import on_main
+from gipo_mc.parallel.engine import Engine
+from gipo_mc.parallel.layout import Layout
+from gipo_mc.training import checkpoint
+from gipo_mc.training.console import Console
+from gipo_mc.training.metrics import MetricsLogger
+from gipo_mc.training.model_sources import ModelSource, load_model, resolve
+from gipo_mc.training.run_folder import RunFolder
+
+
+@dataclass
+class Session:
+    """One run on this rank. Made by `open_session`.
+
+    logger: on the main rank only; `log` and friends do nothing elsewhere.
+    start: iterations that the checkpoint this run continues from had finished.
+    """
+
+    config: Config
+    layout: Layout
+    folder: RunFolder
+    console: Console
+    logger: MetricsLogger | None
+    dtype: torch.dtype
+    tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
+    start: int = 0
+    step: int = 0
+    _resume_from: Path | None = None
+    _resume_warnings: list[str] = field(default_factory=list)
+
+    # ------------------------------------------------------------------ models
+    def source(self, name: str, key: str) -> ModelSource:
+        """The source that configuration key `key` names; found (and downloaded) by one rank, then known to all."""
+        found: ModelSource = on_main(lambda: resolve(name, key))
+        found.shape.check(self.layout.tensor, self.layout.pipeline)
+        return found
+
+    def tokenizer(self, source: ModelSource, override: str = "") -> PreTrainedTokenizerBase:
+        """The tokenizer of a model, checked against its vocabulary."""
+        tokenizer = load_tokenizer(override or str(source.folder))
+        if warning := check_vocabulary(tokenizer, source.shape.vocab_size, source.name):
+            self.warn(warning)
+        return tokenizer
+
+    def load(
+        self,
+        source: ModelSource,
+        head: HeadKind,
+        optimizer: OptimizerConfig | None = None,
+        *,
+        total_steps: int = 1,
+        groups: int = 0,
+    ) -> Engine:
+        """Engine of a model, trainable where an optimizer is given."""
+        algorithm = self.config.algorithm
+        model = load_model(
+            source,
+            self.layout,
+            head=head,
+            dtype=self.dtype,
+            trainable=optimizer is not None,
+            seed=self.config.run.seed,
+            groups=groups,
+            group_head=algorithm.group_head,
+        )
+        return self.engine(model, optimizer, total_steps=total_steps)
+
+    def engine(self, model: LlamaModel, optimizer: OptimizerConfig | None, *, total_steps: int = 1) -> Engine:
+        """Engine of a model that exists already."""
+        choice = self.config.parallel.distributed_optimizer
+        return Engine(
+            model,
+            self.layout,
+            optimizer,
+            total_steps=total_steps,
+            distributed_optimizer=choice == "on" or (choice == "auto" and self.layout.device.type == "cuda"),
+        )
+
+    # ------------------------------------------------------------- checkpoints
+    def save(
+        self, engines: Mapping[str, Engine], tokenizers: Mapping[str, PreTrainedTokenizerBase], state: dict[str, Any]
+    ) -> None:
+        """Checkpoint after `self.step` iterations. state: what else the next iteration depends on, JSON-able."""
+        sharded: dict[str, Any] = {}
+        for role, engine in engines.items():
+            sharded |= engine.sharded_state(role)
+
+        def extras(path: Path) -> None:
+            for role, engine in engines.items():
+                config = engine.model.shape.to_hf(architectures=["LlamaForCausalLM"])  # type: ignore[union-attr,operator]
+                config.save_pretrained(path / role)
+                tokenizers[role].save_pretrained(path / role)
+
+        if self.logger:
+            self.logger.flush()
+        state = {**state, "heads": {role: engine.model.head for role, engine in engines.items()}}
+        checkpoint.save(self.folder.checkpoints, self.step, sharded, state, self.config.checkpoint.keep, extras)
+
+    def checkpoint_due(self) -> bool:
+        """Is a checkpoint to be written after the iteration that just ended?"""
+        every = self.config.checkpoint.every
+        return self.step == self.config.run.iterations or (every > 0 and self.step % every == 0)
+
+    def resume(self, engines: Mapping[str, Engine]) -> dict[str, Any] | None:
+        """Continue from the run folder's newest usable checkpoint: its state, or None for a fresh run."""
+        for warning in self._resume_warnings:
+            self.warn(f"Passed over a checkpoint: {warning}")
+        path = self._resume_from
+        if path is None:
+            return None
+        state = checkpoint.load_state(path)
+        sharded: dict[str, Any] = {}
+        for role, engine in engines.items():
+            sharded |= engine.sharded_state(role, is_loading=True)
+        loaded = checkpoint.load_shards(path, sharded)
+        for role, engine in engines.items():
+            engine.load_sharded_state(role, loaded)
+        self.start = self.step = state["step"]
+        if self.logger:
+            self.logger.truncate_after(self.start)
+        return state
+
+    # ---------------------------------------------------------------- showing
+    def header(self, lines: Sequence[tuple[str, str]]) -> None:
+        """What runs, and where; also kept for the report."""
+        algorithm = [("resumed from", str(self._resume_from))] if self._resume_from else []
+        rows = [
+            *((label, part) for label, text in lines for part in text.splitlines()),
+            ("layout", self.layout.describe()),
+            ("numbers", f"{str(self.dtype).removeprefix('torch.')}, ops: {describe_build()}"),
+            ("run folder", str(self.folder.path)),
+            *algorithm,
+        ]
+        self.console.header(rows)
+        if self.logger:
+            self.folder.write_about(rows)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of finished iteration `step` (1, 2, ...)."""
+        self.step = step
+        if self.logger:
+            self.logger.log(step, metrics)
+            self.folder.write_status("running", step=step)
+        self.console.iteration(step, metrics)
+
+    def distribution(self, name: str, values_B: Tensor, domains: Sequence[str]) -> None:
+        """The distribution of `values_B` [B] in this iteration, whole and by domain."""
+        if self.logger:
+            self.logger.histogram(self.step, name, values_B)
+            for domain in sorted(set(domains)):
+                rows = [row for row, own in enumerate(domains) if own == domain]
+                self.logger.histogram(self.step, f"{name}/domain/{domain}", values_B[rows])
+
+    @contextmanager
+    def progress(self, description: str, total: int) -> Iterator[Callable[[int, int], None]]:
+        """A progress bar over `total` units; yields f(done, total), to be called as units are done."""
+        with self.console.progress(description, total) as task:
+            shown = 0
+
+            def tell(done: int, of: int) -> None:
+                # Reported by one replica, in units of its own share: scaled to the whole.
+                nonlocal shown
+                now = done * total // max(of, 1)
+                task.advance(now - shown)
+                shown = now
+
+            yield tell
+
+    def warn(self, text: str) -> None:
+        """A warning on the console and in the report."""
+        if self.logger:
+            self.logger.warn(self.step, text)
+        self.console.warn(text)
+
+
+@contextmanager
+def open_session(config: Config, command: str) -> Iterator[Session]:
+    """Join the ranks, take the run folder, write the resolved configuration, and leave a status behind whatever
+    happens. Raises the errors of config, layout and folder on every rank."""
+    layout = runtime.initialize(config.parallel, config.device)
+    name = config.run.name or command
+    path = Path(config.run.dir) / name
+    folder = RunFolder(path, command)
+
+    def take() -> None:
+        nonlocal folder
+        folder = RunFolder.open(config.run.dir, name, command, config.run.resume)
+        save_config(config, folder.config)
+
+    on_main(take)
+    logger = MetricsLogger(folder) if layout.is_main else None
+    if config.dtype == "auto":
+        dtype = torch.bfloat16 if layout.device.type == "cuda" else torch.float32
+    else:
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    console = Console(name, config.run.iterations, enabled=layout.is_main)
+    session = Session(config, layout, folder, console, logger, dtype)
+    try:
+        newest, reasons = on_main(lambda: checkpoint.latest(folder.checkpoints))
+        if newest is None and reasons:
+            raise CheckpointError(
+                "No checkpoint of this run can be used:\n" + "\n".join(f"  - {reason}" for reason in reasons)
+            )
+        session._resume_from, session._resume_warnings = newest, reasons
+        if newest is None and logger:
+            logger.truncate_after(0)
+        _status(session, "running")
+        yield session
+        _status(session, "done", 0)
+    except GipoError as error:
+        _status(session, "failed", error.exit_code, str(error))
+        raise
+    except BaseException as error:
+        _status(session, "failed", 1, f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        if logger:
+            logger.close()
+        folder.close()
+
+
+def _status(session: Session, state: Any, exit_code: int | None = None, message: str = "") -> None:
+    if session.logger:
+        session.folder.write_status(state, exit_code, message, session.step)

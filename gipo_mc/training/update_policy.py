@@ -1,0 +1,161 @@
+"""Stage 2: PPO on the shaped advantages, minus beta times the group variance, so that no group is left behind.
+
+    loss = - (1/n) sum_it min(ratio A, clip(ratio) A) + beta R_var(S_theta) - entropy bonus      (arXiv 2310.11971)
+
+R_var needs the scores S_i of the whole mini-batch, so each one takes two passes: a forward pass for S (free for the
+first mini-batch, where the ratio is 1 and S is the rollout's signal), then the backward pass of sum_i c'_i S_i with
+c' = dR_var/dS fixed. `algorithm.group_statistics=rollout` uses the rollout's S throughout and saves the first pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gipo_mc.algorithms.group_invariance import beta_at, bounded_beta, moments, relative_weight, score_gradient
+from gipo_mc.algorithms.ppo import policy_loss_terms
+from gipo_mc.config import Config
+from gipo_mc.errors import NumericsError
+from gipo_mc.ops import GroupObjective, group_objective
+from gipo_mc.parallel.engine import Engine, Outputs
+from gipo_mc.training.batching import MicroBatch, micro_batches, run_backward, run_forward
+from gipo_mc.training.last_stage import response_statistics, token_log_probs
+from gipo_mc.training.mini_batches import MiniBatch, mini_batches
+from gipo_mc.training.updates import UpdateLog
+from gipo_mc.types import Experience
+
+#: How far the first ratio of an iteration may be from 1: the same model on the same tokens, differently padded.
+_RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
+_ROW_OUTPUTS = ("surrogate", "clipped", "ratio_max", "behaviour_kl", "entropy")
+
+
+def update_policy(policy: Engine, experience: Experience, config: Config, step: int) -> dict[str, float]:
+    """All policy steps of an iteration. Metrics "policy/{loss,clip_fraction,entropy,grad_norm,ratio_max,approx_kl,
+    lr,skipped}" and, with the group penalty, "policy/{beta,group_variance,weight_min,weight_negative}".
+
+    Raises NumericsError if the ratio of the first mini-batch is not 1: then log-probs of rollout and update differ.
+    """
+    log = UpdateLog("policy")
+    for batch in mini_batches(experience, config, step, "policy"):
+        parts = micro_batches(
+            batch.sequences, config.parallel.micro_batch_size, policy.layout, times=experience.rollout.times
+        )
+        gradient_B = _penalty_gradient(policy, parts, batch, experience, config, step, log)
+        outputs = _backward(policy, parts, batch, gradient_B, experience, config)
+        ratio_max = float(outputs["ratio_max"].max())
+        if batch.first:
+            _check_first_ratio(ratio_max, float(outputs["behaviour_kl"].sum()) / batch.tokens, policy)
+        entropy = float(outputs["entropy"].sum()) / batch.tokens
+        surrogate = float(outputs["surrogate"].sum()) / batch.tokens
+        log.add(
+            loss=-surrogate - config.algorithm.entropy_coef * entropy,
+            entropy=entropy,
+            clip_fraction=float(outputs["clipped"].sum()) / batch.tokens,
+            approx_kl=float(outputs["behaviour_kl"].sum()) / batch.tokens,
+        )
+        log.largest(ratio_max=ratio_max)
+        log.step(policy.step())
+    return log.metrics()
+
+
+def objective_of(
+    logp_BT: Tensor, rows_B: Tensor, length_B: Tensor, experience: Experience, config: Config
+) -> GroupObjective:
+    """The fused group objective (op B) of the given rows of the rollout batch under log-probs `logp_BT`."""
+    scores, settings = experience.scores, config.algorithm
+    kind: Literal["ratio", "log_prob"] = "log_prob" if settings.signal == "log_prob_advantage" else "ratio"
+    return group_objective(
+        logp_BT,
+        scores.behaviour_logp_BT[rows_B],
+        scores.reference_logp_BT[rows_B],
+        experience.advantage_BT[rows_B],
+        length_B,
+        scores.group_probs_BM[rows_B],
+        experience.signal_B[rows_B],
+        experience.kl_weight_B[rows_B],
+        clip=settings.clip,
+        kl_estimator=settings.kl_estimator,
+        score=kind,
+    )
+
+
+def _penalty_gradient(
+    policy: Engine,
+    parts: list[MicroBatch],
+    batch: MiniBatch,
+    experience: Experience,
+    config: Config,
+    step: int,
+    log: UpdateLog,
+) -> Tensor | None:
+    """First pass: beta dR_var/dS of every sequence of the mini-batch, [b], or None where there is no penalty."""
+    settings = config.algorithm
+    beta = beta_at(step, settings.beta_policy, settings.beta_ramp)
+    if settings.name != "gi_ppo" or settings.groups == 1 or beta == 0.0:
+        return None
+    if batch.first or settings.group_statistics == "rollout":
+        logp_BT = experience.scores.behaviour_logp_BT[batch.rows_B]
+    else:
+        stage, widths = token_log_probs(config.rollout.temperature), {"logp": experience.rollout.times}
+        logp_BT = run_forward(policy, parts, len(batch), stage, widths)["logp"]
+    objective = objective_of(logp_BT, batch.rows_B, batch.sequences.response_length_B, experience, config)
+    statistics = moments(objective.mass_M, objective.weighted_M, len(batch), settings.weights)
+    bounded, statistics = bounded_beta(beta, statistics, mass_floor=settings.mass_floor, cap=settings.reweight_cap)
+    probs_BM = experience.scores.group_probs_BM[batch.rows_B]
+    weight_B = relative_weight(bounded, statistics, probs_BM)
+    log.add(
+        beta=float(bounded),
+        group_variance=float(statistics.variance),
+        weight_negative=float((weight_B < 0).float().mean()),
+    )
+    log.largest(weight_max=float(weight_B.max()))
+    return bounded * score_gradient(statistics, probs_BM)
+
+
+def _backward(
+    policy: Engine,
+    parts: list[MicroBatch],
+    batch: MiniBatch,
+    gradient_B: Tensor | None,
+    experience: Experience,
+    config: Config,
+) -> dict[str, Tensor]:
+    """Second pass: the gradients of the whole mini-batch's loss; statistics of every row, on every rank."""
+    settings = config.algorithm
+
+    def last_stage(model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
+        statistics = response_statistics(model, hidden_LBH, part, config.rollout.temperature)
+        logp_BT = part.to_response_BT(statistics.logp_N)
+        entropy_BT = part.to_response_BT(statistics.entropy_N)
+        rows_B = batch.rows_B[part.rows_B]
+        objective = objective_of(logp_BT, rows_B, part.sequences.response_length_B, experience, config)
+        loss = policy_loss_terms(
+            objective,
+            tokens=batch.tokens,
+            score_gradient_B=None if gradient_B is None else gradient_B[part.rows_B],
+            beta=1.0,
+            entropy_sum=entropy_BT.sum() if settings.entropy_coef else None,
+            entropy_coef=settings.entropy_coef,
+        )
+        return {
+            "loss": loss,
+            "surrogate": objective.surrogate_B,
+            "clipped": objective.clipped_B,
+            "ratio_max": objective.ratio_max_B,
+            "behaviour_kl": objective.behaviour_kl_B,
+            "entropy": entropy_BT.sum(dim=1),
+        }
+
+    return run_backward(policy, parts, len(batch), last_stage, dict.fromkeys(_ROW_OUTPUTS, 0))
+
+
+def _check_first_ratio(ratio_max: float, approx_kl: float, policy: Engine) -> None:
+    tolerance = _RATIO_TOLERANCE[policy.model.config.params_dtype]  # type: ignore[union-attr,index]
+    if not abs(ratio_max - 1.0) <= tolerance or not approx_kl <= tolerance:
+        raise NumericsError(
+            f"Before the first update of an iteration the PPO ratio must be 1, but its largest value is {ratio_max:.6g} "
+            f"(mean KL to the behaviour policy {approx_kl:.3g} nats a token): the log-probs of the rollout and of the "
+            "update differ. Please report this with the run's config.yaml."
+        )

@@ -1,0 +1,47 @@
+"""What the optimizer steps of an iteration report, gathered into metrics."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from gipo_mc.parallel.engine import StepResult
+
+
+class UpdateLog:
+    """Means over the mini-batches of an iteration, under "<prefix>/<name>"."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._values: dict[str, list[float]] = defaultdict(list)
+        self._largest: dict[str, float] = {}
+        self._lr = 0.0
+        self._skipped = 0
+
+    def add(self, **values: float) -> None:
+        """Numbers of one mini-batch, averaged later."""
+        for name, value in values.items():
+            self._values[name].append(value)
+
+    def largest(self, **values: float) -> None:
+        """Numbers of which the largest of the iteration is reported."""
+        for name, value in values.items():
+            self._largest[name] = max(value, self._largest.get(name, value))
+
+    def step(self, result: StepResult) -> None:
+        """One optimizer step. A skipped one counts, and leaves the mean gradient norm finite."""
+        self._lr = result.lr
+        if result.updated:
+            self.add(grad_norm=result.grad_norm)
+        else:
+            self._skipped += 1
+
+    @property
+    def skipped(self) -> int:
+        """Optimizer steps whose gradient norm was not finite: nothing was changed."""
+        return self._skipped
+
+    def metrics(self) -> dict[str, float]:
+        """Everything, with "lr" of the last step and the number of "skipped" steps."""
+        means = {name: sum(values) / len(values) for name, values in self._values.items()}
+        values = means | self._largest | {"lr": self._lr, "skipped": float(self._skipped)}
+        return {f"{self._prefix}/{name}": value for name, value in values.items()}

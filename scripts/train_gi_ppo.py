@@ -1,0 +1,14 @@
+"""Train a policy with Group-Invariant PPO, or with PPO with and without KL (algorithm.name).
+
+Without any argument: the built-in task, sized to the ranks and the device there are.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from gipo_mc.training.builtin import gi_ppo_base, train_gi_ppo
+from gipo_mc.training.command import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(str(__doc__), train_gi_ppo, builtin=gi_ppo_base))

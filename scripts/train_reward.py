@@ -1,0 +1,14 @@
+"""Train a reward model on preference pairs (Bradley-Terry).
+
+Without any argument: the built-in task, sized to the ranks and the device there are.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from gipo_mc.training.builtin import reward_base, train_reward
+from gipo_mc.training.command import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(str(__doc__), train_reward, builtin=reward_base))

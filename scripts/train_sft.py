@@ -1,0 +1,14 @@
+"""Fine-tune a Llama on demonstrations (supervised, token cross entropy on the responses).
+
+Without any argument: the built-in task, sized to the ranks and the device there are.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from gipo_mc.training.builtin import sft_base, train_sft
+from gipo_mc.training.command import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(str(__doc__), train_sft, builtin=sft_base))

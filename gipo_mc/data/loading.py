@@ -94,8 +94,14 @@ def _load(
     for source, label in zip(sources, labels, strict=True):
         report = SourceReport(source)
         reports.append(report)
-        if source.split(":")[0] == BUILTIN:
+        if source.partition(":")[0] == BUILTIN:
+            if label:
+                raise ConfigError("data.domains cannot rename the built-in task's domains: its rewards go by them.")
             rows = _builtin_rows(kind, source, data, tokenizer, seed, report)
+        elif data.format == BUILTIN:
+            raise ConfigError(
+                f"data.format=builtin is for the source 'builtin', not for {source}: set auto, or the format."
+            )
         else:
             rows = _file_rows(kind, source, label, data, encoder, report, seen)
         for ids, text, domain in rows:

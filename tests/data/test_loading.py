@@ -272,7 +272,7 @@ def test_the_builtin_task_needs_its_own_tokenizer_and_a_split_that_exists(tokeni
         load_prompts(DataConfig(prompts=["a.jsonl"], format="builtin"), builtin_tokenizer())
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_files_never_end_in_anything_but_a_data_error(tmp_path, tokenizer, data):
     content = bytearray("".join(json.dumps(row) + "\n" for row in ROWS * 3).encode())

@@ -129,7 +129,7 @@ def _stored_dtype(source: SafetensorsFolder) -> torch.dtype:
 
 
 def _compare_folders(source: SafetensorsFolder, copy: SafetensorsFolder, shape: LlamaShape) -> list[Check]:
-    # Not compared, because not loaded: constants of the rotary embedding, and a projection that tied embeddings replace.
+    # Not compared, because not loaded: rotary constants of old checkpoints, and a projection that a tied model ignores.
     ignored = {OUTPUT} if shape.tied else set()
     names = {name for name in source.shapes if not name.endswith("rotary_emb.inv_freq")} - ignored
     different = sorted(names ^ set(copy.shapes))

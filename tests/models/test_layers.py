@@ -1,0 +1,115 @@
+"""RMSNorm and attention against a plain computation, and the KV cache against the forward pass without one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from megatron.core.inference.contexts import StaticInferenceContext
+from torch import Tensor
+
+from gipo_mc.config import ParallelConfig
+from gipo_mc.models.layers import CausalAttention, RMSNorm
+from gipo_mc.models.llama import LlamaModel, build_model
+from gipo_mc.models.llama_config import LlamaShape, transformer_config
+from gipo_mc.parallel import runtime
+from tests.models.test_llama_config import layout
+from tests.models.tiny import VARIANTS, config
+from tests.ranks import parallel_config, run_ranks
+
+
+def plain_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Loops and a softmax; the last query sees every key."""
+    new, batch, heads, width = query.shape
+    seen, groups = key.shape[0], key.shape[2]
+    out = torch.zeros(new, batch, heads, width, dtype=query.dtype)
+    for t in range(new):
+        visible = seen - new + t + 1
+        for b in range(batch):
+            for head in range(heads):
+                group = head // (heads // groups)
+                scores = key[:visible, b, group] @ query[t, b, head] / width**0.5
+                out[t, b, head] = torch.softmax(scores, 0) @ value[:visible, b, group]
+    return out.flatten(2)
+
+
+@pytest.mark.parametrize(("new", "seen"), [(5, 5), (1, 1), (1, 6), (3, 7)], ids=["training", "one", "decode", "chunk"])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_attention_against_loops(new: int, seen: int, groups: int) -> None:
+    told = transformer_config(LlamaShape.from_hf(config()), layout(), torch.float64)
+    attention = CausalAttention(told, layer_number=1)
+    query = torch.randn(new, 2, 4, 8, dtype=torch.float64)
+    key, value = torch.randn(2, seen, 2, groups, 8, dtype=torch.float64)
+    torch.testing.assert_close(attention(query, key, value), plain_attention(query, key, value))
+
+
+def test_norm_against_its_formula_and_its_sequence_parallel_mark() -> None:
+    for sequence in (False, True):
+        place = layout(tensor=2, sequence=sequence, world_size=2)
+        norm = RMSNorm(transformer_config(LlamaShape.from_hf(config()), place, torch.float64), 8, eps=1e-5)
+        norm.weight.data.uniform_(0.5, 1.5)
+        x = torch.randn(3, 2, 8, dtype=torch.float64)
+        expected = norm.weight * x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        torch.testing.assert_close(norm(x), expected)
+        assert norm.weight.sequence_parallel is sequence
+
+
+def cached(model: LlamaModel, tokens_BL: Tensor, chunks: list[int]) -> Tensor:
+    context = StaticInferenceContext(tokens_BL.shape[0], tokens_BL.shape[1])
+    parts, start = [], 0
+    for size in chunks:
+        parts.append(model(tokens_BL[:, start : start + size], inference_context=context))
+        start += size
+        context.sequence_len_offset = start
+    return torch.cat(parts)
+
+
+def compare_cache(rank: int, parallel: ParallelConfig, name: str) -> None:
+    place = runtime.initialize(parallel, "cpu")
+    shape = LlamaShape.from_hf(config(**VARIANTS[name]))
+    model = build_model(shape, place, head="lm", dtype=torch.float32, trainable=False)
+    tokens_BL = torch.randint(0, shape.vocab_size, (3, 13), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected = model(tokens_BL)
+        for chunks in ([13], [12, 1], [5, 1, 1, 1, 5], [1] * 13, [1, 12]):
+            torch.testing.assert_close(cached(model, tokens_BL, chunks), expected, rtol=1e-5, atol=1e-5)
+        # Sequence parallelism, off for the cache, is back.
+        assert model.config.sequence_parallel is parallel.sequence
+        torch.testing.assert_close(model(tokens_BL), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_any_chunks_behind_the_cache_equal_one_forward_pass(name: str) -> None:
+    for sequence in (False, True):
+        parallel, ranks = parallel_config(tensor=2, sequence=sequence)
+        run_ranks(compare_cache, ranks, parallel, name)
+
+
+def overflow_cache(rank: int) -> None:
+    place = runtime.initialize(ParallelConfig(), "cpu")
+    shape = LlamaShape.from_hf(config())
+    model = build_model(shape, place, head="lm", dtype=torch.float32, trainable=False)
+    context = StaticInferenceContext(1, 4)
+    with torch.no_grad(), pytest.raises(ValueError, match="holds 1 sequences of 4 tokens"):
+        model(torch.zeros(1, 5, dtype=torch.long), inference_context=context)
+
+
+def test_more_tokens_than_the_cache_holds() -> None:
+    run_ranks(overflow_cache, 1)
+
+
+def compare_padding(rank: int, parallel: ParallelConfig) -> None:
+    """Right padding, and the padding to a multiple of the tensor ranks, never reach a real token."""
+    place = runtime.initialize(parallel, "cpu")
+    shape = LlamaShape.from_hf(config())
+    model = build_model(shape, place, head="lm", dtype=torch.float32, trainable=False)
+    tokens_BL = torch.randint(0, shape.vocab_size, (2, 9), generator=torch.Generator().manual_seed(4))
+    padded = torch.cat([tokens_BL, torch.full((2, 6), 7)], dim=1)
+    with torch.no_grad():
+        short, long = model(tokens_BL), model(padded)
+    assert short.shape == (9, 2, shape.hidden_size) and long.shape == (15, 2, shape.hidden_size)
+    torch.testing.assert_close(long[:9], short, rtol=1e-5, atol=1e-5)
+
+
+def test_padding_does_not_matter_and_odd_lengths_are_allowed_with_sequence_parallelism() -> None:
+    parallel, ranks = parallel_config(tensor=2, sequence=True)
+    run_ranks(compare_padding, ranks, parallel)

@@ -5,16 +5,25 @@
 
 namespace gipo {
 
+// The larger of two numbers; NaN if either is, in whichever order they come.
+template <class A>
+GIPO_HD A larger(A a, A b) {
+    return a != a || a >= b ? a : b;
+}
+
 // ---- Op A: softmax statistics -------------------------------------------------------------------------------------
 
 // Part of a row of logits: its maximum m (as stored, not scaled), sum e^u and sum e^u u, with u = (z - m) /
 // temperature. Centring u keeps the entropy exact for logits of any size: H = ln sum - weighted / sum.
 template <class A>
 struct SoftmaxPart {
-    A maximum = minus_infinity<A>();
-    A sum = 0;
-    A weighted = 0;
+    A maximum, sum, weighted;
 };
+
+template <class A>
+GIPO_HD SoftmaxPart<A> empty_part() {
+    return {minus_infinity<A>(), 0, 0};
+}
 
 template <class A>
 struct ExpTerm {

@@ -23,7 +23,7 @@ struct LaneSums {
         kl[k] += static_cast<double>(token.kl);
         clipped[k] += static_cast<double>(token.clipped);
         behaviour_kl[k] += static_cast<double>(token.behaviour_kl);
-        ratio[k] = ratio[k] >= token.ratio ? ratio[k] : token.ratio;  // a NaN ratio shows
+        ratio[k] = larger(ratio[k], token.ratio);
     }
 };
 
@@ -52,7 +52,7 @@ void forward_row(const ObjectiveRows& in, const ObjectiveFormula<A>& formula, co
     for (int k = 0; t + k < length; ++k) sums.add(k, token(t + k));
 
     A ratio = 0;
-    for (const A lane : sums.ratio) ratio = ratio >= lane ? ratio : lane;
+    for (const A lane : sums.ratio) ratio = larger(ratio, lane);
     const double values[] = {0, in_order(sums.surrogate),   in_order(sums.kl), in_order(sums.clipped),
                              0, in_order(sums.behaviour_kl)};
     for (int field = 0; field < 6; ++field) sequences[field * in.batch + i] = static_cast<A>(values[field]);

@@ -82,7 +82,7 @@ void merge_rows(const PartialRows& in, A* merged, int64_t begin, int64_t end) {
     const A inverse_temperature = static_cast<A>(1.0 / in.temperature);
     const A* partials = static_cast<const A*>(in.partials);
     for (int64_t i = begin; i < end; ++i) {
-        SoftmaxPart<A> whole;
+        SoftmaxPart<A> whole = empty_part<A>();
         A target = minus_infinity<A>();
         for (int64_t rank = 0; rank < in.ranks; ++rank) {
             const A* part = partials + rank * 4 * in.rows + i;

@@ -51,7 +51,7 @@ def describe_build() -> str:
     info = module().build_info()
     if not info["cuda"]:
         return f"CPU kernels only (compiler {info['compiler']})"
-    archs = ", ".join(f"sm_{a}" for a in info["cuda_architectures"].split(";"))
+    archs = ", ".join(f"sm_{a}" for a in info["cuda_architectures"].split(","))
     return f"CPU and CUDA kernels ({archs}; CUDA {info['cuda_version']}, compiler {info['compiler']})"
 
 

@@ -1,0 +1,121 @@
+// Op C on CUDA: one block a sequence, tiles of 256 tokens from the last to the first; A_t = delta_t + d A_{t+1} is an
+// associative scan of the pairs (d, delta). 12 bytes read and 12 written a float32 token.
+//
+// Order of reduction: shuffles inside a warp, warps in order, tiles in order; the totals over rows in float64.
+#include "cuda_block.cuh"
+#include "shape_and_gae.h"
+
+namespace gipo {
+namespace {
+
+// The map x -> offset + factor x: what a run of tokens does to the advantage that follows it.
+struct Affine {
+    float factor, offset;
+};
+
+__device__ __forceinline__ Affine then(const Affine& first, const Affine& second) {
+    return {second.factor * first.factor, second.offset + second.factor * first.offset};
+}
+
+// Composition of the maps of threads 0..threadIdx.x, in that order. `shared`: kWarps maps.
+__device__ __forceinline__ Affine block_scan(Affine value, Affine* shared) {
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    for (int distance = 1; distance < kWarp; distance *= 2) {
+        const Affine before{__shfl_up_sync(kAllLanes, value.factor, distance),
+                            __shfl_up_sync(kAllLanes, value.offset, distance)};
+        if (lane >= distance) value = then(before, value);
+    }
+    if (lane == kWarp - 1) shared[warp] = value;
+    __syncthreads();
+    Affine prefix{1.0f, 0.0f};
+    for (int w = 0; w < warp; ++w) prefix = then(prefix, shared[w]);
+    __syncthreads();
+    return then(prefix, value);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) shape_kernel(RewardRows in, ShapedRows out, float gamma, float decay) {
+    __shared__ Affine maps[kWarps];
+    __shared__ float shared[kWarps], carry;
+    for (int64_t i = blockIdx.x; i < in.batch; i += gridDim.x) {
+        const int64_t length = bounded_length(in.length[i], in.time), start = i * in.time;
+        const T* behaviour = static_cast<const T*>(in.behaviour) + start;
+        const T* reference = static_cast<const T*>(in.reference) + start;
+        const T* values = static_cast<const T*>(in.values) + start;
+        float* reward = static_cast<float*>(out.reward) + start;
+        float* advantage = static_cast<float*>(out.advantage) + start;
+        float* returns = static_cast<float*>(out.returns) + start;
+        const float score = static_cast<const float*>(in.score)[i];
+        const float weight = static_cast<const float*>(in.kl_weight)[i];
+
+        for (int64_t t = length + threadIdx.x; t < in.time; t += kThreads) reward[t] = advantage[t] = returns[t] = 0;
+        float later = 0, kl_sum = 0, sum = 0, squares = 0;
+        for (int64_t end = length; end > 0; end -= kThreads) {
+            const int64_t t = end - 1 - threadIdx.x;  // may be negative in the last tile
+            Affine map{1.0f, 0.0f};
+            float value = 0, shaped = 0;
+            if (t >= 0) {
+                const float kl = kl_estimate(widen(behaviour[t]) - widen(reference[t]), in.estimator);
+                const bool last = t == length - 1;
+                value = widen(values[t]);
+                shaped = shaped_reward(kl, weight, score, last);
+                map = {decay, temporal_difference(shaped, value, last ? 0.0f : widen(values[t + 1]), gamma)};
+                kl_sum += kl;
+            }
+            const Affine run = block_scan(map, maps);
+            const float result = run.offset + run.factor * later;
+            if (t >= 0) {
+                reward[t] = shaped;
+                advantage[t] = result;
+                returns[t] = result + value;
+                sum += result;
+                squares += result * result;
+            }
+            if (threadIdx.x == kThreads - 1) carry = result;
+            __syncthreads();
+            later = carry;
+            __syncthreads();
+        }
+        kl_sum = block_sum(kl_sum, shared);
+        sum = block_sum(sum, shared);
+        squares = block_sum(squares, shared);
+        if (threadIdx.x == 0) {
+            float* row_sums = static_cast<float*>(out.row_sums);
+            static_cast<float*>(out.kl)[i] = kl_sum;
+            row_sums[i] = static_cast<float>(length);
+            row_sums[in.batch + i] = sum;
+            row_sums[2 * in.batch + i] = squares;
+        }
+    }
+}
+
+// One block a field. Not a hot kernel, so float64 costs nothing.
+__global__ void __launch_bounds__(kThreads)
+    totals_kernel(const float* __restrict__ row_sums, int64_t batch, double* __restrict__ totals) {
+    __shared__ double shared[kThreads];
+    double total = 0;
+    for (int64_t i = threadIdx.x; i < batch; i += kThreads) total += row_sums[blockIdx.x * batch + i];
+    shared[threadIdx.x] = total;
+    __syncthreads();
+    for (int half = kThreads / 2; half > 0; half /= 2) {
+        if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) totals[blockIdx.x] = shared[0];
+}
+
+}  // namespace
+
+void shape_and_gae_cuda(const RewardRows& in, const ShapedRows& out, void* stream) {
+    const auto on = static_cast<cudaStream_t>(stream);
+    if (in.batch > 0) {
+        with_cuda_type(in.dtype, [&](auto type) {
+            shape_kernel<decltype(type)><<<blocks_for(in.batch), kThreads, 0, on>>>(
+                in, out, static_cast<float>(in.gamma), static_cast<float>(in.gamma * in.lambda));
+        });
+    }
+    totals_kernel<<<3, kThreads, 0, on>>>(static_cast<const float*>(out.row_sums), in.batch, out.totals);
+    check_launch("shape_and_gae");
+}
+
+}  // namespace gipo

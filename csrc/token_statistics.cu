@@ -1,0 +1,157 @@
+// Op A on CUDA: one block a row, 16-byte loads and stores. Forward reads each logit once (2 bytes in bf16), the
+// gradient reads and writes it once (4 bytes): 6 bytes a bf16 logit, the least possible with a reduction between the
+// two.
+//
+// Order of reduction: a thread takes every 256th pack of 16 bytes, keeps a running maximum and rescales its sums once
+// a pack (one exponential a logit), then the butterfly of block_reduce. Two runs give the same bits.
+#include "cuda_block.cuh"
+#include "token_statistics.h"
+
+namespace gipo {
+namespace {
+
+using Part = SoftmaxPart<float>;
+
+template <int count>
+__device__ __forceinline__ void add_logits(Part& part, const float (&logits)[count], float inverse_temperature) {
+    float maximum = part.maximum;
+#pragma unroll
+    for (int k = 0; k < count; ++k) maximum = logits[k] > maximum ? logits[k] : maximum;
+    part = rescale(part, maximum, inverse_temperature);
+#pragma unroll
+    for (int k = 0; k < count; ++k) {
+        const ExpTerm<float> term = exp_term(logits[k], maximum, inverse_temperature);
+        part.sum += term.value;
+        part.weighted += term.weighted;
+    }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    partials_kernel(LogitRows in, float inverse_temperature, float* __restrict__ partials) {
+    __shared__ Part shared[kWarps];
+    for (int64_t i = blockIdx.x; i < in.rows; i += gridDim.x) {
+        const T* row = static_cast<const T*>(in.logits) + i * in.stride;
+        const RowCut cut = cut_row(row, in.columns);
+        Part part = empty_part<float>();
+        for (int64_t pack = threadIdx.x; pack < cut.packs; pack += kThreads) {
+            float logits[kPack<T>];
+            load_pack(row + cut.head + pack * kPack<T>, logits);
+            add_logits(part, logits, inverse_temperature);
+        }
+        // Fewer than 16 single elements on either side.
+        const int64_t tail = cut.tail_start + threadIdx.x;
+        if (threadIdx.x < cut.head) add_logits(part, {widen(row[threadIdx.x])}, inverse_temperature);
+        if (tail < in.columns) add_logits(part, {widen(row[tail])}, inverse_temperature);
+
+        const Part whole = block_reduce(part, shared, [inverse_temperature](const Part& a, const Part& b) {
+            return merge(a, b, inverse_temperature);
+        });
+        if (threadIdx.x == 0) {
+            const int64_t column = in.targets[i] - in.first;
+            partials[i] = whole.maximum;
+            partials[in.rows + i] = whole.sum;
+            partials[2 * in.rows + i] = whole.weighted;
+            partials[3 * in.rows + i] =
+                column >= 0 && column < in.columns ? widen(row[column]) : minus_infinity<float>();
+        }
+    }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    merge_kernel(PartialRows in, float inverse_temperature, float* __restrict__ merged) {
+    const float* partials = static_cast<const float*>(in.partials);
+    for (int64_t i = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x; i < in.rows;
+         i += static_cast<int64_t>(gridDim.x) * kThreads) {
+        Part whole = empty_part<float>();
+        float target = minus_infinity<float>();
+        for (int64_t rank = 0; rank < in.ranks; ++rank) {
+            const float* part = partials + rank * 4 * in.rows + i;
+            whole = merge<float>(whole, {part[0], part[in.rows], part[2 * in.rows]}, inverse_temperature);
+            target = part[3 * in.rows] > target ? part[3 * in.rows] : target;
+        }
+        const TokenResult<float> token = token_result(whole, target, inverse_temperature);
+        const bool ignored = in.targets[i] == kIgnoredTarget;
+        merged[i] = ignored ? 0.0f : token.logp;
+        merged[in.rows + i] = ignored ? 0.0f : token.entropy;
+        merged[2 * in.rows + i] = whole.maximum;
+        merged[3 * in.rows + i] = token.log_sum;
+    }
+}
+
+// Not __restrict__: `out` may be the logits. Every element is read and written by one thread.
+template <class T>
+__device__ __forceinline__ void gradient_row(const T* row, T* out, int64_t columns, int64_t target,
+                                             const TokenSlope<float>& slope) {
+    const auto single = [&](int64_t v) { out[v] = Narrow<T>::from(slope(widen(row[v]), v == target ? 1.0f : 0.0f)); };
+    const bool packed = (reinterpret_cast<uintptr_t>(row) - reinterpret_cast<uintptr_t>(out)) % 16 == 0;
+    if (!packed) {
+        for (int64_t v = threadIdx.x; v < columns; v += kThreads) single(v);
+        return;
+    }
+    const RowCut cut = cut_row(row, columns);
+    for (int64_t pack = threadIdx.x; pack < cut.packs; pack += kThreads) {
+        const int64_t start = cut.head + pack * kPack<T>;
+        float values[kPack<T>];
+        load_pack(row + start, values);
+#pragma unroll
+        for (int k = 0; k < kPack<T>; ++k) values[k] = slope(values[k], start + k == target ? 1.0f : 0.0f);
+        store_pack(out + start, values);
+    }
+    if (threadIdx.x < cut.head) single(threadIdx.x);
+    if (cut.tail_start + threadIdx.x < columns) single(cut.tail_start + threadIdx.x);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    gradient_kernel(LogitRows in, LogitGradient gradient, float inverse_temperature) {
+    const float* statistics = static_cast<const float*>(gradient.statistics);
+    const float* upstream = static_cast<const float*>(gradient.upstream);
+    for (int64_t i = blockIdx.x; i < in.rows; i += gridDim.x) {
+        const T* row = static_cast<const T*>(in.logits) + i * in.stride;
+        T* out = static_cast<T*>(gradient.out) + i * gradient.stride;
+        const int64_t id = in.targets[i];
+        const bool known = id >= 0 && id < gradient.vocabulary, ignored = id == kIgnoredTarget;
+        const TokenSlope<float> slope{statistics[i],
+                                      statistics[in.rows + i],
+                                      statistics[2 * in.rows + i],
+                                      known ? upstream[i] : 0.0f,
+                                      ignored ? 0.0f : upstream[in.rows + i],
+                                      inverse_temperature};
+        int64_t written = 0;
+        if (!slope.zero()) {
+            gradient_row(row, out, in.columns, id - in.first, slope);
+            written = in.columns;
+        }
+        for (int64_t v = written + threadIdx.x; v < gradient.width; v += kThreads) out[v] = Narrow<T>::from(0.0f);
+    }
+}
+
+}  // namespace
+
+void token_partials_cuda(const LogitRows& in, void* partials, void* stream) {
+    if (in.rows == 0) return;
+    with_cuda_type(in.dtype, [&](auto type) {
+        partials_kernel<decltype(type)><<<blocks_for(in.rows), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+            in, static_cast<float>(1.0 / in.temperature), static_cast<float*>(partials));
+    });
+    check_launch("token_partials");
+}
+
+void token_merge_cuda(const PartialRows& in, void* merged, void* stream) {
+    if (in.rows == 0) return;
+    merge_kernel<<<blocks_for((in.rows + kThreads - 1) / kThreads), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+        in, static_cast<float>(1.0 / in.temperature), static_cast<float*>(merged));
+    check_launch("token_merge");
+}
+
+void token_gradient_cuda(const LogitRows& in, const LogitGradient& gradient, void* stream) {
+    if (in.rows == 0) return;
+    with_cuda_type(in.dtype, [&](auto type) {
+        gradient_kernel<decltype(type)><<<blocks_for(in.rows), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+            in, gradient, static_cast<float>(1.0 / in.temperature));
+    });
+    check_launch("token_gradient");
+}
+
+}  // namespace gipo

@@ -307,13 +307,21 @@ def test_ends(folder: Path, prompts: list[Prompt], greedy_ids: list[list[int]]) 
     assert nothing.responses() == [] and nothing.response_BT.shape == (0, NEW)
 
 
-def test_progress_is_told(folder: Path, prompts: list[Prompt], eos_id: int) -> None:
-    def job(model: Any, layout: Layout) -> list[tuple[int, int]]:
+def test_progress_is_told_and_all_done_is_the_end(
+    folder: Path, prompts: list[Prompt], eos_id: int, greedy_ids: list[list[int]]
+) -> None:
+    """Each position is told; when the last response ends, no further position is computed."""
+
+    def job(model: Any, layout: Layout) -> tuple[list[tuple[int, int]], list[int]]:
         told: list[tuple[int, int]] = []
         rollout(model, layout, prompts, eos_id, micro_batch=3, on_step=lambda done, total: told.append((done, total)))
-        return told
+        lengths: list[int] = []
+        model.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+        rollout(model, layout, [prompts[1]] * 2, greedy_ids[1][0], greedy=True)
+        return told, lengths
 
-    told = on_ranks(folder, {}, job)[0]
+    told, lengths = on_ranks(folder, {}, job)[0]
+    assert lengths == [PROMPT_LENGTHS[1]], "one pass over the prompt, whose first token ended it"
     assert {total for _, total in told} == {len(prompts)}
     done = [count for count, _ in told]
     assert done == sorted(done) and done[-1] == len(prompts) and done[0] < len(prompts)

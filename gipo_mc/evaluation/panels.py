@@ -82,7 +82,7 @@ def phase_colour(phase: str) -> str:
 def domain_colours(runs: Sequence[RunData]) -> dict[str, str]:
     """Colour of every domain that any metric of the runs names."""
     names = sorted(
-        {match[1] for run in runs for name in run.series if (match := re.search(r"(?:^|/)domain/([^/]+)$", name))}
+        {match[1] for run in runs for name in run.series if (match := re.search(r"(?:^|/)domain/(.+)$", name))}
     )
     return {name: plots.DOMAIN_COLOURS[i % len(plots.DOMAIN_COLOURS)] for i, name in enumerate(names)}
 
@@ -154,19 +154,21 @@ def _by_group(chart: Chart, runs: Sequence[RunData], prefix: str, suffix: str) -
 
 def _by_domain(chart: Chart, runs: Sequence[RunData], prefix: str, suffix: str, keys: Sequence[str]) -> list[Panel]:
     colours = domain_colours(runs)
+    single = chart.title.removesuffix(" by domain")
     if len(runs) == 1:
         there = [key for key in keys if _has(runs[0], f"{prefix}{key}{suffix}")]
         curves = [
             _curve(runs[0], f"{prefix}{key}{suffix}", key, colours.get(key, plots.INK), dash=i // 8)
             for i, key in enumerate(there)
         ]
-        return [_panel(chart.title, chart, runs, curves)] if curves else []
+        title = chart.title if len(curves) != 1 else f"{single}: {there[0]}"
+        return [_panel(title, chart, runs, curves)] if curves else []
     panels = []
     for key in keys:
         name = f"{prefix}{key}{suffix}"
         curves = [_curve(run, name, run.name, run_colour(i)) for i, run in enumerate(runs) if _has(run, name)]
         if curves:
-            panels.append(_panel(f"{chart.title.removesuffix(' by domain')}: {key}", chart, runs, curves))
+            panels.append(_panel(f"{single}: {key}", chart, runs, curves))
     return panels
 
 
@@ -250,7 +252,7 @@ def _rest(runs: Sequence[RunData], seen: set[str]) -> Section:
     """Whatever else was logged, so that no metric is hidden: names that differ in a domain or group share a chart."""
     names = sorted({name for run in runs for name in run.series} - seen)
     patterns = dict.fromkeys(
-        re.sub(r"^group/\d+/", "group/*/", re.sub(r"(^|/)domain/[^/]+$", r"\1domain/*", name)) for name in names
+        re.sub(r"^group/\d+/", "group/*/", re.sub(r"(^|/)domain/.+$", r"\1domain/*", name)) for name in names
     )
     panels = []
     for pattern in patterns:

@@ -259,7 +259,7 @@ def _label_room(labels: Sequence[str], width: float = 4.2, left: bool = False) -
 def _on(colour: str) -> str:
     """Ink that can be read on `colour`: white on dark, dark on light (relative luminance of sRGB)."""
     red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    return "#ffffff" if 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.36 else INK
+    return "#ffffff" if 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.2 else INK
 
 
 def _svg(figure: Figure, *identity: str) -> str:

@@ -87,13 +87,13 @@ class RunData:
         return values[np.isfinite(values)]
 
     def keys(self, prefix: str, suffix: str = "") -> list[str]:
-        """The `<key>` of the metrics named prefix<key>suffix, without deeper paths; numbers in their order."""
+        """The `<key>` of the metrics named prefix<key>suffix, sorted; numbers by their value."""
         found = [
             name[len(prefix) : len(name) - len(suffix)]
             for name in self.series
             if name.startswith(prefix) and name.endswith(suffix) and len(name) > len(prefix) + len(suffix)
         ]
-        return sorted((key for key in found if "/" not in key), key=lambda key: (not key.isdigit(), key.zfill(9)))
+        return sorted(found, key=lambda key: (not key.isdigit(), key.zfill(9) if key.isdigit() else key))
 
 
 def _window(count: int) -> int:

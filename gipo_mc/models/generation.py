@@ -153,7 +153,7 @@ class _Batch:
         self.prompt_length = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
         self.responses: list[list[int]] = [[] for _ in prompts]
         self.ended = np.zeros(len(prompts), dtype=bool)
-        self.shortest = int(self.prompt_length.min(initial=1))
+        self.shortest = min(map(len, prompts), default=1)
         self.end = int(self.prompt_length.max(initial=0)) + settings.max_new_tokens
         tokens = np.full((len(prompts), self.end), settings.eos_id, dtype=np.int64)
         for row, prompt in enumerate(prompts):

@@ -70,12 +70,13 @@ def phase_seconds(run: RunData) -> dict[str, float]:
 
 
 def _place(phase: str) -> int:
-    return PHASES.index(phase) if phase in PHASES else len(PHASES)
+    order = (*PHASES, "update", "evaluation")
+    return order.index(phase) if phase in order else len(order)
 
 
 def phase_colour(phase: str) -> str:
     """Colour of a phase, the same in every chart and table."""
-    extra = {"other": "#b8c0c8", "update": plots.PHASE_COLOURS[0]}
+    extra = {"other": "#b8c0c8", "update": plots.PHASE_COLOURS[0], "evaluation": plots.PHASE_COLOURS[-1]}
     return plots.PHASE_COLOURS[PHASES.index(phase)] if phase in PHASES else extra.get(phase, "#8795a1")
 
 
@@ -203,7 +204,7 @@ def _times(runs: Sequence[RunData]) -> Panel | None:
     if not bars:
         return None
     svg = plots.stacked_bars(bars, x_label="seconds per iteration (mean)")
-    return Panel("Where an iteration's time goes", "", svg, wide=True)
+    return Panel("Where the time goes", "", svg, wide=True)
 
 
 def _distributions(runs: Sequence[RunData]) -> Section:

@@ -29,7 +29,7 @@ BEFORE = "#9aa5b1"
 
 #: Beyond this many points a curve is drawn from the means of equal bins: no screen shows more.
 MAX_POINTS = 600
-#: From this many points on, a smoothed curve is drawn over the faint raw one.
+#: From this many points on, a smoothed curve is drawn over the faint raw one, where that is noisy.
 SMOOTH_FROM = 30
 
 _STYLE = {
@@ -165,7 +165,7 @@ def _draw(axes: Axes, curve: Curve) -> None:
     marker = "o" if len(x) <= 12 else None
     if band is not None:
         axes.fill_between(x, y - band, y + band, color=curve.colour, alpha=0.12, linewidth=0)
-    if len(x) >= SMOOTH_FROM:
+    if noisy(y):
         axes.plot(x, y, color=curve.colour, linewidth=0.8, alpha=0.3, linestyle=dash)
         axes.plot(x, smoothed(y), color=curve.colour, linewidth=1.8, linestyle=dash)
     else:
@@ -184,6 +184,11 @@ def _thin(curve: Curve) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     return x, y, band
 
 
+def noisy(y: np.ndarray) -> bool:
+    """Whether y [n] is long and rough enough to be read better smoothed; a schedule, with a kink or two, is not."""
+    return len(y) >= SMOOTH_FROM and float(np.abs(np.diff(y, 2)).mean()) > 0.02 * float(np.ptp(y))
+
+
 def smoothed(y: np.ndarray) -> np.ndarray:
     """y [n] under a Gaussian whose standard deviation is 2 % of the points: no lag, and true weights at both ends."""
     sigma = max(1.0, 0.02 * len(y))
@@ -200,7 +205,7 @@ def _end_labels(axes: Axes, curves: Sequence[Curve]) -> None:
     for curve in curves:
         _, y, _ = _thin(curve)
         if len(y):
-            end = smoothed(y)[-1] if len(y) >= SMOOTH_FROM else y[-1]
+            end = smoothed(y)[-1] if noisy(y) else y[-1]
             ends.append([(end - low) / (high - low), curve])
     ends.sort(key=lambda item: item[0])
     gap = min(0.085, 1.0 / max(1, len(ends)))

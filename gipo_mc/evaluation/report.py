@@ -90,7 +90,8 @@ def _view(run: RunData, index: int, anchor: str) -> _RunView:
     facts = [(summary.readable(key), summary.readable(value)) for key, value in run.about.items()]
     if not any(key.lower() == "layout" for key, _ in facts) and summary.layout(run):
         facts.append(("layout", summary.layout(run)))
-    facts.append(("run folder", summary.readable(run.path)))
+    if not any(key.lower() == "run folder" for key, _ in facts):
+        facts.append(("run folder", summary.readable(run.path)))
     return _RunView(
         name=summary.readable(run.name),
         anchor=anchor,

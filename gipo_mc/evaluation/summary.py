@@ -247,8 +247,7 @@ def _steps(steps: Sequence[int]) -> str:
 
 def _suspicions(run: RunData) -> list[str]:
     found = []
-    gold, reward = (_change(run, name) for name in ("gold/mean", "reward/mean"))
-    if gold is not None and reward is not None and reward > 0 and gold < 0:
+    if _hacked(run):
         found.append("The reward rose while the gold reward fell: the policy exploits errors of the reward (hacking).")
     if (truncated := run.last("response/truncated")) is not None and truncated > 0.5:
         found.append(
@@ -262,9 +261,14 @@ def _suspicions(run: RunData) -> list[str]:
     return found
 
 
-def _change(run: RunData, name: str) -> float | None:
-    first, last = run.first(name), run.last(name)
-    return None if first is None or last is None else last - first
+def _hacked(run: RunData) -> bool:
+    """Whether gold fell, by more than twice its wavering from one value to the next, while the reward rose."""
+    gold, reward = run.values("gold/mean"), run.values("reward/mean")
+    if len(gold) < 3 or len(reward) < 2:
+        return False
+    fall = (run.first("gold/mean") or 0.0) - (run.last("gold/mean") or 0.0)
+    rise = (run.last("reward/mean") or 0.0) - (run.first("reward/mean") or 0.0)
+    return rise > 0 and fall > 2 * float(np.diff(gold).std())
 
 
 def phase_rows(runs: Sequence[RunData]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -121,7 +121,7 @@ def test_one_run_shows_curves_groups_domains_distribution_samples_and_configurat
         "Mean reward", "Reward by domain", "Gold reward by domain", "KL to the reference", "Mass", "Reward by group",
         "Objective by group", "KL by group", "Variance between groups", "Classifier entropy", "Policy loss",
         "Critic loss", "Clipped tokens", "Policy entropy", "Response length", "Explained variance of the critic",
-        "Reward in domain hard", "Where an iteration's time goes",
+        "Reward in domain hard", "Where the time goes",
     ):  # fmt: skip
         assert title in page.titles, title
     for text in (
@@ -270,6 +270,12 @@ def test_hacking_is_seen_in_the_run_that_hacks(runs):
     assert any("hacking" in text for _, text in summary.notices(load_run(runs["hacked"])))
 
 
+def test_a_gold_reward_that_only_wavers_is_not_called_hacking(tmp_path):
+    gold = (0.30, 0.26, 0.33, 0.27, 0.31, 0.28)
+    rows = [{"step": s, "reward/mean": s / 10, "gold/mean": value} for s, value in enumerate(gold, start=1)]
+    assert summary.notices(load_run(write_run(tmp_path / "run", rows))) == []
+
+
 def test_samples_are_the_best_and_the_worst_of_the_ends(tmp_path):
     path = write_run(tmp_path / "run", [{"step": 1, "reward/mean": 1.0}])
     rows = [
@@ -369,6 +375,13 @@ def test_smoothing_keeps_constants_and_straight_lines():
     line = np.arange(100.0)
     np.testing.assert_allclose(plots.smoothed(line)[10:-10], line[10:-10], rtol=1e-12)
     assert len(plots.smoothed(np.array([1.0]))) == 1
+
+
+def test_a_schedule_is_drawn_as_it_is_and_noise_is_smoothed():
+    schedule = np.concatenate([np.linspace(0, 1, 10), np.linspace(1, 0, 90)])
+    assert not plots.noisy(schedule)
+    assert plots.noisy(np.random.default_rng(1).normal(size=100) + np.linspace(0, 5, 100))
+    assert not plots.noisy(np.full(100, 2.0))
 
 
 def test_end_labels_do_not_overlap():

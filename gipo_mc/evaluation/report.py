@@ -87,7 +87,7 @@ def _chapter(kind: str, runs: Sequence[RunData], number: int) -> _Chapter:
 
 
 def _view(run: RunData, index: int, anchor: str) -> _RunView:
-    facts = [(summary.readable(key), summary.readable(value)) for key, value in run.about.items()]
+    facts = [(summary.readable(key), summary.readable(value)) for key, value in run.about]
     if not any(key.lower() == "layout" for key, _ in facts) and summary.layout(run):
         facts.append(("layout", summary.layout(run)))
     if not any(key.lower() == "run folder" for key, _ in facts):

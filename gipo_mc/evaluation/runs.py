@@ -35,7 +35,7 @@ class RunData:
     name: str
     path: Path
     status: dict[str, Any]
-    about: dict[str, str]
+    about: list[tuple[str, str]]
     config: dict[str, Any]
     steps: np.ndarray
     series: dict[str, np.ndarray]
@@ -205,10 +205,10 @@ def _config(path: Path, notes: list[str]) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _about(path: Path, notes: list[str]) -> dict[str, str]:
+def _about(path: Path, notes: list[str]) -> list[tuple[str, str]]:
     try:
-        about = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
+        lines = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        return [(str(label), str(value)) for label, value in lines]
+    except (OSError, ValueError, TypeError) as error:
         notes.append(f"{path} cannot be read and is left out: {error}")
-        return {}
-    return {str(key): str(value) for key, value in about.items()} if isinstance(about, dict) else {}
+        return []

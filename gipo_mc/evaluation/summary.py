@@ -76,7 +76,7 @@ def title(run: RunData) -> str:
 
 def layout(run: RunData) -> str:
     """Layout in words, from what the run said of itself, else from its configuration."""
-    said = next((value for key, value in run.about.items() if key.lower() == "layout"), "")
+    said = next((value for key, value in run.about if key.lower() == "layout"), "")
     tensor, pipeline = run.option("parallel.tensor"), run.option("parallel.pipeline")
     return said or (f"TP{tensor} × PP{pipeline}" if tensor and pipeline else "")
 

@@ -141,8 +141,9 @@ class RunFolder:
         return status if isinstance(status, dict) else {}
 
     def write_about(self, lines: Sequence[tuple[str, str]]) -> None:
-        """Keep (label, value) lines on what runs (models, layout, device, data) for the report, in order."""
-        write_atomically(self.about, json.dumps(dict(lines), indent=2) + "\n")
+        """Keep (label, value) lines on what runs (models, layout, device, data) for the report, in order; a label may
+        come more than once."""
+        write_atomically(self.about, json.dumps([list(line) for line in lines], indent=2) + "\n")
 
     def close(self) -> None:
         """Give the lock back. The lock file stays: removing it would let two jobs lock two different files."""

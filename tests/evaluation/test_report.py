@@ -185,7 +185,7 @@ def test_text_from_data_stays_text(tmp_path):
         {"state": "failed", "exit_code": 5, "message": evil, "command": "train_gi_ppo"},
         f"run: {{name: '{evil}'}}",
     )
-    (path / "about.json").write_text(json.dumps({evil: evil}))
+    (path / "about.json").write_text(json.dumps([[evil, evil], [evil, evil]]))
     (path / "warnings.jsonl").write_text(json.dumps({"step": 1, "text": evil}) + "\n")
     (path / "distributions.jsonl").write_text(json.dumps({"step": 1, "name": evil, "values": [1.0]}) + "\n")
     sample = {"step": 1, "prompt": evil, "response": "a\x1b[31m\u202eb\nc", "domain": evil, "reward": 1.0}
@@ -324,7 +324,7 @@ def test_a_crash_in_the_last_line_is_tolerated_and_said(tmp_path):
 
 def test_damaged_side_files_are_said_or_named(tmp_path):
     path = write_run(tmp_path / "run", [{"step": 1, "reward/mean": 1.0}], config="a: [")
-    (path / "about.json").write_text("{")
+    (path / "about.json").write_text("[1]")
     text = page_of([path], tmp_path / "r.html").text
     assert "config.yaml cannot be read" in text and "about.json cannot be read" in text
     (path / "distributions.jsonl").write_text('{"step": 1, "name": "reward", "values": "x"}\n')

@@ -342,11 +342,10 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
         RunFolder.open(tmp_path, "toy", "train_sft", resume=True)
 
 
-def test_about_keeps_the_order(folder):
-    folder.write_about([("policy", "llama"), ("layout", "TP2"), ("device", "cpu")])
-    assert list(json.loads(folder.about.read_text()).items()) == [
-        ("policy", "llama"), ("layout", "TP2"), ("device", "cpu")
-    ]  # fmt: skip
+def test_about_keeps_order_and_repeated_labels(folder):
+    lines = [("policy", "llama"), ("held out", "easy"), ("held out", "hard"), ("device", "cpu")]
+    folder.write_about(lines)
+    assert [tuple(line) for line in json.loads(folder.about.read_text())] == lines
 
 
 def test_reading_back_needs_no_lock(folder):

@@ -1,0 +1,80 @@
+"""Inputs and comparisons that the tests of the ops share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+HALF = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, *HALF)
+ESTIMATORS = ("k1", "k2", "k3")
+SCORES = ("ratio", "log_prob", "log_prob_mean")
+
+
+def close(actual: Tensor, expected: Tensor, what: str = "") -> None:
+    """float32 tolerance of the kernels against a float64 reference."""
+    torch.testing.assert_close(
+        actual.double(), expected.double(), rtol=1e-5, atol=1e-6, equal_nan=True, msg=lambda m: f"{what}: {m}"
+    )
+
+
+def ulp(dtype: torch.dtype, at: Tensor) -> Tensor:
+    """Distance of neighbouring numbers of a half-precision dtype around each value of `at`."""
+    info = torch.finfo(dtype)
+    return info.eps * torch.exp2(torch.floor(torch.log2(at.abs().double().clamp(min=info.tiny))))
+
+
+def within_ulp(actual: Tensor, expected: Tensor, slack: float = 0.0) -> None:
+    """`actual` equals the correctly rounded `expected` (float64) to one unit in the last place of its dtype."""
+    rounded = expected.to(actual.dtype)
+    distance = (actual.double() - rounded.double()).abs()
+    wrong = distance > ulp(actual.dtype, rounded) + slack
+    assert not wrong.any(), f"{int(wrong.sum())} values are off by more than one ulp, at most {distance[wrong].max()}"
+
+
+def objective_case(
+    batch: int, time: int, groups: int, dtype: torch.dtype = torch.float32, seed: int = 0, lengths: Any = None
+) -> dict[str, Tensor]:
+    """Inputs of group_objective by argument name; the padding holds NaN."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    length = torch.tensor(lengths) if lengths is not None else torch.randint(0, time + 1, (batch,), generator=generator)
+    padding = torch.arange(time) >= length[:, None]
+    logp = normal(batch, time) * 0.5 - 2
+    tokens = {
+        "logp_BT": logp,
+        "behaviour_logp_BT": logp + normal(batch, time) * 0.3,
+        "reference_logp_BT": logp + normal(batch, time) * 0.3,
+        "advantage_BT": normal(batch, time),
+    }
+    return {
+        **{name: x.masked_fill(padding, torch.nan).to(dtype) for name, x in tokens.items()},
+        "length_B": length,
+        "group_probs_BM": torch.softmax(normal(batch, groups), 1).to(wide),
+        "signal_B": normal(batch).to(wide),
+        "high_B": torch.rand(batch, generator=generator, dtype=torch.float64).to(wide),
+    }
+
+
+def widened(case: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same inputs in float64, for the reference."""
+    return {name: x.double() if x.is_floating_point() else x for name, x in case.items()}
+
+
+def shaping_case(batch: int, time: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Tensor]:
+    """Inputs of shape_and_gae by argument name; the padding holds NaN."""
+    case = objective_case(batch, time, 1, dtype, seed)
+    return {
+        "behaviour_logp_BT": case["behaviour_logp_BT"],
+        "reference_logp_BT": case["reference_logp_BT"],
+        "values_BT": case["advantage_BT"],
+        "score_B": case["signal_B"],
+        "length_B": case["length_B"],
+        "kl_weight_B": case["high_B"],
+    }

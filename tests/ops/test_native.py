@@ -1,0 +1,130 @@
+"""What all ops stand on: the extension, the switch to the references, number formats, the exponential."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from gipo_mc import ops
+from gipo_mc.ops import native
+from gipo_mc.ops.token_statistics import token_gradient, token_partials
+from tests.ops.cases import HALF, objective_case, shaping_case
+
+OBJECTIVE = {"clip": 0.2, "kl_estimator": "k1", "score": "ratio"}
+SHAPING = {"gamma": 1.0, "lam": 0.95, "kl_estimator": "k1"}
+
+
+def test_the_build_says_what_it_holds() -> None:
+    info = native.module().build_info()
+    kernels = [name for name in dir(native.module()) if name.endswith("_cuda")]
+    assert bool(kernels) is info["cuda"] and bool(info["cuda_architectures"]) is info["cuda"]
+    assert ("CUDA" in ops.describe_build()) is info["cuda"]
+
+
+def test_the_references_can_be_chosen_and_say_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    native._say_reference.cache_clear()
+    monkeypatch.setenv("GIPO_MC_OPS", "reference")
+    monkeypatch.setattr(native, "call", lambda *_: pytest.fail("a kernel was called"))
+    with pytest.warns(UserWarning, match="eager references") as caught:
+        ops.token_statistics(torch.zeros(2, 3), torch.tensor([0, -100]))
+        ops.group_objective(**objective_case(2, 3, 2), **OBJECTIVE)
+        ops.shape_and_gae(**shaping_case(2, 3), **SHAPING)
+    assert len(caught) == 1
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        ops.token_statistics(torch.zeros(2, 3), torch.tensor([0, 3]))
+    monkeypatch.setenv("GIPO_MC_OPS", "fast")
+    with pytest.raises(ValueError, match="GIPO_MC_OPS=fast: set it to native"):
+        ops.token_statistics(torch.zeros(2, 3), torch.tensor([0, 1]))
+
+
+def test_the_kernels_are_the_default_and_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr(native, "call", lambda name, *_: called.append(name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ops.token_statistics(torch.zeros(2, 3), torch.tensor([0, 1]))
+        ops.group_objective(**objective_case(2, 3, 2), **OBJECTIVE)
+        ops.shape_and_gae(**shaping_case(2, 3), **SHAPING)
+    assert called == ["token_partials", "token_merge", "group_objective", "shape_and_gae"]
+
+
+def test_a_missing_extension_is_an_import_error_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_C", None)
+    monkeypatch.setattr(native, "_failure", ImportError("no such file"), raising=False)
+    with pytest.raises(ImportError, match=r"no such file.*pip install -e \."):
+        ops.token_statistics(torch.zeros(2, 3), torch.tensor([0, 1]))
+    monkeypatch.setenv("GIPO_MC_OPS", "reference")
+    assert ops.token_statistics(torch.zeros(2, 3), torch.tensor([0, 1])).logp_N.shape == (2,)
+
+
+def test_cuda_tensors_without_cuda_kernels_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_C", object())
+    with pytest.raises(RuntimeError, match="built without CUDA kernels"):
+        native.call("token_merge", torch.device("cuda:0"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a CUDA device")
+def test_a_cuda_launch_without_a_device_is_an_exception() -> None:
+    if not native.module().build_info()["cuda"]:
+        pytest.skip("built without CUDA kernels")
+    with pytest.raises(RuntimeError, match="did not start"):
+        native.module().token_merge_cuda(0, 0, 1, 1, 0, 1.0, 0, 0)
+
+
+def test_unknown_dtype_codes_do_not_reach_memory() -> None:
+    with pytest.raises(ValueError, match="unknown dtype code 9"):
+        native.module().token_merge_cpu(0, 9, 1, 1, 0, 1.0, 0, 1)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_every_half_precision_number_is_read_exactly(dtype: torch.dtype) -> None:
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)[:, None]
+    read = token_partials(numbers, torch.zeros(2**16, dtype=torch.int64), 0, 1, 1.0)[3]
+    assert torch.equal(torch.nan_to_num(read, nan=0.5), torch.nan_to_num(numbers[:, 0].float(), nan=0.5))
+    assert torch.equal(read.isnan(), numbers[:, 0].isnan())
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_float32_is_rounded_to_half_precision_as_torch_does(dtype: torch.dtype) -> None:
+    """The gradient of a target logit of -inf is its upstream gradient: random bit patterns, ties, limits, NaN."""
+    bits = torch.randint(-(2**31), 2**31, (200_000,))
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).float()
+    ties = halves + (torch.nextafter(halves.to(dtype), torch.tensor(torch.inf, dtype=dtype)).float() - halves) / 2
+    limits = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 65519.9, 65520.0, 65536.0, 3.4e38, 1e-45])
+    numbers = torch.cat((bits.to(torch.int32).view(torch.float32), ties, limits))
+    count = len(numbers)
+    logits = torch.full((count, 1), -torch.inf, dtype=dtype)
+    upstream = torch.stack((numbers, torch.zeros(count)))
+    targets = torch.zeros(count, dtype=torch.int64)
+    got = token_gradient(logits, targets, torch.zeros(3, count), upstream, 0, 1, 1, 1.0)[:, 0]
+    want = numbers.to(dtype)
+    assert torch.equal(got.isnan(), want.isnan())
+    assert torch.equal(torch.nan_to_num(got, 0.5, 9e9, -9e9), torch.nan_to_num(want, 0.5, 9e9, -9e9))
+
+
+def test_the_exponential_is_accurate_over_its_whole_range() -> None:
+    """ratio_max of one token is e^(logp - behaviour)."""
+    x = torch.cat(
+        (torch.linspace(-110, 95, 400_001), torch.randn(100_000) * 1e-3, torch.tensor([0.0, -torch.inf, torch.inf]))
+    )[:, None]
+    zeros, one = torch.zeros_like(x), torch.ones(len(x), dtype=torch.int64)
+    out = ops.group_objective(x, zeros, zeros, zeros, one, torch.ones_like(x), zeros[:, 0], zeros[:, 0], **OBJECTIVE)
+    exact = x[:, 0].double().exp()
+    normal = (exact >= torch.finfo(torch.float32).tiny) & (exact <= torch.finfo(torch.float32).max)
+    relative = (out.ratio_max_B.double() - exact).abs() / exact
+    assert relative[normal].max() < 2e-7
+    assert (out.ratio_max_B - exact.float())[~normal & exact.isfinite() & (exact < 1)].abs().max() < 3e-45
+    assert (out.ratio_max_B[exact > 3.4028236e38] == torch.inf).all()
+    assert out.ratio_max_B[-3:].tolist() == [1.0, 0.0, torch.inf]
+
+
+def test_small_kl_is_not_lost_to_cancellation() -> None:
+    """k3 of a difference of 1e-4 is 5e-9: e^x - 1 - x computed as written would be rounding noise."""
+    case = objective_case(1, 200, 1, lengths=[200])
+    case["reference_logp_BT"] = torch.zeros(1, 200)
+    case["logp_BT"] = torch.linspace(-2e-4, 2e-4, 200)[None]
+    out = ops.group_objective(**case, **{**OBJECTIVE, "kl_estimator": "k3"})
+    x = case["logp_BT"].double()
+    torch.testing.assert_close(out.kl_B.double(), (torch.expm1(-x) + x).sum(1), rtol=1e-5, atol=0)

@@ -20,7 +20,7 @@ def run_command(
     work: Callable[[Config], None],
     *,
     argv: Sequence[str] | None = None,
-    builtin: Callable[[], dict[str, Any]],
+    builtin: Callable[[], dict[str, Any]] | None = None,
 ) -> int:
     """Parse `[--config FILE] [key.sub=value ...]`, check it against the ranks there are, and call `work`.
 
@@ -37,9 +37,7 @@ def run_command(
     arguments = parser.parse_args(argv)
     try:
         config = load_config(arguments.config, arguments.overrides)
-        if config.model == ModelConfig() and not (
-            config.data.prompts or config.data.preferences or config.data.demonstrations
-        ):
+        if builtin and _names_nothing(config):
             config = load_config(arguments.config, arguments.overrides, builtin())
         check_layout(config, runtime.world_size())
         runtime.resolve_device(config.device)
@@ -66,6 +64,11 @@ def report_error(error: GipoError) -> int:
     if isinstance(error, PeerError) or os.environ.get("RANK", "0") == "0":
         print(f"\nerror: {error}", file=sys.stderr, flush=True)
     return error.exit_code
+
+
+def _names_nothing(config: Config) -> bool:
+    data = config.data
+    return config.model == ModelConfig() and not (data.prompts or data.preferences or data.demonstrations)
 
 
 def _lost(error: BaseException) -> PeerError:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from gipo_mc.config import DataConfig
+from gipo_mc.data.chat import plain
+from gipo_mc.data.examples import examples
+from gipo_mc.data.loading import sources_of
+from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.tokenizer import train_bpe_tokenizer
 from gipo_mc.errors import StorageError
 
@@ -39,6 +44,18 @@ def create_model(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int, **
         raise StorageError(f"The new model cannot be written to {folder}: {error}") from error
 
 
-def create_text_model(folder: Path, texts: Iterable[str], vocab_size: int, seed: int, **config: Any) -> None:
-    """`create_model` with a byte-level BPE tokenizer trained on `texts`."""
-    create_model(folder, train_bpe_tokenizer(texts, vocab_size, folder), seed, **config)
+def create_text_model(folder: Path, data: DataConfig, vocab_size: int, seed: int, **config: Any) -> int:
+    """`create_model` with a byte-level BPE tokenizer trained on the demonstrations of `data`; returns its vocabulary.
+
+    Raises DataError where a source cannot be read.
+    """
+    tokenizer = train_bpe_tokenizer(_texts(data), vocab_size, folder)
+    create_model(folder, tokenizer, seed, **config)
+    return len(tokenizer)
+
+
+def _texts(data: DataConfig) -> Iterator[str]:
+    for source in sources_of(data, "demonstrations"):
+        for example in examples(source, "demonstrations", "", data, SourceReport(source)):
+            prompt = example.prompt if isinstance(example.prompt, str) else plain(example.prompt)
+            yield f"{prompt} {example.chosen}"

@@ -1,0 +1,88 @@
+"""Convert between Hugging Face folders and checkpoints of this package, and prove a conversion right.
+
+    python scripts/convert_checkpoint.py --check FOLDER
+    torchrun --nproc-per-node 4 scripts/convert_checkpoint.py --check FOLDER --tensor 2 --pipeline 2
+    python scripts/convert_checkpoint.py --to-hf runs/gi_ppo models/trained
+    python scripts/convert_checkpoint.py --from-hf FOLDER runs/imported
+
+--check compares logits (or rewards) with transformers in float32, and writes the weights back and compares every bit.
+Training reads Hugging Face folders directly; --from-hf is for a model that many jobs load in parallel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers.utils import logging as transformers_logging
+
+from gipo_mc.config import check_layout, validate
+from gipo_mc.errors import CheckpointError, GipoError
+from gipo_mc.models.parity import Check
+from gipo_mc.parallel import runtime
+from gipo_mc.parallel.layout import Layout
+from gipo_mc.training import conversion
+from gipo_mc.training.command import report_error
+
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--check", metavar="HF", help="prove this Hugging Face folder (or hub name) at this layout")
+    action.add_argument("--to-hf", nargs=2, metavar=("RUN", "OUT"), help="run or checkpoint -> Hugging Face folder")
+    action.add_argument("--from-hf", nargs=2, metavar=("HF", "OUT"), help="Hugging Face folder -> run folder, step 0")
+    parser.add_argument("--tensor", type=int, default=1, help="tensor-parallel ranks [1]")
+    parser.add_argument("--pipeline", type=int, default=1, help="pipeline-parallel ranks [1]")
+    parser.add_argument("--sequence", action="store_true", help="sequence parallelism [off]")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="[auto: CUDA if there is one]"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of --to-hf's weights [auto: the checkpoint's]")
+    options = parser.parse_args()
+    transformers_logging.disable_progress_bar()
+    try:
+        parallel = {"tensor": options.tensor, "pipeline": options.pipeline, "sequence": options.sequence}
+        config = validate({"parallel": parallel, "device": options.device})
+        check_layout(config, runtime.world_size())
+        layout = runtime.initialize(config.parallel, config.device)
+        if options.check:
+            _report(options.check, conversion.check(options.check, layout), layout)
+        elif options.to_hf:
+            run, out = options.to_hf
+            conversion.to_hf(run, Path(out), layout, DTYPES[options.dtype])
+            _say(layout, f"{out} loads with transformers' from_pretrained.")
+        else:
+            folder, out = options.from_hf
+            _say(layout, f"{conversion.from_hf(folder, Path(out), layout)} is written; use {out} as model.policy.")
+    except GipoError as error:
+        return report_error(error)
+    finally:
+        runtime.shutdown()
+    return 0
+
+
+def _report(name: str, checks: list[Check], layout: Layout) -> None:
+    """The table, on one rank; CheckpointError where something failed."""
+    if layout.is_main:
+        table = Table("check", "found", "", title=f"{name}: {layout.describe()}", title_justify="left")
+        for line in checks:
+            table.add_row(line.what, line.found, "[green]ok[/green]" if line.passed else "[red]FAILED[/red]")
+        Console().print(table)
+    failed = [line.what for line in checks if not line.passed]
+    if failed:
+        raise CheckpointError(f"{name} does not mean the same here as in transformers: {'; '.join(failed)}.")
+
+
+def _say(layout: Layout, text: str) -> None:
+    if layout.is_main:
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

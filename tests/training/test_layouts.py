@@ -1,0 +1,119 @@
+"""One iteration of GI-PPO from one Hugging Face checkpoint: the same in every layout and for every split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gipo_mc.parallel.engine import Engine
+from gipo_mc.training import gi_ppo
+from gipo_mc.training.rl_setup import restore, set_up
+from gipo_mc.training.session import open_session
+from tests.ranks import LAYOUTS, run_ranks
+from tests.training.runs import GradientRecorder, rl_config, save_models, whole_gradients
+
+#: Relative error of a step's whole gradient, in the L2 norm: fp32 sums in another order.
+TOLERANCE = 1e-5
+
+
+def _iterate(rank: int, folder: Path, models: dict[str, str], layout: dict[str, Any], overrides: list[str]) -> Any:
+    """Metrics, rollout and the gradients of all optimizer steps of the first iteration, with parameters held still."""
+    layout = {key: value for key, value in layout.items() if key != "data"}
+    config = rl_config(folder, models, *overrides, **layout)
+    recorder = GradientRecorder()
+    Engine.step = lambda self: recorder(self)  # type: ignore[method-assign]  # this process is the test's own
+    rollouts: list[Any] = []
+    generate = gi_ppo.roll_out
+
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        rollouts.append(generate(*args, **kwargs))
+        return rollouts[-1]
+
+    gi_ppo.roll_out = keep
+    with open_session(config, "test") as session:
+        setup = set_up(session)
+        state, metrics = gi_ppo.iterate(session, setup, restore(session, setup), 0)
+        steps = len(recorder.gradients) // 2
+        engines = [setup.models.critic] * steps + [setup.models.policy] * steps
+        gradients = [whole_gradients(e, g) for e, g in zip(engines, recorder.gradients, strict=True)]
+    metrics = {name: value for name, value in metrics.items() if not name.startswith(("time/", "throughput/"))}
+    return metrics, rollouts[0].sequences.tokens_BL, gradients, state
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return save_models(tmp_path_factory.mktemp("models"))
+
+
+def _run(tmp_path: Path, models: dict[str, str], name: str, overrides: list[str]) -> tuple[Any, Any, list[Any]]:
+    """(metrics, tokens, gradients of each step over all stages) of a layout."""
+    layout = LAYOUTS[name]
+    ranks = layout.get("tensor", 1) * layout.get("pipeline", 1) * layout.get("data", 1)
+    results = run_ranks(_iterate, ranks, tmp_path / name, models, layout, overrides)
+    metrics, tokens, _, state = results[0]
+    for other in results[1:]:
+        assert other[0] == metrics and torch.equal(other[1], tokens) and other[3] == state, "ranks differ"
+    gradients = [
+        {name: gradient for result in results for name, gradient in result[2][step].items()}
+        for step in range(len(results[0][2]))
+    ]
+    return metrics, tokens, gradients
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, models: dict[str, str]) -> tuple[Any, Any, list[Any]]:
+    return _run(tmp_path_factory.mktemp("reference"), models, "1", [])
+
+
+def _assert_same(found: tuple[Any, Any, list[Any]], expected: tuple[Any, Any, list[Any]]) -> None:
+    assert torch.equal(found[1], expected[1]), "the rollouts differ"
+    assert found[0].keys() == expected[0].keys()
+    for name, value in expected[0].items():
+        # Maxima of differences that are rounding themselves: both are tiny.
+        slack = 1e-4 if name.startswith("rollout/logp_difference") else 2e-5
+        assert found[0][name] == pytest.approx(value, rel=1e-4, abs=slack), name
+    assert len(found[2]) == len(expected[2]) > 0
+    for step, (own, wanted) in enumerate(zip(found[2], expected[2], strict=True)):
+        assert own.keys() == wanted.keys()
+        error = sum(float((own[name] - tensor).double().square().sum()) for name, tensor in wanted.items())
+        size = sum(float(tensor.double().square().sum()) for tensor in wanted.values())
+        assert 0 < size and error <= TOLERANCE**2 * size, (step, (error / size) ** 0.5)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "1"])
+def test_every_layout_does_the_same_iteration(
+    tmp_path: Path, models: dict[str, str], reference: tuple[Any, Any, list[Any]], name: str
+) -> None:
+    _assert_same(_run(tmp_path, models, name, []), reference)
+
+
+@pytest.mark.parametrize("size", [1, 5, 64])
+def test_the_micro_batch_size_changes_nothing(
+    tmp_path: Path, models: dict[str, str], reference: tuple[Any, Any, list[Any]], size: int
+) -> None:
+    _assert_same(_run(tmp_path, models, "1", [f"parallel.micro_batch_size={size}"]), reference)
+
+
+def test_the_iteration_has_every_metric_of_the_contract(reference: tuple[Any, Any, list[Any]]) -> None:
+    metrics = reference[0]
+    for name in (
+        "reward/mean",
+        "reward/std",
+        "reward/domain/easy",
+        "reward/domain/hard",
+        *(f"group/{g}/{what}" for g in (0, 1) for what in ("mass", "reward", "objective", "kl")),
+        "group/variance",
+        "group/entropy",
+        "kl/mean",
+        "kl/weighted",
+        *(f"policy/{what}" for what in ("loss", "clip_fraction", "entropy", "grad_norm", "ratio_max")),
+        *(f"critic/{what}" for what in ("loss", "explained_variance", "grad_norm")),
+        "response/length",
+        "response/truncated",
+    ):
+        assert torch.isfinite(torch.tensor(metrics[name])), name
+    assert metrics["kl/mean"] == pytest.approx(0.0, abs=1e-4), "policy and reference begin as one model"
+    assert metrics["policy/grad_norm"] > 0 and metrics["critic/grad_norm"] > 0

@@ -258,7 +258,7 @@ def check_layout(config: Config, world_size: int) -> int:
     if world_size % (tensor * pipeline):
         problems.append(
             f"parallel.tensor={tensor} x parallel.pipeline={pipeline} = {tensor * pipeline} does not divide the "
-            f"{world_size} ranks: start a multiple of {tensor * pipeline} ranks (torchrun --nproc-per-node), or lower one"
+            f"{world_size} ranks: start a multiple of {tensor * pipeline} ranks (torchrun --nproc-per-node) or lower one"
         )
     data = max(1, world_size // (tensor * pipeline))
     for key, size in (
@@ -272,8 +272,8 @@ def check_layout(config: Config, world_size: int) -> int:
     smallest = batch // -(-batch // mini_batch)
     if batch >= data > smallest:
         problems.append(
-            f"rollout.batch_size={batch} in mini-batches of at most {mini_batch} leaves some with {smallest} sequences, "
-            f"fewer than the {data} data-parallel ranks: raise algorithm.mini_batch_size"
+            f"rollout.batch_size={batch} in mini-batches of at most {mini_batch} leaves some with {smallest} sequences"
+            f", fewer than the {data} data-parallel ranks: raise algorithm.mini_batch_size"
         )
     if problems:
         raise ConfigError("The layout does not work:\n" + "\n".join(f"  - {p}" for p in problems))

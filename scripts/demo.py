@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 #: (what, ranks, script, overrides). Four ranks: TP2 x PP2; two: TP2, or a pipeline of two.
-STEPS = (
+STEPS: tuple[tuple[str, int, str, list[str]], ...] = (
     ("supervised fine-tuning", 2, "train_sft.py", ["parallel.tensor=2"]),
     ("reward model", 2, "train_reward.py", ["parallel.tensor=1", "parallel.pipeline=2"]),
     ("PPO with KL penalty", 4, "train_gi_ppo.py", ["algorithm.name=ppo", "run.name=builtin_ppo"]),

@@ -94,7 +94,7 @@ def apply() -> None:
 
     torch.Tensor.type = type_  # type: ignore[assignment,method-assign]
 
-    random = importlib.import_module("megatron.core.tensor_parallel.random")
+    random: Any = importlib.import_module("megatron.core.tensor_parallel.random")
     random._get_cuda_rng_state = lambda device="cpu", clone=False, graph_safe=False: (
         torch.random.default_generator.get_state()
     )

@@ -21,9 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from torch.distributed.checkpoint import CheckpointException
 
 from gipo_mc.errors import CheckpointError, StorageError
 from gipo_mc.parallel.collectives import on_main
@@ -48,9 +48,11 @@ def save(
     temporary = folder / f".tmp-{step:08d}"
 
     def prepare() -> None:
-        _guard(
-            temporary, lambda: (shutil.rmtree(temporary, ignore_errors=True), (temporary / SHARDS).mkdir(parents=True))
-        )
+        def work() -> None:
+            shutil.rmtree(temporary, ignore_errors=True)
+            (temporary / SHARDS).mkdir(parents=True)
+
+        _guard(temporary, work)
 
     def publish() -> None:
         def work() -> None:
@@ -84,7 +86,7 @@ def save(
 
 def latest(folder: Path) -> tuple[Path | None, list[str]]:
     """(the newest checkpoint that verifies or None, why newer ones were passed over). Called on one rank."""
-    reasons = []
+    reasons: list[str] = []
     for step in reversed(steps(folder)):
         path = folder / f"{_PREFIX}{step:08d}"
         try:
@@ -136,7 +138,7 @@ def load_shards(path: Path, sharded: dict[str, Any]) -> dict[str, Any]:
             f"{path} cannot be loaded into this configuration: {error}. It was made for another model or algorithm; "
             "use another run.name, or set run.resume=false."
         ) from error
-    except torch.distributed.checkpoint.CheckpointException as error:  # derives from BaseException
+    except CheckpointException as error:  # derives from BaseException
         raise CheckpointError(f"{path} cannot be loaded: {error}") from error
 
 

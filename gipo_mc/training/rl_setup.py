@@ -14,7 +14,6 @@ from gipo_mc.config import Config
 from gipo_mc.data.loading import load_prompts, sources_of
 from gipo_mc.data.sets import PromptSet
 from gipo_mc.errors import ConfigError
-from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.training.rewards import FunctionReward, ModelReward, Reward, is_function, load_function
 from gipo_mc.training.scoring import Models, inferred_groups
@@ -116,7 +115,6 @@ def restore(session: Session, setup: RLSetup) -> GroupState:
 
 def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenizerBase) -> Reward:
     if is_function(name):
-        on_main(lambda: load_function(name) and None)  # one message instead of one a rank
         return FunctionReward(name, load_function(name), tokenizer, session.layout)
     source = session.source(name, key)
     own = session.tokenizer(source)

@@ -42,7 +42,7 @@ def roll_out(
     own = [prompts[row] for row in split_rows(len(prompts), layout.data)[layout.data_rank]]
     indices = [prompt.index for prompt in own]
     generated = generate(
-        policy.model,
+        policy.model,  # type: ignore[arg-type]
         [prompt.token_ids for prompt in own],
         layout=layout,
         max_new_tokens=settings.max_new_tokens,

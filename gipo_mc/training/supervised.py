@@ -6,7 +6,7 @@ Losses are sums divided by what the whole batch holds (tokens or pairs), so no s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,12 +31,25 @@ PATIENCE = 10
 class Task(Protocol):
     """What is learned. Made by `set_up`, once the tokenizer is known."""
 
-    #: Rows of a batch that belong together: 1 for demonstrations, 2 for pairs.
-    unit: int
-    #: Per-unit outputs of the last stage.
-    outputs: tuple[str, ...]
-    train_size: int
-    held_out_size: int
+    @property
+    def unit(self) -> int:
+        """Rows of a batch that belong together: 1 for demonstrations, 2 for pairs."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the last stage's outputs, one number a unit."""
+        ...
+
+    @property
+    def train_size(self) -> int:
+        """Units of training data."""
+        ...
+
+    @property
+    def held_out_size(self) -> int:
+        """Units of held-out data; 0: none."""
+        ...
 
     def batch(self, rows: Sequence[int], *, held_out: bool = False) -> Sequences:
         """Sequences of the given rows of the training (or held-out) data, `unit` for each."""
@@ -59,10 +72,8 @@ class Task(Protocol):
         ...
 
 
-class TaskMaker(Protocol):
-    """Loads the data of a task with a tokenizer."""
-
-    def __call__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> Task: ...
+#: Loads the data of a task with a tokenizer.
+TaskMaker = Callable[[Config, PreTrainedTokenizerBase], Task]
 
 
 def train_supervised(config: Config, command: str, head: HeadKind, make_task: TaskMaker) -> None:

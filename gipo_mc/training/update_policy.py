@@ -155,7 +155,7 @@ def _check_first_ratio(ratio_max: float, approx_kl: float, policy: Engine) -> No
     tolerance = _RATIO_TOLERANCE[policy.model.config.params_dtype]  # type: ignore[union-attr,index]
     if not abs(ratio_max - 1.0) <= tolerance or not approx_kl <= tolerance:
         raise NumericsError(
-            f"Before the first update of an iteration the PPO ratio must be 1, but its largest value is {ratio_max:.6g} "
-            f"(mean KL to the behaviour policy {approx_kl:.3g} nats a token): the log-probs of the rollout and of the "
+            f"Before the first update of an iteration the PPO ratio must be 1, but its largest value is {ratio_max:.6g}"
+            f" (mean KL to the behaviour policy {approx_kl:.3g} nats a token): the log-probs of the rollout and of the "
             "update differ. Please report this with the run's config.yaml."
         )

@@ -1,14 +1,1 @@
 """Megatron-core runtime: the same code on NCCL/CUDA and on gloo/CPU. Knows nothing of RLHF."""
-
-import warnings
-
-# TransformerEngine and Apex are options here, not conditions; scripts/doctor.py says what is missing and what for.
-for _message in (
-    "Transformer Engine and Apex are not installed",
-    "Apex is not installed",
-    "When using async grad allreduce",  # a hint on CUDA stream order, said on every rank; docs mention it
-    "Please use DTensor instead",  # torch, of the sharded tensors in Megatron's checkpoints
-    "`load_state_dict` is deprecated",  # torch, of a call in Megatron's checkpoints
-    "full scope is deprecated",  # Megatron's own default of an option (CUDA graphs) that is not used here
-):
-    warnings.filterwarnings("ignore", message=_message)

@@ -20,10 +20,18 @@ inline unsigned blocks_for(int64_t rows) {
     return static_cast<unsigned>(std::min<int64_t>(rows, 0x7fffffff));
 }
 
-inline void check_launch(const char* kernel) {
-    const cudaError_t status = cudaGetLastError();
+// Puts `kernel` on `stream`; an exception where it cannot start.
+template <class... Parameters, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), unsigned blocks, void* stream,
+            const Arguments&... arguments) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(blocks);
+    config.blockDim = dim3(kThreads);
+    config.stream = static_cast<cudaStream_t>(stream);
+    const cudaError_t status = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
     if (status == cudaSuccess) return;
-    throw std::runtime_error(std::string("gipo_mc._C: the CUDA kernel ") + kernel + " did not start: " +
+    cudaGetLastError();  // the failure is reported here, not by whoever asks next
+    throw std::runtime_error(std::string("gipo_mc._C: the CUDA kernel of ") + name + " did not start: " +
                              cudaGetErrorString(status) + ". build_info() lists the architectures that were built.");
 }
 

@@ -21,9 +21,9 @@ struct TokenPointers {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    sequences_kernel(ObjectiveRows in, const float* __restrict__ signal, float* __restrict__ sequences) {
+    sequences_kernel(ObjectiveRows in, ObjectiveFormula<float> formula, const float* __restrict__ signal,
+                     float* __restrict__ sequences) {
     __shared__ float shared[kWarps];
-    const ObjectiveFormula<float> formula(in.options);
     for (int64_t i = blockIdx.x; i < in.batch; i += gridDim.x) {
         const int64_t length = bounded_length(in.length[i], in.time);
         const TokenPointers<T> at(in, i * in.time);
@@ -81,8 +81,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) objective_gradient_kernel(ObjectiveRows in, ObjectiveGradient gradient) {
-    const ObjectiveFormula<float> formula(in.options);
+__global__ void __launch_bounds__(kThreads)
+    objective_gradient_kernel(ObjectiveRows in, ObjectiveFormula<float> formula, ObjectiveGradient gradient) {
     const float* of_sums = static_cast<const float*>(gradient.of_sums);
     for (int64_t i = blockIdx.x; i < in.batch; i += gridDim.x) {
         const int64_t length = bounded_length(in.length[i], in.time), start = i * in.time;
@@ -108,24 +108,23 @@ __global__ void __launch_bounds__(kThreads) objective_gradient_kernel(ObjectiveR
 }  // namespace
 
 void group_objective_cuda(const ObjectiveRows& in, const void* signal, void* sequences, void* sums, void* stream) {
-    const auto on = static_cast<cudaStream_t>(stream);
     if (in.batch > 0) {
         with_cuda_type(in.dtype, [&](auto type) {
-            sequences_kernel<decltype(type)><<<blocks_for(in.batch), kThreads, 0, on>>>(
-                in, static_cast<const float*>(signal), static_cast<float*>(sequences));
+            launch("group_objective", sequences_kernel<decltype(type)>, blocks_for(in.batch), stream, in,
+                   ObjectiveFormula<float>(in.options), static_cast<const float*>(signal),
+                   static_cast<float*>(sequences));
         });
     }
-    sums_kernel<<<1, kThreads, 0, on>>>(in, static_cast<const float*>(sequences), static_cast<float*>(sums));
-    check_launch("group_objective");
+    launch("group_objective", sums_kernel, 1, stream, in, static_cast<const float*>(sequences),
+           static_cast<float*>(sums));
 }
 
 void group_objective_gradient_cuda(const ObjectiveRows& in, const ObjectiveGradient& gradient, void* stream) {
     if (in.batch == 0) return;
     with_cuda_type(in.dtype, [&](auto type) {
-        objective_gradient_kernel<decltype(type)>
-            <<<blocks_for(in.batch), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(in, gradient);
+        launch("group_objective_gradient", objective_gradient_kernel<decltype(type)>, blocks_for(in.batch), stream, in,
+               ObjectiveFormula<float>(in.options), gradient);
     });
-    check_launch("group_objective_gradient");
 }
 
 }  // namespace gipo

@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t i = threadIdx.x; i < batch; i += kThreads) total += row_sums[blockIdx.x * batch + i];
     shared[threadIdx.x] = total;
     __syncthreads();
-    for (int half = kThreads / 2; half > 0; half /= 2) {
+    for (unsigned half = kThreads / 2; half > 0; half /= 2) {
         if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
         __syncthreads();
     }
@@ -107,15 +107,13 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void shape_and_gae_cuda(const RewardRows& in, const ShapedRows& out, void* stream) {
-    const auto on = static_cast<cudaStream_t>(stream);
     if (in.batch > 0) {
         with_cuda_type(in.dtype, [&](auto type) {
-            shape_kernel<decltype(type)><<<blocks_for(in.batch), kThreads, 0, on>>>(
-                in, out, static_cast<float>(in.gamma), static_cast<float>(in.gamma * in.lambda));
+            launch("shape_and_gae", shape_kernel<decltype(type)>, blocks_for(in.batch), stream, in, out,
+                   static_cast<float>(in.gamma), static_cast<float>(in.gamma * in.lambda));
         });
     }
-    totals_kernel<<<3, kThreads, 0, on>>>(static_cast<const float*>(out.row_sums), in.batch, out.totals);
-    check_launch("shape_and_gae");
+    launch("shape_and_gae", totals_kernel, 3, stream, static_cast<const float*>(out.row_sums), in.batch, out.totals);
 }
 
 }  // namespace gipo

@@ -132,26 +132,23 @@ __global__ void __launch_bounds__(kThreads)
 void token_partials_cuda(const LogitRows& in, void* partials, void* stream) {
     if (in.rows == 0) return;
     with_cuda_type(in.dtype, [&](auto type) {
-        partials_kernel<decltype(type)><<<blocks_for(in.rows), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-            in, static_cast<float>(1.0 / in.temperature), static_cast<float*>(partials));
+        launch("token_partials", partials_kernel<decltype(type)>, blocks_for(in.rows), stream, in,
+               static_cast<float>(1.0 / in.temperature), static_cast<float*>(partials));
     });
-    check_launch("token_partials");
 }
 
 void token_merge_cuda(const PartialRows& in, void* merged, void* stream) {
     if (in.rows == 0) return;
-    merge_kernel<<<blocks_for((in.rows + kThreads - 1) / kThreads), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        in, static_cast<float>(1.0 / in.temperature), static_cast<float*>(merged));
-    check_launch("token_merge");
+    launch("token_merge", merge_kernel, blocks_for((in.rows + kThreads - 1) / kThreads), stream, in,
+           static_cast<float>(1.0 / in.temperature), static_cast<float*>(merged));
 }
 
 void token_gradient_cuda(const LogitRows& in, const LogitGradient& gradient, void* stream) {
     if (in.rows == 0) return;
     with_cuda_type(in.dtype, [&](auto type) {
-        gradient_kernel<decltype(type)><<<blocks_for(in.rows), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-            in, gradient, static_cast<float>(1.0 / in.temperature));
+        launch("token_gradient", gradient_kernel<decltype(type)>, blocks_for(in.rows), stream, in, gradient,
+               static_cast<float>(1.0 / in.temperature));
     });
-    check_launch("token_gradient");
 }
 
 }  // namespace gipo

@@ -1,0 +1,134 @@
+// A CUDA device made of fibers, enough to run the kernels of csrc/*.cu as plain C++: blocks one after the other, the
+// 256 threads of a block as fibers in turn. __syncthreads and shuffles hand over to the next thread; since all threads
+// of a block pass the same ones, a round of the scheduler is a barrier (a thread that misses one is an error). What
+// this shows is the kernels' logic: indices, order of reduction, masks, memory bounds. It knows nothing of races inside
+// a round, of memory ordering or of speed.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <string>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(threads)
+#define __shared__ static  // blocks run one after the other
+
+struct dim3 {
+    unsigned x = 1, y = 1, z = 1;
+    dim3(unsigned size = 1) : x(size) {}
+};
+struct uint4 {
+    uint32_t x, y, z, w;
+};
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+    return {x, y, z, w};
+}
+
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess = 0 };
+inline cudaError_t cudaGetLastError() {
+    return cudaSuccess;
+}
+inline const char* cudaGetErrorString(cudaError_t) {
+    return "no error";
+}
+struct cudaLaunchConfig_t {
+    dim3 gridDim, blockDim;
+    cudaStream_t stream = nullptr;
+};
+
+inline dim3 threadIdx, blockIdx, gridDim;
+
+namespace cuda_on_cpu {
+
+constexpr size_t kStack = 128 * 1024;
+
+struct Fiber {
+    ucontext_t context;
+    std::vector<char> stack = std::vector<char>(kStack);
+    bool done = false;
+    int barriers = 0;
+};
+
+inline ucontext_t scheduler;
+inline std::vector<Fiber> fibers;
+inline std::function<void()> body;
+inline float exchanged[1024];
+
+inline void next_thread() {
+    Fiber& self = fibers[threadIdx.x];
+    ++self.barriers;
+    swapcontext(&self.context, &scheduler);
+}
+
+inline void enter() {
+    body();
+    fibers[threadIdx.x].done = true;
+}
+
+inline void run_block(unsigned threads) {
+    fibers.resize(threads);
+    for (Fiber& fiber : fibers) {
+        fiber.done = false;
+        fiber.barriers = 0;
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.data();
+        fiber.context.uc_stack.ss_size = fiber.stack.size();
+        fiber.context.uc_link = &scheduler;
+        makecontext(&fiber.context, enter, 0);
+    }
+    for (bool running = true; running;) {
+        running = false;
+        for (unsigned t = 0; t < threads; ++t) {
+            if (fibers[t].done) continue;
+            threadIdx.x = t;
+            swapcontext(&scheduler, &fibers[t].context);
+            running = running || !fibers[t].done;
+        }
+        for (const Fiber& fiber : fibers) {
+            if (fiber.barriers == fibers[0].barriers && fiber.done == fibers[0].done) continue;
+            std::fprintf(stderr, "threads of a block passed different barriers\n");
+            std::abort();
+        }
+    }
+}
+
+inline float swap_with(unsigned partner, float value) {
+    exchanged[threadIdx.x] = value;
+    next_thread();
+    const float received = exchanged[partner];
+    next_thread();
+    return received;
+}
+
+}  // namespace cuda_on_cpu
+
+inline void __syncthreads() {
+    cuda_on_cpu::next_thread();
+}
+inline float __shfl_xor_sync(unsigned, float value, int mask) {
+    return cuda_on_cpu::swap_with(threadIdx.x ^ static_cast<unsigned>(mask), value);
+}
+inline float __shfl_up_sync(unsigned, float value, int distance) {
+    const unsigned lane = threadIdx.x % 32, step = static_cast<unsigned>(distance);
+    return cuda_on_cpu::swap_with(lane < step ? threadIdx.x : threadIdx.x - step, value);
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               const Arguments&... arguments) {
+    gridDim = config->gridDim;
+    for (unsigned block = 0; block < gridDim.x; ++block) {
+        blockIdx.x = block;
+        cuda_on_cpu::body = [&] { kernel(arguments...); };
+        cuda_on_cpu::run_block(config->blockDim.x);
+    }
+    return cudaSuccess;
+}

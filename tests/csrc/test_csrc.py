@@ -1,0 +1,52 @@
+"""Builds and runs the C++ tests: the CPU kernels under sanitizers, the CUDA kernels on a device made of fibers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC, HERE = ROOT / "csrc", ROOT / "tests" / "csrc"
+OPS = ("token_statistics", "group_objective", "shape_and_gae")
+COMPILER = shutil.which(os.environ.get("CXX", "c++"))
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(a) for a in arguments], capture_output=True, text=True, check=False)
+
+
+def compiled(program: Path, flags: list[str], sources: list[str | Path]) -> Path:
+    common = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}", f"-I{HERE}", "-pthread"]
+    result = command(COMPILER or "c++", *common, *flags, *sources, "-o", program)
+    assert result.returncode == 0, result.stderr
+    return program
+
+
+def run(program: Path) -> str:
+    result = command(program)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_cpu_kernels_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
+    sanitize = ["-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    (tmp_path / "empty.cpp").write_text("int main() {}\n")
+    if command(COMPILER or "c++", *sanitize, tmp_path / "empty.cpp", "-o", tmp_path / "empty").returncode:
+        pytest.skip("the compiler has no sanitizers")
+    sources: list[str | Path] = [HERE / "test_cpu_kernels.cpp", *(CSRC / f"{op}.cpp" for op in OPS)]
+    assert run(compiled(tmp_path / "cpu", sanitize, sources)).count("cases") == 4
+
+
+def test_cuda_kernels_on_fibers_agree_with_the_cpu_kernels(tmp_path: Path) -> None:
+    for op in OPS:
+        device = ["-O1", f"-I{HERE / 'cuda_on_cpu'}", "-Wno-unknown-pragmas", "-x", "c++", "-c"]
+        compiled(tmp_path / f"{op}.o", device, [CSRC / f"{op}.cu"])
+    objects = [tmp_path / f"{op}.o" for op in OPS]
+    sources: list[str | Path] = [HERE / "test_cuda_on_cpu.cpp", *(CSRC / f"{op}.cpp" for op in OPS), *objects]
+    assert run(compiled(tmp_path / "cuda", ["-O1"], sources)).count("largest relative difference") == 3

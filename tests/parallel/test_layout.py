@@ -24,8 +24,8 @@ def test_rows_are_split_in_order_without_loss(count: int, parts: int) -> None:
 
 
 def test_uneven_blocks_by_hand() -> None:
-    assert split_rows(7, 3) == [range(0, 3), range(3, 5), range(5, 7)]
-    assert split_rows(1, 2) == [range(0, 1), range(1, 1)]
+    assert split_rows(7, 3) == [range(3), range(3, 5), range(5, 7)]
+    assert split_rows(1, 2) == [range(1), range(1, 1)]
 
 
 def test_stages_and_length_multiple() -> None:

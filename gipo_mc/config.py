@@ -42,7 +42,8 @@ class ParallelConfig(Section):
     micro_batch_size: int = Field(8, ge=1, description="sequences of one pass through the pipeline")
     timeout_minutes: float = Field(10.0, gt=0, description="a collective that takes longer ends the job")
     distributed_optimizer: Literal["auto", "on", "off"] = Field(
-        "auto", description="shard optimizer state over data-parallel ranks (ZeRO-1); auto: on CUDA"
+        "auto",
+        description="shard optimizer state over data-parallel ranks (ZeRO-1); auto: on CUDA with TransformerEngine",
     )
 
 

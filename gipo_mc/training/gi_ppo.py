@@ -60,12 +60,12 @@ def iterate(session: Session, setup: RLSetup, state: GroupState, step: int) -> t
     scores = score(models, prompts, rollout, config, phases)
     with phases("advantages"):
         experience, state = shape(rollout, scores, state, config)
-    with phases("update_critic"):
-        critic_metrics = update_critic(models.critic, experience, config, step)
+    with phases("update_critic"), session.progress("critic", len(prompts)) as tell:
+        critic_metrics = update_critic(models.critic, experience, config, step, tell)
     policy_metrics: dict[str, float] = {}
     if step >= config.algorithm.critic_warmup:
-        with phases("update_policy"):
-            policy_metrics = update_policy(models.policy, experience, config, step)
+        with phases("update_policy"), session.progress("policy", len(prompts)) as tell:
+            policy_metrics = update_policy(models.policy, experience, config, step, tell)
 
     metrics = iteration_metrics(experience, state, config, step) | critic_metrics | policy_metrics
     if _evaluation_due(config, step) and setup.held_out is not None:

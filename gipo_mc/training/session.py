@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ class Session:
     def source(self, name: str, key: str) -> ModelSource:
         """The source that configuration key `key` names; found (and downloaded) by one rank, then known to all."""
         found: ModelSource = on_main(lambda: resolve(name, key))
+        if not found.folder.exists():
+            found = resolve(name, key)  # a hub name, on a node that does not share the first one's cache
         found.shape.check(self.layout.tensor, self.layout.pipeline)
         return found
 
@@ -91,12 +94,14 @@ class Session:
     def engine(self, model: LlamaModel, optimizer: OptimizerConfig | None, *, total_steps: int = 1) -> Engine:
         """Engine of a model that exists already."""
         choice = self.config.parallel.distributed_optimizer
+        # Megatron 0.16 can load a sharded optimizer state only into TransformerEngine's or Apex's Adam.
+        possible = self.layout.device.type == "cuda" and find_spec("transformer_engine") is not None
         return Engine(
             model,
             self.layout,
             optimizer,
             total_steps=total_steps,
-            distributed_optimizer=choice == "on" or (choice == "auto" and self.layout.device.type == "cuda"),
+            distributed_optimizer=choice == "on" or (choice == "auto" and possible),
         )
 
     # ------------------------------------------------------------- checkpoints

@@ -23,14 +23,16 @@ from gipo_mc.training.batching import MicroBatch, micro_batches, run_backward, r
 from gipo_mc.training.last_stage import group_probabilities, response_values
 from gipo_mc.training.mini_batches import MiniBatch, mini_batches
 from gipo_mc.training.scoring import inferred_groups
-from gipo_mc.training.updates import UpdateLog
+from gipo_mc.training.updates import Progress, UpdateLog
 from gipo_mc.types import Experience
 
 
-def update_critic(critic: Engine, experience: Experience, config: Config, step: int) -> dict[str, float]:
+def update_critic(
+    critic: Engine, experience: Experience, config: Config, step: int, on_step: Progress | None = None
+) -> dict[str, float]:
     """All critic steps of an iteration. Metrics "critic/{loss,explained_variance,grad_norm,lr,skipped}" and, with
     groups, "critic/group_variance" (of the classifier's objective, mean over mini-batches)."""
-    log = UpdateLog("critic")
+    log, done = UpdateLog("critic"), 0
     for batch in mini_batches(experience, config, step, "critic"):
         parts = micro_batches(
             batch.sequences, config.parallel.micro_batch_size, critic.layout, times=experience.rollout.times
@@ -42,6 +44,9 @@ def update_critic(critic: Engine, experience: Experience, config: Config, step: 
         outputs = _backward(critic, parts, batch, statistics, experience, config)
         log.add(loss=float(outputs["value_loss"].sum()) / batch.tokens)
         log.step(critic.step())
+        done += len(batch)
+        if on_step is not None:
+            on_step(done, config.algorithm.epochs * len(experience.rollout.sequences))
     values_BT, length_B = experience.scores.values_BT, experience.rollout.sequences.response_length_B
     return log.metrics() | {"critic/explained_variance": explained_variance(values_BT, experience.return_BT, length_B)}
 

@@ -23,7 +23,7 @@ from gipo_mc.parallel.engine import Engine, Outputs
 from gipo_mc.training.batching import MicroBatch, micro_batches, run_backward, run_forward
 from gipo_mc.training.last_stage import response_statistics, token_log_probs
 from gipo_mc.training.mini_batches import MiniBatch, mini_batches
-from gipo_mc.training.updates import UpdateLog
+from gipo_mc.training.updates import Progress, UpdateLog
 from gipo_mc.types import Experience
 
 #: How far the first ratio of an iteration may be from 1: the same model on the same tokens, differently padded.
@@ -31,13 +31,15 @@ _RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 _ROW_OUTPUTS = ("surrogate", "clipped", "ratio_max", "behaviour_kl", "entropy")
 
 
-def update_policy(policy: Engine, experience: Experience, config: Config, step: int) -> dict[str, float]:
+def update_policy(
+    policy: Engine, experience: Experience, config: Config, step: int, on_step: Progress | None = None
+) -> dict[str, float]:
     """All policy steps of an iteration. Metrics "policy/{loss,clip_fraction,entropy,grad_norm,ratio_max,approx_kl,
     lr,skipped}" and, with the group penalty, "policy/{beta,group_variance,weight_min,weight_negative}".
 
     Raises NumericsError if the ratio of the first mini-batch is not 1: then log-probs of rollout and update differ.
     """
-    log = UpdateLog("policy")
+    log, done = UpdateLog("policy"), 0
     for batch in mini_batches(experience, config, step, "policy"):
         parts = micro_batches(
             batch.sequences, config.parallel.micro_batch_size, policy.layout, times=experience.rollout.times
@@ -57,6 +59,9 @@ def update_policy(policy: Engine, experience: Experience, config: Config, step: 
         )
         log.largest(ratio_max=ratio_max)
         log.step(policy.step())
+        done += len(batch)
+        if on_step is not None:
+            on_step(done, config.algorithm.epochs * len(experience.rollout.sequences))
     return log.metrics()
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 
 from gipo_mc.parallel.engine import StepResult
+
+#: Told (sequences done, sequences in all) after each optimizer step.
+Progress = Callable[[int, int], None]
 
 
 class UpdateLog:

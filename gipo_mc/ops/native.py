@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 try:
-    from gipo_mc import _C
+    from gipo_mc import _C  # type: ignore[attr-defined]
 except ImportError as error:
     _C: Any = None  # type: ignore[no-redef]
     _failure = error

@@ -61,6 +61,6 @@ class ShapedAdvantages(NamedTuple):
     advantage_BT: Tensor
     return_BT: Tensor
     kl_B: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # in the place of tuple.count, which nobody needs here
     sum: Tensor
     sum_sq: Tensor

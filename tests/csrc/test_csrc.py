@@ -34,19 +34,26 @@ def run(program: Path) -> str:
     return result.stdout
 
 
+def sanitizers(names: str, folder: Path) -> list[str]:
+    """Flags for these sanitizers; skips where the compiler or its libraries have none."""
+    flags = [f"-fsanitize={names}", "-fno-sanitize-recover=all"]
+    (folder / "empty.cpp").write_text("int main() {}\n")
+    if command(COMPILER or "c++", *flags, folder / "empty.cpp", "-o", folder / "empty").returncode:
+        pytest.skip(f"the compiler has no sanitizers {names}")
+    return flags
+
+
 def test_cpu_kernels_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
-    sanitize = ["-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    (tmp_path / "empty.cpp").write_text("int main() {}\n")
-    if command(COMPILER or "c++", *sanitize, tmp_path / "empty.cpp", "-o", tmp_path / "empty").returncode:
-        pytest.skip("the compiler has no sanitizers")
+    sanitize = ["-O0", "-g", *sanitizers("address,undefined", tmp_path)]
     sources: list[str | Path] = [HERE / "test_cpu_kernels.cpp", *(CSRC / f"{op}.cpp" for op in OPS)]
     assert run(compiled(tmp_path / "cpu", sanitize, sources)).count("cases") == 4
 
 
 def test_cuda_kernels_on_fibers_agree_with_the_cpu_kernels(tmp_path: Path) -> None:
+    optimise = ["-O1", *sanitizers("alignment", tmp_path)]  # a device refuses what a CPU forgives
     for op in OPS:
-        device = ["-O1", f"-I{HERE / 'cuda_on_cpu'}", "-Wno-unknown-pragmas", "-x", "c++", "-c"]
+        device = [*optimise, f"-I{HERE / 'cuda_on_cpu'}", "-Wno-unknown-pragmas", "-x", "c++", "-c"]
         compiled(tmp_path / f"{op}.o", device, [CSRC / f"{op}.cu"])
     objects = [tmp_path / f"{op}.o" for op in OPS]
     sources: list[str | Path] = [HERE / "test_cuda_on_cpu.cpp", *(CSRC / f"{op}.cpp" for op in OPS), *objects]
-    assert run(compiled(tmp_path / "cuda", ["-O1"], sources)).count("largest relative difference") == 3
+    assert run(compiled(tmp_path / "cuda", optimise, sources)).count("largest relative difference") == 3

@@ -31,7 +31,7 @@ from gipo_mc.training.command import report_error
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--check", metavar="HF", help="prove this Hugging Face folder (or hub name) at this layout")
@@ -44,7 +44,7 @@ def main() -> int:
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="[auto: CUDA if there is one]"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of --to-hf's weights [auto: the checkpoint's]")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     transformers_logging.disable_progress_bar()
     try:
         parallel = {"tensor": options.tensor, "pipeline": options.pipeline, "sequence": options.sequence}

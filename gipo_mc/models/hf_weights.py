@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from gipo_mc.models.llama import LlamaModel
 from gipo_mc.models.weights import EMBEDDING, HEADS, OUTPUT, SCORE, load_parameters, trunk_tensors
 
 INDEX = "model.safetensors.index.json"
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 class SafetensorsFolder:
@@ -90,6 +92,17 @@ def _read_index(path: Path) -> dict[str, str]:
                 f"{path} places {tensor} in {file!r}: only *.safetensors files of the same folder are read."
             )
     return files
+
+
+def stored_dtype(source: SafetensorsFolder) -> torch.dtype:
+    """The dtype of the checkpoint's tensors; float32, which holds them all, if there are several."""
+    stored = {source.dtype(name) for name in source.shapes}
+    unknown = stored - set(_DTYPES)
+    if unknown:
+        raise CheckpointError(
+            f"{source.folder} stores {', '.join(sorted(unknown))}: weights in F32, BF16 or F16 are expected."
+        )
+    return _DTYPES[stored.pop()] if len(stored) == 1 else torch.float32
 
 
 def load_hf_weights(model: LlamaModel, folder: str | Path, *, fresh_head: bool | None = None) -> None:

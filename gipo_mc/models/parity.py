@@ -20,9 +20,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from gipo_mc.errors import CheckpointError
 from gipo_mc.models.hf_export import export_hf_weights
-from gipo_mc.models.hf_weights import SafetensorsFolder, load_hf_weights
+from gipo_mc.models.hf_weights import SafetensorsFolder, load_hf_weights, stored_dtype
 from gipo_mc.models.llama import HeadKind, LlamaModel, build_model
 from gipo_mc.models.llama_config import LlamaShape
 from gipo_mc.models.weights import OUTPUT, SCORE
@@ -33,7 +32,6 @@ from gipo_mc.parallel.streams import generator
 
 #: Largest absolute difference of a float32 logit. Layouts differ in the order of sums, no more.
 TOLERANCE = 1e-4
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def check_checkpoint(folder: str | Path, layout: Layout, *, rows: int = 2, lengt
     checks = [_compare_outputs(model, layout, folder, tokens_BL)]
     with _shared_temporary_folder() as copy:
         # float32 holds every bfloat16 and float16 value, so writing in the stored dtype must give back every bit.
-        export_hf_weights(model, copy, dtype=_stored_dtype(source))
+        export_hf_weights(model, copy, dtype=stored_dtype(source))
         checks += on_main(lambda: _compare_folders(source, SafetensorsFolder(copy), shape))
     return checks
 
@@ -115,17 +113,6 @@ def _transformers_outputs(folder: Path, head: str, tokens_BL: Tensor) -> Tensor:
             return reference(tokens_BL).logits
         hidden = reference.model(tokens_BL).last_hidden_state
         return reference.score(hidden).squeeze(-1)
-
-
-def _stored_dtype(source: SafetensorsFolder) -> torch.dtype:
-    """The dtype of the checkpoint's tensors; float32, which holds them all, if there are several."""
-    stored = {source.dtype(name) for name in source.shapes}
-    unknown = stored - set(_DTYPES)
-    if unknown:
-        raise CheckpointError(
-            f"{source.folder} stores {', '.join(sorted(unknown))}: weights in F32, BF16 or F16 are expected."
-        )
-    return _DTYPES[stored.pop()] if len(stored) == 1 else torch.float32
 
 
 def _compare_folders(source: SafetensorsFolder, copy: SafetensorsFolder, shape: LlamaShape) -> list[Check]:

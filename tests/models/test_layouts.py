@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -23,7 +21,7 @@ from gipo_mc.models.weights import OUTPUT, RandomWeights, stage_mappings, trunk_
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.engine import Engine
-from tests.models.tiny import VARIANTS, config, save_lm
+from tests.models.tiny import VARIANTS, config, let_this_rank_write, save_lm
 from tests.ranks import LAYOUTS, parallel_config, run_ranks
 
 ALL = LAYOUTS | {"TP2xPP2+SP": {"tensor": 2, "pipeline": 2, "sequence": True}, "PP4": {"pipeline": 4}}
@@ -160,13 +158,6 @@ def test_a_seed_gives_one_model_in_every_layout(head: str, tied: bool) -> None:
         assert not first["score.weight"].any() and first["group_head.output.weight"].any()
     other = RandomWeights(shape, seed=10).read("model.layers.0.self_attn.q_proj.weight", slice(None))
     assert not torch.equal(first["model.layers.0.self_attn.q_proj.weight"], other)
-
-
-def let_this_rank_write() -> None:
-    """Megatron's writer starts a process, which a daemon (a rank of `run_ranks`) may not, and asks a manager process,
-    which would outlive it, for a queue that never leaves this process."""
-    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
-    filesystem_async._results_queue = multiprocessing.get_context("fork").Queue()
 
 
 def save_sharded(rank: int, parallel: ParallelConfig, folder: Path, head: Any, tied: bool) -> dict[str, Tensor]:

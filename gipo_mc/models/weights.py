@@ -257,14 +257,12 @@ def initialize_trunk(model: LlamaModel, seed: int) -> None:
 
 @torch.no_grad()
 def initialize_heads(model: LlamaModel, seed: int) -> None:
-    """Fresh heads: values start at 0; the reward head at N(0, 1/(H+1)) (Stiennon et al. 2020, arXiv:2009.01325); the
-    group head small, so that p_phi starts near uniform but not symmetric, which would give every group the same
-    gradient for ever."""
+    """Fresh heads: values and rewards start at 0, so that a reward model begins at a loss of ln 2 a pair and has no
+    random preference to unlearn; the group head small, so that p_phi starts near uniform but not symmetric, which
+    would give every group the same gradient for ever."""
     hidden = model.shape.hidden_size
     for name, parameter in model.named_parameters():
-        if name == "value_head.weight" or (name.startswith("group_head.") and name.endswith(".bias")):
+        if name in HEADS or (name.startswith("group_head.") and name.endswith(".bias")):
             parameter.zero_()
-        elif name == "reward_head.weight":
-            parameter.copy_(normal(seed, name, tuple(parameter.shape), (hidden + 1) ** -0.5))
         elif name.startswith("group_head."):
             parameter.copy_(normal(seed, name, tuple(parameter.shape), hidden**-0.5))

@@ -5,6 +5,7 @@
 // a round, of memory ordering or of speed.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdint>
@@ -52,12 +53,13 @@ constexpr size_t kStack = 128 * 1024;
 
 struct Fiber {
     ucontext_t context;
+    jmp_buf place;
     std::vector<char> stack = std::vector<char>(kStack);
-    bool done = false;
+    bool started = false, done = false;
     int barriers = 0;
 };
 
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline std::vector<Fiber> fibers;
 inline std::function<void()> body;
 inline float exchanged[1024];
@@ -65,23 +67,33 @@ inline float exchanged[1024];
 inline void next_thread() {
     Fiber& self = fibers[threadIdx.x];
     ++self.barriers;
-    swapcontext(&self.context, &scheduler);
+    if (_setjmp(self.place) == 0) _longjmp(scheduler, 1);
 }
 
 inline void enter() {
     body();
     fibers[threadIdx.x].done = true;
+    _longjmp(scheduler, 1);
+}
+
+// Runs a thread up to its next barrier or its end. Only its first entry goes through setcontext, which asks the
+// kernel for the signal mask; jumps do not, and are 20 times faster.
+inline void resume(Fiber& fiber) {
+    if (_setjmp(scheduler) != 0) return;
+    if (fiber.started) _longjmp(fiber.place, 1);
+    fiber.started = true;
+    setcontext(&fiber.context);
 }
 
 inline void run_block(unsigned threads) {
     fibers.resize(threads);
     for (Fiber& fiber : fibers) {
-        fiber.done = false;
+        fiber.started = fiber.done = false;
         fiber.barriers = 0;
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.data();
         fiber.context.uc_stack.ss_size = fiber.stack.size();
-        fiber.context.uc_link = &scheduler;
+        fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, enter, 0);
     }
     for (bool running = true; running;) {
@@ -89,7 +101,7 @@ inline void run_block(unsigned threads) {
         for (unsigned t = 0; t < threads; ++t) {
             if (fibers[t].done) continue;
             threadIdx.x = t;
-            swapcontext(&scheduler, &fibers[t].context);
+            resume(fibers[t]);
             running = running || !fibers[t].done;
         }
         for (const Fiber& fiber : fibers) {

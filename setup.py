@@ -105,7 +105,9 @@ class CMakeBuild(build_ext):
             subprocess.run(["cmake", "--build", str(tree), "--parallel", jobs], check=True)
         except subprocess.CalledProcessError as error:
             hint = " GIPO_MC_CUDA=0 builds the CPU kernels only." if nvcc else " A C++17 compiler is needed."
-            raise SystemExit(f"The native build failed ({' '.join(error.cmd[:2])}); its output is above.{hint}") from None
+            raise SystemExit(
+                f"The native build failed ({' '.join(error.cmd[:2])}); its output is above.{hint}"
+            ) from None
         if not target.is_file():
             raise SystemExit(f"CMake ended without writing {target}: remove {tree} and build again.")
         print(f"gipo_mc: built {built} into {target}", flush=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import queue
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint import CheckpointException
 
 from gipo_mc.errors import CheckpointError, StorageError
@@ -76,6 +78,9 @@ def save(
     on_main(prepare)
     error = None
     try:
+        # Megatron would start a manager process a rank to hand results over, for saves in the background: this one
+        # is not, and that process would import everything anew and outlive a rank that is killed.
+        filesystem_async._results_queue = queue.Queue()
         dist_checkpointing.save(sharded, str(temporary / SHARDS))
     except OSError as problem:
         error = f"{type(problem).__name__}: {problem}"

@@ -15,11 +15,18 @@ from pathlib import Path
 
 import torch
 
+from gipo_mc.training.builtin import PPO_KL
+
 #: (what, ranks, script, overrides). Four ranks: TP2 x PP2; two: TP2, or a pipeline of two.
 STEPS: tuple[tuple[str, int, str, list[str]], ...] = (
     ("supervised fine-tuning", 2, "train_sft.py", ["parallel.tensor=2"]),
     ("reward model", 2, "train_reward.py", ["parallel.tensor=1", "parallel.pipeline=2"]),
-    ("PPO with KL penalty", 4, "train_gi_ppo.py", ["algorithm.name=ppo", "run.name=builtin_ppo"]),
+    (
+        "PPO with KL penalty",
+        4,
+        "train_gi_ppo.py",
+        ["algorithm.name=ppo", f"algorithm.kl_coef={PPO_KL}", "run.name=builtin_ppo"],
+    ),
     ("GI-PPO", 4, "train_gi_ppo.py", []),
 )
 

@@ -259,7 +259,8 @@ def check_layout(config: Config, world_size: int) -> int:
     if world_size % (tensor * pipeline):
         problems.append(
             f"parallel.tensor={tensor} x parallel.pipeline={pipeline} = {tensor * pipeline} does not divide the "
-            f"{world_size} ranks: start a multiple of {tensor * pipeline} (torchrun --nproc-per-node), or lower one of the two"
+            f"{world_size} ranks: start a multiple of {tensor * pipeline} (torchrun --nproc-per-node), or lower one "
+            "of the two"
         )
     data = max(1, world_size // (tensor * pipeline))
     for key, size in (

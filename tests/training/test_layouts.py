@@ -80,7 +80,7 @@ def _assert_same(found: tuple[Any, Any, list[Any]], expected: tuple[Any, Any, li
         assert own.keys() == wanted.keys()
         error = sum(float((own[name] - tensor).double().square().sum()) for name, tensor in wanted.items())
         size = sum(float(tensor.double().square().sum()) for tensor in wanted.values())
-        assert 0 < size and error <= TOLERANCE**2 * size, (step, (error / size) ** 0.5)
+        assert size > 0 and error <= TOLERANCE**2 * size, (step, (error / size) ** 0.5)
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "1"])

@@ -106,4 +106,5 @@ $(STAMP): $(BUILD_INPUTS) | $(if $(strip $(VENV)),$(PYTHON))
 	echo "The first time this fetches about 1 GB (more with CUDA) and builds the native kernels: some minutes."; \
 	$(PYTHON) -m pip install $${index:+--extra-index-url $$index} \
 		$(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS)) -e '.[dev]'
+	@$(PYTHON) -c 'from gipo_mc.ops import describe_build; print("Built:", describe_build())'
 	@mkdir -p "$(@D)" && touch "$@"

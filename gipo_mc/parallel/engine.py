@@ -36,6 +36,10 @@ class MicroBatch(Protocol):
         ...
 
 
+#: Whole moments under the names of their parameters, as without a distributed optimizer: any layout can read them.
+#: Megatron's own default is a format that its checkpoints no longer take.
+_OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
+
 Outputs = dict[str, Tensor]
 #: (model, hidden_LBH, micro-batch) -> outputs; the loss to back-propagate, if any, under the key "loss" (a scalar).
 LastStage = Callable[[Any, Tensor, Any], Outputs]
@@ -102,6 +106,7 @@ class Engine:
             ),
             [self._wrapped],
         )
+        _initialize_moments(self.optimizer)
         self.scheduler = _scheduler(self.optimizer, optimizer, total_steps)
 
     def forward(self, micro_batches: Sequence[MicroBatch], last_stage: LastStage) -> list[Outputs]:
@@ -170,7 +175,9 @@ class Engine:
         model_state = self.model.sharded_state_dict(prefix=f"{prefix}.model.")  # type: ignore[operator]
         state: dict[str, Any] = {f"{prefix}.model": model_state}
         if self.optimizer is not None and self.scheduler is not None:
-            optimizer_state = self.optimizer.sharded_state_dict(model_state, is_loading=is_loading)
+            optimizer_state = self.optimizer.sharded_state_dict(
+                model_state, is_loading=is_loading, metadata=_OPTIMIZER_FORMAT
+            )
             state[f"{prefix}.optimizer"] = optimizer_state
             state[f"{prefix}.scheduler"] = self.scheduler.state_dict()
         return state
@@ -188,8 +195,24 @@ class Engine:
                 f"{' and more' if len(lost) > 5 else ''} are in only one of the two. It was made for another model."
             )
         if self.optimizer is not None and self.scheduler is not None:
-            self.optimizer.load_state_dict(state[f"{prefix}.optimizer"])
+            optimizer_state = state[f"{prefix}.optimizer"]
+            if moments := optimizer_state.get("optimizer", optimizer_state).get("state"):
+                # Megatron leaves out a step count of 0, and torch's Adam insists on one.
+                moments.setdefault("common_step", torch.zeros(()))
+            self.optimizer.load_state_dict(optimizer_state)
             self.scheduler.load_state_dict(state[f"{prefix}.scheduler"])
+
+
+def _initialize_moments(optimizer: MegatronOptimizer) -> None:
+    """Make Adam's moments now, and not at its first step: a checkpoint may come before that (critic warm-up)."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        inner = getattr(part, "optimizer", None)
+        if inner is None:
+            continue  # a rank without parameters
+        part.init_state_fn(inner, part.config)
+        if isinstance(inner, (torch.optim.Adam, torch.optim.AdamW)):
+            for state in inner.state.values():
+                state.setdefault("step", torch.zeros((), dtype=torch.float32))
 
 
 def _scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig, total_steps: int) -> OptimizerParamScheduler:

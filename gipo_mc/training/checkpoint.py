@@ -112,9 +112,12 @@ def verify(path: Path) -> None:
     """Check every file of a checkpoint against its manifest. Raises CheckpointError naming the first that differs."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        files: dict[str, dict[str, Any]] = manifest["files"]
+        files: dict[str, dict[str, Any]] = dict(manifest["files"])
+        stated = (manifest["format"], manifest["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} has no readable {MANIFEST} ({error}): it is incomplete.") from error
+    if STATE not in files:
+        raise CheckpointError(f"{path / MANIFEST} does not name {STATE}: the checkpoint is damaged.")
     for name, expected in files.items():
         file = path / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -123,6 +126,9 @@ def verify(path: Path) -> None:
             raise CheckpointError(f"{file} is missing: the checkpoint is damaged.")
         if _describe(file) != expected:
             raise CheckpointError(f"{file} does not match its SHA-256 in {MANIFEST}: the checkpoint is damaged.")
+    state = json.loads((path / STATE).read_text())
+    if stated != (state["format"], state["step"]):
+        raise CheckpointError(f"{path / MANIFEST} does not agree with {STATE}: the checkpoint is damaged.")
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -139,12 +145,18 @@ def load_shards(path: Path, sharded: dict[str, Any]) -> dict[str, Any]:
         # Megatron loads optimizer scalars with torch.load; the manifest has vouched for the file.
         return dist_checkpointing.load(sharded, str(path / SHARDS))  # type: ignore[no-any-return]
     except (dist_checkpointing.core.CheckpointingException, KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be loaded into this configuration: {error}. It was made for another model or algorithm; "
-            "use another run.name, or set run.resume=false."
-        ) from error
+        reason = str(error)
+        cause: BaseException = error
     except CheckpointException as error:  # derives from BaseException
-        raise CheckpointError(f"{path} cannot be loaded: {error}") from error
+        # Its own text is the traceback of every rank.
+        reason = str(next(iter(error.failures.values()))[0])
+        cause = error
+    if len(reason) > 300:
+        reason = f"{reason[:300]} ..."
+    raise CheckpointError(
+        f"{path} cannot be loaded into this configuration: {reason}. It was made for another model or algorithm; "
+        "use another run.name, or set run.resume=false."
+    ) from cause
 
 
 def _files(folder: Path) -> list[str]:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from gipo_mc.config import Config, load_config
+from gipo_mc.config import Config, ParallelConfig, load_config
 from gipo_mc.data.synthetic import builtin_llama_config, builtin_tokenizer
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.engine import Engine, StepResult
+from tests.ranks import run_ranks
 
 
 def save_models(folder: Path) -> dict[str, str]:
@@ -90,3 +91,16 @@ def whole_gradients(engine: Engine, gradients: dict[str, Tensor]) -> dict[str, T
 def initialize(config: Config) -> None:
     """Groups of a test's rank."""
     runtime.initialize(config.parallel, "cpu")
+
+
+def global_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, whole, by its name: weights and Adam moments."""
+    return run_ranks(_global_tensors, 1, path)[0]  # type: ignore[no-any-return]
+
+
+def _global_tensors(rank: int, path: Path) -> dict[str, Tensor]:
+    from megatron.core import dist_checkpointing
+
+    runtime.initialize(ParallelConfig(timeout_minutes=1), "cpu")
+    loaded = dist_checkpointing.load_plain_tensors(str(path / "shards"))
+    return {name: value for name, value in loaded.items() if isinstance(value, Tensor)}

@@ -18,6 +18,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
@@ -195,11 +196,7 @@ class Engine:
                 f"{' and more' if len(lost) > 5 else ''} are in only one of the two. It was made for another model."
             )
         if self.optimizer is not None and self.scheduler is not None:
-            optimizer_state = state[f"{prefix}.optimizer"]
-            if moments := optimizer_state.get("optimizer", optimizer_state).get("state"):
-                # Megatron leaves out a step count of 0, and torch's Adam insists on one.
-                moments.setdefault("common_step", torch.zeros(()))
-            self.optimizer.load_state_dict(optimizer_state)
+            _load_optimizer(self.optimizer, state[f"{prefix}.optimizer"])
             self.scheduler.load_state_dict(state[f"{prefix}.scheduler"])
 
 
@@ -213,6 +210,26 @@ def _initialize_moments(optimizer: MegatronOptimizer) -> None:
         if isinstance(inner, (torch.optim.Adam, torch.optim.AdamW)):
             for state in inner.state.values():
                 state.setdefault("step", torch.zeros((), dtype=torch.float32))
+
+
+def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
+    """`load_state_dict`, and two of Megatron's gaps around the step count of torch's Adam."""
+    part = getattr(optimizer, "chained_optimizers", [optimizer])[0]
+    inner = getattr(part, "optimizer", None)
+    if not (isinstance(part, DistributedOptimizer) and isinstance(inner, (torch.optim.Adam, torch.optim.AdamW))):
+        if moments := state.get("optimizer", state).get("state"):
+            # A step count of 0 is left out of checkpoints.
+            moments.setdefault("common_step", torch.zeros(()))
+        optimizer.load_state_dict(state)
+        return
+    # The distributed optimizer gives all parameters one tensor as their count, which each of them then advances, and
+    # looks for the count among the moments.
+    moments = state.pop("param_state")
+    optimizer.load_state_dict(state)
+    counts = [float(own.pop("step")) for own in inner.state.values()]
+    part.load_parameter_state_from_fully_reshardable(moments)
+    for own, count in zip(inner.state.values(), counts, strict=True):
+        own["step"] = torch.tensor(count, dtype=torch.float32)
 
 
 def _scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig, total_steps: int) -> OptimizerParamScheduler:

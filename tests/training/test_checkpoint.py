@@ -1,4 +1,4 @@
-"""Checkpoints: damage is found and named, a failed save leaves the earlier ones, and every layout reads every other's."""
+"""Checkpoints: damage is found and named, a failed save leaves earlier ones, every layout reads every other's."""
 
 from __future__ import annotations
 
@@ -130,7 +130,9 @@ def test_every_layout_takes_up_every_other_layouts_checkpoint(tmp_path: Path, sa
         for key, tensor in written.items():
             assert torch.equal(tensor, read[key]), (other, key)
         moments = [key for key in written if key.startswith("optimizer.state.exp_avg")]
-        assert {"policy", "critic"} == {key.split(".")[3] for key in moments} and any("group_head" in k for k in moments)
+        assert {"policy", "critic"} == {key.split(".")[3] for key in moments} and any(
+            "group_head" in k for k in moments
+        )
         assert all(written[key].abs().sum() > 0 for key in moments if "layernorm" not in key), "moments of no step"
         following = global_tensors(tmp_path / other / "step_00000002")
         expected = global_tensors(tmp_path / name / "step_00000002")
@@ -152,9 +154,14 @@ def test_a_checkpoint_may_come_before_the_first_step(tmp_path: Path, sizes: dict
 def test_the_distributed_optimizer_reads_its_own_checkpoint(tmp_path: Path) -> None:
     run_ranks(_make, 2, tmp_path / "saved", SHARDED, 2)
     run_ranks(_again, 2, [tmp_path / "saved"], tmp_path / "again", SHARDED)
-    found = global_tensors(tmp_path / "again" / "saved" / "step_00000001")
-    for key, tensor in global_tensors(tmp_path / "saved" / "step_00000001").items():
-        assert torch.equal(found[key], tensor), key
+    written = global_tensors(tmp_path / "saved" / "step_00000001")
+    read = global_tensors(tmp_path / "again" / "saved" / "step_00000001")
+    assert all(torch.equal(read[key], tensor) for key, tensor in written.items())
+    # The third step is that of a run that was never interrupted: moments and their step count are back.
+    run_ranks(_make, 2, tmp_path / "straight", SHARDED, 3)
+    straight = global_tensors(tmp_path / "straight" / "step_00000001")
+    resumed = global_tensors(tmp_path / "again" / "saved" / "step_00000002")
+    assert all(torch.equal(resumed[key], tensor) for key, tensor in straight.items())
 
 
 def _misfit(rank: int, path: Path) -> tuple[int, str]:
@@ -168,7 +175,9 @@ def _misfit(rank: int, path: Path) -> tuple[int, str]:
 
 def test_a_checkpoint_of_another_model_is_refused(saved: Path) -> None:
     ((code, message),) = run_ranks(_misfit, 1, saved / "1" / "step_00000001")
-    assert code == 4 and "cannot be loaded into this configuration" in message and "another model or algorithm" in message
+    assert (
+        code == 4 and "cannot be loaded into this configuration" in message and "another model or algorithm" in message
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ damage

@@ -34,6 +34,8 @@ def train(config: Config) -> None:
         setup = set_up(session)
         state = restore(session, setup)
         broken = 0
+        if session.start == 0 and setup.held_out is not None:
+            session.log(0, evaluate_policy(setup, config))  # what the policy could do before
         for step in range(session.start, config.run.iterations):
             state, metrics = iterate(session, setup, state, step)
             broken = broken + 1 if _all_skipped(metrics, step, config) else 0

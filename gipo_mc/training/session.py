@@ -164,7 +164,7 @@ class Session:
             self.folder.write_about(rows)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of finished iteration `step` (1, 2, ...)."""
+        """Metrics of finished iteration `step` (1, 2, ...), or of the state before the first one (0)."""
         self.step = step
         if self.logger:
             self.logger.log(step, metrics)
@@ -231,7 +231,7 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
             )
         session._resume_from, session._resume_warnings = newest, reasons
         if newest is None and logger:
-            logger.truncate_after(0)
+            logger.truncate_after(-1)
         _status(session, "running")
         yield session
         _status(session, "done", 0)

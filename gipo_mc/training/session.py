@@ -144,8 +144,6 @@ class Session:
         for role, engine in engines.items():
             engine.load_sharded_state(role, loaded)
         self.start = self.step = state["step"]
-        if self.logger:
-            self.logger.truncate_after(self.start)
         return state
 
     # ---------------------------------------------------------------- showing
@@ -230,8 +228,8 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
                 "No checkpoint of this run can be used:\n" + "\n".join(f"  - {reason}" for reason in reasons)
             )
         session._resume_from, session._resume_warnings = newest, reasons
-        if newest is None and logger:
-            logger.truncate_after(-1)
+        if logger:  # before anything is logged, warnings included
+            logger.truncate_after(checkpoint.load_state(newest)["step"] if newest else -1)
         _status(session, "running")
         yield session
         _status(session, "done", 0)

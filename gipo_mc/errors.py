@@ -48,3 +48,6 @@ class PeerError(GipoError):
 
 #: Not an error: the state was saved at a step boundary and the job wants to be queued again.
 EXIT_REQUEUE = 75
+
+#: Ctrl-C, as shells count it: 128 + SIGINT.
+EXIT_INTERRUPTED = 130

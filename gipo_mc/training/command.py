@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from gipo_mc.config import Config, ModelConfig, check_layout, describe, load_config
-from gipo_mc.errors import GipoError, PeerError
+from gipo_mc.errors import EXIT_INTERRUPTED, GipoError, PeerError
 from gipo_mc.parallel import runtime
 
 
@@ -25,7 +25,7 @@ def run_command(
     """Parse `[--config FILE] [key.sub=value ...]`, check it against the ranks there are, and call `work`.
 
     builtin: configuration of the built-in task, put underneath the user's where that names neither model nor data.
-    Returns the exit code: 0, or that of the `GipoError` that ended the run (0 is not returned for anything else).
+    Returns the exit code: 0, that of the `GipoError` that ended the run, or 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(
         description=description,
@@ -44,6 +44,10 @@ def run_command(
         work(config)
     except GipoError as error:
         return report_error(error)
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print("\nInterrupted. The same command continues from the last checkpoint.", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
     except dist.DistBackendError as error:
         return report_error(_lost(error))
     except RuntimeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.data.collate import to_sequences
-from gipo_mc.errors import ConfigError, DataError
+from gipo_mc.errors import ConfigError, DataError, GipoError
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
@@ -67,13 +68,22 @@ class FunctionReward:
     def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
         def work() -> list[float]:
             texts = responses(rollout.sequences, self.tokenizer)
-            rewards = self.function([prompt.text for prompt in prompts], texts, list(rollout.domain_B))
+            try:
+                found = self.function([prompt.text for prompt in prompts], texts, list(rollout.domain_B))
+                rewards = [float(reward) for reward in found]
+            except GipoError:
+                raise
+            except Exception as error:  # of the user's code, whatever it is
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                raise DataError(
+                    f"{self.name} failed at {where.filename}:{where.lineno}: {type(error).__name__}: {error}"
+                ) from error
             if len(rewards) != len(prompts):
                 raise DataError(f"{self.name} returned {len(rewards)} rewards for {len(prompts)} responses.")
             for index, reward in enumerate(rewards):
                 if not math.isfinite(reward):
                     raise DataError(f"{self.name} returned {reward} for the response {texts[index][:200]!r}.")
-            return [float(reward) for reward in rewards]
+            return rewards
 
         return torch.tensor(on_main(work), dtype=torch.float32, device=self.layout.device)
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.config import Config, OptimizerConfig, save_config
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer
-from gipo_mc.errors import CheckpointError, GipoError
+from gipo_mc.errors import EXIT_INTERRUPTED, CheckpointError, GipoError
 from gipo_mc.models.llama import HeadKind, LlamaModel
 from gipo_mc.ops import describe_build
 from gipo_mc.parallel import runtime
@@ -235,6 +235,9 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
         _status(session, "done", 0)
     except GipoError as error:
         _status(session, "failed", error.exit_code, str(error))
+        raise
+    except KeyboardInterrupt:
+        _status(session, "failed", EXIT_INTERRUPTED, "interrupted by the user")
         raise
     except BaseException as error:
         _status(session, "failed", 1, f"{type(error).__name__}: {error}")

@@ -1,0 +1,21 @@
+"""Reward functions that a configuration may name, each wrong in a way of its own."""
+
+from __future__ import annotations
+
+import math
+
+
+def one_short(prompts: list[str], responses: list[str], domains: list[str]) -> list[float]:
+    return [0.0] * (len(responses) - 1)
+
+
+def not_a_number(prompts: list[str], responses: list[str], domains: list[str]) -> list[float]:
+    return [math.nan if row == 1 else 0.0 for row in range(len(responses))]
+
+
+def words(prompts: list[str], responses: list[str], domains: list[str]) -> list[str]:
+    return ["good"] * len(responses)
+
+
+def broken(prompts: list[str], responses: list[str], domains: list[str]) -> list[float]:
+    return [1 / 0 for _ in responses]

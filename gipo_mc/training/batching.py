@@ -80,10 +80,10 @@ def micro_batches(
 
     unit: rows that belong together and are never split (2 for the pairs of a reward model).
     times: response time T of the tensors that go with them; 0: the longest response.
-    A rank may have one unit more than another, so counts may differ between data-parallel ranks; each has at least one.
+    A rank may have one unit more than another, so counts may differ between data-parallel ranks. A rank without any
+    (an evaluation of fewer rows than replicas) runs the first unit, for the collectives; `run_forward` drops it.
     """
-    own = split_rows(len(sequences) // unit, layout.data)[layout.data_rank]
-    assert len(own), "check_layout keeps batches at least as large as the data-parallel size"
+    own = split_rows(len(sequences) // unit, layout.data)[layout.data_rank] or range(1)
     times = times or int(sequences.response_length_B.max())
     size = max(size // unit, 1)
     result = []
@@ -116,11 +116,13 @@ def run_backward(
     engine: Engine, batches: list[MicroBatch], count: int, last_stage: LastStage, widths: dict[str, int]
 ) -> dict[str, Tensor]:
     """Like `run_forward`, accumulating the gradients of each micro-batch's "loss"."""
+    assert count >= engine.layout.data, "check_layout keeps batches at least as large as the data-parallel size"
     return _everywhere(engine.forward_backward(batches, last_stage), widths, count, engine.layout)
 
 
 def _everywhere(
     outputs: list[dict[str, Tensor]], widths: dict[str, int], count: int, layout: Layout
 ) -> dict[str, Tensor]:
-    columns = {name: torch.cat([output[name] for output in outputs]) for name in widths} if outputs else None
+    own = len(split_rows(count, layout.data)[layout.data_rank])
+    columns = {name: torch.cat([output[name] for output in outputs])[:own] for name in widths} if outputs else None
     return replicate_rows(columns, widths, count, layout)

@@ -122,3 +122,10 @@ def test_results_of_all_rows_are_on_every_rank_in_order(sizes: dict[str, int]) -
     for found in run_ranks(_everywhere, 2, sizes):
         assert found["first"].tolist() == [10, 20, 30]
         assert found["logp"].tolist() == [[12, 13, 14], [0, 0, 0], [33, 0, 0]]
+
+
+def test_a_replica_without_rows_of_its_own_changes_no_result() -> None:
+    """Four replicas and three rows, as in a small evaluation."""
+    for found in run_ranks(_everywhere, 4, {}):
+        assert found["first"].tolist() == [10, 20, 30]
+        assert found["logp"].tolist() == [[12, 13, 14], [0, 0, 0], [33, 0, 0]]

@@ -23,7 +23,7 @@ from tests.ranks import run_ranks
 
 
 def _sums(rank: int) -> Any:
-    values = torch.tensor([[1e8, 1.0, -1e8, 1.0][rank], 0.1 * (rank + 1), float(rank)])
+    values = torch.tensor([[1e8, 1.0, -1e8, 1.0][rank], 0.1 * (rank + 1), float(rank), [1e8, -1e8, 1.0, 1.0][rank]])
     matrix = (torch.arange(6.0).reshape(2, 3) + 10 * rank).t()  # not contiguous
     integers = torch.tensor([rank + 1])
     before = values.clone()
@@ -35,8 +35,8 @@ def _sums(rank: int) -> Any:
 def test_sums_are_added_in_rank_order_and_equal_everywhere() -> None:
     results = run_ranks(_sums, 4)
     total = results[0][0]
-    # ((1e8 + 1) - 1e8) + 1 in fp32 is 1; pairwise it would be 0, and in another order 2.
-    assert total[0] == 1.0 and total[2] == 6.0
+    # ((1e8 + 1) - 1e8) + 1 in fp32 is 1; pairwise it would be 0. ((1e8 - 1e8) + 1) + 1 is 2; from behind it would be 0.
+    assert total[0] == 1.0 and total[3] == 2.0 and total[2] == 6.0
     expected = torch.tensor(0.1)
     for rank in (1, 2, 3):
         expected = expected + 0.1 * torch.tensor(rank + 1.0)

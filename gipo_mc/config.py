@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gipo_mc.errors import ConfigError
 
@@ -43,8 +43,14 @@ class ParallelConfig(Section):
     timeout_minutes: float = Field(10.0, gt=0, description="a collective that takes longer ends the job")
     distributed_optimizer: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="shard optimizer state over data-parallel ranks (ZeRO-1); auto: on CUDA with TransformerEngine",
+        description="shard optimizer state over data-parallel ranks (ZeRO-1); auto: on CUDA",
     )
+
+    @field_validator("distributed_optimizer", mode="before")
+    @classmethod
+    def _yaml_bool(cls, value: object) -> object:
+        # YAML reads a bare on or off as a boolean.
+        return ("on" if value else "off") if isinstance(value, bool) else value
 
 
 class ModelConfig(Section):
@@ -173,13 +179,13 @@ class Config(Section):
                 f"algorithm.mini_batch_size={self.algorithm.mini_batch_size} is larger than "
                 f"rollout.batch_size={self.rollout.batch_size}: make it at most that"
             )
-        if self.data.domains and len(self.data.domains) not in {
-            len(s) for s in (self.data.prompts, self.data.preferences, self.data.demonstrations) if s
-        }:
-            problems.append(
-                f"data.domains names {len(self.data.domains)} labels, but no list of files in data has as many: "
-                "give one label for each file"
-            )
+        for name in ("prompts", "preferences", "demonstrations", "evaluation"):
+            files = getattr(self.data, name)
+            if self.data.domains and files and len(files) != len(self.data.domains):
+                problems.append(
+                    f"data.domains names {len(self.data.domains)} labels, but data.{name} {len(files)} files: "
+                    "give one label for each file, in the same order in every list"
+                )
         for name in ("policy", "critic"):
             section: OptimizerConfig = getattr(self, name)
             if section.min_lr > section.lr:

@@ -42,8 +42,7 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: floa
     context = mp.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         processes = [
-            context.Process(target=_rank, args=(fn, rank, world_size, folder, args))
-            for rank in range(world_size)
+            context.Process(target=_rank, args=(fn, rank, world_size, folder, args)) for rank in range(world_size)
         ]
         for process in processes:
             process.start()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gipo_mc.errors import GipoError
 from gipo_mc.parallel.layout import Layout, split_rows
+from gipo_mc.parallel.news import while_others_wait
 
 T = TypeVar("T")
 
@@ -85,13 +86,14 @@ def replicate_rows(
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """Call `work` on rank 0 and return its value (picklable) on every rank.
+    """Call `work` on rank 0 and return its value (picklable) on every rank; it may take longer than the time-out.
 
     An error of `work` is raised on every rank, so that no rank goes on alone: as it is where it is a GipoError, else
     as a RuntimeError that quotes it.
     """
     outcome: list[Any] = [None, None]
-    if dist.get_rank() == 0:
+
+    def attempt() -> None:
         try:
             outcome[0] = work()
         except GipoError as error:
@@ -99,6 +101,8 @@ def on_main(work: Callable[[], T]) -> T:
         except Exception as error:
             outcome[1] = RuntimeError(f"rank 0 failed: {type(error).__name__}: {error}")
             outcome[1].__cause__ = error
+
+    while_others_wait(attempt)
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:

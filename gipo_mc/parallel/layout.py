@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Layout:
-    """The grid (data, pipeline, tensor), tensor innermost, as Megatron orders it ("tp-dp-pp" with cp = ep = 1).
+    """The grid (pipeline, data, tensor), tensor innermost, as Megatron orders it ("tp-dp-pp" with cp = ep = 1).
 
     `sequence` is sequence parallelism inside the tensor group; `device` holds this rank's tensors.
     """

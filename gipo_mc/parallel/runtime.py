@@ -11,9 +11,10 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
 from gipo_mc.config import ParallelConfig
-from gipo_mc.errors import ConfigError
+from gipo_mc.errors import ConfigError, PeerError
 from gipo_mc.parallel import cpu_adapter
 from gipo_mc.parallel.layout import Layout
+from gipo_mc.parallel.news import first_error
 
 # Megatron wants a seed for its own random tracker. Nothing draws from it (dropout is 0, weights come from named
 # streams, sampling from counter-based ones), so it is a constant and not an option.
@@ -90,6 +91,22 @@ def current_layout(sequence: bool, device: torch.device) -> Layout:
         data_rank=parallel_state.get_data_parallel_rank(),
         sequence=sequence,
         device=device,
+    )
+
+
+def lost_peer(error: RuntimeError) -> PeerError | None:
+    """The PeerError behind a collective's error, or None where it is about something else.
+
+    gloo reports a dead or silent peer as a plain RuntimeError, NCCL as a DistBackendError.
+    """
+    signs = ("Connection closed by peer", "Connection reset", "Timed out", "gloo")
+    if not isinstance(error, dist.DistBackendError) and not any(sign in str(error) for sign in signs):
+        return None
+    first = first_error()
+    cause = f"Rank {first.rank} failed first: {first.message}" if first else f"The collective said: {error}."
+    return PeerError(
+        f"A rank was lost, or did not answer within parallel.timeout_minutes. {cause} Start the same command again to "
+        "continue from the last checkpoint."
     )
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import queue
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +23,10 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint import CheckpointException
 
 from gipo_mc.errors import CheckpointError, StorageError
+from gipo_mc.parallel import sharded_files
 from gipo_mc.parallel.collectives import on_main
 
 FORMAT = 1
@@ -51,7 +50,8 @@ def save(
 
     def prepare() -> None:
         def work() -> None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for stale in folder.glob(".tmp-*"):  # of a save that was cut off
+                shutil.rmtree(stale, ignore_errors=True)
             (temporary / SHARDS).mkdir(parents=True)
 
         _guard(temporary, work)
@@ -78,12 +78,10 @@ def save(
     on_main(prepare)
     error = None
     try:
-        # Megatron would start a manager process a rank to hand results over, for saves in the background: this one
-        # is not, and that process would import everything anew and outlive a rank that is killed.
-        filesystem_async._results_queue = queue.Queue()
-        dist_checkpointing.save(sharded, str(temporary / SHARDS))
-    except OSError as problem:
-        error = f"{type(problem).__name__}: {problem}"
+        sharded_files.write(sharded, temporary / SHARDS)
+    except (OSError, RuntimeError, CheckpointException) as problem:
+        # What a full disk raises depends on the writer: torch's CheckpointException around a RuntimeError, or either.
+        error = " ".join(f"{type(problem).__name__}: {problem}".split())[-400:]
     _agree(error, temporary)
     on_main(publish)
     return final
@@ -143,7 +141,7 @@ def load_shards(path: Path, sharded: dict[str, Any]) -> dict[str, Any]:
     """Fill Megatron sharded state from a verified checkpoint; every rank calls it. Raises CheckpointError."""
     try:
         # Megatron loads optimizer scalars with torch.load; the manifest has vouched for the file.
-        return dist_checkpointing.load(sharded, str(path / SHARDS))  # type: ignore[no-any-return]
+        return sharded_files.read(sharded, path / SHARDS)
     except (dist_checkpointing.core.CheckpointingException, KeyError, ValueError, RuntimeError) as error:
         reason = str(error)
         cause: BaseException = error

@@ -11,8 +11,10 @@ from typing import Any
 import torch.distributed as dist
 
 from gipo_mc.config import Config, ModelConfig, check_layout, describe, load_config
-from gipo_mc.errors import EXIT_INTERRUPTED, GipoError, PeerError
+from gipo_mc.errors import EXIT_INTERRUPTED, GipoError
 from gipo_mc.parallel import runtime
+from gipo_mc.parallel.news import first_to_say
+from gipo_mc.parallel.runtime import lost_peer
 
 
 def run_command(
@@ -34,7 +36,7 @@ def run_command(
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file; the runnable ones are in configs/")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override any option below")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     try:
         config = load_config(arguments.config, arguments.overrides)
         if builtin and _names_nothing(config):
@@ -48,15 +50,11 @@ def run_command(
         if os.environ.get("RANK", "0") == "0":
             print("\nInterrupted. The same command continues from the last checkpoint.", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
-    except dist.DistBackendError as error:
-        return report_error(_lost(error))
     except RuntimeError as error:
-        # gloo reports a dead or silent peer as a plain RuntimeError; nothing else of ours says so.
-        if not any(
-            sign in str(error) for sign in ("Connection closed by peer", "Connection reset", "Timed out", "gloo")
-        ):
+        lost = lost_peer(error)
+        if lost is None:
             raise
-        return report_error(_lost(error))
+        return report_error(lost)
     finally:
         runtime.shutdown()
     return 0
@@ -64,8 +62,12 @@ def run_command(
 
 def report_error(error: GipoError) -> int:
     """Say what happened, once for the whole job, and return the exit code."""
-    # A lost peer is reported by whoever notices; every other error is known to all ranks and said by the first.
-    if isinstance(error, PeerError) or os.environ.get("RANK", "0") == "0":
+    if dist.is_initialized():
+        first = first_to_say(str(error))
+    else:
+        # Before the ranks are joined, all of them find the same.
+        first = os.environ.get("RANK", "0") == "0"
+    if first:
         print(f"\nerror: {error}", file=sys.stderr, flush=True)
     return error.exit_code
 
@@ -73,14 +75,6 @@ def report_error(error: GipoError) -> int:
 def _names_nothing(config: Config) -> bool:
     data = config.data
     return config.model == ModelConfig() and not (data.prompts or data.preferences or data.demonstrations)
-
-
-def _lost(error: BaseException) -> PeerError:
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    return PeerError(
-        f"Rank {rank} lost another rank or waited longer than parallel.timeout_minutes for it ({error}). The first "
-        "error printed by another rank is the cause; start the same command again to continue from the last checkpoint."
-    )
 
 
 def _options() -> str:

@@ -10,6 +10,7 @@ In a run's checkpoint the role is "policy" (RL), "critic" (RL) or "model" (SFT, 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +44,24 @@ class ModelSource:
 
     @property
     def shape(self) -> LlamaShape:
+        """Sizes of the model, from its config.json."""
         return LlamaShape.from_hf(self.folder)
+
+    def fingerprint(self) -> str:
+        """A hash that differs where the weights do: of the manifest's sums, or of name, size and header (which lists
+        every tensor) of each safetensors file with its first and last mebibyte. Reads files: call it on one rank."""
+        digest = hashlib.sha256()
+        if self.kind == "run":
+            digest.update((self.checkpoint / checkpoint.MANIFEST).read_bytes())
+            return digest.hexdigest()[:16]
+        for path in sorted(self.folder.glob("*.safetensors")):
+            size = path.stat().st_size
+            digest.update(f"{path.name}/{size}".encode())
+            with path.open("rb") as stream:
+                digest.update(stream.read(1 << 20))
+                stream.seek(max(0, size - (1 << 20)))
+                digest.update(stream.read())
+        return digest.hexdigest()[:16]
 
 
 def resolve(name: str, key: str) -> ModelSource:
@@ -83,11 +101,12 @@ def load_model(
     seed: int,
     groups: int = 0,
     group_head: Literal["mlp", "linear"] = "mlp",
+    empty: bool = False,
 ) -> LlamaModel:
     """Build this rank's stage and fill it from the source; heads that the source does not have start fresh.
 
-    A critic takes the reward head of a reward model as its value head. Raises CheckpointError where tensors are
-    missing or of another shape.
+    A critic takes the reward head of a reward model as its value head. `empty`: do not read the source, the caller
+    fills the model. Raises CheckpointError where tensors are missing or of another shape.
     """
     model = build_model(
         source.shape,
@@ -100,6 +119,8 @@ def load_model(
         seed=seed,
         initialize=False,
     )
+    if empty:
+        return model
     if source.kind == "hf":
         load_hf_weights(model, source.folder)
     else:

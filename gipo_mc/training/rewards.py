@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.data.collate import to_sequences
+from gipo_mc.data.encode import Encoder
 from gipo_mc.errors import ConfigError, DataError, GipoError
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.engine import Engine
@@ -41,18 +42,20 @@ def is_function(name: str) -> bool:
     return name.startswith(_FUNCTION)
 
 
-def load_function(name: str) -> RewardFunction:
-    """The function behind "python:package.module:function". Raises ConfigError; imports the module."""
+def load_function(name: str, key: str = "model.reward") -> RewardFunction:
+    """The function behind "python:package.module:function", the value of `key`. Raises ConfigError; imports the
+    module."""
     try:
         module, function = name.removeprefix(_FUNCTION).split(":")
         found = getattr(importlib.import_module(module), function)
-    except (ValueError, ImportError, AttributeError) as error:
+    except Exception as error:  # importing runs the user's module, which may raise anything
         raise ConfigError(
-            f"model.reward={name}: there is no such function ({error}). Write python:package.module:function, with the "
-            "module on PYTHONPATH; it is called as f(prompts, responses, domains) and returns one number each."
+            f"{key}={name}: the function cannot be had ({type(error).__name__}: {error}). Write "
+            "python:package.module:function, with the module on PYTHONPATH; it is called as "
+            "f(prompts, responses, domains) and returns one number each."
         ) from error
     if not callable(found):
-        raise ConfigError(f"model.reward={name} is a {type(found).__name__}, not a function.")
+        raise ConfigError(f"{key}={name} is a {type(found).__name__}, not a function.")
     return found  # type: ignore[no-any-return]
 
 
@@ -97,6 +100,7 @@ class ModelReward:
     tokenizer: PreTrainedTokenizerBase
     policy_tokenizer: PreTrainedTokenizerBase
     micro_batch_size: int
+    chat_template: bool = False
 
     def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
         sequences = rollout.sequences
@@ -107,14 +111,19 @@ class ModelReward:
 
     def _translate(self, prompts: Sequence[Prompt], rollout: Rollout) -> Sequences:
         texts = responses(rollout.sequences, self.policy_tokenizer)
-        prompt_ids = self.tokenizer([prompt.text for prompt in prompts])["input_ids"]
-        response_ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        ended = (~rollout.truncated_B).tolist()
+        encoder = Encoder(self.tokenizer)
+        prompt_ids = encoder.prompts([prompt.text for prompt in prompts], self.chat_template)
         # A response that ended is shown to the reward model as one that ended, with its own EOS.
-        closed = [
-            [*ids, self.tokenizer.eos_token_id] if end else ids for ids, end in zip(response_ids, ended, strict=True)
-        ]
-        return to_sequences(prompt_ids, closed, self.tokenizer.pad_token_id, self.engine.layout.device)
+        closed = encoder.responses(texts)
+        response_ids = [ids[:-1] if cut else ids for ids, cut in zip(closed, rollout.truncated_B.tolist(), strict=True)]
+        longest = max(len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True))
+        positions: int = self.engine.model.max_sequence_length  # type: ignore[assignment]
+        if longest > positions:
+            raise DataError(
+                f"A response is {longest} tokens long with its prompt in the reward model's tokenizer, but that model "
+                f"has {positions} positions: lower data.prompt_length or rollout.max_new_tokens."
+            )
+        return to_sequences(prompt_ids, response_ids, self.tokenizer.pad_token_id, self.engine.layout.device)
 
 
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:

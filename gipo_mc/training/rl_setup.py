@@ -15,7 +15,7 @@ from gipo_mc.data.loading import load_prompts, sources_of
 from gipo_mc.data.sets import PromptSet
 from gipo_mc.errors import ConfigError
 from gipo_mc.parallel.engine import Engine
-from gipo_mc.training.rewards import FunctionReward, ModelReward, Reward, is_function, load_function
+from gipo_mc.training.rewards import FunctionReward, ModelReward, Reward, is_function, load_function, same_tokens
 from gipo_mc.training.scoring import Models, inferred_groups
 from gipo_mc.training.session import Session
 
@@ -53,8 +53,7 @@ def set_up(session: Session) -> RLSetup:
     policy_source = session.source(config.model.policy, "model.policy")
     reference_source = session.source(config.model.reference or config.model.policy, "model.reference")
     tokenizer = session.tokenizer(policy_source, config.model.tokenizer)
-    by_function = is_function(config.model.reward)
-    critic_name = config.model.critic or (config.model.policy if by_function else config.model.reward)
+    critic_name = config.model.critic or _critic_start(session, tokenizer)
     critic_source = session.source(critic_name, "model.critic")
     # Critic and reference read the policy's token ids: their vocabularies must hold them.
     session.tokenizer(critic_source, config.model.tokenizer or str(policy_source.folder))
@@ -68,12 +67,14 @@ def set_up(session: Session) -> RLSetup:
     if config.eval.prompts and sources_of(config.data, "prompts", "evaluation"):
         held_out = load_prompts(config.data, tokenizer, seed=config.run.seed, part="evaluation")
 
-    steps = optimizer_steps(config)
+    iterations = config.run.iterations
+    steps = optimizer_steps(config, iterations)
+    policy_steps = optimizer_steps(config, max(1, iterations - config.algorithm.critic_warmup))
     groups = inferred_groups(config)
     reward = _reward(session, config.model.reward, "model.reward", tokenizer)
     gold = _reward(session, config.eval.reward, "eval.reward", tokenizer) if config.eval.reward else None
     models = Models(
-        policy=session.load(policy_source, "lm", config.policy, total_steps=steps),
+        policy=session.load(policy_source, "lm", config.policy, total_steps=policy_steps),
         reference=session.load(reference_source, "lm"),
         critic=session.load(
             critic_source,
@@ -98,11 +99,10 @@ def set_up(session: Session) -> RLSetup:
     return RLSetup(models, tokenizer, tokenizer, prompts, held_out, gold)
 
 
-def optimizer_steps(config: Config) -> int:
-    """Optimizer steps of a whole run, for the learning-rate schedules."""
+def optimizer_steps(config: Config, iterations: int) -> int:
+    """Optimizer steps in a number of iterations, for the learning-rate schedules."""
     settings = config.algorithm
-    per_iteration = settings.epochs * math.ceil(config.rollout.batch_size / settings.mini_batch_size)
-    return config.run.iterations * per_iteration
+    return iterations * settings.epochs * math.ceil(config.rollout.batch_size / settings.mini_batch_size)
 
 
 def restore(session: Session, setup: RLSetup) -> GroupState:
@@ -115,10 +115,25 @@ def restore(session: Session, setup: RLSetup) -> GroupState:
 
 def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenizerBase) -> Reward:
     if is_function(name):
-        return FunctionReward(name, load_function(name), tokenizer, session.layout)
-    source = session.source(name, key)
+        return FunctionReward(name, load_function(name, key), tokenizer, session.layout)
+    config, source = session.config, session.source(name, key)
     own = session.tokenizer(source)
-    return ModelReward(session.load(source, "reward"), own, tokenizer, session.config.parallel.micro_batch_size)
+    if same_tokens(own, tokenizer):
+        longest = config.data.prompt_length + config.rollout.max_new_tokens
+        source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=longest)
+    size, template = config.parallel.micro_batch_size, config.data.chat_template
+    return ModelReward(session.load(source, "reward"), own, tokenizer, size, template)
+
+
+def _critic_start(session: Session, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The reward model, where it reads the policy's tokens; else the policy."""
+    model = session.config.model
+    if is_function(model.reward):
+        return model.policy
+    if same_tokens(session.tokenizer(session.source(model.reward, "model.reward")), tokenizer):
+        return model.reward
+    session.warn("The reward model has a tokenizer of its own, so the critic starts from the policy (model.critic).")
+    return model.policy
 
 
 def _describe_algorithm(config: Config) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.config import Config
@@ -23,6 +25,18 @@ def take_prompts(prompts: PromptSet, config: Config, step: int) -> list[Prompt]:
     return [prompts[int(row)] for row in rows]
 
 
+def sampling_noise(seed: int, purpose: str, step: int, prompts: Sequence[Prompt], count: int) -> np.ndarray:
+    """float64 [B, count]: the uniforms of each prompt's response. A prompt that comes again in the same batch (at the
+    end of an epoch, or in a small data set) draws from another stream, or its responses would be copies."""
+    seen: Counter[int] = Counter()
+    rows = []
+    for prompt in prompts:
+        again = f"/{seen[prompt.index]}" if seen[prompt.index] else ""
+        rows.append(sampling_uniforms(seed, purpose + again, step, [prompt.index], count)[0])
+        seen[prompt.index] += 1
+    return np.stack(rows)
+
+
 def roll_out(
     policy: Engine,
     tokenizer: PreTrainedTokenizerBase,
@@ -39,15 +53,18 @@ def roll_out(
     purpose: names the random stream, so that evaluation does not repeat the draws of training.
     """
     layout, settings = policy.layout, config.rollout
-    own = [prompts[row] for row in split_rows(len(prompts), layout.data)[layout.data_rank]]
-    indices = [prompt.index for prompt in own]
+    block = split_rows(len(prompts), layout.data)[layout.data_rank]
+    own = [prompts[row] for row in block]
+    noise_BT = sampling_noise(config.run.seed, purpose, step, prompts, settings.max_new_tokens)[
+        block.start : block.stop
+    ]
     generated = generate(
         policy.model,  # type: ignore[arg-type]
         [prompt.token_ids for prompt in own],
         layout=layout,
         max_new_tokens=settings.max_new_tokens,
         eos_id=tokenizer.eos_token_id,
-        uniforms_BT=sampling_uniforms(config.run.seed, purpose, step, indices, settings.max_new_tokens),
+        uniforms_BT=noise_BT,
         temperature=settings.temperature,
         top_p=settings.top_p,
         top_k=settings.top_k,

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,15 @@ from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.config import Config, OptimizerConfig, save_config
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer
-from gipo_mc.errors import EXIT_INTERRUPTED, CheckpointError, GipoError
+from gipo_mc.errors import EXIT_INTERRUPTED, CheckpointError, ConfigError, GipoError
 from gipo_mc.models.llama import HeadKind, LlamaModel
 from gipo_mc.ops import describe_build
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
+from gipo_mc.parallel.news import first_error, record_error
+from gipo_mc.parallel.runtime import lost_peer
 from gipo_mc.training import checkpoint
 from gipo_mc.training.console import Console
 from gipo_mc.training.metrics import MetricsLogger
@@ -46,19 +47,24 @@ class Session:
     console: Console
     logger: MetricsLogger | None
     dtype: torch.dtype
-    tokenizers: dict[str, PreTrainedTokenizerBase] = field(default_factory=dict)
     start: int = 0
     step: int = 0
+    #: Frozen models by name -> what they are made of: a run continues with the same ones or not at all.
+    frozen: dict[str, str] = field(default_factory=dict)
     _resume_from: Path | None = None
     _resume_warnings: list[str] = field(default_factory=list)
+    _sources: dict[str, ModelSource] = field(default_factory=dict)
 
     # ------------------------------------------------------------------ models
     def source(self, name: str, key: str) -> ModelSource:
         """The source that configuration key `key` names; found (and downloaded) by one rank, then known to all."""
+        if name in self._sources:
+            return self._sources[name]  # found and verified before
         found: ModelSource = on_main(lambda: resolve(name, key))
         if not found.folder.exists():
             found = resolve(name, key)  # a hub name, on a node that does not share the first one's cache
         found.shape.check(self.layout.tensor, self.layout.pipeline)
+        self._sources[name] = found
         return found
 
     def tokenizer(self, source: ModelSource, override: str = "") -> PreTrainedTokenizerBase:
@@ -88,21 +94,23 @@ class Session:
             seed=self.config.run.seed,
             groups=groups,
             group_head=algorithm.group_head,
+            empty=optimizer is not None and self._resume_from is not None,  # `resume` is going to fill it
         )
+        if optimizer is None:
+            self.frozen[f"{source.name} ({head})"] = on_main(source.fingerprint)
         return self.engine(model, optimizer, total_steps=total_steps)
 
     def engine(self, model: LlamaModel, optimizer: OptimizerConfig | None, *, total_steps: int = 1) -> Engine:
         """Engine of a model that exists already."""
-        choice = self.config.parallel.distributed_optimizer
-        # Megatron 0.16 can load a sharded optimizer state only into TransformerEngine's or Apex's Adam.
-        possible = self.layout.device.type == "cuda" and find_spec("transformer_engine") is not None
         return Engine(
-            model,
-            self.layout,
-            optimizer,
-            total_steps=total_steps,
-            distributed_optimizer=choice == "on" or (choice == "auto" and possible),
+            model, self.layout, optimizer, total_steps=total_steps, distributed_optimizer=self.shards_optimizer
         )
+
+    @property
+    def shards_optimizer(self) -> bool:
+        """Is optimizer state sharded over data-parallel ranks (parallel.distributed_optimizer)?"""
+        choice = self.config.parallel.distributed_optimizer
+        return choice == "on" or (choice == "auto" and self.layout.device.type == "cuda")
 
     # ------------------------------------------------------------- checkpoints
     def save(
@@ -121,7 +129,12 @@ class Session:
 
         if self.logger:
             self.logger.flush()
-        state = {**state, "heads": {role: engine.model.head for role, engine in engines.items()}}
+        state = {
+            **state,
+            "heads": {role: engine.model.head for role, engine in engines.items()},
+            "settings": self._fixed_settings(),
+            "frozen": self.frozen,
+        }
         checkpoint.save(self.folder.checkpoints, self.step, sharded, state, self.config.checkpoint.keep, extras)
 
     def checkpoint_due(self) -> bool:
@@ -137,6 +150,7 @@ class Session:
         if path is None:
             return None
         state = checkpoint.load_state(path)
+        self._check_unchanged(path, state)
         sharded: dict[str, Any] = {}
         for role, engine in engines.items():
             sharded |= engine.sharded_state(role, is_loading=True)
@@ -145,6 +159,33 @@ class Session:
             engine.load_sharded_state(role, loaded)
         self.start = self.step = state["step"]
         return state
+
+    def _fixed_settings(self) -> dict[str, Any]:
+        """Options that decide which data a step takes and what is trained: a run keeps them from start to end."""
+        config = self.config
+        return {
+            "run.seed": config.run.seed,
+            "algorithm.name": config.algorithm.name,
+            "algorithm.groups": config.algorithm.groups,
+            "rollout.batch_size": config.rollout.batch_size,
+            "train.batch_size": config.train.batch_size,
+            "parallel.distributed_optimizer": "on" if self.shards_optimizer else "off",
+        }
+
+    def _check_unchanged(self, path: Path, state: dict[str, Any]) -> None:
+        now = self._fixed_settings()
+        changed = [f"{key} was {old}, now {now[key]}" for key, old in state["settings"].items() if now[key] != old]
+        changed += [
+            f"{name} is no longer what it was ({self.frozen.get(name, 'absent')})"
+            for name, old in state["frozen"].items()
+            if self.frozen.get(name) != old
+        ]
+        if changed:
+            raise ConfigError(
+                f"The run cannot continue from {path}, because something changed that it depends on:\n"
+                + "\n".join(f"  - {line}" for line in changed)
+                + "\nPut it back (a checkpoint may be named by its own folder), or use another run.name."
+            )
 
     # ---------------------------------------------------------------- showing
     def header(self, lines: Sequence[tuple[str, str]]) -> None:
@@ -208,13 +249,15 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
     path = Path(config.run.dir) / name
     folder = RunFolder(path, command)
 
+    logger: MetricsLogger | None = None
+
     def take() -> None:
-        nonlocal folder
+        nonlocal folder, logger
         folder = RunFolder.open(config.run.dir, name, command, config.run.resume)
         save_config(config, folder.config)
+        logger = MetricsLogger(folder)
 
     on_main(take)
-    logger = MetricsLogger(folder) if layout.is_main else None
     if config.dtype == "auto":
         dtype = torch.bfloat16 if layout.device.type == "cuda" else torch.float32
     else:
@@ -234,13 +277,22 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
         yield session
         _status(session, "done", 0)
     except GipoError as error:
+        record_error(error.exit_code, str(error))
         _status(session, "failed", error.exit_code, str(error))
         raise
     except KeyboardInterrupt:
         _status(session, "failed", EXIT_INTERRUPTED, "interrupted by the user")
         raise
     except BaseException as error:
-        _status(session, "failed", 1, f"{type(error).__name__}: {error}")
+        code, message = 1, f"{type(error).__name__}: {error}"
+        lost = lost_peer(error) if isinstance(error, RuntimeError) else None
+        if lost:
+            # What another rank failed of says more than that it is gone.
+            cause = first_error()
+            code, message = (cause.exit_code, cause.message) if cause else (lost.exit_code, str(lost))
+        else:
+            record_error(code, message)
+        _status(session, "failed", code, message)
         raise
     finally:
         if logger:

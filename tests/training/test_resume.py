@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gipo_mc.config import Config, load_config
-from gipo_mc.errors import CheckpointError
+from gipo_mc.errors import GipoError
 from gipo_mc.training import checkpoint, gi_ppo, reward_model, sft
 from gipo_mc.training.session import Session
 from tests.ranks import LAYOUTS, run_ranks
@@ -60,7 +60,7 @@ def _train(rank: int, kind: str, config: Config, interrupt_after: int) -> str:
         TRAINERS[kind](config)
     except Interrupted:
         return "interrupted"
-    except CheckpointError as error:
+    except GipoError as error:
         return f"{error.exit_code}: {error}"
     return "done"
 
@@ -157,4 +157,4 @@ def test_a_damaged_checkpoint_is_passed_over_and_all_damaged_is_the_end(tmp_path
 def test_a_run_is_not_continued_with_another_model_or_algorithm(tmp_path: Path, models: dict[str, str]) -> None:
     assert _run("rl", {}, _config("rl", tmp_path, models, "run", {}, "run.iterations=1")) == "done"
     outcome = _run("rl", {}, _config("rl", tmp_path, models, "run", {}, "algorithm.groups=3"))
-    assert outcome.startswith("4: ") and "another model or algorithm" in outcome and "Traceback" not in outcome
+    assert outcome.startswith("2: ") and "algorithm.groups was 2, now 3" in outcome and "Traceback" not in outcome

@@ -7,6 +7,7 @@ Every step is one of the commands below, printed before it runs; run again, it c
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -47,7 +48,8 @@ def main() -> int:
         if options.iterations and script == "train_gi_ppo.py":
             command.append(f"run.iterations={options.iterations}")
         print(f"\n=== {what}\n{shlex.join(command)}", flush=True)
-        code = subprocess.run(command).returncode
+        # Ranks that share a machine's cores do best with one thread each; torchrun would say so at every start.
+        code = subprocess.run(command, env={"OMP_NUM_THREADS": "1", **os.environ}).returncode
         if code:
             print(f"\nerror: {what} ended with exit code {code}; its message stands above.", file=sys.stderr)
             return code

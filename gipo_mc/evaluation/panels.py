@@ -62,8 +62,8 @@ def sections(runs: Sequence[RunData]) -> list[Section]:
 def phase_seconds(run: RunData) -> dict[str, float]:
     """Mean seconds of an iteration by phase, and `other`: what of time/total no phase accounts for."""
     phases = sorted((p for p in run.keys("time/") if p != "total"), key=lambda p: (_place(p), p))
-    seconds = {phase: float(run.values(f"time/{phase}").sum()) / len(run.steps) for phase in phases}
-    other = float(run.values("time/total").sum()) / len(run.steps) - sum(seconds.values())
+    seconds = {phase: float(run.values(f"time/{phase}").sum()) / run.iterations for phase in phases}
+    other = float(run.values("time/total").sum()) / run.iterations - sum(seconds.values())
     if seconds and other > 0.005 * sum(seconds.values()):
         seconds["other"] = other
     return seconds

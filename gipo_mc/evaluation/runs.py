@@ -67,9 +67,14 @@ class RunData:
         return value
 
     @property
+    def iterations(self) -> int:
+        """Iterations that were logged; step 0, the state before the first one, is none."""
+        return int((self.steps > 0).sum())
+
+    @property
     def window(self) -> int:
         """Iterations that the first and last values of a metric logged in each of them are means of."""
-        return _window(len(self.steps))
+        return _window(self.iterations)
 
     def first(self, name: str) -> float | None:
         """Mean over the first tenth of a metric's values; None where there are none."""

@@ -83,7 +83,7 @@ def layout(run: RunData) -> str:
 
 def headline(run: RunData) -> str:
     """One sentence: what came of the run."""
-    count = len(run.steps)
+    count = run.iterations
     if run.kind == "rl":
         parts = [f"Over {_times(count, 'iteration')} the mean reward {_went(run, 'reward/mean')}"]
         if run.last("gold/mean") is not None:
@@ -108,7 +108,7 @@ def _went(run: RunData, name: str) -> str:
     first, last = run.first(name), run.last(name)
     if first is None or last is None:
         return "was not logged"
-    if len(run.steps) == 1 or number(first) == number(last):
+    if run.iterations == 1 or number(first) == number(last):
         return f"was {number(last)}"
     return f"{'rose' if last > first else 'fell'} from {number(first)} to {number(last)}"
 
@@ -178,7 +178,7 @@ def comparison(runs: Sequence[RunData]) -> Table:
         columns += [("Loss", "loss", -1), ("Held-out loss", "eval/loss", -1), ("Accuracy", "accuracy", 1)]
         columns += [("Held-out accuracy", "eval/accuracy", 1), ("Tokens/s", "throughput/tokens_per_second", 0)]
     columns = [column for column in columns if any(run.last(column[1]) is not None for run in runs)]
-    rows = [[readable(run.name), title(run), str(len(run.steps))] for run in runs]
+    rows = [[readable(run.name), title(run), str(run.iterations)] for run in runs]
     best: set[tuple[int, int]] = set()
     for _, name, good in columns:
         values = [run.last(name) for run in runs]
@@ -256,7 +256,7 @@ def _suspicions(run: RunData) -> list[str]:
         )
     if (clipped := run.last("policy/clip_fraction")) is not None and clipped > 0.3:
         found.append(f"At the end {clipped:.0%} of the tokens were clipped: the steps are too large, lower policy.lr.")
-    if (explained := run.last("critic/explained_variance")) is not None and explained < 0 and len(run.steps) > 5:
+    if (explained := run.last("critic/explained_variance")) is not None and explained < 0 and run.iterations > 5:
         found.append("The critic explains less of the returns than a constant would: raise critic.lr or critic_warmup.")
     return found
 

@@ -435,3 +435,12 @@ def test_a_place_that_cannot_be_written_is_a_storage_error(runs, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
         build_report([runs["sft"]], tmp_path / "file" / "r.html")
+
+
+def test_the_state_before_the_first_iteration_is_no_iteration(tmp_path: Path) -> None:
+    run = rl_run(tmp_path, "run", "gi_ppo", 6)
+    metrics = run / "metrics.jsonl"
+    metrics.write_text('{"step": 0, "gold/mean": 0.1}\n' + metrics.read_text())
+    data = load_runs([run])[0]
+    assert data.iterations == 6 and len(data.steps) == 7
+    assert "Over 6 iterations" in build_report([run], tmp_path / "report.html").read_text()

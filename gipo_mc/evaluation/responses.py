@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.config import Config
@@ -13,13 +12,11 @@ from gipo_mc.data.encode import Encoder
 from gipo_mc.data.loading import load_prompts
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer
 from gipo_mc.errors import ConfigError
-from gipo_mc.models.generation import generate
-from gipo_mc.models.rollouts import assemble_rollout, sampling_uniforms
-from gipo_mc.models.stopping import stop_on_strings
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import on_main
-from gipo_mc.parallel.layout import Layout, split_rows
 from gipo_mc.training.model_sources import load_model, resolve
+from gipo_mc.training.rewards import responses as response_texts
+from gipo_mc.training.rollout import roll_out
 from gipo_mc.types import Prompt
 
 
@@ -56,40 +53,19 @@ def respond(
     tokenizer = load_tokenizer(config.model.tokenizer or str(source.folder))
     check_vocabulary(tokenizer, source.shape.vocab_size, source.name)
     prompts = _given(texts, tokenizer) if texts else _of_data(config, tokenizer)
-    settings = config.rollout
-    longest = max(len(prompt.token_ids) for prompt in prompts) + settings.max_new_tokens
+    longest = max(len(prompt.token_ids) for prompt in prompts) + config.rollout.max_new_tokens
     source.shape.check(layout.tensor, layout.pipeline, sequence_length=longest)
-    model = load_model(source, layout, head="lm", dtype=_dtype(config, layout), trainable=False, seed=config.run.seed)
-
-    own = [prompts[row] for row in split_rows(len(prompts), layout.data)[layout.data_rank]]
-    indices = [prompt.index for prompt in own]
-    generated = generate(
-        model,
-        [prompt.token_ids for prompt in own],
-        layout=layout,
-        max_new_tokens=settings.max_new_tokens,
-        eos_id=tokenizer.eos_token_id,
-        uniforms_BT=sampling_uniforms(config.run.seed, "generate", 0, indices, settings.max_new_tokens),
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        greedy=greedy,
-        stop=stop_on_strings(tokenizer, settings.stop),
-        micro_batch=settings.micro_batch_size,
-        on_step=on_step,
+    dtype = runtime.resolve_dtype(config.dtype, layout.device)
+    model = load_model(source, layout, head="lm", dtype=dtype, trainable=False, seed=config.run.seed)
+    rollout = roll_out(model, tokenizer, prompts, config, 0, purpose="generate", greedy=greedy, on_step=on_step)
+    rows = zip(
+        prompts,
+        response_texts(rollout.sequences, tokenizer),
+        rollout.sequences.response_length_B.tolist(),
+        rollout.truncated_B.tolist(),
+        strict=True,
     )
-    rollout = assemble_rollout(prompts, generated, layout, pad_id=tokenizer.pad_token_id)
-    rows, lengths = rollout.sequences.tokens_BL.tolist(), rollout.sequences.response_length_B.tolist()
-    return [
-        Response(
-            prompt=prompt.text,
-            response=tokenizer.decode(row[len(prompt.token_ids) :][:length], skip_special_tokens=True),
-            domain=prompt.domain,
-            tokens=length,
-            truncated=truncated,
-        )
-        for prompt, row, length, truncated in zip(prompts, rows, lengths, rollout.truncated_B.tolist(), strict=True)
-    ]
+    return [Response(prompt.text, text, prompt.domain, length, cut) for prompt, text, length, cut in rows]
 
 
 def _given(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
@@ -109,9 +85,3 @@ def _of_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]
     if not count:
         raise ConfigError(f"eval.prompts={config.eval.prompts} leaves no prompt of {len(prompts)}: raise it.")
     return [prompts[row] for row in range(count)]
-
-
-def _dtype(config: Config, layout: Layout) -> torch.dtype:
-    if config.dtype == "auto":
-        return torch.bfloat16 if layout.device.type == "cuda" else torch.float32
-    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32

@@ -40,6 +40,13 @@ def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cu
     return device
 
 
+def resolve_dtype(dtype: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 on CUDA, float32 elsewhere."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if dtype == "bfloat16" else torch.float32
+
+
 def initialize(parallel: ParallelConfig, device: Literal["auto", "cpu", "cuda"] = "auto") -> Layout:
     """Join the process group, build Megatron's groups, and say where this rank stands.
 

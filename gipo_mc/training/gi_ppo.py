@@ -58,7 +58,7 @@ def iterate(session: Session, setup: RLSetup, state: GroupState, step: int) -> t
 
     prompts = take_prompts(setup.prompts, config, step)
     with phases("rollout"), session.progress("rollout", len(prompts)) as tell:
-        rollout = roll_out(models.policy, setup.tokenizer, prompts, config, step, on_step=tell)
+        rollout = roll_out(setup.policy_model, setup.tokenizer, prompts, config, step, on_step=tell)
     scores = score(models, prompts, rollout, config, phases)
     with phases("advantages"):
         experience, state = shape(rollout, scores, state, config)

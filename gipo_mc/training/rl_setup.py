@@ -14,6 +14,7 @@ from gipo_mc.config import Config
 from gipo_mc.data.loading import load_prompts, sources_of
 from gipo_mc.data.sets import PromptSet
 from gipo_mc.errors import ConfigError
+from gipo_mc.models.llama import LlamaModel
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.training.rewards import FunctionReward, ModelReward, Reward, is_function, load_function, same_tokens
 from gipo_mc.training.scoring import Models, inferred_groups
@@ -30,6 +31,13 @@ class RLSetup:
     prompts: PromptSet
     held_out: PromptSet | None
     gold: Reward | None
+
+    @property
+    def policy_model(self) -> LlamaModel:
+        """The policy's stage on this rank, for generation."""
+        model = self.models.policy.model
+        assert isinstance(model, LlamaModel)
+        return model
 
     @property
     def engines(self) -> Mapping[str, Engine]:

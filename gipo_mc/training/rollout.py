@@ -12,9 +12,9 @@ from gipo_mc.config import Config
 from gipo_mc.data.batches import batch_indices
 from gipo_mc.data.sets import PromptSet
 from gipo_mc.models.generation import generate
+from gipo_mc.models.llama import LlamaModel
 from gipo_mc.models.rollouts import assemble_rollout, sampling_uniforms
 from gipo_mc.models.stopping import stop_on_strings
-from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import split_rows
 from gipo_mc.types import Prompt, Rollout
 
@@ -38,7 +38,7 @@ def sampling_noise(seed: int, purpose: str, step: int, prompts: Sequence[Prompt]
 
 
 def roll_out(
-    policy: Engine,
+    model: LlamaModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     config: Config,
@@ -48,18 +48,18 @@ def roll_out(
     greedy: bool = False,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Rollout:
-    """Responses to `prompts`, each data-parallel replica generating its block of them.
+    """Responses of a language model to `prompts`, each data-parallel replica generating its block of them.
 
     purpose: names the random stream, so that evaluation does not repeat the draws of training.
     """
-    layout, settings = policy.layout, config.rollout
+    layout, settings = model.layout, config.rollout
     block = split_rows(len(prompts), layout.data)[layout.data_rank]
     own = [prompts[row] for row in block]
     noise_BT = sampling_noise(config.run.seed, purpose, step, prompts, settings.max_new_tokens)[
         block.start : block.stop
     ]
     generated = generate(
-        policy.model,  # type: ignore[arg-type]
+        model,
         [prompt.token_ids for prompt in own],
         layout=layout,
         max_new_tokens=settings.max_new_tokens,

@@ -258,10 +258,7 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
         logger = MetricsLogger(folder)
 
     on_main(take)
-    if config.dtype == "auto":
-        dtype = torch.bfloat16 if layout.device.type == "cuda" else torch.float32
-    else:
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    dtype = runtime.resolve_dtype(config.dtype, layout.device)
     console = Console(name, config.run.iterations, enabled=layout.is_main)
     session = Session(config, layout, folder, console, logger, dtype)
     try:

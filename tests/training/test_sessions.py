@@ -27,7 +27,7 @@ def _train_and_export(rank: int, folder: Path, models: dict[str, str], layout: d
         setup = set_up(session)
         restore(session, setup)
         prompts = take_prompts(setup.prompts, config, 0)[:6]
-        rollout = roll_out(setup.models.policy, setup.tokenizer, prompts, config, 0, greedy=True)
+        rollout = roll_out(setup.policy_model, setup.tokenizer, prompts, config, 0, greedy=True)
         start, layout_now = session.start, session.layout
     to_hf(str(folder / "run"), folder / "exported", layout_now)
     return start, rollout.sequences

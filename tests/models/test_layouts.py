@@ -79,8 +79,9 @@ def gradients(rank: int, parallel: ParallelConfig, folder: Path, head: Any) -> d
     shape = LlamaShape.from_hf(folder)
     model = build_model(shape, layout, head=head, groups=3, dtype=torch.float32, trainable=True, initialize=False)
     load_hf_weights(model, folder)
-    if head == "critic" and layout.is_last_stage:  # a value head of 0 would send no gradient to the trunk
-        model.value_head.weight.data.copy_(weights(1, shape.hidden_size))
+    if head != "lm" and layout.is_last_stage:  # a fresh head of 0 would send no gradient to the trunk
+        scalar = model.value_head if head == "critic" else model.reward_head
+        scalar.weight.data.copy_(weights(1, shape.hidden_size))
     engine = Engine(model, layout, OptimizerConfig())
     engine.forward_backward(batches(shape.vocab_size)[layout.data_rank :: layout.data], loss_on_last_stage)
     return as_hf(model, "main_grad")

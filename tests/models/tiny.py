@@ -43,7 +43,8 @@ def config(**changes: Any) -> LlamaConfig:
         "rms_norm_eps": 1e-5,
         "pad_token_id": 0,
     }
-    return LlamaConfig(**(fields | changes))
+    # A copy: transformers writes into the rope parameters it is given.
+    return LlamaConfig(**copy.deepcopy(fields | changes))
 
 
 def save_lm(folder: Path, *, dtype: torch.dtype = torch.float32, shard: str = "5GB", **changes: Any) -> Path:

@@ -47,7 +47,7 @@ help: ## what there is
 
 venv: $(STAMP) ## the environment, with the native extension built (the others do it too, when needed)
 
-demo: $(STAMP) ## SFT, reward model, PPO and GI-PPO on the built-in task, ending with a report (about 10 minutes)
+demo: $(STAMP) ## SFT, reward model, PPO and GI-PPO on the built-in task, ending with a report (about 5 minutes)
 	@$(PYTHON) scripts/demo.py $(ARGS)
 
 test: $(STAMP) ## the tests (about 10 minutes)

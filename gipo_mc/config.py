@@ -10,7 +10,7 @@ model's shape live in `gipo_mc.models.llama_config`, called before start as well
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -62,7 +62,7 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    prompts: list[str] = Field(default_factory=list, description="files or hub names of RL prompts, or 'builtin'")
+    prompts: list[str] = Field(default_factory=list, description="[files or hub names] of RL prompts, or builtin")
     preferences: list[str] = Field(default_factory=list, description="preference pairs (reward model, DPO)")
     demonstrations: list[str] = Field(default_factory=list, description="demonstrations (SFT)")
     evaluation: list[str] = Field(default_factory=list, description="held-out rows of the same kind")
@@ -76,6 +76,11 @@ class DataConfig(Section):
     response_separator: str = Field(
         "", description="text between prompt and response; empty: the space of HH and TL;DR"
     )
+
+    @field_validator("prompts", "preferences", "demonstrations", "evaluation", "domains", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
 
 
 class RolloutConfig(Section):
@@ -129,10 +134,10 @@ class OptimizerConfig(Section):
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the decay")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="decay after the warm-up")
     warmup: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's decay of the gradient's mean")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Adam's decay of the gradient's square")
+    eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (AdamW)")
     clip_grad: float = Field(1.0, ge=0, description="bound of the global gradient norm; 0: off")
 
 
@@ -296,9 +301,29 @@ def describe(section: type[BaseModel] = Config, prefix: str = "") -> list[tuple[
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             rows += describe(annotation, f"{prefix}{name}.")
         else:
-            default = field.get_default(call_default_factory=True)
-            rows.append((f"{prefix}{name}", repr(default), field.description or ""))
+            default, meaning = field.get_default(call_default_factory=True), field.description or ""
+            if get_origin(annotation) is Literal:
+                meaning += f" ({', '.join(get_args(annotation))})"
+            rows.append((f"{prefix}{name}", repr(default), meaning))
     return rows
+
+
+def changes(before: Path, now: Config) -> list[str]:
+    """Options that differ from a configuration saved earlier, as "key: old -> new"; [] if it cannot be read (then there
+    is nothing to compare with)."""
+    try:
+        old = OmegaConf.to_container(OmegaConf.load(before))
+    except (OSError, ValueError, OmegaConfBaseException):
+        return []
+
+    def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(tree, dict):
+            return {prefix: tree}
+        items = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items()]
+        return {key: value for item in items for key, value in item.items()}
+
+    then, present = flat(old), flat(now.model_dump())
+    return [f"{key}: {then[key]} -> {present[key]}" for key in present if key in then and then[key] != present[key]]
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -3,6 +3,7 @@
 # an error, no kernel spills registers, and the PTX holds no atomics on floats and no float64 outside the totals.
 #
 #   scripts/check_cuda_build.sh            NVCC=/path/to/nvcc chooses the compiler
+case "${1:-}" in -h | --help) sed -n "2,5s/^# \{0,1\}//p" "$0"; exit 0 ;; esac
 set -euo pipefail
 cd "$(dirname "$0")/.."
 nvcc="${NVCC:-nvcc}"

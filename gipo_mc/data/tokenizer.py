@@ -70,6 +70,11 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, model:
     return ""
 
 
+def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Do two tokenizers give the same ids the same meaning?"""
+    return one is other or (one.get_vocab() == other.get_vocab() and one.eos_token_id == other.eos_token_id)
+
+
 def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path) -> PreTrainedTokenizerFast:
     """Byte-level BPE of at most `vocab_size` ids (<s> 0, </s> 1, <pad> 2), trained on `texts`, saved in `folder`.
 

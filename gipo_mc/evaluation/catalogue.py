@@ -108,7 +108,7 @@ RL_CHAPTERS = (
             ),
             Chart(
                 "KL by group",
-                "The adaptive penalty lets the groups that do worse move further.",
+                "The adaptive penalty charges the best group in full, the others less. An estimate: may be below 0.",
                 "nats per response",
                 ("group/*/kl",),
             ),

@@ -110,7 +110,7 @@ def load_run(path: Path, name: str = "") -> RunData:
     folder = RunFolder(path)
     if not folder.metrics.is_file():
         raise DataError(
-            f"{path} is no run folder: it has no metrics.jsonl. Give the folder of a run, such as runs/toy."
+            f"{path} is no run folder: it has no metrics.jsonl. Give the folder of a run, such as runs/builtin_gi_ppo."
         )
     notes: list[str] = []
     steps, series, nonfinite = _metrics(folder.metrics, notes)
@@ -134,7 +134,7 @@ def load_run(path: Path, name: str = "") -> RunData:
 def load_runs(paths: Sequence[Path]) -> list[RunData]:
     """Read several runs and give each a name that no other has: the shortest end of its path that is unique."""
     if not paths:
-        raise DataError("No run was named: give at least one run folder, such as runs/toy.")
+        raise DataError("No run was named: give at least one run folder, such as runs/builtin_gi_ppo.")
     resolved = [path.resolve() for path in paths]
     for number, path in enumerate(resolved):
         if path in resolved[:number]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from gipo_mc.config import Config, load_config
 from gipo_mc.data.synthetic import builtin_llama_config, builtin_tokenizer
 from gipo_mc.parallel import runtime
@@ -139,4 +141,9 @@ def _ensure(config: Config, name: str, base: dict[str, Any], wanted: str, train:
     prepared = load_config(None, [*overrides, f"dtype={config.dtype}"], base)
     done = on_main(lambda: prepared.run.iterations in checkpoint.steps(folder / "checkpoints"))
     if not done:
+        if dist.get_rank() == 0:
+            steps = prepared.run.iterations
+            print(
+                f"The built-in task needs {folder} first: {steps} steps, about a minute on two CPU cores.", flush=True
+            )
         train(prepared)

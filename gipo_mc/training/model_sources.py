@@ -76,7 +76,7 @@ def resolve(name: str, key: str) -> ModelSource:
     if (path / "checkpoints").is_dir():
         newest, reasons = checkpoint.latest(path / "checkpoints")
         if newest is None:
-            why = "\n".join(f"  - {reason}" for reason in reasons) or "  - it has no checkpoint yet"
+            why = "\n".join(f"  - {reason}" for reason in reasons) or "  - it has no checkpoint yet: train it first"
             raise CheckpointError(f"{key}={name} is a run without a usable checkpoint:\n{why}")
         return _of_checkpoint(name, newest)
     if (path / "config.json").is_file():
@@ -178,6 +178,6 @@ def _download(name: str, key: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
         raise ConfigError(
-            f"{key}={name}: there is no such folder, and the hub could not provide it ({error}). Without a network, "
-            "download it elsewhere and give its folder."
+            f"{key}={name}: there is no such folder, and the hub could not provide it ({type(error).__name__}). "
+            "Train or make it first (scripts/new_model.py makes a tiny one), or download it elsewhere and give its folder."
         ) from error

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.data.collate import to_sequences
 from gipo_mc.data.encode import Encoder
+from gipo_mc.data.tokenizer import same_tokens
 from gipo_mc.errors import ConfigError, DataError, GipoError
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.engine import Engine
@@ -124,11 +125,6 @@ class ModelReward:
                 f"has {positions} positions: lower data.prompt_length or rollout.max_new_tokens."
             )
         return to_sequences(prompt_ids, response_ids, self.tokenizer.pad_token_id, self.engine.layout.device)
-
-
-def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Do two tokenizers give the same ids the same meaning?"""
-    return one is other or (one.get_vocab() == other.get_vocab() and one.eos_token_id == other.eos_token_id)
 
 
 def responses(sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> list[str]:

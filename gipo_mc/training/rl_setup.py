@@ -13,10 +13,11 @@ from gipo_mc.algorithms.group_inference import GroupState
 from gipo_mc.config import Config
 from gipo_mc.data.loading import load_prompts, sources_of
 from gipo_mc.data.sets import PromptSet
+from gipo_mc.data.tokenizer import same_tokens
 from gipo_mc.errors import ConfigError
 from gipo_mc.models.llama import LlamaModel
 from gipo_mc.parallel.engine import Engine
-from gipo_mc.training.rewards import FunctionReward, ModelReward, Reward, is_function, load_function, same_tokens
+from gipo_mc.training.rewards import FunctionReward, ModelReward, Reward, is_function, load_function
 from gipo_mc.training.scoring import Models, inferred_groups
 from gipo_mc.training.session import Session
 
@@ -63,9 +64,9 @@ def set_up(session: Session) -> RLSetup:
     tokenizer = session.tokenizer(policy_source, config.model.tokenizer)
     critic_name = config.model.critic or _critic_start(session, tokenizer)
     critic_source = session.source(critic_name, "model.critic")
-    # Critic and reference read the policy's token ids: their vocabularies must hold them.
-    session.tokenizer(critic_source, config.model.tokenizer or str(policy_source.folder))
-    session.tokenizer(reference_source, config.model.tokenizer or str(policy_source.folder))
+    # Critic and reference read the policy's token ids.
+    for source in (critic_source, reference_source):
+        session.tokenizer(source, config.model.tokenizer or str(policy_source.folder))
 
     longest = config.data.prompt_length + config.rollout.max_new_tokens
     for source in (policy_source, reference_source, critic_source):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.config import Config, OptimizerConfig, save_config
-from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer
+from gipo_mc.config import Config, OptimizerConfig, changes, save_config
+from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens
 from gipo_mc.errors import EXIT_INTERRUPTED, CheckpointError, ConfigError, GipoError
 from gipo_mc.models.llama import HeadKind, LlamaModel
 from gipo_mc.ops import describe_build
@@ -70,6 +70,9 @@ class Session:
     def tokenizer(self, source: ModelSource, override: str = "") -> PreTrainedTokenizerBase:
         """The tokenizer of a model, checked against its vocabulary."""
         tokenizer = load_tokenizer(override or str(source.folder))
+        own = source.folder / "tokenizer.json"
+        if override and own.is_file() and not same_tokens(tokenizer, load_tokenizer(str(source.folder))):
+            self.warn(f"{source.name} has a tokenizer of its own, which gives the ids of {override} other meanings.")
         if warning := check_vocabulary(tokenizer, source.shape.vocab_size, source.name):
             self.warn(warning)
         return tokenizer
@@ -145,7 +148,7 @@ class Session:
     def resume(self, engines: Mapping[str, Engine]) -> dict[str, Any] | None:
         """Continue from the run folder's newest usable checkpoint: its state, or None for a fresh run."""
         for warning in self._resume_warnings:
-            self.warn(f"Passed over a checkpoint: {warning}")
+            self.warn(warning)
         path = self._resume_from
         if path is None:
             return None
@@ -158,6 +161,8 @@ class Session:
         for role, engine in engines.items():
             engine.load_sharded_state(role, loaded)
         self.start = self.step = state["step"]
+        if self.start >= self.config.run.iterations:
+            self.warn(f"Nothing to do: the run has finished {self.start} iterations; raise run.iterations to go on.")
         return state
 
     def _fixed_settings(self) -> dict[str, Any]:
@@ -202,13 +207,17 @@ class Session:
         if self.logger:
             self.folder.write_about(rows)
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of finished iteration `step` (1, 2, ...), or of the state before the first one (0)."""
+    def log(self, step: int, metrics: Mapping[str, float], *, show: bool = True) -> None:
+        """Metrics of finished iteration `step` (1, 2, ...), or of the state before the first one (0).
+
+        show: print its line, too; a supervised run has too many steps to read them all.
+        """
         self.step = step
         if self.logger:
             self.logger.log(step, metrics)
             self.folder.write_status("running", step=step)
-        self.console.iteration(step, metrics)
+        if show:
+            self.console.iteration(step, metrics)
 
     def distribution(self, name: str, values_B: Tensor, domains: Sequence[str]) -> None:
         """The distribution of `values_B` [B] in this iteration, whole and by domain."""
@@ -250,10 +259,12 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
     folder = RunFolder(path, command)
 
     logger: MetricsLogger | None = None
+    changed: list[str] = []
 
     def take() -> None:
         nonlocal folder, logger
         folder = RunFolder.open(config.run.dir, name, command, config.run.resume)
+        changed.extend(changes(folder.config, config) if folder.config.exists() else [])
         save_config(config, folder.config)
         logger = MetricsLogger(folder)
 
@@ -267,7 +278,9 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
             raise CheckpointError(
                 "No checkpoint of this run can be used:\n" + "\n".join(f"  - {reason}" for reason in reasons)
             )
-        session._resume_from, session._resume_warnings = newest, reasons
+        session._resume_from, session._resume_warnings = newest, [f"Passed over a checkpoint: {r}" for r in reasons]
+        if newest and changed:
+            session._resume_warnings.append(f"The run continues with changed options: {'; '.join(changed)}")
         if logger:  # before anything is logged, warnings included
             logger.truncate_after(checkpoint.load_state(newest)["step"] if newest else -1)
         _status(session, "running")

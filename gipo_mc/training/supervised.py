@@ -24,6 +24,8 @@ from gipo_mc.training.session import Session, open_session
 from gipo_mc.training.timing import Phases
 from gipo_mc.types import Sequences
 
+#: Lines on the console in a whole run, about.
+LINES = 50
 #: Skipped steps in a row after which a run stops.
 PATIENCE = 10
 
@@ -135,7 +137,8 @@ def _step(session: Session, engine: Engine, task: Task, step: int) -> dict[str, 
         metrics |= {f"eval/{name}": value for name, value in held_out.items()}
     metrics |= phases.metrics()
     metrics["throughput/tokens_per_second"] = float(batch.response_length_B.sum()) / metrics["time/update"]
-    session.log(step + 1, metrics)
+    every = max(1, config.run.iterations // LINES)
+    session.log(step + 1, metrics, show=step == 0 or (step + 1) % every == 0 or "eval/loss" in metrics)
     return metrics
 
 

@@ -179,5 +179,5 @@ def _download(name: str, key: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
         raise ConfigError(
             f"{key}={name}: there is no such folder, and the hub could not provide it ({type(error).__name__}). "
-            "Train or make it first (scripts/new_model.py makes a tiny one), or download it elsewhere and give its folder."
+            "Train it or make it first (scripts/new_model.py makes a tiny one), or download it and give its folder."
         ) from error

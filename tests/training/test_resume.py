@@ -50,8 +50,8 @@ def _train(rank: int, kind: str, config: Config, interrupt_after: int) -> str:
     """Train; an interruption comes after the metrics of that step are written and before anything else is."""
     log = Session.log
 
-    def interrupted_log(self: Session, step: int, metrics: Any) -> None:
-        log(self, step, metrics)
+    def interrupted_log(self: Session, step: int, metrics: Any, **options: Any) -> None:
+        log(self, step, metrics, **options)
         if step == interrupt_after:
             raise Interrupted
 

@@ -28,7 +28,6 @@ class RLSetup:
 
     models: Models
     tokenizer: PreTrainedTokenizerBase
-    critic_tokenizer: PreTrainedTokenizerBase
     prompts: PromptSet
     held_out: PromptSet | None
     gold: Reward | None
@@ -47,7 +46,8 @@ class RLSetup:
 
     @property
     def tokenizers(self) -> Mapping[str, PreTrainedTokenizerBase]:
-        return {"policy": self.tokenizer, "critic": self.critic_tokenizer}
+        """One for each role: the critic reads the policy's tokens."""
+        return {"policy": self.tokenizer, "critic": self.tokenizer}
 
 
 def set_up(session: Session) -> RLSetup:
@@ -105,7 +105,7 @@ def set_up(session: Session) -> RLSetup:
             ("held out", held_out.describe() if held_out else "none"),
         ]
     )
-    return RLSetup(models, tokenizer, tokenizer, prompts, held_out, gold)
+    return RLSetup(models, tokenizer, prompts, held_out, gold)
 
 
 def optimizer_steps(config: Config, iterations: int) -> int:

@@ -70,7 +70,7 @@ def iterate(session: Session, setup: RLSetup, state: GroupState, step: int) -> t
             policy_metrics = update_policy(models.policy, experience, config, step, tell)
 
     metrics = iteration_metrics(experience, state, config, step) | critic_metrics | policy_metrics
-    if _evaluation_due(config, step) and setup.held_out is not None:
+    if session.evaluation_due(step + 1) and setup.held_out is not None:
         with phases("evaluation"):
             metrics |= evaluate_policy(setup, config)
     metrics |= phases.metrics()
@@ -97,11 +97,6 @@ def _show(
     for text in [*warnings(metrics, state), sampler_warning(metrics, dtype)]:
         if text:
             session.warn(text)
-
-
-def _evaluation_due(config: Config, step: int) -> bool:
-    every = config.eval.every
-    return step + 1 == config.run.iterations or (every > 0 and (step + 1) % every == 0)
 
 
 def _all_skipped(metrics: dict[str, float], step: int, config: Config) -> bool:

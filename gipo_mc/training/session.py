@@ -142,8 +142,14 @@ class Session:
 
     def checkpoint_due(self) -> bool:
         """Is a checkpoint to be written after the iteration that just ended?"""
-        every = self.config.checkpoint.every
-        return self.step == self.config.run.iterations or (every > 0 and self.step % every == 0)
+        return self._due(self.step, self.config.checkpoint.every)
+
+    def evaluation_due(self, step: int) -> bool:
+        """Is the model to be evaluated in the iteration that brings the number of finished ones to `step`?"""
+        return self._due(step, self.config.eval.every)
+
+    def _due(self, step: int, every: int) -> bool:
+        return step == self.config.run.iterations or (every > 0 and step % every == 0)
 
     def resume(self, engines: Mapping[str, Engine]) -> dict[str, Any] | None:
         """Continue from the run folder's newest usable checkpoint: its state, or None for a fresh run."""

@@ -126,12 +126,7 @@ def _step(session: Session, engine: Engine, task: Task, step: int) -> dict[str, 
     metrics |= {"lr": result.lr, "skipped": float(not result.updated)}
     if result.updated:
         metrics["grad_norm"] = result.grad_norm
-    last = step + 1 == config.run.iterations
-    if (
-        task.held_out_size
-        and config.eval.prompts
-        and (last or (config.eval.every and (step + 1) % config.eval.every == 0))
-    ):
+    if task.held_out_size and config.eval.prompts and session.evaluation_due(step + 1):
         with phases("evaluation"):
             held_out = evaluate(session, engine, task)
         metrics |= {f"eval/{name}": value for name, value in held_out.items()}

@@ -1,30 +1,11 @@
 // Op A on CUDA: one block a row, 16-byte loads and stores. Forward reads each logit once (2 bytes in bf16), the
 // gradient reads and writes it once (4 bytes): 6 bytes a bf16 logit, the least possible with a reduction between the
-// two.
-//
-// Order of reduction: a thread takes every 256th pack of 16 bytes, keeps a running maximum and rescales its sums once
-// a pack (one exponential a logit), then the butterfly of block_reduce. Two runs give the same bits.
-#include "cuda_block.cuh"
+// two. The rows and the order of their reduction are in token_rows.cuh.
+#include "token_rows.cuh"
 #include "token_statistics.h"
 
 namespace gipo {
 namespace {
-
-using Part = SoftmaxPart<float>;
-
-template <int count>
-__device__ __forceinline__ void add_logits(Part& part, const float (&logits)[count], float inverse_temperature) {
-    float maximum = part.maximum;
-#pragma unroll
-    for (int k = 0; k < count; ++k) maximum = logits[k] > maximum ? logits[k] : maximum;
-    part = rescale(part, maximum, inverse_temperature);
-#pragma unroll
-    for (int k = 0; k < count; ++k) {
-        const ExpTerm<float> term = exp_term(logits[k], maximum, inverse_temperature);
-        part.sum += term.value;
-        part.weighted += term.weighted;
-    }
-}
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
@@ -32,21 +13,7 @@ __global__ void __launch_bounds__(kThreads)
     __shared__ Part shared[kWarps];
     for (int64_t i = blockIdx.x; i < in.rows; i += gridDim.x) {
         const T* row = static_cast<const T*>(in.logits) + i * in.stride;
-        const RowCut cut = cut_row(row, in.columns);
-        Part part = empty_part<float>();
-        for (int64_t pack = threadIdx.x; pack < cut.packs; pack += kThreads) {
-            float logits[kPack<T>];
-            load_pack(row + cut.head + pack * kPack<T>, logits);
-            add_logits(part, logits, inverse_temperature);
-        }
-        // Fewer than 16 single elements on either side.
-        const int64_t tail = cut.tail_start + threadIdx.x;
-        if (threadIdx.x < cut.head) add_logits(part, {widen(row[threadIdx.x])}, inverse_temperature);
-        if (tail < in.columns) add_logits(part, {widen(row[tail])}, inverse_temperature);
-
-        const Part whole = block_reduce(part, shared, [inverse_temperature](const Part& a, const Part& b) {
-            return merge(a, b, inverse_temperature);
-        });
+        const Part whole = row_part(row, in.columns, inverse_temperature, shared);
         if (threadIdx.x == 0) {
             const int64_t column = in.targets[i] - in.first;
             partials[i] = whole.maximum;
@@ -79,29 +46,6 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-// Not __restrict__: `out` may be the logits. Every element is read and written by one thread.
-template <class T>
-__device__ __forceinline__ void gradient_row(const T* row, T* out, int64_t columns, int64_t target,
-                                             const TokenSlope<float>& slope) {
-    const auto single = [&](int64_t v) { out[v] = Narrow<T>::from(slope(widen(row[v]), v == target ? 1.0f : 0.0f)); };
-    const bool packed = (reinterpret_cast<uintptr_t>(row) - reinterpret_cast<uintptr_t>(out)) % 16 == 0;
-    if (!packed) {
-        for (int64_t v = threadIdx.x; v < columns; v += kThreads) single(v);
-        return;
-    }
-    const RowCut cut = cut_row(row, columns);
-    for (int64_t pack = threadIdx.x; pack < cut.packs; pack += kThreads) {
-        const int64_t start = cut.head + pack * kPack<T>;
-        float values[kPack<T>];
-        load_pack(row + start, values);
-#pragma unroll
-        for (int k = 0; k < kPack<T>; ++k) values[k] = slope(values[k], start + k == target ? 1.0f : 0.0f);
-        store_pack(out + start, values);
-    }
-    if (threadIdx.x < cut.head) single(threadIdx.x);
-    if (cut.tail_start + threadIdx.x < columns) single(cut.tail_start + threadIdx.x);
-}
-
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     gradient_kernel(LogitRows in, LogitGradient gradient, float inverse_temperature) {
@@ -118,12 +62,7 @@ __global__ void __launch_bounds__(kThreads)
                                       known ? upstream[i] : 0.0f,
                                       ignored ? 0.0f : upstream[in.rows + i],
                                       inverse_temperature};
-        int64_t written = 0;
-        if (!slope.zero()) {
-            gradient_row(row, out, in.columns, id - in.first, slope);
-            written = in.columns;
-        }
-        for (int64_t v = written + threadIdx.x; v < gradient.width; v += kThreads) out[v] = Narrow<T>::from(0.0f);
+        gradient_padded_row(row, out, in.columns, gradient.width, id - in.first, slope);
     }
 }
 

@@ -40,6 +40,9 @@ class ParallelConfig(Section):
     pipeline: int = Field(1, ge=1, description="pipeline-parallel ranks (PP)")
     sequence: bool = Field(False, description="sequence parallelism inside the tensor-parallel group")
     micro_batch_size: int = Field(8, ge=1, description="sequences of one pass through the pipeline")
+    logit_rows: int = Field(
+        4096, ge=0, description="response tokens whose logits exist at a time; more are computed twice; 0: all"
+    )
     timeout_minutes: float = Field(10.0, gt=0, description="a collective that takes longer ends the job")
     distributed_optimizer: Literal["auto", "on", "off"] = Field(
         "auto",

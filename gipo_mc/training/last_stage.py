@@ -6,30 +6,70 @@ the same pieces, so that what is scored and what is trained cannot differ.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from megatron.core import parallel_state
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from gipo_mc.ops import TokenStatistics, token_statistics
 from gipo_mc.parallel.engine import LastStage, Outputs
 from gipo_mc.training.batching import MicroBatch
 
 
-def response_statistics(model: Any, hidden_LBH: Tensor, batch: MicroBatch, temperature: float) -> TokenStatistics:
-    """Log-prob and entropy of each packed response token, [N] each, at `temperature`."""
-    logits_NV = model.lm_logits(hidden_LBH.flatten(0, 1)[batch.state_N])
+def response_statistics(
+    model: Any, hidden_LBH: Tensor, batch: MicroBatch, temperature: float, logit_rows: int = 0
+) -> TokenStatistics:
+    """Log-prob and entropy of each packed response token, [N] each, at `temperature`.
+
+    logit_rows: tokens whose logits exist at a time, see `by_rows`; 0: all.
+    """
     tensor_parallel = parallel_state.get_tensor_model_parallel_world_size() > 1
-    return token_statistics(
-        logits_NV,
-        batch.target_N,
-        vocab_start=model.vocab_start,
-        vocab_size=model.vocab_size,
-        temperature=temperature,
-        group=parallel_state.get_tensor_model_parallel_group() if tensor_parallel else None,
-        # The logits are made here and used by nobody else: their gradient may take their place.
-        inplace_backward=True,
-    )
+    group = parallel_state.get_tensor_model_parallel_group() if tensor_parallel else None
+
+    def statistics(state_nH: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor]:
+        found = token_statistics(
+            model.lm_logits(state_nH),
+            target_n,
+            vocab_start=model.vocab_start,
+            vocab_size=model.vocab_size,
+            temperature=temperature,
+            group=group,
+            # The logits are made here and used by nobody else: their gradient may take their place.
+            inplace_backward=True,
+        )
+        return found.logp_N, found.entropy_N
+
+    state_NH = hidden_LBH.flatten(0, 1)[batch.state_N]
+    return TokenStatistics(*by_rows(statistics, state_NH, batch.target_N, rows=logit_rows))
+
+
+def by_rows(
+    function: Callable[..., tuple[Tensor, ...]], state_NH: Tensor, *others_N: Tensor, rows: int
+) -> tuple[Tensor, ...]:
+    """`function(state_NH, *others_N)` -> tensors [N], computed on at most `rows` rows at a time (0: all at once).
+
+    What `function` holds between its input and its output, logits above all, exists for one part at a time. Where a
+    gradient is wanted, all parts but the last are computed a second time in the backward pass, and their gradients of
+    the weights are added to Megatron's float32 buffer part by part, as those of micro-batches are. Parts differ in
+    size by at most one row, and are the same on every tensor-parallel rank.
+    """
+    count = -(-len(state_NH) // rows) if rows else 1
+    if count <= 1:
+        return function(state_NH, *others_N)
+    outputs = []
+    parts = zip(*(tensor.tensor_split(count) for tensor in (state_NH, *others_N)))
+    for number, part in enumerate(parts, 1):
+        # The backward pass begins with the last part, so what that one holds can wait for it.
+        if torch.is_grad_enabled() and number < count:
+            # Reentrant on purpose: the other kind sums the weight gradients of all parts in the model's dtype before
+            # Megatron is given them. Nothing here draws random numbers.
+            outputs.append(checkpoint(function, *part, use_reentrant=True, preserve_rng_state=False))
+        else:
+            outputs.append(function(*part))
+    return tuple(torch.cat(columns) for columns in zip(*outputs))
 
 
 def response_values(model: Any, hidden_LBH: Tensor, batch: MicroBatch) -> Tensor:
@@ -48,11 +88,11 @@ def group_probabilities(model: Any, hidden_LBH: Tensor, batch: MicroBatch, *, re
     return logits_BM.softmax(dim=-1)
 
 
-def token_log_probs(temperature: float) -> LastStage:
-    """Outputs "logp" and "entropy", [b, T]."""
+def token_log_probs(temperature: float, logit_rows: int) -> LastStage:
+    """Outputs "logp" and "entropy", [b, T]; `logit_rows` as in `response_statistics`."""
 
     def last_stage(model: Any, hidden_LBH: Tensor, batch: MicroBatch) -> Outputs:
-        statistics = response_statistics(model, hidden_LBH, batch, temperature)
+        statistics = response_statistics(model, hidden_LBH, batch, temperature, logit_rows)
         return {
             "logp": batch.to_response_BT(statistics.logp_N),
             "entropy": batch.to_response_BT(statistics.entropy_N),

@@ -37,7 +37,7 @@ def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: C
     sequences = rollout.sequences
     times = rollout.times
     batches = micro_batches(sequences, config.parallel.micro_batch_size, models.policy.layout)
-    log_probs = token_log_probs(config.rollout.temperature)
+    log_probs = token_log_probs(config.rollout.temperature, config.parallel.logit_rows)
     groups = inferred_groups(config)
     with phases("behaviour_logprob"):
         widths = {"logp": times, "entropy": times}

@@ -27,6 +27,7 @@ class SFTTask:
 
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
         self._pad_id = tokenizer.pad_token_id
+        self._logit_rows = config.parallel.logit_rows
         self._train = load_demonstrations(config.data, tokenizer, seed=config.run.seed)
         self._held_out = None
         if sources_of(config.data, "demonstrations", "evaluation"):
@@ -41,7 +42,7 @@ class SFTTask:
         return to_sequences([row.prompt_ids for row in chosen], [row.response_ids for row in chosen], self._pad_id)
 
     def last_stage(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
-        logp_N = response_statistics(model, hidden_LBH, part, temperature=1.0).logp_N
+        logp_N = response_statistics(model, hidden_LBH, part, 1.0, self._logit_rows).logp_N
         loss_sum, _ = cross_entropy_sum(logp_N, part.target_N)
         return {
             "loss_sum": loss_sum,

@@ -105,7 +105,8 @@ def _penalty_gradient(
     if batch.first or settings.group_statistics == "rollout":
         logp_BT = experience.scores.behaviour_logp_BT[batch.rows_B]
     else:
-        stage, widths = token_log_probs(config.rollout.temperature), {"logp": experience.rollout.times}
+        stage = token_log_probs(config.rollout.temperature, config.parallel.logit_rows)
+        widths = {"logp": experience.rollout.times}
         logp_BT = run_forward(policy, parts, len(batch), stage, widths)["logp"]
     objective = objective_of(logp_BT, batch.rows_B, batch.sequences.response_length_B, experience, config)
     statistics = moments(objective.mass_M, objective.weighted_M, len(batch), settings.weights)
@@ -133,7 +134,9 @@ def _backward(
     settings = config.algorithm
 
     def last_stage(model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
-        statistics = response_statistics(model, hidden_LBH, part, config.rollout.temperature)
+        statistics = response_statistics(
+            model, hidden_LBH, part, config.rollout.temperature, config.parallel.logit_rows
+        )
         logp_BT = part.to_response_BT(statistics.logp_N)
         entropy_BT = part.to_response_BT(statistics.entropy_N)
         rows_B = batch.rows_B[part.rows_B]

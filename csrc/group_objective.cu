@@ -2,8 +2,8 @@
 // 16 bytes a float32 token forward, 20 backward, whatever the number of groups.
 //
 // Order of reduction: a thread takes every 256th token (or sequence), then the butterfly of block_reduce.
-#include "cuda_block.cuh"
 #include "group_objective.h"
+#include "group_sums.cuh"
 
 namespace gipo {
 namespace {
@@ -55,35 +55,9 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    sums_kernel(ObjectiveRows in, const float* __restrict__ sequences, float* __restrict__ sums) {
-    __shared__ float shared[kWarps];
-    const float* probs = static_cast<const float*>(in.probs);
-    const float* weight = static_cast<const float*>(in.weight);
-    for (int64_t g = 0; g < in.groups; ++g) {
-        float mass = 0, weighted = 0;
-        for (int64_t i = threadIdx.x; i < in.batch; i += kThreads) {
-            const float p = probs[i * in.groups + g];
-            mass += p;
-            weighted += p * sequences[i];
-        }
-        mass = block_sum(mass, shared);
-        weighted = block_sum(weighted, shared);
-        if (threadIdx.x == 0) {
-            sums[g] = mass;
-            sums[in.groups + g] = weighted;
-        }
-    }
-    float kl = 0;
-    for (int64_t i = threadIdx.x; i < in.batch; i += kThreads) kl += weight[i] * sequences[2 * in.batch + i];
-    kl = block_sum(kl, shared);
-    if (threadIdx.x == 0) sums[2 * in.groups] = kl;
-}
-
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     objective_gradient_kernel(ObjectiveRows in, ObjectiveFormula<float> formula, ObjectiveGradient gradient) {
-    const float* of_sums = static_cast<const float*>(gradient.of_sums);
     for (int64_t i = blockIdx.x; i < in.batch; i += gridDim.x) {
         const int64_t length = bounded_length(in.length[i], in.time), start = i * in.time;
         const SequenceSlope<float> slope = sequence_slope<float>(in, gradient, i, length, formula);
@@ -97,11 +71,7 @@ __global__ void __launch_bounds__(kThreads)
             }
             out[t] = Narrow<T>::from(value);
         }
-        const float score = static_cast<const float*>(gradient.score)[i];
-        float* probs_out = static_cast<float*>(gradient.probs_out) + i * in.groups;
-        for (int64_t g = threadIdx.x; g < in.groups; g += kThreads) {
-            probs_out[g] = of_sums[g] + of_sums[in.groups + g] * score;
-        }
+        probs_gradient(in, gradient, i);
     }
 }
 

@@ -20,7 +20,7 @@ from gipo_mc.training.batching import MicroBatch
 
 
 def response_statistics(
-    model: Any, hidden_LBH: Tensor, batch: MicroBatch, temperature: float, logit_rows: int = 0
+    model: Any, hidden_LBH: Tensor, batch: MicroBatch, temperature: float, logit_rows: int
 ) -> TokenStatistics:
     """Log-prob and entropy of each packed response token, [N] each, at `temperature`.
 

@@ -42,13 +42,7 @@ class SFTTask:
         return to_sequences([row.prompt_ids for row in chosen], [row.response_ids for row in chosen], self._pad_id)
 
     def last_stage(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
-        logp_N = response_statistics(model, hidden_LBH, part, 1.0, self._logit_rows).logp_N
-        loss_sum, _ = cross_entropy_sum(logp_N, part.target_N)
-        return {
-            "loss_sum": loss_sum,
-            "cross_entropy": -part.to_response_BT(logp_N).sum(dim=1),
-            "tokens": part.sequences.response_length_B.float(),
-        }
+        return response_loss(model, hidden_LBH, part, self._logit_rows)
 
     def normaliser(self, batch: Sequences) -> float:
         return float(batch.response_length_B.sum().clamp(min=1))
@@ -59,6 +53,17 @@ class SFTTask:
     def describe(self) -> list[tuple[str, str]]:
         held_out = self._held_out.describe() if self._held_out else "none"
         return [("demonstrations", self._train.describe()), ("held out", held_out)]
+
+
+def response_loss(model: Any, hidden_LBH: Tensor, part: MicroBatch, logit_rows: int) -> Outputs:
+    """ "loss_sum", the cross entropy of a micro-batch's responses, and by row "cross_entropy" and "tokens"."""
+    logp_N = response_statistics(model, hidden_LBH, part, 1.0, logit_rows).logp_N
+    loss_sum, _ = cross_entropy_sum(logp_N, part.target_N)
+    return {
+        "loss_sum": loss_sum,
+        "cross_entropy": -part.to_response_BT(logp_N).sum(dim=1),
+        "tokens": part.sequences.response_length_B.float(),
+    }
 
 
 def train(config: Config) -> None:

@@ -55,7 +55,7 @@ def _train(engine: Engine, layout: Layout) -> None:
 
     def last_stage(model: Any, hidden_LBH: Any, part: Any) -> Any:
         if model.head == "lm":
-            return {"loss": -response_statistics(model, hidden_LBH, part, 1.0).logp_N.sum() / 8}
+            return {"loss": -response_statistics(model, hidden_LBH, part, 1.0, 0).logp_N.sum() / 8}
         probs_BM = group_probabilities(model, hidden_LBH, part, reads="xy", detach=True)
         return {"loss": (response_values(model, hidden_LBH, part) - 1).square().sum() / 8 + probs_BM[:, 0].sum()}
 

@@ -191,7 +191,7 @@ def _gradients(rank: int, folder: Path, models: dict[str, str], overrides: list[
             rows_B = batch.rows_B
             with torch.enable_grad():
                 model.zero_grad()
-                statistics = response_statistics(model, model(part.tokens_BL), part, config.rollout.temperature)
+                statistics = response_statistics(model, model(part.tokens_BL), part, config.rollout.temperature, 0)
                 logp_BT = part.to_response_BT(statistics.logp_N)
                 entropy = statistics.entropy_N.sum()
                 length_B = batch.sequences.response_length_B

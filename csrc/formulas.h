@@ -1,14 +1,19 @@
-// Every formula of ops A, B and C, once, for the CPU and the CUDA kernels. `A` is float or double.
+// Every formula of ops A, B and C, once, for the CPU and the CUDA kernels. `A` is float or double, or, on the CPU,
+// sixteen of them (lanes.h); what differs between sequences or rows only is a scalar.
 #pragma once
 
 #include "numbers.h"
 
 namespace gipo {
 
+// What a comparison of two A gives.
+template <class A>
+using Mask = decltype(A() < A());
+
 // The larger of two numbers; NaN if either is, in whichever order they come.
 template <class A>
 GIPO_HD A larger(A a, A b) {
-    return a != a || a >= b ? a : b;
+    return select(a != a, a, select(a > b, a, b));
 }
 
 // ---- Op A: softmax statistics -------------------------------------------------------------------------------------
@@ -25,28 +30,33 @@ GIPO_HD SoftmaxPart<A> empty_part() {
     return {minus_infinity<A>(), 0, 0};
 }
 
+// u log2(e) of a logit: e^u is 2 to that power. Bounded below so that the term of a logit of -Inf is exactly 0. Beside
+// a maximum of -Inf there are only such logits, and it is taken for 0. `scale`: log2(e) / temperature.
+template <class A>
+GIPO_HD A exponent_of(A logit, A maximum, A scale) {
+    return bounded_exponent((logit - select(is_minus_infinity(maximum), A(0), maximum)) * scale);
+}
+
 template <class A>
 struct ExpTerm {
     A value, weighted;
 };
 
-// e^u and e^u u of one logit; 0 for a logit of -Inf, even when the maximum is -Inf too. NaN stays NaN.
+// e^u and e^u u of one logit.
 template <class A>
 GIPO_HD ExpTerm<A> exp_term(A logit, A maximum, A inverse_temperature) {
-    const A u = (logit - maximum) * inverse_temperature;
-    const A e = exponential(u);
-    const A value = is_minus_infinity(logit) ? A(0) : e;
-    const A product = value * u;
-    return {value, value == A(0) ? A(0) : product};
+    const A x = exponent_of(logit, maximum, inverse_temperature * A(kLog2E));
+    const A value = power_of_two(x);
+    return {value, value * (x * A(kLn2))};
 }
 
 // The same part seen from a larger maximum.
 template <class A>
 GIPO_HD SoftmaxPart<A> rescale(const SoftmaxPart<A>& part, A maximum, A inverse_temperature) {
     if (part.maximum == maximum) return part;
-    const A shift = (part.maximum - maximum) * inverse_temperature;
-    const A e = exponential(shift);
-    return {maximum, part.sum * e, e == A(0) ? A(0) : e * (part.weighted + part.sum * shift)};
+    const A shift = exponent_of(part.maximum, maximum, inverse_temperature * A(kLog2E));
+    const A factor = power_of_two(shift);
+    return {maximum, part.sum * factor, factor * (part.weighted + part.sum * (shift * A(kLn2)))};
 }
 
 template <class A>
@@ -75,13 +85,19 @@ struct TokenSlope {
 
     GIPO_HD bool zero() const { return logp_gradient == A(0) && entropy_gradient == A(0); }
 
+    // -(c p + e p (ln p + H)) / temperature, the gradient of every logit but the target's, in terms of log2 p. What
+    // does not depend on the logit is computed once a row by any compiler.
+    GIPO_HD A beside_target(A logit) const {
+        const A log2e = A(Scalar<A>(kLog2E));
+        const A x = bounded_exponent(fused(logit - maximum, inverse_temperature * log2e, -(log_sum * log2e)));
+        const A p = power_of_two(x);
+        const A of_entropy = -(entropy_gradient * inverse_temperature * A(Scalar<A>(kLn2)));
+        return p * fused(x + entropy * log2e, of_entropy, -(logp_gradient * inverse_temperature));
+    }
+
     // (c (1[target] - p) - e p (ln p + H)) / temperature
     GIPO_HD A operator()(A logit, A is_target) const {
-        const A logp = (logit - maximum) * inverse_temperature - log_sum;
-        const A p = exponential(logp);
-        const A product = p * (logp + entropy);
-        const A spread = p == A(0) ? A(0) : product;
-        return (logp_gradient * (is_target - p) - entropy_gradient * spread) * inverse_temperature;
+        return beside_target(logit) + is_target * (logp_gradient * inverse_temperature);
     }
 };
 
@@ -94,12 +110,14 @@ enum Score : int { kRatio = 0, kLogProb = 1, kLogProbMean = 2 };
 template <class A>
 GIPO_HD A kl_estimate(A d, int estimator) {
     if (estimator == kK1) return d;
-    return estimator == kK2 ? d * d / 2 : excess(-d);
+    if (estimator == kK2) return d * d * A(0.5);
+    return excess(-d);
 }
 template <class A>
 GIPO_HD A kl_slope(A d, int estimator) {
-    if (estimator == kK1) return 1;
-    return estimator == kK2 ? d : d - excess(-d);  // 1 - e^-d
+    if (estimator == kK1) return A(1);
+    if (estimator == kK2) return d;
+    return d - excess(-d);  // 1 - e^-d
 }
 
 // ---- Op B: the token terms of the group objective -----------------------------------------------------------------
@@ -119,14 +137,14 @@ struct ObjectiveToken {
 template <class A>
 struct Surrogate {
     A value;
-    bool clipped;
+    Mask<A> clipped;
 };
 template <class A>
 GIPO_HD Surrogate<A> surrogate(A ratio, A advantage, A lowest, A highest) {
-    const A above = ratio < lowest ? lowest : ratio;
-    const A bounded = above > highest ? highest : above;
+    const A above = select(ratio < lowest, lowest, ratio);
+    const A bounded = select(above > highest, highest, above);
     const A free = ratio * advantage, held = bounded * advantage;
-    return {held < free ? held : free, held < free};
+    return {select(held < free, held, free), held < free};
 }
 
 template <class A>
@@ -135,8 +153,8 @@ struct ObjectiveFormula {
     int estimator, score;
 
     explicit GIPO_HD ObjectiveFormula(const ObjectiveOptions& options)
-        : lowest(static_cast<A>(1.0 - options.clip)),
-          highest(static_cast<A>(1.0 + options.clip)),
+        : lowest(static_cast<Scalar<A>>(1.0 - options.clip)),
+          highest(static_cast<Scalar<A>>(1.0 + options.clip)),
           estimator(options.estimator),
           score(options.score) {}
 
@@ -149,7 +167,7 @@ struct ObjectiveFormula {
                 (score == kRatio ? growth : logp) * advantage,
                 s.value,
                 kl_estimate(logp - reference, estimator),
-                s.clipped ? A(1) : A(0),
+                select(s.clipped, A(1), A(0)),
                 ratio,
                 rest};
     }
@@ -163,15 +181,18 @@ struct ObjectiveFormula {
 
     // Gradient of a token's log-prob; the coefficients are d loss / d (sum of token scores, surrogates, KLs). A
     // coefficient of 0 silences its term even where the term is not finite.
-    GIPO_HD A slope(A logp, A behaviour, A reference, A advantage, A of_score, A of_surrogate, A of_kl) const {
+    template <class S>
+    GIPO_HD A slope(A logp, A behaviour, A reference, A advantage, S of_score, S of_surrogate, S of_kl) const {
         const A ratio = exponential(logp - behaviour);
         const A free = ratio * advantage;
-        const A score_term = of_score * (score == kRatio ? free : advantage);
-        const A surrogate_term = of_surrogate * free;
-        const A kl_term = of_kl * kl_slope(logp - reference, estimator);
-        const bool held = surrogate(ratio, advantage, lowest, highest).clipped || of_surrogate == A(0);
-        return (of_score == A(0) ? A(0) : score_term) + (held ? A(0) : surrogate_term) +
-               (of_kl == A(0) ? A(0) : kl_term);
+        A total = A(0);
+        if (of_score != S(0)) total += A(of_score) * (score == kRatio ? free : advantage);
+        if (of_surrogate != S(0)) {
+            const Mask<A> held = surrogate(ratio, advantage, lowest, highest).clipped;
+            total += select(held, A(0), A(of_surrogate) * free);
+        }
+        if (of_kl != S(0)) total += A(of_kl) * kl_slope(logp - reference, estimator);
+        return total;
     }
 
     // d (sum of token scores) / d s_i

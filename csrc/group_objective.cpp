@@ -1,129 +1,139 @@
-// Op B on the CPU: one pass over four [batch, time] inputs, 16 bytes a float32 token forward and 20 backward, whatever
-// the number of groups; nothing of size [batch, time] is kept between the two.
+// Op B on the CPU, over a range of sequences; compiled for every instruction set (cpu.h). One pass over four
+// [batch, time] inputs, 16 bytes a float32 token forward and 20 backward, whatever the number of groups; nothing of
+// size [batch, time] is kept between the two.
 //
-// Order of reduction: a row in 16 interleaved lanes of double, lanes in order; the group sums in row order in double.
-#include "group_objective.h"
-
-#include "parallel.h"
+// Order of reduction: a row in 16 interleaved lanes inside blocks of 512 tokens, lanes in order in double, blocks in
+// order in double; the group sums in row order in double (cpu.cpp).
+#include "cpu.h"
+#include "lanes.h"
 
 namespace gipo {
+namespace GIPO_ISA {
 namespace {
 
-constexpr int kLanes = 16;
-constexpr int kWorkOfAToken = 8;  // a token costs about that many simple elements
+constexpr int64_t kBlock = 512;
+
+template <class T>
+struct Tokens {
+    using A = Accumulator<T>;
+    const T *logp, *behaviour, *reference, *advantage;
+
+    GIPO_HD Tokens(const ObjectiveRows& in, int64_t start)
+        : logp(static_cast<const T*>(in.logp) + start),
+          behaviour(static_cast<const T*>(in.behaviour) + start),
+          reference(static_cast<const T*>(in.reference) + start),
+          advantage(static_cast<const T*>(in.advantage) + start) {}
+};
+
+// Sixteen tokens, or `count` of them with neutral ones after them: of ratio 1, advantage 0 and KL 0.
+template <class T, class A = Accumulator<T>>
+struct Run {
+    Lanes<A> logp, behaviour, reference, advantage;
+
+    GIPO_HD Run(const Tokens<T>& at, int64_t t)
+        : logp(load_lanes(at.logp + t)),
+          behaviour(load_lanes(at.behaviour + t)),
+          reference(load_lanes(at.reference + t)),
+          advantage(load_lanes(at.advantage + t)) {}
+    GIPO_HD Run(const Tokens<T>& at, int64_t t, int64_t count)
+        : logp(load_lanes(at.logp + t, count, zero())),
+          behaviour(load_lanes(at.behaviour + t, count, zero())),
+          reference(load_lanes(at.reference + t, count, zero())),
+          advantage(load_lanes(at.advantage + t, count, zero())) {}
+    static GIPO_HD T zero() { return Narrow<T>::from(A(0)); }
+};
+
+enum Field { kScore, kSurrogate, kKl, kClipped, kBehaviourKl, kFields };
 
 template <class A>
 struct LaneSums {
-    double score[kLanes] = {}, surrogate[kLanes] = {}, kl[kLanes] = {}, clipped[kLanes] = {}, behaviour_kl[kLanes] = {};
-    A ratio[kLanes] = {};
+    Lanes<A> field[kFields];
 
-    GIPO_HD void add(int k, const ObjectiveToken<A>& token) {
-        score[k] += static_cast<double>(token.score);
-        surrogate[k] += static_cast<double>(token.surrogate);
-        kl[k] += static_cast<double>(token.kl);
-        clipped[k] += static_cast<double>(token.clipped);
-        behaviour_kl[k] += static_cast<double>(token.behaviour_kl);
-        ratio[k] = larger(ratio[k], token.ratio);
+    GIPO_HD LaneSums() {
+        for (Lanes<A>& lanes : field) lanes = Lanes<A>(A(0));
+    }
+    GIPO_HD void add(const ObjectiveToken<Lanes<A>>& token) {
+        field[kScore] += token.score;
+        field[kSurrogate] += token.surrogate;
+        field[kKl] += token.kl;
+        field[kClipped] += token.clipped;
+        field[kBehaviourKl] += token.behaviour_kl;
     }
 };
 
-double in_order(const double (&lanes)[kLanes]) {
-    double total = 0;
-    for (const double lane : lanes) total += lane;
-    return total;
-}
-
-template <class T, class A = Accumulator<T>>
-void forward_row(const ObjectiveRows& in, const ObjectiveFormula<A>& formula, const A* signal, A* sequences,
-                 int64_t i) {
-    const int64_t length = bounded_length(in.length[i], in.time), start = i * in.time;
-    const T* logp = static_cast<const T*>(in.logp) + start;
-    const T* behaviour = static_cast<const T*>(in.behaviour) + start;
-    const T* reference = static_cast<const T*>(in.reference) + start;
-    const T* advantage = static_cast<const T*>(in.advantage) + start;
-    const auto token = [&](int64_t t) {
-        return formula.token(widen(logp[t]), widen(behaviour[t]), widen(reference[t]), widen(advantage[t]));
-    };
-    LaneSums<A> sums;
-    int64_t t = 0;
-    for (; t + kLanes <= length; t += kLanes) {
-        for (int k = 0; k < kLanes; ++k) sums.add(k, token(t + k));
-    }
-    for (int k = 0; t + k < length; ++k) sums.add(k, token(t + k));
-
-    A ratio = 0;
-    for (const A lane : sums.ratio) ratio = larger(ratio, lane);
-    const double values[] = {0, in_order(sums.surrogate),   in_order(sums.kl), in_order(sums.clipped),
-                             0, in_order(sums.behaviour_kl)};
-    for (int field = 0; field < 6; ++field) sequences[field * in.batch + i] = static_cast<A>(values[field]);
-    sequences[i] = formula.sequence_score(static_cast<A>(in_order(sums.score)), signal[i], length);
-    sequences[4 * in.batch + i] = ratio;
-}
-
-template <class A>
-void group_sums(const ObjectiveRows& in, const A* sequences, A* sums) {
-    const A* probs = static_cast<const A*>(in.probs);
-    const A* weight = static_cast<const A*>(in.weight);
-    std::vector<double> totals(2 * in.groups + 1, 0.0);
-    for (int64_t i = 0; i < in.batch; ++i) {
-        const double score = sequences[i], kl = sequences[2 * in.batch + i];
-        for (int64_t g = 0; g < in.groups; ++g) {
-            const double p = probs[i * in.groups + g];
-            totals[g] += p;
-            totals[in.groups + g] += p * score;
+template <class T>
+void forward_rows(const ObjectiveRows& in, const void* signal, void* out, int64_t begin, int64_t end) {
+    using A = Accumulator<T>;
+    const ObjectiveFormula<Lanes<A>> formula(in.options);
+    A* sequences = static_cast<A*>(out);
+    for (int64_t i = begin; i < end; ++i) {
+        const int64_t length = bounded_length(in.length[i], in.time);
+        const Tokens<T> at(in, i * in.time);
+        double totals[kFields] = {};
+        Lanes<A> ratio(A(0));
+        for (int64_t block = 0; block < length; block += kBlock) {
+            const int64_t stop = length - block < kBlock ? length : block + kBlock;
+            LaneSums<A> sums;
+            const auto add = [&](const Run<T>& run) GIPO_INLINE {
+                const auto token = formula.token(run.logp, run.behaviour, run.reference, run.advantage);
+                sums.add(token);
+                return token.ratio;
+            };
+            int64_t t = block;
+            for (; t + kLanes <= stop; t += kLanes) ratio = larger(ratio, add(Run<T>(at, t)));
+            if (t < stop) {
+                const Lanes<A> some = add(Run<T>(at, t, stop - t));
+                for (int64_t k = 0; k < stop - t; ++k) ratio.set(0, larger(ratio.lane(0), some.lane(k)));
+            }
+            for (int field = 0; field < kFields; ++field) {
+                for (int k = 0; k < kLanes; ++k) totals[field] += static_cast<double>(sums.field[field].lane(k));
+            }
         }
-        totals[2 * in.groups] += static_cast<double>(weight[i]) * kl;
+        A largest = 0;
+        for (int k = 0; k < kLanes; ++k) largest = larger(largest, ratio.lane(k));
+        const ObjectiveFormula<A> of_sequence(in.options);
+        sequences[i] =
+            of_sequence.sequence_score(static_cast<A>(totals[kScore]), static_cast<const A*>(signal)[i], length);
+        sequences[in.batch + i] = static_cast<A>(totals[kSurrogate]);
+        sequences[2 * in.batch + i] = static_cast<A>(totals[kKl]);
+        sequences[3 * in.batch + i] = static_cast<A>(totals[kClipped]);
+        sequences[4 * in.batch + i] = largest;
+        sequences[5 * in.batch + i] = static_cast<A>(totals[kBehaviourKl]);
     }
-    for (size_t k = 0; k < totals.size(); ++k) sums[k] = static_cast<A>(totals[k]);
 }
 
-template <class T, class A = Accumulator<T>>
-void backward_row(const ObjectiveRows& in, const ObjectiveGradient& gradient, const ObjectiveFormula<A>& formula,
-                  int64_t i) {
-    const int64_t length = bounded_length(in.length[i], in.time), start = i * in.time;
-    const SequenceSlope<A> slope = sequence_slope<A>(in, gradient, i, length, formula);
-    const T* __restrict logp = static_cast<const T*>(in.logp) + start;
-    const T* __restrict behaviour = static_cast<const T*>(in.behaviour) + start;
-    const T* __restrict reference = static_cast<const T*>(in.reference) + start;
-    const T* __restrict advantage = static_cast<const T*>(in.advantage) + start;
-    T* __restrict out = static_cast<T*>(gradient.logp_out) + start;
-    for (int64_t t = 0; t < length; ++t) {
-        const A value = formula.slope(widen(logp[t]), widen(behaviour[t]), widen(reference[t]), widen(advantage[t]),
-                                      slope.score, slope.surrogate, slope.kl);
-        out[t] = Narrow<T>::from(value);
-    }
-    for (int64_t t = length; t < in.time; ++t) out[t] = Narrow<T>::from(A(0));
-
-    const A score = static_cast<const A*>(gradient.score)[i];
+template <class T>
+void backward_rows(const ObjectiveRows& in, const ObjectiveGradient& gradient, int64_t begin, int64_t end) {
+    using A = Accumulator<T>;
+    const ObjectiveFormula<Lanes<A>> formula(in.options);
+    const ObjectiveFormula<A> of_sequence(in.options);
     const A* of_sums = static_cast<const A*>(gradient.of_sums);
-    A* probs_out = static_cast<A*>(gradient.probs_out) + i * in.groups;
-    for (int64_t g = 0; g < in.groups; ++g) probs_out[g] = of_sums[g] + of_sums[in.groups + g] * score;
+    for (int64_t i = begin; i < end; ++i) {
+        const int64_t length = bounded_length(in.length[i], in.time);
+        const SequenceSlope<A> slope = sequence_slope<A>(in, gradient, i, length, of_sequence);
+        const Tokens<T> at(in, i * in.time);
+        T* out = static_cast<T*>(gradient.logp_out) + i * in.time;
+        const auto gradient_of = [&](const Run<T>& run) GIPO_INLINE {
+            return formula.slope(run.logp, run.behaviour, run.reference, run.advantage, slope.score, slope.surrogate,
+                                 slope.kl);
+        };
+        int64_t t = 0;
+        for (; t + kLanes <= length; t += kLanes) store_lanes(out + t, gradient_of(Run<T>(at, t)));
+        if (t < length) store_lanes(out + t, length - t, gradient_of(Run<T>(at, t, length - t)));
+        for (t = length; t < in.time; ++t) out[t] = Narrow<T>::from(A(0));
+
+        const A score = static_cast<const A*>(gradient.score)[i];
+        A* probs_out = static_cast<A*>(gradient.probs_out) + i * in.groups;
+        for (int64_t g = 0; g < in.groups; ++g) probs_out[g] = of_sums[g] + of_sums[in.groups + g] * score;
+    }
 }
 
 }  // namespace
 
-void group_objective_cpu(const ObjectiveRows& in, const void* signal, void* sequences, void* sums, int threads) {
-    with_type(in.dtype, [&](auto type) {
-        using T = decltype(type);
-        using A = Accumulator<T>;
-        const ObjectiveFormula<A> formula(in.options);
-        parallel_rows(in.batch, kWorkOfAToken * in.time, threads, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) {
-                forward_row<T>(in, formula, static_cast<const A*>(signal), static_cast<A*>(sequences), i);
-            }
-        });
-        group_sums<A>(in, static_cast<const A*>(sequences), static_cast<A*>(sums));
-    });
-}
+extern const ObjectiveRowKernels objective_rows = {
+    {forward_rows<float>, forward_rows<BFloat16>, forward_rows<Float16>, forward_rows<double>},
+    {backward_rows<float>, backward_rows<BFloat16>, backward_rows<Float16>, backward_rows<double>},
+};
 
-void group_objective_gradient_cpu(const ObjectiveRows& in, const ObjectiveGradient& gradient, int threads) {
-    with_type(in.dtype, [&](auto type) {
-        using T = decltype(type);
-        const ObjectiveFormula<Accumulator<T>> formula(in.options);
-        parallel_rows(in.batch, kWorkOfAToken * in.time, threads, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) backward_row<T>(in, gradient, formula, i);
-        });
-    });
-}
-
+}  // namespace GIPO_ISA
 }  // namespace gipo

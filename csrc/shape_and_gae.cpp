@@ -2,6 +2,7 @@
 // Order of reduction: a row from its last token to its first in double, rows in order in double.
 #include "shape_and_gae.h"
 
+#include "dtypes.h"
 #include "parallel.h"
 
 namespace gipo {

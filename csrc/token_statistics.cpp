@@ -1,74 +1,89 @@
-// Op A on the CPU. A row is read twice by one thread, for its maximum and for its sums; the second read comes out of
-// the cache (a row of 128256 bf16 logits is 256 KiB), so memory is read once: 2 bytes a bf16 logit forward, 4 backward.
+// Op A on the CPU, over a range of rows; compiled for every instruction set (cpu.h). A row is worked on in blocks that
+// fit the first-level cache: a block is read for its maximum and again for its sums, so that memory is read once: 2
+// bytes a bf16 logit forward, 4 backward.
 //
-// Order of reduction: 16 interleaved lanes inside a block of 1024 columns, lanes then added in order in double, blocks
-// in order in double. It depends on the number of columns only, neither on threads nor on the instruction set.
-#include "token_statistics.h"
-
-#include "formulas.h"
-#include "parallel.h"
+// Order of reduction: 16 interleaved lanes inside a block of 2048 columns, lanes then added in order in double, blocks
+// in order in double. It depends on the number of columns only, not on threads; AVX2 and AVX-512 give the same bits.
+#include "cpu.h"
+#include "lanes.h"
 
 namespace gipo {
+namespace GIPO_ISA {
 namespace {
 
-constexpr int kLanes = 16;
-constexpr int kBlock = 1024;
-constexpr int kTile = 256;  // columns that the gradient converts, computes and stores at a time
+constexpr int64_t kBlock = 2048;
 
+// Up to 16 logits from column v; past the end, logits that weigh nothing.
 template <class T, class A = Accumulator<T>>
-A row_maximum(const T* row, int64_t columns) {
-    A lanes[kLanes];
-    for (A& lane : lanes) lane = minus_infinity<A>();
-    int64_t v = 0;
-    for (; v + kLanes <= columns; v += kLanes) {
-        for (int k = 0; k < kLanes; ++k) {
-            const A z = widen(row[v + k]);
-            lanes[k] = z > lanes[k] ? z : lanes[k];
-        }
+GIPO_HD Lanes<A> logits_at(const T* row, int64_t v, int64_t end) {
+    if (v + kLanes <= end) return load_lanes(row + v);
+    return load_lanes(row + v, end - v, Narrow<T>::from(minus_infinity<A>()));
+}
+
+// A NaN is no maximum, but stays in the sums.
+template <class T, class A = Accumulator<T>>
+GIPO_HD A maximum_of(const T* row, int64_t begin, int64_t end) {
+    Lanes<A> first(minus_infinity<A>()), second = first;  // two, so that one comparison need not wait for the other
+    int64_t v = begin;
+    for (; v + 2 * kLanes <= end; v += 2 * kLanes) {
+        const Lanes<A> a = load_lanes(row + v), b = load_lanes(row + v + kLanes);
+        first = select(a > first, a, first);
+        second = select(b > second, b, second);
     }
-    for (; v < columns; ++v) {
-        const A z = widen(row[v]);
-        lanes[0] = z > lanes[0] ? z : lanes[0];
+    for (; v < end; v += kLanes) {
+        const Lanes<A> a = logits_at(row, v, end);
+        first = select(a > first, a, first);
     }
-    A maximum = lanes[0];
-    for (const A lane : lanes) maximum = lane > maximum ? lane : maximum;
+    first = select(second > first, second, first);
+    A maximum = first.lane(0);
+    for (int k = 1; k < kLanes; ++k) maximum = first.lane(k) > maximum ? first.lane(k) : maximum;
     return maximum;
 }
 
-template <class T, class A = Accumulator<T>>
-SoftmaxPart<A> row_part(const T* row, int64_t columns, A inverse_temperature) {
-    const A maximum = row_maximum(row, columns);
-    double sum = 0, weighted = 0;
-    for (int64_t block = 0; block < columns; block += kBlock) {
-        const int64_t end = columns - block < kBlock ? columns : block + kBlock;
-        A sums[kLanes] = {}, products[kLanes] = {};
-        int64_t v = block;
-        for (; v + kLanes <= end; v += kLanes) {
-            for (int k = 0; k < kLanes; ++k) {
-                const ExpTerm<A> term = exp_term<A>(widen(row[v + k]), maximum, inverse_temperature);
-                sums[k] += term.value;
-                products[k] += term.weighted;
-            }
-        }
-        for (int k = 0; v + k < end; ++k) {
-            const ExpTerm<A> term = exp_term<A>(widen(row[v + k]), maximum, inverse_temperature);
-            sums[k] += term.value;
-            products[k] += term.weighted;
-        }
-        for (int k = 0; k < kLanes; ++k) {
-            sum += static_cast<double>(sums[k]);
-            weighted += static_cast<double>(products[k]);
-        }
-    }
-    return {maximum, static_cast<A>(sum), static_cast<A>(weighted)};
+template <class A>
+GIPO_HD double in_order(const Lanes<A>& lanes) {
+    double total = 0;
+    for (int k = 0; k < kLanes; ++k) total += static_cast<double>(lanes.lane(k));
+    return total;
 }
 
 template <class T, class A = Accumulator<T>>
-void partials_of_rows(const LogitRows& in, A* partials, int64_t begin, int64_t end) {
-    const A inverse_temperature = static_cast<A>(1.0 / in.temperature);
+GIPO_HD SoftmaxPart<A> row_part(const T* row, int64_t columns, A inverse_temperature) {
+    const A scale = inverse_temperature * A(kLog2E);
+    A maximum = minus_infinity<A>();
+    double sum = 0, weighted = 0;  // of 2^x and 2^x x
+    for (int64_t block = 0; block < columns; block += kBlock) {
+        const int64_t end = columns - block < kBlock ? columns : block + kBlock;
+        const A highest = maximum_of(row, block, end);
+        if (highest > maximum) {
+            const A shift = exponent_of(maximum, highest, scale), factor = power_of_two(shift);
+            weighted = static_cast<double>(factor) * (weighted + sum * static_cast<double>(shift));
+            sum *= static_cast<double>(factor);
+            maximum = highest;
+        }
+        const Lanes<A> centre(maximum), scales(scale);
+        Lanes<A> sums(A(0)), products(A(0));
+        const auto add = [&](const Lanes<A>& logits) GIPO_INLINE {
+            const Lanes<A> x = exponent_of(logits, centre, scales), value = power_of_two(x);
+            sums += value;
+            products = fused(value, x, products);
+        };
+        int64_t v = block;
+        for (; v + kLanes <= end; v += kLanes) add(load_lanes(row + v));
+        if (v < end) add(logits_at(row, v, end));
+        sum += in_order(sums);
+        weighted += in_order(products);
+    }
+    return {maximum, static_cast<A>(sum), static_cast<A>(weighted * kLn2)};
+}
+
+template <class T>
+void partials_of_rows(const LogitRows& in, void* out, int64_t begin, int64_t end) {
+    using A = Accumulator<T>;
+    A* partials = static_cast<A*>(out);
     for (int64_t i = begin; i < end; ++i) {
         const T* row = static_cast<const T*>(in.logits) + i * in.stride;
-        const SoftmaxPart<A> part = row_part(row, in.columns, inverse_temperature);
+        const SoftmaxPart<A> part = row_part(row, in.columns, static_cast<A>(1.0 / in.temperature));
         const int64_t column = in.targets[i] - in.first;
         partials[i] = part.maximum;
         partials[in.rows + i] = part.sum;
@@ -77,43 +92,21 @@ void partials_of_rows(const LogitRows& in, A* partials, int64_t begin, int64_t e
     }
 }
 
-template <class A>
-void merge_rows(const PartialRows& in, A* merged, int64_t begin, int64_t end) {
-    const A inverse_temperature = static_cast<A>(1.0 / in.temperature);
-    const A* partials = static_cast<const A*>(in.partials);
-    for (int64_t i = begin; i < end; ++i) {
-        SoftmaxPart<A> whole = empty_part<A>();
-        A target = minus_infinity<A>();
-        for (int64_t rank = 0; rank < in.ranks; ++rank) {
-            const A* part = partials + rank * 4 * in.rows + i;
-            whole = merge<A>(whole, {part[0], part[in.rows], part[2 * in.rows]}, inverse_temperature);
-            target = part[3 * in.rows] > target ? part[3 * in.rows] : target;
-        }
-        const TokenResult<A> token = token_result(whole, target, inverse_temperature);
-        const bool ignored = in.targets[i] == kIgnoredTarget;
-        merged[i] = ignored ? A(0) : token.logp;
-        merged[in.rows + i] = ignored ? A(0) : token.entropy;
-        merged[2 * in.rows + i] = whole.maximum;
-        merged[3 * in.rows + i] = token.log_sum;
-    }
-}
-
 template <class T, class A = Accumulator<T>>
-void gradient_of_row(const T* row, T* out, int64_t columns, int64_t target, const TokenSlope<A>& slope) {
+GIPO_HD void gradient_of_row(const T* row, T* out, int64_t columns, int64_t target, const TokenSlope<A>& slope) {
     const bool here = target >= 0 && target < columns;
     const A target_logit = here ? widen(row[target]) : A(0);  // read before `out`, which may be the row, is written
-    for (int64_t tile = 0; tile < columns; tile += kTile) {
-        const int count = static_cast<int>(columns - tile < kTile ? columns - tile : kTile);
-        A values[kTile];
-        for (int k = 0; k < count; ++k) values[k] = widen(row[tile + k]);
-        for (int k = 0; k < count; ++k) values[k] = slope(values[k], A(0));
-        for (int k = 0; k < count; ++k) out[tile + k] = Narrow<T>::from(values[k]);
-    }
+    const TokenSlope<Lanes<A>> lanes{slope.maximum,       slope.log_sum,          slope.entropy,
+                                     slope.logp_gradient, slope.entropy_gradient, slope.inverse_temperature};
+    int64_t v = 0;
+    for (; v + kLanes <= columns; v += kLanes) store_lanes(out + v, lanes.beside_target(load_lanes(row + v)));
+    if (v < columns) store_lanes(out + v, columns - v, lanes.beside_target(logits_at(row, v, columns)));
     if (here) out[target] = Narrow<T>::from(slope(target_logit, A(1)));
 }
 
-template <class T, class A = Accumulator<T>>
+template <class T>
 void gradient_of_rows(const LogitRows& in, const LogitGradient& gradient, int64_t begin, int64_t end) {
+    using A = Accumulator<T>;
     const A* statistics = static_cast<const A*>(gradient.statistics);
     const A* upstream = static_cast<const A*>(gradient.upstream);
     const T zero = Narrow<T>::from(A(0));
@@ -139,29 +132,10 @@ void gradient_of_rows(const LogitRows& in, const LogitGradient& gradient, int64_
 
 }  // namespace
 
-void token_partials_cpu(const LogitRows& in, void* partials, int threads) {
-    with_type(in.dtype, [&](auto type) {
-        using T = decltype(type);
-        parallel_rows(in.rows, in.columns, threads, [&](int64_t begin, int64_t end) {
-            partials_of_rows<T>(in, static_cast<Accumulator<T>*>(partials), begin, end);
-        });
-    });
-}
+extern const TokenRowKernels token_rows = {
+    {partials_of_rows<float>, partials_of_rows<BFloat16>, partials_of_rows<Float16>, partials_of_rows<double>},
+    {gradient_of_rows<float>, gradient_of_rows<BFloat16>, gradient_of_rows<Float16>, gradient_of_rows<double>},
+};
 
-void token_merge_cpu(const PartialRows& in, void* merged, int threads) {
-    with_type(in.dtype, [&](auto type) {
-        using A = Accumulator<decltype(type)>;
-        parallel_rows(in.rows, 16 * in.ranks, threads,
-                      [&](int64_t begin, int64_t end) { merge_rows<A>(in, static_cast<A*>(merged), begin, end); });
-    });
-}
-
-void token_gradient_cpu(const LogitRows& in, const LogitGradient& gradient, int threads) {
-    with_type(in.dtype, [&](auto type) {
-        using T = decltype(type);
-        parallel_rows(in.rows, gradient.width, threads,
-                      [&](int64_t begin, int64_t end) { gradient_of_rows<T>(in, gradient, begin, end); });
-    });
-}
-
+}  // namespace GIPO_ISA
 }  // namespace gipo

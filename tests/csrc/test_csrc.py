@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CSRC, HERE = ROOT / "csrc", ROOT / "tests" / "csrc"
 OPS = ("token_statistics", "group_objective", "shape_and_gae")
+CPU_SOURCES = tuple(CSRC / f"{name}.cpp" for name in ("cpu", *OPS))
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
@@ -45,7 +46,7 @@ def sanitizers(names: str, folder: Path) -> list[str]:
 
 def test_cpu_kernels_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
     sanitize = ["-O0", "-g", *sanitizers("address,undefined", tmp_path)]
-    sources: list[str | Path] = [HERE / "test_cpu_kernels.cpp", *(CSRC / f"{op}.cpp" for op in OPS)]
+    sources: list[str | Path] = [HERE / "test_cpu_kernels.cpp", *CPU_SOURCES]
     assert run(compiled(tmp_path / "cpu", sanitize, sources)).count("cases") == 4
 
 
@@ -55,5 +56,5 @@ def test_cuda_kernels_on_fibers_agree_with_the_cpu_kernels(tmp_path: Path) -> No
         device = [*optimise, f"-I{HERE / 'cuda_on_cpu'}", "-Wno-unknown-pragmas", "-x", "c++", "-c"]
         compiled(tmp_path / f"{op}.o", device, [CSRC / f"{op}.cu"])
     objects = [tmp_path / f"{op}.o" for op in OPS]
-    sources: list[str | Path] = [HERE / "test_cuda_on_cpu.cpp", *(CSRC / f"{op}.cpp" for op in OPS), *objects]
+    sources: list[str | Path] = [HERE / "test_cuda_on_cpu.cpp", *CPU_SOURCES, *objects]
     assert run(compiled(tmp_path / "cuda", optimise, sources)).count("largest relative difference") == 3

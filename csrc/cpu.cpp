@@ -1,0 +1,133 @@
+// The CPU side of ops A and B: instruction set, element type and threads are chosen here; the rows are worked on in
+// token_statistics.cpp and group_objective.cpp.
+#include "cpu.h"
+
+#include <cstdlib>
+
+#include "dtypes.h"
+#include "parallel.h"
+
+namespace gipo {
+namespace {
+
+constexpr int kWorkOfAToken = 8;  // a token of op B costs about that many logits
+
+struct Candidate {
+    InstructionSet set;
+    bool supported;
+};
+
+// From the best to the plainest.
+std::vector<Candidate> candidates() {
+    std::vector<Candidate> all;
+#if defined(GIPO_WITH_X86_ISAS)
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    all.push_back({{"avx512", &avx512::token_rows, &avx512::objective_rows}, avx512});
+    all.push_back({{"avx2", &avx2::token_rows, &avx2::objective_rows}, avx2});
+#endif
+    all.push_back({{"plain", &plain::token_rows, &plain::objective_rows}, true});
+    return all;
+}
+
+InstructionSet choose() {
+    const char* wanted = std::getenv("GIPO_MC_CPU");
+    std::string known;
+    for (const Candidate& candidate : candidates()) {
+        if (!candidate.supported) continue;
+        if (wanted == nullptr || *wanted == '\0' || std::string(wanted) == candidate.set.name) return candidate.set;
+        known += known.empty() ? "" : ", ";
+        known += candidate.set.name;
+    }
+    throw std::invalid_argument("GIPO_MC_CPU=" + std::string(wanted) + ": this build on this machine has " + known +
+                                "; leave it unset for the best.");
+}
+
+template <class Kernels>
+auto kernel_of(const Kernels& kernels, DType dtype) {
+    const auto code = static_cast<size_t>(dtype);
+    if (code < kDTypes) return kernels[code];
+    throw std::invalid_argument("gipo_mc._C: unknown dtype code " + std::to_string(code) + ".");
+}
+
+template <class A>
+void merge_rows(const PartialRows& in, A* merged, int64_t begin, int64_t end) {
+    const A inverse_temperature = static_cast<A>(1.0 / in.temperature);
+    const A* partials = static_cast<const A*>(in.partials);
+    for (int64_t i = begin; i < end; ++i) {
+        SoftmaxPart<A> whole = empty_part<A>();
+        A target = minus_infinity<A>();
+        for (int64_t rank = 0; rank < in.ranks; ++rank) {
+            const A* part = partials + rank * 4 * in.rows + i;
+            whole = merge<A>(whole, {part[0], part[in.rows], part[2 * in.rows]}, inverse_temperature);
+            target = part[3 * in.rows] > target ? part[3 * in.rows] : target;
+        }
+        const TokenResult<A> token = token_result(whole, target, inverse_temperature);
+        const bool ignored = in.targets[i] == kIgnoredTarget;
+        merged[i] = ignored ? A(0) : token.logp;
+        merged[in.rows + i] = ignored ? A(0) : token.entropy;
+        merged[2 * in.rows + i] = whole.maximum;
+        merged[3 * in.rows + i] = token.log_sum;
+    }
+}
+
+template <class A>
+void group_sums(const ObjectiveRows& in, const A* sequences, A* sums) {
+    const A* probs = static_cast<const A*>(in.probs);
+    const A* weight = static_cast<const A*>(in.weight);
+    std::vector<double> totals(2 * in.groups + 1, 0.0);
+    for (int64_t i = 0; i < in.batch; ++i) {
+        const double score = sequences[i], kl = sequences[2 * in.batch + i];
+        for (int64_t g = 0; g < in.groups; ++g) {
+            const double p = probs[i * in.groups + g];
+            totals[g] += p;
+            totals[in.groups + g] += p * score;
+        }
+        totals[2 * in.groups] += static_cast<double>(weight[i]) * kl;
+    }
+    for (size_t k = 0; k < totals.size(); ++k) sums[k] = static_cast<A>(totals[k]);
+}
+
+}  // namespace
+
+const InstructionSet& instruction_set() {
+    static const InstructionSet chosen = choose();
+    return chosen;
+}
+
+void token_partials_cpu(const LogitRows& in, void* partials, int threads) {
+    const auto run = kernel_of(instruction_set().token->partials, in.dtype);
+    parallel_rows(in.rows, in.columns, threads, [&](int64_t begin, int64_t end) { run(in, partials, begin, end); });
+}
+
+void token_merge_cpu(const PartialRows& in, void* merged, int threads) {
+    with_type(in.dtype, [&](auto type) {
+        using A = Accumulator<decltype(type)>;
+        parallel_rows(in.rows, 16 * in.ranks, threads,
+                      [&](int64_t begin, int64_t end) { merge_rows<A>(in, static_cast<A*>(merged), begin, end); });
+    });
+}
+
+void token_gradient_cpu(const LogitRows& in, const LogitGradient& gradient, int threads) {
+    const auto run = kernel_of(instruction_set().token->gradient, in.dtype);
+    parallel_rows(in.rows, gradient.width, threads, [&](int64_t begin, int64_t end) { run(in, gradient, begin, end); });
+}
+
+void group_objective_cpu(const ObjectiveRows& in, const void* signal, void* sequences, void* sums, int threads) {
+    const auto run = kernel_of(instruction_set().objective->forward, in.dtype);
+    parallel_rows(in.batch, kWorkOfAToken * in.time, threads,
+                  [&](int64_t begin, int64_t end) { run(in, signal, sequences, begin, end); });
+    with_type(in.dtype, [&](auto type) {
+        using A = Accumulator<decltype(type)>;
+        group_sums<A>(in, static_cast<const A*>(sequences), static_cast<A*>(sums));
+    });
+}
+
+void group_objective_gradient_cpu(const ObjectiveRows& in, const ObjectiveGradient& gradient, int threads) {
+    const auto run = kernel_of(instruction_set().objective->backward, in.dtype);
+    parallel_rows(in.batch, kWorkOfAToken * in.time, threads,
+                  [&](int64_t begin, int64_t end) { run(in, gradient, begin, end); });
+}
+
+}  // namespace gipo

@@ -1,0 +1,50 @@
+// The CPU kernels over a range of rows, compiled once for every instruction set that a machine of the architecture may
+// have (CMakeLists.txt), and the choice among them at run time.
+//
+// What is compiled for an instruction set lives in the namespace GIPO_ISA and instantiates nothing of the standard
+// library: a function that the linker shares between object files might otherwise hold instructions that a machine
+// lacks. scripts/check_cpu_build.sh holds that.
+#pragma once
+
+#include "group_objective.h"
+#include "token_statistics.h"
+
+#ifndef GIPO_ISA
+#define GIPO_ISA plain
+#endif
+
+namespace gipo {
+
+constexpr int kDTypes = 4;  // the arrays below are indexed by DType
+
+struct TokenRowKernels {
+    void (*partials[kDTypes])(const LogitRows& in, void* partials, int64_t begin, int64_t end);
+    void (*gradient[kDTypes])(const LogitRows& in, const LogitGradient& gradient, int64_t begin, int64_t end);
+};
+
+struct ObjectiveRowKernels {
+    void (*forward[kDTypes])(const ObjectiveRows& in, const void* signal, void* sequences, int64_t begin, int64_t end);
+    void (*backward[kDTypes])(const ObjectiveRows& in, const ObjectiveGradient& gradient, int64_t begin, int64_t end);
+};
+
+struct InstructionSet {
+    const char* name;
+    const TokenRowKernels* token;
+    const ObjectiveRowKernels* objective;
+};
+
+#define GIPO_DECLARE_ROWS(isa)                       \
+    namespace isa {                                  \
+    extern const TokenRowKernels token_rows;         \
+    extern const ObjectiveRowKernels objective_rows; \
+    }
+GIPO_DECLARE_ROWS(plain)
+GIPO_DECLARE_ROWS(avx2)
+GIPO_DECLARE_ROWS(avx512)
+#undef GIPO_DECLARE_ROWS
+
+// The best one that this machine has, or the one that the environment variable GIPO_MC_CPU names; chosen at the first
+// call. Throws std::invalid_argument for a name that is not known, not built or not to be run here.
+const InstructionSet& instruction_set();
+
+}  // namespace gipo

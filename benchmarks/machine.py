@@ -34,7 +34,7 @@ def describe_machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "megatron_core": metadata.version("megatron-core"),
+        "megatron_core": _installed("megatron-core"),
         "kernels": describe_build(),
         "commit": commit,
         "dirty": None if changed is None else bool(changed),
@@ -66,6 +66,13 @@ def _cpu() -> tuple[str, set[str]]:
     return fields.get("model name") or platform.machine(), set(
         (fields.get("flags") or fields.get("features", "")).split()
     )
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _git(*arguments: str) -> str | None:

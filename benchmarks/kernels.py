@@ -27,6 +27,7 @@ import torch
 from benchmarks import cases, roofline, timing
 from benchmarks.machine import describe_machine, show_machine
 from benchmarks.measure import Case, measure
+from benchmarks.record import write
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 OPS = ("token_statistics", "token_objective", "group_objective", "shape_and_gae")
@@ -78,8 +79,7 @@ def run(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
                 torch.cuda.empty_cache()
         record["seconds"] = time.monotonic() - begin
         if options.out:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(record, indent=1) + "\n")
+            write(options.out, record)
     return record
 
 

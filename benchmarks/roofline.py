@@ -125,6 +125,7 @@ def picture(record: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib import ticker
 
     ops = [op for op in _TITLES if any(case["op"] == op for case in record["cases"])]
     names = {op: _names([c for c in record["cases"] if c["op"] == op]) for op in ops}
@@ -145,12 +146,13 @@ def picture(record: dict[str, Any], path: Path) -> None:
                 label=", ".join([case["dtype"], *(f"{k} {v}" for k, v in case["shape"].items())]),
             )
         axis.axvline(1, color="black", linewidth=1)
-        axis.set(xscale="log", ylim=(len(names[op]) - 0.4, -0.6), title=_TITLES[op])
-        axis.title.set(fontsize=10, ha="left", x=0)
+        axis.set(xscale="log", ylim=(len(names[op]) - 0.4, -0.6))
+        axis.set_title(_TITLES[op], fontsize=10, x=-0.02, ha="right", fontweight="bold")
         axis.set_yticks(range(len(names[op])), names[op], fontsize=9)
+        axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         axis.grid(axis="x", which="both", linewidth=0.4, alpha=0.5)
-        axis.legend(fontsize=8, loc="upper right", framealpha=0.9)
-    axes[-1, 0].set_xlabel("forward + backward time over the floor (fewest bytes at the measured copy bandwidth)")
+        axis.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, borderaxespad=0)
+    axes[-1, 0].set_xlabel("time over the floor, forward + backward (1: fewest bytes at copy bandwidth)")
     machine = record["machine"]
     where = machine["gpu"] if record["device"] == "cuda" else f"{machine['cpu']}, {record['threads']} threads"
     figure.suptitle(f"{where}; {machine['date'][:10]}, commit {(machine['commit'] or 'unknown')[:7]}", fontsize=10)

@@ -1,4 +1,5 @@
-// The group sums of op B and their gradient, from what is known of each sequence: one block for all sums.
+// The group sums of op B and their gradient, from what is known of each sequence: a block takes four groups, and reads
+// the sequences once for all of them.
 //
 // Order of reduction: a thread takes every 256th sequence, then the butterfly of block_reduce.
 #pragma once
@@ -8,29 +9,37 @@
 
 namespace gipo {
 
+constexpr int kGroupTile = 4;
+
+inline unsigned blocks_for_sums(int64_t groups) {
+    return blocks_for((groups + kGroupTile - 1) / kGroupTile);
+}
+
 static __global__ void __launch_bounds__(kThreads)
     sums_kernel(ObjectiveRows in, const float* __restrict__ sequences, float* __restrict__ sums) {
-    __shared__ float shared[kWarps];
-    const float* probs = static_cast<const float*>(in.probs);
-    const float* weight = static_cast<const float*>(in.weight);
-    for (int64_t g = 0; g < in.groups; ++g) {
-        float mass = 0, weighted = 0;
+    constexpr int kKl = 2 * kGroupTile;  // after the masses and the weighted scores of the tile
+    __shared__ float shared[kWarps][kKl + 1];
+    const float* __restrict__ probs = static_cast<const float*>(in.probs);
+    const float* __restrict__ weight = static_cast<const float*>(in.weight);
+    for (int64_t first = blockIdx.x * kGroupTile; first < in.groups; first += gridDim.x * kGroupTile) {
+        const int count = static_cast<int>(in.groups - first < kGroupTile ? in.groups - first : kGroupTile);
+        float values[kKl + 1] = {};
+#pragma unroll 2
         for (int64_t i = threadIdx.x; i < in.batch; i += kThreads) {
-            const float p = probs[i * in.groups + g];
-            mass += p;
-            weighted += p * sequences[i];
+            const float score = sequences[i];
+#pragma unroll
+            for (int g = 0; g < kGroupTile; ++g) {
+                const float p = g < count ? probs[i * in.groups + first + g] : 0.0f;
+                values[g] += p;
+                values[kGroupTile + g] += p * score;
+            }
+            if (first == 0) values[kKl] += weight[i] * sequences[2 * in.batch + i];
         }
-        mass = block_sum(mass, shared);
-        weighted = block_sum(weighted, shared);
-        if (threadIdx.x == 0) {
-            sums[g] = mass;
-            sums[in.groups + g] = weighted;
-        }
+        const float total = block_totals(values, shared, [](int, float a, float b) { return a + b; });
+        const int field = static_cast<int>(threadIdx.x), g = field % kGroupTile;
+        if (field < kKl && g < count) sums[field / kGroupTile * in.groups + first + g] = total;
+        if (field == kKl && first == 0) sums[2 * in.groups] = total;
     }
-    float kl = 0;
-    for (int64_t i = threadIdx.x; i < in.batch; i += kThreads) kl += weight[i] * sequences[2 * in.batch + i];
-    kl = block_sum(kl, shared);
-    if (threadIdx.x == 0) sums[2 * in.groups] = kl;
 }
 
 // Gradient of the group probabilities of sequence i, by one block.

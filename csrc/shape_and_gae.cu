@@ -17,8 +17,12 @@ __device__ __forceinline__ Affine then(const Affine& first, const Affine& second
     return {second.factor * first.factor, second.offset + second.factor * first.offset};
 }
 
-// Composition of the maps of threads 0..threadIdx.x, in that order. `shared`: kWarps maps.
-__device__ __forceinline__ Affine block_scan(Affine value, Affine* shared) {
+// Composition of the maps of threads 0..threadIdx.x, in that order, and of all threads. `shared`: kWarps maps, free
+// again when this returns.
+struct Scan {
+    Affine here, whole;
+};
+__device__ __forceinline__ Scan block_scan(Affine value, Affine* shared) {
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     for (int distance = 1; distance < kWarp; distance *= 2) {
         const Affine before{__shfl_up_sync(kAllLanes, value.factor, distance),
@@ -27,16 +31,20 @@ __device__ __forceinline__ Affine block_scan(Affine value, Affine* shared) {
     }
     if (lane == kWarp - 1) shared[warp] = value;
     __syncthreads();
-    Affine prefix{1.0f, 0.0f};
-    for (int w = 0; w < warp; ++w) prefix = then(prefix, shared[w]);
+    Affine whole{1.0f, 0.0f}, before = whole;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+        if (w == warp) before = whole;
+        whole = then(whole, shared[w]);
+    }
     __syncthreads();
-    return then(prefix, value);
+    return {then(before, value), whole};
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) shape_kernel(RewardRows in, ShapedRows out, float gamma, float decay) {
     __shared__ Affine maps[kWarps];
-    __shared__ float shared[kWarps], carry;
+    __shared__ float shared[kWarps][3];
     for (int64_t i = blockIdx.x; i < in.batch; i += gridDim.x) {
         const int64_t length = bounded_length(in.length[i], in.time), start = i * in.time;
         const T* behaviour = static_cast<const T*>(in.behaviour) + start;
@@ -48,8 +56,8 @@ __global__ void __launch_bounds__(kThreads) shape_kernel(RewardRows in, ShapedRo
         const float score = static_cast<const float*>(in.score)[i];
         const float weight = static_cast<const float*>(in.kl_weight)[i];
 
-        for (int64_t t = length + threadIdx.x; t < in.time; t += kThreads) reward[t] = advantage[t] = returns[t] = 0;
-        float later = 0, kl_sum = 0, sum = 0, squares = 0;
+        for (float* row : {reward, advantage, returns}) zero_row(row + length, in.time - length);
+        float later = 0, totals[3] = {};  // KL, advantage, its square
         for (int64_t end = length; end > 0; end -= kThreads) {
             const int64_t t = end - 1 - threadIdx.x;  // may be negative in the last tile
             Affine map{1.0f, 0.0f};
@@ -60,31 +68,26 @@ __global__ void __launch_bounds__(kThreads) shape_kernel(RewardRows in, ShapedRo
                 value = widen(values[t]);
                 shaped = shaped_reward(kl, weight, score, last);
                 map = {decay, temporal_difference(shaped, value, last ? 0.0f : widen(values[t + 1]), gamma)};
-                kl_sum += kl;
+                totals[0] += kl;
             }
-            const Affine run = block_scan(map, maps);
-            const float result = run.offset + run.factor * later;
+            const Scan scan = block_scan(map, maps);
             if (t >= 0) {
+                const float result = scan.here.offset + scan.here.factor * later;
                 reward[t] = shaped;
                 advantage[t] = result;
                 returns[t] = result + value;
-                sum += result;
-                squares += result * result;
+                totals[1] += result;
+                totals[2] += result * result;
             }
-            if (threadIdx.x == kThreads - 1) carry = result;
-            __syncthreads();
-            later = carry;
-            __syncthreads();
+            later = scan.whole.offset + scan.whole.factor * later;
         }
-        kl_sum = block_sum(kl_sum, shared);
-        sum = block_sum(sum, shared);
-        squares = block_sum(squares, shared);
+        const float total = block_totals(totals, shared, [](int, float a, float b) { return a + b; });
+        float* row_sums = static_cast<float*>(out.row_sums);
         if (threadIdx.x == 0) {
-            float* row_sums = static_cast<float*>(out.row_sums);
-            static_cast<float*>(out.kl)[i] = kl_sum;
+            static_cast<float*>(out.kl)[i] = total;
             row_sums[i] = static_cast<float>(length);
-            row_sums[in.batch + i] = sum;
-            row_sums[2 * in.batch + i] = squares;
+        } else if (threadIdx.x < 3) {
+            row_sums[threadIdx.x * in.batch + i] = total;
         }
     }
 }

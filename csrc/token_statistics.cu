@@ -8,7 +8,7 @@ namespace gipo {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
     partials_kernel(LogitRows in, float inverse_temperature, float* __restrict__ partials) {
     __shared__ Part shared[kWarps];
     for (int64_t i = blockIdx.x; i < in.rows; i += gridDim.x) {
@@ -47,11 +47,12 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
     gradient_kernel(LogitRows in, LogitGradient gradient, float inverse_temperature) {
     const float* statistics = static_cast<const float*>(gradient.statistics);
     const float* upstream = static_cast<const float*>(gradient.upstream);
-    for (int64_t i = blockIdx.x; i < in.rows; i += gridDim.x) {
+    for (int64_t block = blockIdx.x; block < in.rows; block += gridDim.x) {
+        const int64_t i = in.rows - 1 - block;  // what forward read last may still be in the L2 cache
         const T* row = static_cast<const T*>(in.logits) + i * in.stride;
         T* out = static_cast<T*>(gradient.out) + i * gradient.stride;
         const int64_t id = in.targets[i];

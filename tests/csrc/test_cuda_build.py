@@ -18,7 +18,7 @@ def nvcc() -> str | None:
 
 
 @pytest.mark.skipif(nvcc() is None, reason="needs nvcc")
-def test_cuda_kernels_compile_without_warnings_spills_or_float_atomics() -> None:
+def test_cuda_kernels_pass_the_gate_on_compiled_code() -> None:
     result = subprocess.run(
         [ROOT / "scripts" / "check_cuda_build.sh"],
         env={**os.environ, "NVCC": nvcc() or ""},
@@ -27,4 +27,6 @@ def test_cuda_kernels_compile_without_warnings_spills_or_float_atomics() -> None
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count(" 0 spill registers") == 3 and "The CUDA kernels pass." in result.stdout
+    sources = list((ROOT / "csrc").glob("*.cu"))
+    assert result.stdout.count(" 0 spill registers") == len(sources) > 0
+    assert "The CUDA kernels pass." in result.stdout

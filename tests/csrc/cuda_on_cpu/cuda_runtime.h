@@ -18,18 +18,30 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __shared__ static  // blocks run one after the other
 
 struct dim3 {
     unsigned x = 1, y = 1, z = 1;
     dim3(unsigned size = 1) : x(size) {}
 };
-struct uint4 {
+struct alignas(16) uint4 {  // as on a device, which refuses to load it from anywhere else
     uint32_t x, y, z, w;
 };
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
     return {x, y, z, w};
+}
+inline uint4 __ldg(const uint4* from) {
+    return *from;
+}
+inline uint4 __ldcs(const uint4* from) {
+    return *from;
+}
+inline void __stwb(uint4* to, const uint4& value) {
+    *to = value;
+}
+inline void __stcs(uint4* to, const uint4& value) {
+    *to = value;
 }
 
 using cudaStream_t = void*;

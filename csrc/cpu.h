@@ -3,7 +3,7 @@
 //
 // What is compiled for an instruction set lives in the namespace GIPO_ISA and instantiates nothing of the standard
 // library: a function that the linker shares between object files might otherwise hold instructions that a machine
-// lacks. scripts/check_cpu_build.sh holds that.
+// lacks. tests/csrc/test_csrc.py holds that.
 #pragma once
 
 #include "group_objective.h"

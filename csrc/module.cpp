@@ -1,6 +1,7 @@
 // gipo_mc._C: the kernels over addresses. gipo_mc/ops checks every argument before it comes here.
 #include <pybind11/pybind11.h>
 
+#include "cpu.h"
 #include "group_objective.h"
 #include "shape_and_gae.h"
 #include "token_statistics.h"
@@ -125,6 +126,7 @@ py::dict build_info() {
     info["cuda_version"] = "";
     info["cuda_architectures"] = "";
 #endif
+    info["cpu"] = instruction_set().name;
     info["compiler"] = __VERSION__;
     return info;
 }
@@ -133,7 +135,9 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_C, module) {
     module.doc() = "Native kernels of gipo_mc; use them through gipo_mc.ops, which checks what it hands over.";
-    module.def("build_info", &build_info, "What was built: cuda, cuda_version, cuda_architectures, compiler.");
+    module.def(
+        "build_info", &build_info,
+        "What was built: cuda, cuda_version, cuda_architectures, compiler; and cpu, the instruction set in use.");
 
     bind_token_partials<token_partials_cpu, int>(module, "token_partials_cpu");
     bind_token_merge<token_merge_cpu, int>(module, "token_merge_cpu");

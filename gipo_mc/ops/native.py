@@ -47,12 +47,12 @@ def module() -> Any:
 
 
 def describe_build() -> str:
-    """One line for people: which kernels the installed extension holds."""
+    """One line for people: which kernels the installed extension holds, and which instruction set the CPU's use."""
     info = module().build_info()
     if not info["cuda"]:
-        return f"CPU kernels only (compiler {info['compiler']})"
+        return f"CPU kernels only ({info['cpu']}; compiler {info['compiler']})"
     archs = ", ".join(f"sm_{a}" for a in info["cuda_architectures"].split(","))
-    return f"CPU and CUDA kernels ({archs}; CUDA {info['cuda_version']}, compiler {info['compiler']})"
+    return f"CPU and CUDA kernels ({info['cpu']}; {archs}; CUDA {info['cuda_version']}, compiler {info['compiler']})"
 
 
 def call(name: str, device: torch.device, *args: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -44,10 +45,48 @@ def sanitizers(names: str, folder: Path) -> list[str]:
     return flags
 
 
-def test_cpu_kernels_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
-    sanitize = ["-O0", "-g", *sanitizers("address,undefined", tmp_path)]
+#: Flags for a register width, and the features that a machine needs to run what they give. The last makes the compiler
+#: lower 64-byte registers to what every machine has: the shape of the AVX-512 code, on machines without it.
+WIDTHS = {
+    "16 bytes": ([], ()),
+    "32 bytes": (["-mavx2", "-mfma", "-mf16c"], ("avx2", "fma", "f16c")),
+    "64 bytes": (["-DGIPO_VECTOR_BYTES=64", "-Wno-psabi"], ()),
+}
+
+
+def flags_of(width: str) -> list[str]:
+    flags, features = WIDTHS[width]
+    cpuinfo = Path("/proc/cpuinfo")
+    if features and (not cpuinfo.exists() or not set(features) <= set(cpuinfo.read_text().split())):
+        pytest.skip(f"this machine has not all of {', '.join(features)}")
+    return ["-ffp-contract=off", *flags]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_numbers_and_lanes_under_sanitizers(tmp_path: Path, width: str) -> None:
+    flags = ["-O1", *sanitizers("address,undefined", tmp_path), *flags_of(width)]
+    assert run(compiled(tmp_path / "numbers", flags, [HERE / "test_numbers.cpp"])) == f"{width} a register\n"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_cpu_kernels_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path, width: str) -> None:
+    flags = ["-O0", "-g", *sanitizers("address,undefined", tmp_path), *flags_of(width)]
     sources: list[str | Path] = [HERE / "test_cpu_kernels.cpp", *CPU_SOURCES]
-    assert run(compiled(tmp_path / "cpu", sanitize, sources)).count("cases") == 4
+    assert run(compiled(tmp_path / "cpu", flags, sources)).count("cases") == 4
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other architectures have one set")
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
+@pytest.mark.parametrize("isa", [("avx2", "-mavx2", "-mfma", "-mf16c"), ("avx512", "-mavx512f", "-mavx512bw")])
+def test_code_of_an_instruction_set_stays_by_itself(tmp_path: Path, isa: tuple[str, ...]) -> None:
+    """A function that the linker may share between object files would hold instructions that other machines lack."""
+    name, *flags = isa
+    for op in ("token_statistics", "group_objective"):
+        options = ["-O2", "-w", "-c", f"-DGIPO_ISA={name}", *flags]
+        symbols = command("nm", "-C", "--defined-only", compiled(tmp_path / f"{op}.o", options, [CSRC / f"{op}.cpp"]))
+        defined = [line.split(maxsplit=2)[1:] for line in symbols.stdout.splitlines()]
+        assert not [symbol for kind, symbol in defined if kind in "WVu"]
+        assert {kind for kind, symbol in defined if f"gipo::{name}::" in symbol} & set("RDrd"), "the table of kernels"
 
 
 def test_cuda_kernels_on_fibers_agree_with_the_cpu_kernels(tmp_path: Path) -> None:

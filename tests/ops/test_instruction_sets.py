@@ -1,0 +1,69 @@
+"""The CPU kernels in every instruction set that this machine has: chosen by name, and one result."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gipo_mc.ops import native
+
+#: Ops A and B, forward and backward, at sizes that are no multiple of sixteen.
+PROGRAM = """
+import sys, torch
+from gipo_mc import ops
+from tests.ops.cases import objective_case
+torch.manual_seed(5)
+results = []
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    logits = (4 * torch.randn(7, 2051)).to(dtype).requires_grad_()
+    out = ops.token_statistics(logits, torch.randint(0, 2051, (7,)), temperature=0.7)
+    (out.logp_N.sum() - 0.3 * out.entropy_N.sum()).backward()
+    case = objective_case(5, 601, 3, dtype=dtype)
+    case["logp_BT"].requires_grad_()
+    objective = ops.group_objective(**case, clip=0.2, kl_estimator="k3", score="ratio")
+    (objective.surrogate_B.sum() + objective.weighted_M.sum() + objective.weighted_kl).backward()
+    results += [out.logp_N, out.entropy_N, logits.grad, *objective, case["logp_BT"].grad]
+torch.save([x.detach() for x in results], sys.argv[1])
+"""
+
+
+def results(name: str, folder: Path) -> list[torch.Tensor]:
+    path = folder / f"{name}.pt"
+    environment = os.environ | {"GIPO_MC_CPU": name, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return torch.load(path)
+
+
+def available() -> list[str]:
+    """The names that an unknown one is answered with."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from gipo_mc import _C; _C.build_info()"],
+        env=os.environ | {"GIPO_MC_CPU": "mmx"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "GIPO_MC_CPU=mmx: this build on this machine has " in done.stderr
+    return done.stderr.partition("machine has ")[2].partition(";")[0].split(", ")
+
+
+def test_all_instruction_sets_agree(tmp_path: Path) -> None:
+    names = available()
+    assert names[-1] == "plain" and native.module().build_info()["cpu"] in names
+    found = {name: results(name, tmp_path) for name in names}
+    if len(names) == 1:
+        pytest.skip("this machine has one instruction set")
+    for name in names[:-1]:
+        for got, plain in zip(found[name], found["plain"], strict=True):
+            ulp = torch.finfo(got.dtype).eps
+            torch.testing.assert_close(got, plain, rtol=max(1e-5, ulp), atol=1e-6)
+        for got, best in zip(found[name], found[names[0]], strict=True):
+            assert torch.equal(got, best), f"{name} and {names[0]} fuse the same products: they must give the same bits"

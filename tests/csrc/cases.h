@@ -118,7 +118,7 @@ struct SequenceCase {
             ObjectiveGradient{sequences.data(), of_sequences.data(), of_sums.data(), logp_out.data(), probs_out.data()},
             last);
         const RewardRows rewards{behaviour.data(), reference.data(), advantage.data(), kCode<T>, batch, time,
-                                 signal.data(),    length.data(),    weight.data(),    0.98,     0.95,  estimator};
+                                 signal.data(),    length.data(),    weight.data(),    0.999,    0.998, estimator};
         std::vector<A> shaped(3 * batch * time, A(9)), kl(batch), row_sums(3 * batch);
         std::vector<double> totals(3);
         const int64_t tokens = batch * time;

@@ -85,7 +85,7 @@ SIZES: dict[str, tuple[int, int, str]] = {
 }
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the record to this JSON file")
     parser.add_argument("--quick", action="store_true", help="small sizes and one round: does it run?")
@@ -100,7 +100,7 @@ def arguments() -> argparse.Namespace:
     for name, (default, _, meaning) in SIZES.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=0, help=f"{meaning} [{default}]")
     parser.add_argument("--worker", choices=STEPS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     for name, sizes in SIZES.items():
         setattr(options, name, getattr(options, name) or sizes[options.quick])
     options.rounds = options.rounds or (1 if options.quick else 3)
@@ -128,21 +128,23 @@ def child(options: argparse.Namespace, case: dict[str, Any], side: str) -> dict[
 
 # ------------------------------------------------------------------------------------------- in the child process
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of each timed step, memory of the process and what the step added to it, and the step's own figures."""
+    """Seconds of each timed step, by the clock and of the processor (all threads), memory of the process and what the
+    steps added to it, and the first step's own figures."""
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     step = {"sft": sft_step, "ppo": ppo_step}[options.worker](options)
     figures = step()  # untimed: first use of everything
     memory = Memory(options.device)
-    seconds = []
+    seconds, processor_seconds = [], []
     for _ in range(options.repeats):
-        begin = time.perf_counter()
+        begin, begin_processor = time.perf_counter(), time.process_time()
         step()
         if options.device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
-    return {"seconds": seconds, **memory.result(), "figures": figures}
+        processor_seconds.append(time.process_time() - begin_processor)
+    return {"seconds": seconds, "processor_seconds": processor_seconds, **memory.result(), "figures": figures}
 
 
 class Memory:
@@ -288,12 +290,16 @@ def random_sequences(options: argparse.Namespace, device: torch.device) -> Any:
 
 # ------------------------------------------------------------------------------------------------------ the table
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Medians over all timed steps, and what the kernels gain; both sides must have computed the same."""
-    seconds = {side: statistics.median(s for run in runs[side] for s in run["seconds"]) for side in SIDES}
+    """Medians over all timed steps, what the kernels gain, and by how much the losses of the two sides differ."""
+    seconds, processor = (
+        {side: statistics.median(s for run in runs[side] for s in run[clock]) for side in SIDES}
+        for clock in ("seconds", "processor_seconds")
+    )
     memory = {side: statistics.median(run["step_bytes"] for run in runs[side]) for side in SIDES}
     losses = [runs[side][0]["figures"]["loss"] for side in SIDES]
     return {
         "seconds": seconds,
+        "processor_seconds": processor,
         "step_bytes": memory,
         "times_faster": seconds["reference"] / seconds["native"],
         "times_less_memory": memory["reference"] / max(memory["native"], 1),

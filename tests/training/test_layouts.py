@@ -101,6 +101,12 @@ def test_the_micro_batch_size_changes_nothing(
     _assert_same(_run(tmp_path, models, "1", [f"parallel.micro_batch_size={size}"]), reference)
 
 
+def test_the_number_of_rows_of_logits_changes_nothing(
+    tmp_path: Path, models: dict[str, str], reference: tuple[Any, Any, list[Any]]
+) -> None:
+    _assert_same(_run(tmp_path, models, "TP2", ["parallel.logit_rows=5"]), reference)
+
+
 def test_the_iteration_has_every_metric_of_the_contract(reference: tuple[Any, Any, list[Any]]) -> None:
     metrics = reference[0]
     for name in (

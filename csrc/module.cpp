@@ -4,6 +4,7 @@
 #include "cpu.h"
 #include "group_objective.h"
 #include "shape_and_gae.h"
+#include "token_objective.h"
 #include "token_statistics.h"
 
 namespace py = pybind11;
@@ -101,6 +102,66 @@ void bind_group_objective_gradient(py::module_& module, const char* name) {
 }
 
 template <auto kernel, class Where>
+void bind_token_objective(py::module_& module, const char* name) {
+    module.def(
+        name,
+        [](Address logits, int dtype, int64_t rows, int64_t columns, int64_t stride, Address targets,
+           double temperature, Address behaviour, Address reference, Address advantage, int wide, int64_t batch,
+           int64_t time, int64_t groups, Address length, Address probs, Address weight, double clip, int estimator,
+           int score, Address start, int64_t chunk, Address signal, Address statistics, Address chunks,
+           Address sequences, Address sums, Where last) {
+            const JoinedRows in{{at(logits), DType(dtype), rows, columns, stride, at<int64_t>(targets), 0, temperature},
+                                {nullptr,
+                                 at(behaviour),
+                                 at(reference),
+                                 at(advantage),
+                                 DType(wide),
+                                 batch,
+                                 time,
+                                 groups,
+                                 at<int64_t>(length),
+                                 at(probs),
+                                 at(weight),
+                                 {clip, estimator, score}},
+                                at<int64_t>(start),
+                                chunk};
+            kernel(in, at(signal), {at(statistics), at(chunks), at(sequences), at(sums)}, where(last));
+        },
+        Release());
+}
+
+template <auto kernel, class Where>
+void bind_token_objective_gradient(py::module_& module, const char* name) {
+    module.def(
+        name,
+        [](Address logits, int dtype, int64_t rows, int64_t columns, int64_t stride, Address targets,
+           double temperature, Address behaviour, Address reference, Address advantage, int wide, int64_t batch,
+           int64_t time, int64_t groups, Address length, Address probs, Address weight, double clip, int estimator,
+           int score, Address start, int64_t chunk, Address score_of_row, Address of_sequences, Address of_sums,
+           Address of_entropy, Address statistics, int64_t width, Address out, int64_t out_stride, Address probs_out,
+           Where last) {
+            const JoinedRows in{{at(logits), DType(dtype), rows, columns, stride, at<int64_t>(targets), 0, temperature},
+                                {nullptr,
+                                 at(behaviour),
+                                 at(reference),
+                                 at(advantage),
+                                 DType(wide),
+                                 batch,
+                                 time,
+                                 groups,
+                                 at<int64_t>(length),
+                                 at(probs),
+                                 at(weight),
+                                 {clip, estimator, score}},
+                                at<int64_t>(start),
+                                chunk};
+            const ObjectiveGradient objective{at(score_of_row), at(of_sequences), at(of_sums), nullptr, at(probs_out)};
+            kernel(in, {objective, at(statistics), at(of_entropy), width, at(out), out_stride}, where(last));
+        },
+        Release());
+}
+
+template <auto kernel, class Where>
 void bind_shape_and_gae(py::module_& module, const char* name) {
     module.def(
         name,
@@ -145,6 +206,8 @@ PYBIND11_MODULE(_C, module) {
     bind_group_objective<group_objective_cpu, int>(module, "group_objective_cpu");
     bind_group_objective_gradient<group_objective_gradient_cpu, int>(module, "group_objective_gradient_cpu");
     bind_shape_and_gae<shape_and_gae_cpu, int>(module, "shape_and_gae_cpu");
+    bind_token_objective<token_objective_cpu, int>(module, "token_objective_cpu");
+    bind_token_objective_gradient<token_objective_gradient_cpu, int>(module, "token_objective_gradient_cpu");
 #ifdef GIPO_MC_WITH_CUDA
     bind_token_partials<token_partials_cuda, Address>(module, "token_partials_cuda");
     bind_token_merge<token_merge_cuda, Address>(module, "token_merge_cuda");
@@ -152,5 +215,7 @@ PYBIND11_MODULE(_C, module) {
     bind_group_objective<group_objective_cuda, Address>(module, "group_objective_cuda");
     bind_group_objective_gradient<group_objective_gradient_cuda, Address>(module, "group_objective_gradient_cuda");
     bind_shape_and_gae<shape_and_gae_cuda, Address>(module, "shape_and_gae_cuda");
+    bind_token_objective<token_objective_cuda, Address>(module, "token_objective_cuda");
+    bind_token_objective_gradient<token_objective_gradient_cuda, Address>(module, "token_objective_gradient_cuda");
 #endif
 }

@@ -96,6 +96,8 @@ done
 # Three element types each. A group of logits takes one exponential more, for the rescaling of the sums so far.
 require_loop token_statistics partials_kernel 3 4 0 1
 require_loop token_statistics gradient_kernel 3 4 4 0
+require_loop token_objective chunks_kernel 3 4 0 1
+require_loop token_objective gradient_kernel 3 4 4 0
 require_loop group_objective sequences_kernel 3 4 0 any
 require_loop group_objective objective_gradient_kernel 9 [34] 1 any  # 3 estimators; k1 needs no reference
 [ "$failed" -eq 0 ] && echo "The CUDA kernels pass."

@@ -5,18 +5,21 @@
 
 from gipo_mc.ops.group_objective import group_objective, group_variance
 from gipo_mc.ops.native import describe_build
-from gipo_mc.ops.results import GroupObjective, GroupVariance, ShapedAdvantages, TokenStatistics
+from gipo_mc.ops.results import GroupObjective, GroupVariance, ShapedAdvantages, TokenObjective, TokenStatistics
 from gipo_mc.ops.shape_and_gae import shape_and_gae
+from gipo_mc.ops.token_objective import token_objective
 from gipo_mc.ops.token_statistics import token_statistics
 
 __all__ = [
     "GroupObjective",
     "GroupVariance",
     "ShapedAdvantages",
+    "TokenObjective",
     "TokenStatistics",
     "describe_build",
     "group_objective",
     "group_variance",
     "shape_and_gae",
+    "token_objective",
     "token_statistics",
 ]

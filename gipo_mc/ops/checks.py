@@ -78,15 +78,79 @@ def lengths(op: str, length_B: Tensor, batch: int, time: int, device: torch.devi
             )
 
 
-def targets(op: str, targets_N: Tensor, vocabulary: int) -> None:
-    """Target ids must be in the vocabulary, or -100 (ignored)."""
+def targets(op: str, targets_N: Tensor, vocabulary: int, *, ignored: bool = True) -> None:
+    """Target ids must be in the vocabulary, or, with `ignored`, -100."""
     if not values_visible(targets_N):
         return
-    wrong = ((targets_N < 0) & (targets_N != IGNORED_TARGET)) | (targets_N >= vocabulary)
+    wrong = (targets_N < 0) | (targets_N >= vocabulary)
+    if ignored:
+        wrong &= targets_N != IGNORED_TARGET
     if wrong.any():
         row = int(wrong.nonzero()[0, 0])
+        exception = f"; {IGNORED_TARGET} is ignored" if ignored else ""
         raise ValueError(
             f"{op}: targets_N[{row}] = {int(targets_N[row])} is outside the vocabulary of {vocabulary} ids "
-            f"(0 to {vocabulary - 1}; {IGNORED_TARGET} is ignored): the tokenizer and the model do not agree, "
+            f"(0 to {vocabulary - 1}{exception}): the tokenizer and the model do not agree, "
             "or the row is padding and should not be here."
         )
+
+
+def logits(op: str, logits_NV: Tensor, targets_N: Tensor, temperature: float) -> None:
+    """Logits [N, V] with contiguous columns, a target id for each row, and a temperature."""
+    floats(op, "logits_NV", logits_NV)
+    if logits_NV.dim() != 2 or logits_NV.shape[1] == 0:
+        raise ValueError(f"{op}: logits_NV has shape {list(logits_NV.shape)}; give [N, V_local] with V_local > 0.")
+    rows, width = logits_NV.shape
+    like(op, "targets_N", targets_N, (rows,), torch.int64, logits_NV.device)
+    if logits_NV.stride(1) != 1 and width > 1:
+        raise ValueError(
+            f"{op}: the columns of logits_NV are not contiguous (strides {logits_NV.stride()}): it is transposed or "
+            "expanded. Call .contiguous() on it, or better, produce it in [N, V] order."
+        )
+    number(op, "temperature", temperature, above=0.0)
+
+
+def overwritable(op: str, logits_NV: Tensor) -> None:
+    """The backward pass may write over these logits."""
+    if logits_NV.requires_grad and logits_NV.is_leaf:
+        raise ValueError(
+            f"{op}: inplace_backward=True would overwrite a leaf tensor (a parameter or an input of the graph) with "
+            "its gradient. Use it on computed logits only."
+        )
+    if logits_NV.requires_grad and logits_NV.shape[0] > 1 and logits_NV.stride(0) < logits_NV.shape[1]:
+        raise ValueError(
+            f"{op}: inplace_backward=True needs rows that do not overlap, but logits_NV has strides "
+            f"{logits_NV.stride()} for shape {list(logits_NV.shape)}: it is expanded. Leave the option off."
+        )
+
+
+def objective(
+    op: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    tokens_BT: dict[str, Tensor],
+    length_B: Tensor,
+    group_probs_BM: Tensor,
+    signal_B: Tensor,
+    high_B: Tensor,
+    *,
+    clip: float,
+    kl_estimator: str,
+    score: str,
+) -> tuple[int, int]:
+    """What op B takes: `tokens_BT` [B, T] of `dtype` by name, the first of which gives the shape, and what each
+    sequence has. (kl_estimator, score) as positions in ESTIMATORS and SCORES."""
+    first, tensor = next(iter(tokens_BT.items()))
+    if not isinstance(tensor, Tensor) or tensor.dim() != 2:
+        raise ValueError(f"{op}: {first} has shape {list(getattr(tensor, 'shape', ()))}; give [B, T].")
+    (batch, time), wide = tensor.shape, accumulator(dtype)
+    for name, tensor in tokens_BT.items():
+        like(op, name, tensor, (batch, time), dtype, device)
+    if not isinstance(group_probs_BM, Tensor) or group_probs_BM.dim() != 2 or group_probs_BM.shape[1] == 0:
+        raise ValueError(f"{op}: group_probs_BM must be a tensor [B, M] with at least one group.")
+    like(op, "group_probs_BM", group_probs_BM, (batch, group_probs_BM.shape[1]), wide, device)
+    like(op, "signal_B", signal_B, (batch,), wide, device)
+    like(op, "high_B", high_B, (batch,), wide, device)
+    lengths(op, length_B, batch, time, device)
+    number(op, "clip", clip, above=0.0)
+    return choice(op, "kl_estimator", kl_estimator, ESTIMATORS), choice(op, "score", score, SCORES)

@@ -172,25 +172,16 @@ def group_objective(
     Differentiable once, with respect to logp_BT and group_probs_BM. Raises TypeError or ValueError for wrong input.
     """
     checks.floats(_OP, "logp_BT", logp_BT)
-    if logp_BT.dim() != 2:
-        raise ValueError(f"{_OP}: logp_BT has shape {list(logp_BT.shape)}; give [B, T].")
-    (batch, time), device = logp_BT.shape, logp_BT.device
-    wide = checks.accumulator(logp_BT.dtype)
-    for name, tensor in (
-        ("behaviour_logp_BT", behaviour_logp_BT),
-        ("reference_logp_BT", reference_logp_BT),
-        ("advantage_BT", advantage_BT),
-    ):
-        checks.like(_OP, name, tensor, (batch, time), logp_BT.dtype, device)
-    if not isinstance(group_probs_BM, Tensor) or group_probs_BM.dim() != 2 or group_probs_BM.shape[1] == 0:
-        raise ValueError(f"{_OP}: group_probs_BM must be a tensor [B, M] with at least one group.")
-    checks.like(_OP, "group_probs_BM", group_probs_BM, (batch, group_probs_BM.shape[1]), wide, device)
-    checks.like(_OP, "signal_B", signal_B, (batch,), wide, device)
-    checks.like(_OP, "high_B", high_B, (batch,), wide, device)
-    checks.lengths(_OP, length_B, batch, time, device)
-    checks.number(_OP, "clip", clip, above=0.0)
-    estimator = checks.choice(_OP, "kl_estimator", kl_estimator, checks.ESTIMATORS)
-    kind = checks.choice(_OP, "score", score, checks.SCORES)
+    tokens = {
+        "logp_BT": logp_BT,
+        "behaviour_logp_BT": behaviour_logp_BT,
+        "reference_logp_BT": reference_logp_BT,
+        "advantage_BT": advantage_BT,
+    }
+    sequences = (length_B, group_probs_BM, signal_B, high_B)
+    estimator, kind = checks.objective(
+        _OP, logp_BT.dtype, logp_BT.device, tokens, *sequences, clip=clip, kl_estimator=kl_estimator, score=score
+    )
     constants = [x.detach() for x in (behaviour_logp_BT, reference_logp_BT, advantage_BT)]
     tensors = (logp_BT, *constants, length_B, group_probs_BM, signal_B.detach(), high_B.detach())
     if native.use_reference():

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gipo_mc.ops.checks import IGNORED_TARGET, accumulator
-from gipo_mc.ops.results import GroupObjective, ShapedAdvantages, TokenStatistics
+from gipo_mc.ops.results import GroupObjective, ShapedAdvantages, TokenObjective, TokenStatistics
 
 
 def token_statistics(
@@ -103,6 +103,44 @@ def group_objective(
         weighted_M=(group_probs_BM * score_B[:, None]).sum(0),
         weighted_kl=(high_B * kl_B).sum(),
     )
+
+
+def token_objective(
+    logits_NV: Tensor,
+    targets_N: Tensor,
+    behaviour_logp_BT: Tensor,
+    reference_logp_BT: Tensor,
+    advantage_BT: Tensor,
+    length_B: Tensor,
+    group_probs_BM: Tensor,
+    signal_B: Tensor,
+    high_B: Tensor,
+    *,
+    clip: float,
+    kl_estimator: str,
+    score: str,
+    vocab_size: int | None = None,
+    temperature: float = 1.0,
+    inplace_backward: bool = False,
+) -> TokenObjective:
+    """See `gipo_mc.ops.token_objective`: `token_statistics`, then `group_objective`."""
+    tokens = token_statistics(logits_NV, targets_N, vocab_size=vocab_size, temperature=temperature)
+    valid_BT = torch.arange(advantage_BT.shape[1], device=length_B.device) < length_B[:, None]
+    logp_BT, entropy_BT = (x.new_zeros(valid_BT.shape).masked_scatter(valid_BT, x) for x in tokens)
+    objective = group_objective(
+        logp_BT,
+        behaviour_logp_BT,
+        reference_logp_BT,
+        advantage_BT,
+        length_B,
+        group_probs_BM,
+        signal_B,
+        high_B,
+        clip=clip,
+        kl_estimator=kl_estimator,
+        score=score,
+    )
+    return TokenObjective(objective, entropy_BT.sum(1))
 
 
 @torch.no_grad()

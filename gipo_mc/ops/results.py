@@ -41,6 +41,17 @@ class GroupObjective(NamedTuple):
     weighted_kl: Tensor
 
 
+class TokenObjective(NamedTuple):
+    """Ops A and B joined. float32 (float64 for float64 logits), differentiable with respect to the logits.
+
+    objective: op B's outputs, as differentiable as there. entropy_B: sum over a sequence's tokens of the entropy in
+    nats of the whole next-token distribution.
+    """
+
+    objective: GroupObjective
+    entropy_B: Tensor
+
+
 class GroupVariance(NamedTuple):
     """R_g [M] (0 for an empty group), their weighted mean and their weighted variance (scalars)."""
 

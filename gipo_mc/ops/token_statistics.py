@@ -200,17 +200,8 @@ def token_statistics(
     Raises TypeError or ValueError for wrong dtypes, shapes, layouts, ids; on CUDA ids are not looked at: an id outside
     the vocabulary gives -inf and no gradient of its log-probability there.
     """
-    checks.floats(_OP, "logits_NV", logits_NV)
-    if logits_NV.dim() != 2 or logits_NV.shape[1] == 0:
-        raise ValueError(f"{_OP}: logits_NV has shape {list(logits_NV.shape)}; give [N, V_local] with V_local > 0.")
-    rows, width = logits_NV.shape
-    checks.like(_OP, "targets_N", targets_N, (rows,), torch.int64, logits_NV.device)
-    if logits_NV.stride(1) != 1 and width > 1:
-        raise ValueError(
-            f"{_OP}: the columns of logits_NV are not contiguous (strides {logits_NV.stride()}): it is transposed or "
-            "expanded. Call .contiguous() on it, or better, produce it in [N, V] order."
-        )
-    checks.number(_OP, "temperature", temperature, above=0.0)
+    checks.logits(_OP, logits_NV, targets_N, temperature)
+    width = logits_NV.shape[1]
     ranks = dist.get_world_size(group) if group is not None else 1
     if group is not None and vocab_start != dist.get_rank(group) * width:
         raise ValueError(
@@ -221,8 +212,8 @@ def token_statistics(
     if vocabulary < 1 or vocab_start < 0:
         raise ValueError(f"{_OP}: vocab_size={vocabulary} and vocab_start={vocab_start}: the first must be positive.")
     checks.targets(_OP, targets_N, vocabulary)
-    if inplace_backward and logits_NV.requires_grad:
-        _check_inplace(logits_NV)
+    if inplace_backward:
+        checks.overwritable(_OP, logits_NV)
     if native.use_reference():
         return reference.token_statistics(
             logits_NV,
@@ -244,16 +235,3 @@ def token_statistics(
         logits_NV, targets_N, partials_R4N, vocab_start, columns, vocabulary, temperature, inplace_backward
     )
     return TokenStatistics(logp_N, entropy_N)
-
-
-def _check_inplace(logits_NV: Tensor) -> None:
-    if logits_NV.is_leaf:
-        raise ValueError(
-            f"{_OP}: inplace_backward=True would overwrite a leaf tensor (a parameter or an input of the graph) with "
-            "its gradient. Use it on computed logits only."
-        )
-    if logits_NV.shape[0] > 1 and logits_NV.stride(0) < logits_NV.shape[1]:
-        raise ValueError(
-            f"{_OP}: inplace_backward=True needs rows that do not overlap, but logits_NV has strides "
-            f"{logits_NV.stride()} for shape {list(logits_NV.shape)}: it is expanded. Leave the option off."
-        )

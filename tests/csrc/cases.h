@@ -11,6 +11,7 @@
 
 #include "group_objective.h"
 #include "shape_and_gae.h"
+#include "token_objective.h"
 #include "token_statistics.h"
 
 namespace gipo {
@@ -132,6 +133,75 @@ struct SequenceCase {
     }
 };
 
+// Ops A and B joined, forward and backward, into a buffer of its own or over the logits.
+template <class T>
+struct JoinedCase {
+    using A = Accumulator<T>;
+    int64_t columns, padding, groups, chunk, rows = 0, time = 0;
+    bool inplace;
+    std::vector<int64_t> length, start, targets;
+    std::vector<T> logits;
+    std::vector<A> behaviour, reference, advantage, probs, signal, weight, of_sequences, of_sums;
+
+    JoinedCase(std::vector<int64_t> lengths, int64_t columns, int64_t padding, int64_t groups, int64_t chunk)
+        : columns(columns), padding(padding), groups(groups), chunk(chunk), inplace(chunk % 2 == 0), length(lengths) {
+        for (const int64_t count : length) {
+            start.push_back(rows);
+            rows += count;
+            time = count > time ? count : time;
+        }
+        const size_t batch = length.size(), tokens = batch * time;
+        logits = normal<T>(rows * (columns + padding), 1.0);
+        for (int64_t i = 0; i < rows; ++i) targets.push_back(i * 37 % columns);
+        const double guess = -std::log(static_cast<double>(columns));
+        behaviour = normal<A>(tokens, 0.4, guess);
+        reference = normal<A>(tokens, 0.4, guess);
+        advantage = normal<A>(tokens, 1.0);
+        probs = normal<A>(batch * groups, 0.1, 0.5);
+        signal = normal<A>(batch, 1.0);
+        weight = normal<A>(batch, 0.2, 0.5);
+        of_sequences = normal<A>(7 * batch, 1.0);
+        of_sums = normal<A>(2 * groups + 1, 1.0);
+    }
+
+    template <class Forward, class Backward, class Last>
+    std::vector<std::vector<A>> run(Forward forward, Backward backward, Last last) const {
+        const int64_t batch = length.size(), width = columns + padding;
+        std::vector<T> own = logits, gradients(inplace ? 0 : rows * width, Narrow<T>::from(A(9)));
+        std::vector<A> statistics(4 * rows), chunks(7 * batch * ((time + chunk - 1) / chunk)), sequences(7 * batch);
+        std::vector<A> sums(2 * groups + 1), probs_out(batch * groups);
+        const JoinedRows in{{own.data(), kCode<T>, rows, columns, width, targets.data(), 0, 0.8},
+                            {nullptr,
+                             behaviour.data(),
+                             reference.data(),
+                             advantage.data(),
+                             kCode<A>,
+                             batch,
+                             time,
+                             groups,
+                             length.data(),
+                             probs.data(),
+                             weight.data(),
+                             {0.2, int(chunk % 3), int(groups % 3)}},
+                            start.data(),
+                            chunk};
+        forward(in, signal.data(), JoinedResults{statistics.data(), chunks.data(), sequences.data(), sums.data()},
+                last);
+        T* out = inplace ? own.data() : gradients.data();
+        backward(in,
+                 JoinedGradient{{sequences.data(), of_sequences.data(), of_sums.data(), nullptr, probs_out.data()},
+                                statistics.data(),
+                                of_sequences.data() + 6 * batch,
+                                width,
+                                out,
+                                width},
+                 last);
+        std::vector<A> wide;
+        for (int64_t i = 0; i < rows * width; ++i) wide.push_back(widen(out[i]));
+        return {statistics, sequences, sums, probs_out, wide};
+    }
+};
+
 // Largest |a - b| / (1 + |b|); a NaN on one side only counts as infinite.
 template <class A>
 double difference(const std::vector<std::vector<A>>& a, const std::vector<std::vector<A>>& b) {
@@ -153,7 +223,8 @@ inline void require(bool condition, const char* what, double value) {
     std::exit(1);
 }
 
-// Calls visit(case) for op A, and for ops B and C, over sizes around every width that the kernels step by.
+// Calls visit(case) for op A, and for ops B and C, over sizes around every width that the kernels
+// step by.
 template <class T, class VisitTokens, class VisitSequences>
 void for_each_case(VisitTokens&& tokens, VisitSequences&& sequences) {
     int k = 0;
@@ -169,6 +240,17 @@ void for_each_case(VisitTokens&& tokens, VisitSequences&& sequences) {
     }
     sequences(SequenceCase<T>(0, 4, 2, 0, 0));
     sequences(SequenceCase<T>(260, 3, 2, 1, 0));
+}
+
+// The same for ops A and B joined.
+template <class T, class Visit>
+void for_each_joined_case(Visit&& visit) {
+    for (const int64_t chunk : {1, 2, 3, 4, 32}) {
+        visit(JoinedCase<T>({3, 0, 1, 9, 4}, 680 * chunk % 4111 + 11, chunk % 4, 1 + chunk % 3, chunk));
+    }
+    visit(JoinedCase<T>({}, 5, 0, 2, 4));
+    visit(JoinedCase<T>({0, 0}, 5, 3, 2, 4));
+    visit(JoinedCase<T>({260}, 5, 1, 3, 1));  // more chunks than threads
 }
 
 }  // namespace gipo

@@ -24,6 +24,12 @@ void check() {
             require(apart == 0, "op B or C depends on the number of threads", apart);
             ++cases;
         });
+    for_each_joined_case<T>([&](const JoinedCase<T>& c) {
+        const auto one = c.run(token_objective_cpu, token_objective_gradient_cpu, 1);
+        const double apart = difference(c.run(token_objective_cpu, token_objective_gradient_cpu, 4), one);
+        require(apart == 0, "ops A and B joined depend on the number of threads", apart);
+        ++cases;
+    });
     std::printf("%d cases\n", cases);
 }
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC, HERE = ROOT / "csrc", ROOT / "tests" / "csrc"
-OPS = ("token_statistics", "group_objective", "shape_and_gae")
+OPS = ("token_statistics", "group_objective", "shape_and_gae", "token_objective")
 CPU_SOURCES = tuple(CSRC / f"{name}.cpp" for name in ("cpu", *OPS))
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 

@@ -39,6 +39,13 @@ void compare(const SequenceCase<T>& c, Worst& worst) {
               c.run(group_objective_cpu, group_objective_gradient_cpu, shape_and_gae_cpu, 1));
 }
 
+template <class T>
+void compare(const JoinedCase<T>& c, Worst& worst) {
+    worst.add("ops A and B joined on CUDA and on the CPU differ by",
+              c.run(token_objective_cuda, token_objective_gradient_cuda, kStream),
+              c.run(token_objective_cpu, token_objective_gradient_cpu, 1));
+}
+
 // Gradient over the logits themselves, as rows of `columns + padding` elements and `extra` more that must stay as they
 // are. The statistics need not be true for that.
 template <class T, class Gradient, class Last>
@@ -109,6 +116,7 @@ void check(double tolerance) {
     Worst worst{0, tolerance};
     for_each_case<T>([&](const TokenCase<T>& c) { compare(c, worst); },
                      [&](const SequenceCase<T>& c) { compare(c, worst); });
+    for_each_joined_case<T>([&](const JoinedCase<T>& c) { compare(c, worst); });
     const int64_t pack = 16 / sizeof(T);
     compare(TokenCase<T>(2, 1324 * pack + 5, 100, 3, 1), worst);  // one whole group, 300 packs, 5 elements
     compare_in_place<T>(1024 * pack, 0, 0, 0, worst);             // one whole group for each thread, nothing else

@@ -44,7 +44,9 @@ def objective_case(
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    length = torch.tensor(lengths) if lengths is not None else torch.randint(0, time + 1, (batch,), generator=generator)
+    length = (
+        torch.as_tensor(lengths) if lengths is not None else torch.randint(0, time + 1, (batch,), generator=generator)
+    )
     padding = torch.arange(time) >= length[:, None]
     logp = normal(batch, time) * 0.5 - 2
     tokens = {
@@ -65,6 +67,33 @@ def objective_case(
 def widened(case: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same inputs in float64, for the reference."""
     return {name: x.double() if x.is_floating_point() else x for name, x in case.items()}
+
+
+def joined_case(
+    lengths: list[int],
+    columns: int,
+    groups: int,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    vocabulary: int | None = None,
+    slack: int = 1,
+) -> dict[str, Tensor]:
+    """Inputs of token_objective by argument name; `slack` columns of padding at least, which holds NaN."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    time = max(lengths, default=0) + slack
+    generator = torch.Generator().manual_seed(seed)
+    rows, vocabulary = sum(lengths), vocabulary or columns
+    logits = (torch.randn(rows, columns, generator=generator, dtype=torch.float64) * 2).to(dtype)
+    targets = torch.randint(0, vocabulary, (rows,), generator=generator)
+    case = objective_case(len(lengths), time, groups, wide, seed, torch.tensor(lengths, dtype=torch.int64))
+    # Ratios around 1, as in training.
+    logp = torch.log_softmax(logits[:, :vocabulary].double(), 1).gather(1, targets[:, None]).squeeze(1)
+    valid = torch.arange(time) < case["length_B"][:, None]
+    for name, scale in (("behaviour_logp_BT", 0.3), ("reference_logp_BT", 0.5)):
+        noise = torch.randn(rows, generator=generator, dtype=torch.float64) * scale
+        case[name] = case[name].masked_scatter(valid, (logp + noise).to(wide))
+    del case["logp_BT"]
+    return {"logits_NV": logits, "targets_N": targets, **case}
 
 
 def shaping_case(batch: int, time: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Tensor]:

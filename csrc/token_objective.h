@@ -1,0 +1,45 @@
+// Ops A and B joined, for a vocabulary that is not split over ranks: logits of packed response tokens in, the group
+// objective out. What the CPU and the CUDA kernels take. A is float32, or float64 for float64 logits.
+#pragma once
+
+#include "group_objective.h"
+#include "token_statistics.h"
+
+namespace gipo {
+
+struct JoinedRows {
+    LogitRows logits;      // the tokens of sequence 0, then those of sequence 1, ...; first = 0
+    ObjectiveRows tokens;  // of type A; logp is not used, it comes from the logits
+    const int64_t* start;  // [batch]: row of each sequence's first token
+    int64_t chunk;         // CUDA: tokens of one block, at most 32
+};
+
+struct JoinedResults {
+    void* statistics;  // A [4, rows]: log-prob, entropy, maximum, ln sum
+    void* chunks;      // CUDA, on its way to the sums: A [7, batch, ceil(time / chunk)]
+    void* sequences;   // A [7, batch]: the six of op B, then the sum of the entropies
+    void* sums;        // A [2 groups + 1], those of op B
+};
+
+// signal: A [batch].
+void token_objective_cpu(const JoinedRows& in, const void* signal, const JoinedResults& out, int threads);
+void token_objective_cuda(const JoinedRows& in, const void* signal, const JoinedResults& out, void* stream);
+
+struct JoinedGradient {
+    ObjectiveGradient objective;  // logp_out is not used
+    const void* statistics;       // A [4, rows] of the forward pass
+    const void* of_entropy;       // A [batch]
+    int64_t width;                // columns to write: real ones, then padding (0)
+    void* out;                    // [rows, width], may be the logits themselves
+    int64_t stride;
+};
+
+void token_objective_gradient_cpu(const JoinedRows& in, const JoinedGradient& gradient, int threads);
+void token_objective_gradient_cuda(const JoinedRows& in, const JoinedGradient& gradient, void* stream);
+
+// Tokens of sequence i: inside the buffers whatever lengths the caller gave.
+GIPO_HD int64_t token_count(const JoinedRows& in, int64_t i) {
+    return bounded_length(bounded_length(in.tokens.length[i], in.tokens.time), in.logits.rows - in.start[i]);
+}
+
+}  // namespace gipo

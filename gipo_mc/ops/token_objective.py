@@ -1,0 +1,358 @@
+"""Ops A and B joined: from the logits of packed response tokens to the group objective of their sequences.
+
+For a vocabulary that is not split over tensor-parallel ranks. The logits are read once forward, and once backward,
+where their gradient takes their place: each token's two coefficients (of its log-prob and its entropy) come from four
+numbers of its sequence inside the kernel, so that nothing a token long is written by one kernel for the next. Kept for
+the backward pass: 16 bytes a token. `gipo_mc.ops.reference` holds the definition: op A, then op B.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gipo_mc.ops import checks, native, reference
+from gipo_mc.ops.results import GroupObjective, TokenObjective
+
+_OP = "token_objective"
+_PER_SEQUENCE = 7  # op B's six, then the sum of the entropies
+_CHUNK = 4  # tokens that one block reduces on CUDA
+
+
+def _arguments(
+    logits_NV: Tensor,
+    targets_N: Tensor,
+    behaviour_logp_BT: Tensor,
+    reference_logp_BT: Tensor,
+    advantage_BT: Tensor,
+    length_B: Tensor,
+    group_probs_BM: Tensor,
+    high_B: Tensor,
+    columns: int,
+    temperature: float,
+    clip: float,
+    estimator: int,
+    score: int,
+) -> tuple[list[Any], list[Tensor]]:
+    """(what both kernels take first, the tensors whose addresses that holds)."""
+    batch, time = advantage_BT.shape
+    tokens = [x.contiguous() for x in (behaviour_logp_BT, reference_logp_BT, advantage_BT)]
+    vectors = [x.contiguous() for x in (length_B, group_probs_BM, high_B)]
+    bounded_B, targets_N = length_B.clamp(0, time), targets_N.contiguous()
+    start_B = bounded_B.cumsum(0) - bounded_B
+    arguments = [
+        *(native.address(logits_NV), native.code(logits_NV), logits_NV.shape[0], columns, logits_NV.stride(0)),
+        *(native.address(targets_N), temperature),
+        *(*map(native.address, tokens), native.code(advantage_BT), batch, time, group_probs_BM.shape[1]),
+        *(*map(native.address, vectors), clip, estimator, score, native.address(start_B), _CHUNK),
+    ]
+    return arguments, [targets_N, *tokens, *vectors, start_B]
+
+
+@torch.library.custom_op("gipo_mc::token_objective", mutates_args=(), device_types=("cpu", "cuda"))
+def _forward(
+    logits_NV: Tensor,
+    targets_N: Tensor,
+    behaviour_logp_BT: Tensor,
+    reference_logp_BT: Tensor,
+    advantage_BT: Tensor,
+    length_B: Tensor,
+    group_probs_BM: Tensor,
+    high_B: Tensor,
+    signal_B: Tensor,
+    columns: int,
+    temperature: float,
+    clip: float,
+    estimator: int,
+    score: int,
+    inplace_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[7, B]: op B's six per sequence and the sum of the entropies; [2 M + 1]: op B's sums; [4, N]: log-prob, entropy,
+    maximum, ln sum. Rows 3 to 5 of the first and the last have no gradient."""
+    inputs = (
+        logits_NV,
+        targets_N,
+        behaviour_logp_BT,
+        reference_logp_BT,
+        advantage_BT,
+        length_B,
+        group_probs_BM,
+        high_B,
+    )
+    arguments, _kept = _arguments(*inputs, columns, temperature, clip, estimator, score)
+    batch, time = advantage_BT.shape
+    signal_B = signal_B.contiguous()
+    statistics_4N = signal_B.new_empty((4, logits_NV.shape[0]))
+    chunks_7BC = signal_B.new_empty((_PER_SEQUENCE, batch, -(-time // _CHUNK)))
+    sequence_7B = signal_B.new_empty((_PER_SEQUENCE, batch))
+    sums_2M1 = signal_B.new_empty(2 * group_probs_BM.shape[1] + 1)
+    outputs = (signal_B, statistics_4N, chunks_7BC, sequence_7B, sums_2M1)
+    native.call("token_objective", logits_NV.device, *arguments, *map(native.address, outputs))
+    return sequence_7B, sums_2M1, statistics_4N
+
+
+@_forward.register_fake
+def _(
+    logits_NV: Tensor,
+    targets_N: Tensor,
+    behaviour_logp_BT: Tensor,
+    reference_logp_BT: Tensor,
+    advantage_BT: Tensor,
+    length_B: Tensor,
+    group_probs_BM: Tensor,
+    high_B: Tensor,
+    signal_B: Tensor,
+    columns: int,
+    temperature: float,
+    clip: float,
+    estimator: int,
+    score: int,
+    inplace_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        signal_B.new_empty((_PER_SEQUENCE, advantage_BT.shape[0])),
+        signal_B.new_empty(2 * group_probs_BM.shape[1] + 1),
+        signal_B.new_empty((4, logits_NV.shape[0])),
+    )
+
+
+def _gradient_into(
+    out_NV: Tensor, inputs: tuple[Any, ...], score_B: Tensor, statistics_4N: Tensor, upstream: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Writes the gradient of the logits; returns that of the group probabilities."""
+    arguments, _kept = _arguments(*inputs)
+    logits_NV, group_probs_BM = inputs[0], inputs[6]
+    sequence_7B, sums_2M1 = (x.contiguous() for x in upstream)
+    score_B, statistics_4N = score_B.contiguous(), statistics_4N.contiguous()
+    probs_gradient_BM = torch.empty_like(group_probs_BM, memory_format=torch.contiguous_format)
+    native.call(
+        "token_objective_gradient",
+        logits_NV.device,
+        *(*arguments, native.address(score_B), native.address(sequence_7B), native.address(sums_2M1)),
+        *(native.address(sequence_7B[-1]), native.address(statistics_4N), logits_NV.shape[1]),
+        *(native.address(out_NV), out_NV.stride(0), native.address(probs_gradient_BM)),
+    )
+    return probs_gradient_BM
+
+
+@torch.library.custom_op("gipo_mc::token_objective_gradient", mutates_args=(), device_types=("cpu", "cuda"))
+def _gradient(
+    logits_NV: Tensor,
+    targets_N: Tensor,
+    behaviour_logp_BT: Tensor,
+    reference_logp_BT: Tensor,
+    advantage_BT: Tensor,
+    length_B: Tensor,
+    group_probs_BM: Tensor,
+    high_B: Tensor,
+    columns: int,
+    temperature: float,
+    clip: float,
+    estimator: int,
+    score: int,
+    score_B: Tensor,
+    statistics_4N: Tensor,
+    sequence_gradients_7B: Tensor,
+    sum_gradients_2M1: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of logits_NV and group_probs_BM from those of the first two outputs."""
+    inputs = (
+        logits_NV,
+        targets_N,
+        behaviour_logp_BT,
+        reference_logp_BT,
+        advantage_BT,
+        length_B,
+        group_probs_BM,
+        high_B,
+    )
+    numbers = (columns, temperature, clip, estimator, score)
+    out_NV = torch.empty_like(logits_NV, memory_format=torch.contiguous_format)
+    upstream = (sequence_gradients_7B, sum_gradients_2M1)
+    return out_NV, _gradient_into(out_NV, (*inputs, *numbers), score_B, statistics_4N, upstream)
+
+
+@_gradient.register_fake
+def _(logits_NV: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    dense = torch.contiguous_format
+    return torch.empty_like(logits_NV, memory_format=dense), torch.empty_like(others[5], memory_format=dense)
+
+
+@torch.library.custom_op(
+    "gipo_mc::token_objective_gradient_", mutates_args=("logits_NV",), device_types=("cpu", "cuda")
+)
+def _gradient_(
+    logits_NV: Tensor,
+    targets_N: Tensor,
+    behaviour_logp_BT: Tensor,
+    reference_logp_BT: Tensor,
+    advantage_BT: Tensor,
+    length_B: Tensor,
+    group_probs_BM: Tensor,
+    high_B: Tensor,
+    columns: int,
+    temperature: float,
+    clip: float,
+    estimator: int,
+    score: int,
+    score_B: Tensor,
+    statistics_4N: Tensor,
+    sequence_gradients_7B: Tensor,
+    sum_gradients_2M1: Tensor,
+) -> Tensor:
+    """As `_gradient`, the first result written over the logits themselves."""
+    inputs = (
+        logits_NV,
+        targets_N,
+        behaviour_logp_BT,
+        reference_logp_BT,
+        advantage_BT,
+        length_B,
+        group_probs_BM,
+        high_B,
+    )
+    numbers = (columns, temperature, clip, estimator, score)
+    upstream = (sequence_gradients_7B, sum_gradients_2M1)
+    return _gradient_into(logits_NV, (*inputs, *numbers), score_B, statistics_4N, upstream)
+
+
+@_gradient_.register_fake
+def _(logits_NV: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(others[5], memory_format=torch.contiguous_format)
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    *tensors, _, columns, temperature, clip, estimator, score, inplace_backward = inputs
+    sequence_7B, _, statistics_4N = output
+    ctx.numbers, ctx.inplace = (columns, temperature, clip, estimator, score), inplace_backward
+    ctx.mark_non_differentiable(statistics_4N)
+    ctx.save_for_backward(*tensors, sequence_7B[0].detach(), statistics_4N)
+
+
+def _backward(ctx, sequence_gradients_7B, sum_gradients_2M1, _):  # type: ignore[no-untyped-def]
+    logits_NV, *tensors, score_B, statistics_4N = ctx.saved_tensors
+    kept = (score_B, statistics_4N, sequence_gradients_7B, sum_gradients_2M1)
+    arguments = (logits_NV.detach(), *tensors, *ctx.numbers, *kept)
+    if ctx.inplace:
+        # The mutation raises the version of the logits: a second consumer that saved them fails loudly in its backward.
+        gradients = arguments[0], _gradient_(*arguments)
+    else:
+        gradients = _gradient(*arguments)
+    return gradients[0], *(None,) * 5, gradients[1], *(None,) * 8
+
+
+_forward.register_autograd(_backward, setup_context=_save)
+
+
+def token_objective(
+    logits_NV: Tensor,
+    targets_N: Tensor,
+    behaviour_logp_BT: Tensor,
+    reference_logp_BT: Tensor,
+    advantage_BT: Tensor,
+    length_B: Tensor,
+    group_probs_BM: Tensor,
+    signal_B: Tensor,
+    high_B: Tensor,
+    *,
+    clip: float,
+    kl_estimator: str,
+    score: str,
+    vocab_size: int | None = None,
+    temperature: float = 1.0,
+    inplace_backward: bool = False,
+) -> TokenObjective:
+    """`group_objective` of the log-probs that `token_statistics` finds in these logits, and the sums of the entropies.
+
+    logits_NV: float32, bfloat16, float16 (or float64, CPU) [N, V], the rows of sequence 0, then those of sequence 1,
+        ...: N = sum of length_B. Any row stride, columns contiguous, the whole vocabulary.
+    targets_N: int64 [N], the tokens themselves; none is ignored.
+    behaviour_logp_BT, reference_logp_BT, advantage_BT: [B, T], and signal_B, high_B [B], group_probs_BM [B, M]: as for
+        `group_objective`, all float32 (float64 when logits_NV is). length_B: int64 [B], tokens, 0 <= length <= T.
+    vocab_size: ids of the true vocabulary; columns at or beyond it are padding (probability 0, gradient 0).
+    clip, kl_estimator, score: see `group_objective`. temperature, inplace_backward: see `token_statistics`.
+
+    Differentiable once, with respect to logits_NV and group_probs_BM. Raises TypeError or ValueError for wrong input;
+    on CUDA ids and lengths are not looked at: lengths must add up to N there too.
+    """
+    checks.logits(_OP, logits_NV, targets_N, temperature)
+    rows, width = logits_NV.shape
+    columns = width if vocab_size is None else vocab_size
+    if not 1 <= columns <= width:
+        raise ValueError(f"{_OP}: vocab_size={columns}, but logits_NV has {width} columns; give 1 to {width}.")
+    checks.targets(_OP, targets_N, columns, ignored=False)
+    tokens = {
+        "behaviour_logp_BT": behaviour_logp_BT,
+        "reference_logp_BT": reference_logp_BT,
+        "advantage_BT": advantage_BT,
+    }
+    estimator, kind = checks.objective(
+        _OP,
+        checks.accumulator(logits_NV.dtype),
+        logits_NV.device,
+        tokens,
+        length_B,
+        group_probs_BM,
+        signal_B,
+        high_B,
+        clip=clip,
+        kl_estimator=kl_estimator,
+        score=score,
+    )
+    if (checks.values_visible(length_B) and int(length_B.sum()) != rows) or len(length_B) == 0 < rows:
+        raise ValueError(f"{_OP}: length_B adds up to {int(length_B.sum())} tokens, but logits_NV has {rows} rows.")
+    if inplace_backward:
+        checks.overwritable(_OP, logits_NV)
+    behaviour, reference_logp, advantage = (x.detach() for x in tokens.values())
+    if native.use_reference():
+        return reference.token_objective(
+            logits_NV,
+            targets_N,
+            behaviour,
+            reference_logp,
+            advantage,
+            length_B,
+            group_probs_BM,
+            signal_B,
+            high_B,
+            clip=clip,
+            kl_estimator=kl_estimator,
+            score=score,
+            vocab_size=vocab_size,
+            temperature=temperature,
+        )
+    sequence_7B, sums_2M1, _ = _forward(
+        logits_NV,
+        targets_N,
+        behaviour,
+        reference_logp,
+        advantage,
+        length_B,
+        group_probs_BM,
+        high_B.detach(),
+        signal_B.detach(),
+        columns,
+        temperature,
+        clip,
+        estimator,
+        kind,
+        inplace_backward,
+    )
+    score_B, surrogate_B, kl_B, *statistics, entropy_B = sequence_7B.unbind()
+    clipped_B, ratio_max_B, behaviour_kl_B = (x.detach() for x in statistics)
+    groups = group_probs_BM.shape[1]
+    mass_M, weighted_M, weighted_kl = sums_2M1.split((groups, groups, 1))
+    objective = GroupObjective(
+        score_B,
+        surrogate_B,
+        kl_B,
+        clipped_B,
+        ratio_max_B,
+        behaviour_kl_B,
+        mass_M,
+        weighted_M,
+        weighted_kl.squeeze(0),
+    )
+    return TokenObjective(objective, entropy_B)

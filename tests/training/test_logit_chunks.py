@@ -125,13 +125,14 @@ VOCABULARY = 1024  # no other tensor of the model below has a dimension like it,
 
 
 class LiveLogits(TorchDispatchMode):
-    """Bytes of all tensors [*, VOCABULARY] that are alive at a time, whatever made them; views and weights not counted.
+    """Bytes of all tensors [*, V_local] that are alive at a time, whatever made them; views and weights not counted.
 
     peak: the most at any time, since `reset`.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, columns: int) -> None:
         super().__init__()
+        self.columns = columns
         self._known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         self._live: dict[int, int] = {}
         self.peak = 0
@@ -143,7 +144,7 @@ class LiveLogits(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_iter(result):
-            if isinstance(tensor, Tensor) and tensor.dim() > 1 and tensor.shape[-1] == VOCABULARY:
+            if isinstance(tensor, Tensor) and tensor.dim() > 1 and tensor.shape[-1] == self.columns:
                 storage = tensor.untyped_storage()
                 key = storage._cdata
                 if key not in self._known and key not in self._live:
@@ -153,14 +154,16 @@ class LiveLogits(TorchDispatchMode):
         return result
 
 
-def _peaks(rank: int, dtype: torch.dtype, reference: bool, settings: list[int]) -> list[dict[str, float]]:
+def _peaks(
+    rank: int, dtype: torch.dtype, reference: bool, settings: list[int], layout_options: dict[str, Any]
+) -> list[dict[str, float]]:
     """For each number of rows the peaks of a PPO iteration's parts and of an SFT step, in rows of logits."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GIPO_MC_OPS", "reference" if reference else "native")
-        layout = runtime.initialize(parallel_config()[0], "cpu")
+        layout = runtime.initialize(parallel_config(**layout_options)[0], "cpu")
         policy, critic = (_engine(layout, head=head, dtype=dtype, vocab_size=VOCABULARY) for head in ("lm", "critic"))
-        live = LiveLogits(policy.model)
-        return [_peaks_of(rows, policy, critic, live, VOCABULARY * dtype.itemsize) for rows in settings]
+        live = LiveLogits(policy.model, VOCABULARY // layout.tensor)
+        return [_peaks_of(rows, policy, critic, live, live.columns * dtype.itemsize) for rows in settings]
 
 
 def _peaks_of(rows: int, policy: Engine, critic: Engine, live: LiveLogits, row: int) -> dict[str, float]:
@@ -211,18 +214,21 @@ def _peaks_of(rows: int, policy: Engine, critic: Engine, live: LiveLogits, row: 
     return peaks
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_more_logits_are_alive_than_asked_for(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float32, "1"), (torch.bfloat16, "1"), (torch.float32, "TP2+SP")])
+def test_no_more_logits_are_alive_than_asked_for(dtype: torch.dtype, name: str) -> None:
     """Neither a second copy, nor one in float32, nor a gradient beside them: in scoring, PPO and SFT."""
     tokens = int(_sequences(VOCABULARY).response_length_B.sum())
-    whole, halves, few = run_ranks(_peaks, 1, dtype, False, [0, tokens - 1, 5])[0]
-    assert whole == dict.fromkeys(("score", "ppo", "sft"), tokens)
-    assert halves == dict.fromkeys(("score", "ppo", "sft"), -(-tokens // 2))
-    assert few == dict.fromkeys(("score", "ppo", "sft"), 5 if tokens % 5 == 0 else -(-tokens // -(-tokens // 5)))
+    options = LAYOUTS[name]
+    for whole, halves, few in run_ranks(
+        _peaks, parallel_config(**options)[1], dtype, False, [0, tokens - 1, 5], options
+    ):
+        assert whole == dict.fromkeys(("score", "ppo", "sft"), tokens)
+        assert halves == dict.fromkeys(("score", "ppo", "sft"), -(-tokens // 2))
+        assert few == dict.fromkeys(("score", "ppo", "sft"), -(-tokens // -(-tokens // 5)))
 
 
 def test_the_eager_reference_holds_several_copies() -> None:
     """Else the test above would count nothing."""
     tokens = int(_sequences(VOCABULARY).response_length_B.sum())
-    (whole,) = run_ranks(_peaks, 1, torch.bfloat16, True, [0])[0]
+    (whole,) = run_ranks(_peaks, 1, torch.bfloat16, True, [0], {})[0]
     assert min(whole.values()) > 3 * tokens

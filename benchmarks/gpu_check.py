@@ -31,6 +31,9 @@ from benchmarks import record
 
 ROOT = Path(__file__).resolve().parent.parent
 TAIL = 3000  # characters of output that the file keeps of a step
+#: The built-in task for runs that name their models, and so have to name their data.
+_TASK = ["data.prompts=builtin", "data.preferences=builtin", "data.prompt_length=8", "data.sequence_length=24"]
+_TASK += ["rollout.batch_size=64", "rollout.max_new_tokens=10", "algorithm.mini_batch_size=32"]
 
 
 class Failed(Exception):
@@ -110,13 +113,19 @@ def steps(options: argparse.Namespace, gpu: dict[str, Any], work: Path) -> list[
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check"]
     cuda = {"GIPO_MC_CUDA": "1", "GIPO_MC_CUDA_ARCHITECTURES": gpu.get("capability", "")} if device == "cuda" else {}
     kernels, small = str(ROOT / "benchmarks" / "kernels.py"), str(ROOT / "benchmarks" / "small_cases.py")
-    figures, run = work / "kernels.json", work / "runs" / "check"
+    figures, runs = work / "kernels.json", work / "runs"
+    policy, reward = f"model.policy={runs / 'sft'}", f"model.reward={runs / 'reward'}"
     sanitizer = [_tool("compute-sanitizer") or "compute-sanitizer", "--target-processes", "all"]
     sanitizer += ["--error-exitcode", "9", "--tool"]
     small_once = [python, small, "--device", device, "--repeats", "0"]
     # Without the caching allocator every tensor is an allocation of its own, whose ends memcheck knows.
     alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     one_type = ["--dtypes", "bfloat16"]  # racecheck is slow, and the types share their code
+
+    def train(name: str, iterations: int, *rest: str) -> list[str]:
+        words = [python, f"scripts/train_{name}.py", f"device={device}", "dtype=bfloat16", f"run.dir={runs}"]
+        return [*words, f"run.name={name}", f"run.iterations={iterations}", *(_TASK if rest else []), *rest]
+
     return [
         # Without isolation nothing is fetched; where the build tools are missing pip fetches them.
         Step(
@@ -140,15 +149,10 @@ def steps(options: argparse.Namespace, gpu: dict[str, Any], work: Path) -> list[
             220,
             lambda _: {"record": json.loads(figures.read_text())},
         ),
-        Step(
-            "gi_ppo",
-            [
-                [python, "scripts/train_gi_ppo.py", f"device={device}", "dtype=bfloat16", f"run.dir={run.parent}"]
-                + [f"run.name={run.name}", "run.iterations=3", "parallel.tensor=1", "parallel.pipeline=1"]
-            ],
-            180,
-            lambda _: _read_metrics(run),
-        ),
+        # Short trainings, each from the one before; GI-PPO without arguments would train its parents at full length.
+        Step("sft", [train("sft", 30)], 120, lambda _: _read_metrics(runs / "sft")),
+        Step("reward_model", [train("reward", 30, policy)], 120, lambda _: _read_metrics(runs / "reward")),
+        Step("gi_ppo", [train("gi_ppo", 3, policy, reward)], 150, lambda _: _read_metrics(runs / "gi_ppo")),
         Step(
             "memcheck",
             [[*sanitizer, "memcheck", "--report-api-errors", "no", *small_once]],

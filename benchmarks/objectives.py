@@ -129,7 +129,11 @@ def joint_rivals(device: torch.device) -> list[Rival | NotRun]:
     those of one sequence after the other, all of full length."""
     eager = Rival("eager torch", _joined(rivals.eager_token(upcast=True)), "eager A, then eager B")
     both = Rival("gipo_mc, A then B", _joined(rivals.ours(inplace=True), native=True), "in place", ours=True)
-    return [_joint_kernel(), both, eager, rivals.compiled(eager), *_liger_grpo(device)]
+    joined = Rival(
+        "gipo_mc, joined", _joint(ops.token_objective, inplace_backward=True), "token_objective, in place", ours=True
+    )
+    exact = Rival("reference", _joint(reference.token_objective), "gipo_mc.ops.reference")
+    return [joined, both, eager, exact, rivals.compiled(eager), *_liger_grpo(device)]
 
 
 def _joined(tokens: Rival, native: bool = False) -> Any:
@@ -143,17 +147,13 @@ def _joined(tokens: Rival, native: bool = False) -> Any:
     return forward
 
 
-def _joint_kernel() -> Rival | NotRun:
-    joint = getattr(ops, "token_objective", None)
-    if joint is None:
-        return NotRun("gipo_mc, joined", "gipo_mc.ops has no token_objective")
-
+def _joint(function: Any, **options: Any) -> Any:
     def forward(given: Tensors) -> Tensors:
         rest = {name: given[name] for name in _FIXED}
-        found = joint(given["logits"], given["targets"], **rest, **OBJECTIVE, inplace_backward=True)
-        return found._asdict()
+        found = function(given["logits"], given["targets"], **rest, **OBJECTIVE, **options)
+        return {**found.objective._asdict(), "entropy_B": found.entropy_B}
 
-    return Rival("gipo_mc, joined", forward, "token_objective, in place", ours=True)
+    return forward
 
 
 def _liger_grpo(device: torch.device) -> list[Rival | NotRun]:

@@ -7,6 +7,7 @@ requires gradient) and targets [N]. Outputs: logp [N] and, where it is given, en
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,13 +59,13 @@ def compiled(rival: Rival) -> Rival:
     return Rival(f"torch.compile of {rival.name}", torch.compile(rival.forward, dynamic=False), rival.note)
 
 
-def module(name: str, needs: str = "") -> object | str:
+def module(name: str) -> Any:
     """The module, or the reason why there is none."""
     try:
         return importlib.import_module(name)
     except Exception as error:  # a broken library fails in ways of its own; the reason goes into the table
         lines = str(error).strip().splitlines() or [""]
-        return f"{needs}{type(error).__name__}: {lines[0][:160]}"
+        return f"{type(error).__name__}: {lines[0][:160]}"
 
 
 def megatron(device: torch.device) -> list[Rival | NotRun]:
@@ -72,25 +73,25 @@ def megatron(device: torch.device) -> list[Rival | NotRun]:
     names = ("Megatron, fused", "Megatron, unfused")
     fused = module("megatron.core.fusions.fused_cross_entropy")
     plain = module("megatron.core.tensor_parallel")
-    for found in (fused, plain):
+    runtime = module("gipo_mc.parallel.runtime")
+    for found in (fused, plain, runtime):
         if isinstance(found, str):
             return [NotRun(name, found) for name in names]
     from megatron.core import parallel_state
 
     from gipo_mc.config import ParallelConfig
-    from gipo_mc.parallel import runtime
 
-    runtime.initialize(ParallelConfig(), device.type)  # type: ignore[arg-type]
+    runtime.initialize(ParallelConfig(), device.type)
     group = parallel_state.get_tensor_model_parallel_group()
     return [
         Rival(
             names[0],
-            lambda given: {"logp": -fused.fused_vocab_parallel_cross_entropy(given["logits"], given["targets"], group)},  # type: ignore[attr-defined]
+            lambda given: {"logp": -fused.fused_vocab_parallel_cross_entropy(given["logits"], given["targets"], group)},
             "no entropy; its gradient is bfloat16 whatever the logits are",
         ),
         Rival(
             names[1],
-            lambda given: {"logp": -plain.vocab_parallel_cross_entropy(given["logits"], given["targets"])},  # type: ignore[attr-defined]
+            lambda given: {"logp": -plain.vocab_parallel_cross_entropy(given["logits"], given["targets"])},
             "no entropy",
         ),
     ]
@@ -105,7 +106,7 @@ def liger(device: torch.device) -> list[Rival | NotRun]:
         return [NotRun(name, found) for name in names]
 
     def loss(given: Tensors, reduction: str) -> Tensor:
-        function = found.LigerCrossEntropyFunction  # type: ignore[attr-defined]
+        function = found.LigerCrossEntropyFunction
         return function.apply(given["logits"], given["targets"], None, -100, 0.0, 0.0, reduction)[0]
 
     return [
@@ -118,7 +119,7 @@ def liger(device: torch.device) -> list[Rival | NotRun]:
     ]
 
 
-def triton_module(name: str, device: torch.device) -> object | str:
+def triton_module(name: str, device: torch.device) -> Any:
     """A module of Triton kernels, or the reason why it cannot run on `device`."""
     found = module(name)
     if isinstance(found, str) or device.type == "cuda" or interpreting():
@@ -129,4 +130,4 @@ def triton_module(name: str, device: torch.device) -> object | str:
 def interpreting() -> bool:
     """Triton's interpreter runs kernels on the CPU, thousands of times slower: for trying this file out only."""
     knobs = module("triton.knobs")
-    return not isinstance(knobs, str) and bool(knobs.runtime.interpret)  # type: ignore[attr-defined]
+    return not isinstance(knobs, str) and bool(knobs.runtime.interpret)

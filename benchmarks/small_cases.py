@@ -10,6 +10,7 @@ a repeat gives other bits, or where the CUDA kernels are further from the CPU ke
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +35,8 @@ def jobs(dtypes: list[torch.dtype]) -> Iterator[tuple[str, torch.dtype, Callable
             for inplace in (False, True):
                 name = f"token_statistics {dtype} [5, {columns}]{' in place' if inplace else ''}"
                 yield name, dtype, lambda d, c=columns, t=dtype, i=inplace: tokens(c, t, i, d)
+        for columns in COLUMNS:
+            yield f"token_objective {dtype} [9, {columns}]", dtype, lambda d, c=columns, t=dtype: joint(c, t, d)
         for shape in SEQUENCES:
             yield f"group_objective {dtype} {shape}", dtype, lambda d, s=shape, t=dtype: objective(*s, t, d)
             yield f"shape_and_gae {dtype} {shape}", dtype, lambda d, s=shape, t=dtype: shaping(*s[:2], t, d)
@@ -56,6 +59,30 @@ def tokens(columns: int, dtype: torch.dtype, inplace: bool, device: torch.device
     upstream = normal(2, rows, seed=1).to(device)
     (gradient,) = torch.autograd.grad([logp, entropy], logits, [upstream[0], upstream[1]])
     return [x.detach().cpu() for x in (logp, entropy, gradient)]
+
+
+def joint(columns: int, dtype: torch.dtype, device: torch.device) -> Results:
+    """Ops A and B joined: sequences of 4, 0 and 5 tokens, rows of an odd stride, in place."""
+    length, rows, stride, (batch, time, groups) = [4, 0, 5], 9, columns + 3, (3, 6, 2)
+    storage = normal(1 + rows * stride).to(dtype).to(device)
+    logits = _Strided.apply(storage[1:].as_strided((rows, columns), (stride, 1), 1).requires_grad_())
+    logp = normal(batch, time) * 0.5 - math.log(columns)
+    given = [logp, logp + 0.3 * normal(batch, time, seed=1), normal(batch, time, seed=2)]
+    vectors = normal(2, batch, seed=4).to(device)
+    probs = torch.softmax(normal(batch, groups), 1).to(device).requires_grad_()
+    found = ops.token_objective(
+        *(logits, (torch.arange(rows) * 5 % columns).to(device), *(x.to(device) for x in given)),
+        *(torch.tensor(length).to(device), probs, vectors[0], vectors[1]),
+        clip=0.2,
+        kl_estimator="k3",
+        score="ratio",
+        inplace_backward=True,
+    )
+    values = [*found.objective, found.entropy_B]
+    outputs = [x for x in values if x.requires_grad]
+    upstream = [normal(x.numel(), seed=5).reshape(x.shape).to(device) for x in outputs]
+    gradients = torch.autograd.grad(outputs, [probs, logits], upstream)
+    return [x.detach().cpu() for x in (*values, *gradients)]
 
 
 class _Strided(torch.autograd.Function):

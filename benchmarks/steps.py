@@ -52,22 +52,20 @@ def main() -> int:
         "threads": torch.get_num_threads(),
         "sizes": {name: getattr(options, name) for name in SIZES},
         "rounds": options.rounds,
-        "cases": [],
+        "cases": list(planned(options)),
     }
     print(show_machine(record["machine"]))
     print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in record["sizes"].items()) + "\n", flush=True)
-    cases = list(planned(options))
     for turn in range(options.rounds):
-        for number, case in enumerate(cases):
+        for number, case in enumerate(record["cases"]):
             # Which side goes first changes from round to round.
             for side in SIDES[:: 1 if (turn + number) % 2 else -1]:
                 case["runs"][side].append(child(options, case, side))
                 seconds = statistics.median(case["runs"][side][-1]["seconds"])
                 print(f"round {turn + 1}: {label(case)}, {side}: {seconds:.3g} s", file=sys.stderr, flush=True)
-    for case in cases:
-        record["cases"].append(case | summary(case["runs"]))
-        if options.out:
-            write(options.out, record)
+            case |= summary(case["runs"])
+            if options.out:  # after every case, so that what is there survives an interruption
+                write(options.out, record)
     print(table(record))
     return 0
 

@@ -14,7 +14,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gipo_mc.ops import TokenStatistics, token_statistics
+from gipo_mc.ops import TokenObjective, TokenStatistics, group_objective, token_objective, token_statistics
 from gipo_mc.parallel.engine import LastStage, Outputs
 from gipo_mc.training.batching import MicroBatch
 
@@ -44,6 +44,31 @@ def response_statistics(
 
     state_NH = hidden_LBH.flatten(0, 1)[batch.state_N]
     return TokenStatistics(*by_rows(statistics, state_NH, batch.target_N, rows=logit_rows))
+
+
+def response_objective(
+    model: Any, hidden_LBH: Tensor, batch: MicroBatch, temperature: float, logit_rows: int, **inputs: Any
+) -> TokenObjective:
+    """The group objective of the response tokens, and the sum of the entropies of each sequence.
+
+    inputs: what `gipo_mc.ops.group_objective` takes beside log-probs and lengths. Where this rank holds the whole
+    vocabulary and all logits exist at a time, one op goes from the logits to the objective; otherwise the log-probs
+    stand between. The numbers are the same.
+    """
+    length_B, tokens = batch.sequences.response_length_B, len(batch.state_N)
+    if parallel_state.get_tensor_model_parallel_world_size() == 1 and (not logit_rows or tokens <= logit_rows):
+        return token_objective(
+            model.lm_logits(hidden_LBH.flatten(0, 1)[batch.state_N]),
+            batch.target_N,
+            length_B=length_B,
+            vocab_size=model.vocab_size,
+            temperature=temperature,
+            inplace_backward=True,
+            **inputs,
+        )
+    statistics = response_statistics(model, hidden_LBH, batch, temperature, logit_rows)
+    objective = group_objective(batch.to_response_BT(statistics.logp_N), length_B=length_B, **inputs)
+    return TokenObjective(objective, batch.to_response_BT(statistics.entropy_N).sum(dim=1))
 
 
 def by_rows(

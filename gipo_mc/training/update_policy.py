@@ -9,7 +9,7 @@ c' = dR_var/dS fixed. `algorithm.group_statistics=rollout` uses the rollout's S 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +18,10 @@ from gipo_mc.algorithms.group_invariance import beta_at, bounded_beta, moments, 
 from gipo_mc.algorithms.ppo import policy_loss_terms
 from gipo_mc.config import Config
 from gipo_mc.errors import NumericsError
-from gipo_mc.ops import GroupObjective, group_objective
+from gipo_mc.ops import group_objective
 from gipo_mc.parallel.engine import Engine, Outputs
 from gipo_mc.training.batching import MicroBatch, micro_batches, run_backward, run_forward
-from gipo_mc.training.last_stage import response_statistics, token_log_probs
+from gipo_mc.training.last_stage import response_objective, token_log_probs
 from gipo_mc.training.mini_batches import MiniBatch, mini_batches
 from gipo_mc.training.updates import Progress, UpdateLog
 from gipo_mc.types import Experience
@@ -67,25 +67,20 @@ def update_policy(
     return log.metrics()
 
 
-def objective_of(
-    logp_BT: Tensor, rows_B: Tensor, length_B: Tensor, experience: Experience, config: Config
-) -> GroupObjective:
-    """The fused group objective (op B) of the given rows of the rollout batch under log-probs `logp_BT`."""
+def objective_inputs(rows_B: Tensor, experience: Experience, config: Config) -> dict[str, Any]:
+    """What op B takes of the given rows of the rollout batch, beside log-probs and lengths."""
     scores, settings = experience.scores, config.algorithm
-    kind: Literal["ratio", "log_prob"] = "log_prob" if settings.signal == "log_prob_advantage" else "ratio"
-    return group_objective(
-        logp_BT,
-        scores.behaviour_logp_BT[rows_B],
-        scores.reference_logp_BT[rows_B],
-        experience.advantage_BT[rows_B],
-        length_B,
-        scores.group_probs_BM[rows_B],
-        experience.signal_B[rows_B],
-        experience.kl_weight_B[rows_B],
-        clip=settings.clip,
-        kl_estimator=settings.kl_estimator,
-        score=kind,
-    )
+    return {
+        "behaviour_logp_BT": scores.behaviour_logp_BT[rows_B],
+        "reference_logp_BT": scores.reference_logp_BT[rows_B],
+        "advantage_BT": experience.advantage_BT[rows_B],
+        "group_probs_BM": scores.group_probs_BM[rows_B],
+        "signal_B": experience.signal_B[rows_B],
+        "high_B": experience.kl_weight_B[rows_B],
+        "clip": settings.clip,
+        "kl_estimator": settings.kl_estimator,
+        "score": "log_prob" if settings.signal == "log_prob_advantage" else "ratio",
+    }
 
 
 def _penalty_gradient(
@@ -108,7 +103,8 @@ def _penalty_gradient(
         stage = token_log_probs(config.rollout.temperature, config.parallel.logit_rows)
         widths = {"logp": experience.rollout.times}
         logp_BT = run_forward(policy, parts, len(batch), stage, widths)["logp"]
-    objective = objective_of(logp_BT, batch.rows_B, batch.sequences.response_length_B, experience, config)
+    inputs = objective_inputs(batch.rows_B, experience, config)
+    objective = group_objective(logp_BT, length_B=batch.sequences.response_length_B, **inputs)
     statistics = moments(objective.mass_M, objective.weighted_M, len(batch), settings.weights)
     bounded, statistics = bounded_beta(beta, statistics, mass_floor=settings.mass_floor, cap=settings.reweight_cap)
     probs_BM = experience.scores.group_probs_BM[batch.rows_B]
@@ -134,19 +130,21 @@ def _backward(
     settings = config.algorithm
 
     def last_stage(model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
-        statistics = response_statistics(
-            model, hidden_LBH, part, config.rollout.temperature, config.parallel.logit_rows
-        )
-        logp_BT = part.to_response_BT(statistics.logp_N)
-        entropy_BT = part.to_response_BT(statistics.entropy_N)
         rows_B = batch.rows_B[part.rows_B]
-        objective = objective_of(logp_BT, rows_B, part.sequences.response_length_B, experience, config)
+        objective, entropy_B = response_objective(
+            model,
+            hidden_LBH,
+            part,
+            config.rollout.temperature,
+            config.parallel.logit_rows,
+            **objective_inputs(rows_B, experience, config),
+        )
         loss = policy_loss_terms(
             objective,
             tokens=batch.tokens,
             score_gradient_B=None if gradient_B is None else gradient_B[part.rows_B],
             beta=1.0,
-            entropy_sum=entropy_BT.sum() if settings.entropy_coef else None,
+            entropy_sum=entropy_B.sum() if settings.entropy_coef else None,
             entropy_coef=settings.entropy_coef,
         )
         return {
@@ -155,7 +153,7 @@ def _backward(
             "clipped": objective.clipped_B,
             "ratio_max": objective.ratio_max_B,
             "behaviour_kl": objective.behaviour_kl_B,
-            "entropy": entropy_BT.sum(dim=1),
+            "entropy": entropy_B,
         }
 
     return run_backward(policy, parts, len(batch), last_stage, dict.fromkeys(_ROW_OUTPUTS, 0))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gipo_mc.ops import group_objective, native, reference, shape_and_gae, token_statistics
+from gipo_mc.ops import group_objective, native, reference, shape_and_gae, token_objective, token_statistics
 from gipo_mc.ops.token_statistics import token_gradient, token_gradient_, token_merge, token_partials
 from tests.ops.cases import (
     DTYPES,
@@ -17,6 +17,7 @@ from tests.ops.cases import (
     HALF,
     SCORES,
     close,
+    joined_case,
     objective_case,
     shaping_case,
     widened,
@@ -272,6 +273,38 @@ def test_group_objective_of_misaligned_tokens(shifts: tuple[int, ...], dtype: to
         assert shifted[name].is_contiguous()
     for got, want in zip(group_objective(**shifted, **OBJECTIVE), group_objective(**case, **OBJECTIVE), strict=True):
         torch.testing.assert_close(got.cpu(), want, rtol=1e-5, atol=2e-5)
+
+
+def joined(case: dict[str, Tensor], device: str, op: Callable = token_objective, inplace: bool = False) -> list[Tensor]:
+    """Outputs of the joined op, gradients of group_probs and of the logits."""
+    case = {name: x.to(device) for name, x in case.items()}
+    source, probs = (case[name].clone().requires_grad_() for name in ("logits_NV", "group_probs_BM"))
+    options = {**OBJECTIVE, "temperature": 0.8, "inplace_backward": inplace}
+    out = op(**{**case, "logits_NV": source * 1.0, "group_probs_BM": probs}, **options)
+    outputs = [*out.objective, out.entropy_B]
+    loss = sum(
+        (x * torch.linspace(-1, 2, x.numel(), device=device).reshape(x.shape)).sum() for x in outputs if x.requires_grad
+    )
+    loss.backward()
+    return [*(x.detach() for x in outputs), probs.grad, source.grad]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("lengths", "columns"), [([7, 0, 130, 1], 4099), ([1100], 257), ([3] * 300, 9), ([0, 0], 9), ([], 9)]
+)
+def test_token_objective(lengths: list[int], columns: int, dtype: torch.dtype) -> None:
+    case = joined_case(lengths, columns, 3, dtype, slack=2)
+    first = joined(case, DEVICE)
+    cpu, exact = joined(case, "cpu"), joined(widened(case), "cpu", reference.token_objective)
+    for got, want, true in zip(first, cpu, exact, strict=True):
+        # A token's coefficient is a sum of terms that may cancel: hence 1e-5 of their size, which is 1.
+        if got.dtype in HALF:
+            within_ulp(got.cpu(), true, slack=1e-5)
+        else:
+            torch.testing.assert_close(got.cpu(), want, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(got.cpu().double(), true, rtol=1e-5, atol=1e-5)
+    assert same_bits(first, joined(case, DEVICE)) and same_bits(first, joined(case, DEVICE, inplace=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

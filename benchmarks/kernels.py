@@ -88,10 +88,12 @@ def planned(options: argparse.Namespace, device: torch.device) -> Iterator[tuple
     dtypes = [DTYPES[name] for name in options.dtypes]
     rows, columns = options.rows, options.columns
     batch, time = options.sequences
-    if "token_statistics" in options.ops:
-        for wide in columns[:1]:
-            for dtype in dtypes:
-                yield f"token_statistics {dtype} {wide}", lambda w=wide, d=dtype: cases.token_case(rows, w, d, device)
+    tokens = [
+        (f"token_statistics {dtype} {wide}", lambda w=wide, d=dtype: cases.token_case(rows, w, d, device))
+        for dtype in dtypes
+        for wide in columns
+    ] * ("token_statistics" in options.ops)
+    yield from tokens[:1]
     if "token_objective" in options.ops:
         sequences = max(1, rows // min(time, rows))
         length, wide = rows // sequences, columns[0]
@@ -103,10 +105,7 @@ def planned(options: argparse.Namespace, device: torch.device) -> Iterator[tuple
         yield "group_objective", lambda: cases.objective_case(batch, time, GROUPS, device)
     if "shape_and_gae" in options.ops:
         yield "shape_and_gae", lambda: cases.shaping_case(batch, time, device)
-    if "token_statistics" in options.ops:
-        for wide in columns[1:]:
-            for dtype in dtypes:
-                yield f"token_statistics {dtype} {wide}", lambda w=wide, d=dtype: cases.token_case(rows, w, d, device)
+    yield from tokens[1:]
 
 
 def show_table(source: Path, into: Path | None) -> int:

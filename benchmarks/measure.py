@@ -175,7 +175,7 @@ def _prepared(case: Case, rival: Rival, clock: str, repeats: int) -> tuple[dict[
     entry["extra_bytes"] = timing.peak_extra_bytes(run.both, case.device)
     if clock == "graph":
         run.renew()
-        return entry, timing.Replay((run.forward, run.backward), case.device).seconds
+        return entry, timing.Replay((run.forward, run.backward), case.device, run.renew).seconds
     run.outputs, run.gradients = {}, {}
 
     def sample() -> list[float]:

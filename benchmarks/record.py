@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,16 @@ def write(path: Path, record: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def fingerprint() -> str:
+    """One number for the sources that a result depends on, in a git checkout or not."""
+    root, total = Path(__file__).resolve().parent.parent, hashlib.sha256()
+    for folder in ("csrc", "gipo_mc", "benchmarks", "scripts"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in {".h", ".cpp", ".cu", ".cuh", ".py", ".sh"}:
+                total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()[:16]
 
 
 def _rounded(value: Any) -> Any:

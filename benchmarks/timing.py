@@ -46,9 +46,9 @@ def queued(steps: Steps, device: torch.device) -> list[float]:
 
 class Replay:
     """Each step as a CUDA graph of its own, the later ones using what the earlier ones left. The steps must neither
-    synchronise nor write over their inputs."""
+    synchronise nor write over their inputs. renew: makes new inputs, whose gradients belong to no stream yet."""
 
-    def __init__(self, steps: Steps, device: torch.device) -> None:
+    def __init__(self, steps: Steps, device: torch.device, renew: Callable[[], None]) -> None:
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
@@ -57,6 +57,7 @@ class Replay:
                     step()
         torch.cuda.current_stream(device).wait_stream(side)
         synchronize(device)
+        renew()
         pool = torch.cuda.graph_pool_handle()
         self.graphs, self.device = [], device
         for step in steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_check
-from benchmarks.gpu_check import Step
+from benchmarks import gpu_check, gpu_steps
+from benchmarks.gpu_steps import Step
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,8 +38,8 @@ def test_a_step_that_fails_stops_neither_the_others_nor_the_report(
         Step("broken", python("print('the reason'); raise SystemExit(4)"), 60),
         Step("absent", [["no-such-program-anywhere"]], 60),
         Step("slow", python("import time; time.sleep(60)"), 6),
-        Step("silent", python("print('1 skipped')"), 60, gpu_check._read_pytest),
-        Step("good", python("print('3 passed, 1 skipped')"), 60, gpu_check._read_pytest),
+        Step("silent", python("print('1 skipped')"), 60, gpu_steps.read_pytest),
+        Step("good", python("print('3 passed, 1 skipped')"), 60, gpu_steps.read_pytest),
     ]
     code, result = check(monkeypatch, tmp_path, steps)
     assert code == 1
@@ -64,6 +65,10 @@ def test_all_well_and_out_of_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     steps = [Step("one", python(f"print({str(ROOT)!r} + '/csrc')"), 60), Step("two", python(""), 60)]
     code, result = check(monkeypatch, tmp_path / "a", steps)
     assert code == 0 and result["steps"]["one"]["output"] == "./csrc\n"  # paths of the machine are left out
+    added = [Step("three", python(""), 60)]
+    assert list(check(monkeypatch, tmp_path / "a", added)[1]["steps"]) == ["one", "two", "three"]
+    monkeypatch.setattr(gpu_check.record, "fingerprint", lambda: "other sources")
+    assert list(check(monkeypatch, tmp_path / "a", added)[1]["steps"]) == ["three"]
     code, result = check(monkeypatch, tmp_path / "b", steps, "--limit", "1")
     assert code == 1 and "no time was left" in result["steps"]["two"]["reason"]
 
@@ -71,22 +76,22 @@ def test_all_well_and_out_of_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_what_is_read_from_outputs(tmp_path: Path) -> None:
     last = "42 cases on cuda, 0 repeats each, 0 wrong"
     clean = f"{last}\n========= ERROR SUMMARY: 0 errors"
-    assert gpu_check._read_sanitizer(clean, "ERROR SUMMARY: 0 errors")["cases"] == 42
-    with pytest.raises(gpu_check.Failed, match="did not come to its end"):
-        gpu_check._read_sanitizer("========= ERROR SUMMARY: 0 errors", "ERROR SUMMARY: 0 errors")
-    with pytest.raises(gpu_check.Failed, match="does not say"):
-        gpu_check._read_sanitizer(f"{last}\n========= ERROR SUMMARY: 7 errors", "ERROR SUMMARY: 0 errors")
+    assert gpu_steps.read_sanitizer(clean, "ERROR SUMMARY: 0 errors")["cases"] == 42
+    with pytest.raises(gpu_steps.Failed, match="did not come to its end"):
+        gpu_steps.read_sanitizer("========= ERROR SUMMARY: 0 errors", "ERROR SUMMARY: 0 errors")
+    with pytest.raises(gpu_steps.Failed, match="does not say"):
+        gpu_steps.read_sanitizer(f"{last}\n========= ERROR SUMMARY: 7 errors", "ERROR SUMMARY: 0 errors")
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text('{"step": 0, "reward": 1.0}\n{"step": 1, "reward": 2.0}\n')
-    assert gpu_check._read_metrics(tmp_path) == {"lines": 2, "last": {"step": 1, "reward": 2.0}}
+    assert gpu_steps.read_metrics(tmp_path) == {"lines": 2, "last": {"step": 1, "reward": 2.0}}
     metrics.write_text('{"step": 0, "reward": NaN}\n')
-    with pytest.raises(gpu_check.Failed, match="not finite: reward"):
-        gpu_check._read_metrics(tmp_path)
+    with pytest.raises(gpu_steps.Failed, match="not finite: reward"):
+        gpu_steps.read_metrics(tmp_path)
 
 
 def test_the_steps_name_what_is_there(tmp_path: Path) -> None:
-    options = gpu_check.argparse.Namespace(device="cuda", quick=False, out=tmp_path)
-    steps = gpu_check.steps(options, {"capability": "90"}, tmp_path)
+    options = argparse.Namespace(device="cuda", quick=False, out=tmp_path)
+    steps = gpu_steps.steps(options, {"capability": "90"}, tmp_path)
     named = {word for step in steps for command in step.commands for word in command}
     files = {Path(w) for w in named if w.endswith(".py")} | {Path(w) for w in named if w.startswith("tests/")}
     assert len(files) >= 6 and all((ROOT / file).exists() for file in files)

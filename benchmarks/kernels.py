@@ -44,6 +44,8 @@ def main() -> int:
     warnings.filterwarnings("ignore", module="(megatron|torch)\\..*")
     record = run(options, device)
     print(roofline.notes(record))
+    if torch.distributed.is_initialized():  # Megatron's rivals needed a group
+        torch.distributed.destroy_process_group()
     if options.picture:
         roofline.picture(record, options.picture)
     bitwise = [run.get("bitwise", {"equal": True})["equal"] for case in record["cases"] for run in case["runs"]]

@@ -110,11 +110,15 @@ def liger(device: torch.device) -> list[Rival | NotRun]:
         return function.apply(given["logits"], given["targets"], None, -100, 0.0, 0.0, reduction)[0]
 
     return [
-        Rival(names[0], lambda given: {"logp": -loss(given, "none")}, "no entropy; log-probs in the logits' type"),
+        Rival(
+            names[0],
+            lambda given: {"logp": -loss(given, "none")},
+            "no entropy; log-probs in the logits' type; waits for the device",
+        ),
         Rival(
             names[1],
             lambda given: {"logp_sum": -loss(given, "sum")},
-            "no entropy; every token weighs 1, so not usable for a policy gradient",
+            "no entropy; every token weighs 1: no policy gradient; waits for the device",
         ),
     ]
 

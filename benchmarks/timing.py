@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 Steps = Sequence[Callable[[], object]]
-#: GPU cycles, about 2 ms, for which the device is kept busy so that launches are queued before it reaches them.
-_HEAD_START = 4_000_000
+#: GPU cycles, about 4 ms, for which the device is kept busy so that launches are queued before it reaches them.
+_HEAD_START = 8_000_000
 _REPLAYS = 50
 
 

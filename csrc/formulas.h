@@ -37,19 +37,6 @@ GIPO_HD A exponent_of(A logit, A maximum, A scale) {
     return bounded_exponent((logit - select(is_minus_infinity(maximum), A(0), maximum)) * scale);
 }
 
-template <class A>
-struct ExpTerm {
-    A value, weighted;
-};
-
-// e^u and e^u u of one logit.
-template <class A>
-GIPO_HD ExpTerm<A> exp_term(A logit, A maximum, A inverse_temperature) {
-    const A x = exponent_of(logit, maximum, inverse_temperature * A(kLog2E));
-    const A value = power_of_two(x);
-    return {value, value * (x * A(kLn2))};
-}
-
 // The same part seen from a larger maximum.
 template <class A>
 GIPO_HD SoftmaxPart<A> rescale(const SoftmaxPart<A>& part, A maximum, A inverse_temperature) {
@@ -88,16 +75,21 @@ struct TokenSlope {
     // -(c p + e p (ln p + H)) / temperature, the gradient of every logit but the target's, in terms of log2 p. What
     // does not depend on the logit is computed once a row by any compiler.
     GIPO_HD A beside_target(A logit) const {
-        const A log2e = A(Scalar<A>(kLog2E));
-        const A x = bounded_exponent(fused(logit - maximum, inverse_temperature * log2e, -(log_sum * log2e)));
-        const A p = power_of_two(x);
-        const A of_entropy = -(entropy_gradient * inverse_temperature * A(Scalar<A>(kLn2)));
-        return p * fused(x + entropy * log2e, of_entropy, -(logp_gradient * inverse_temperature));
+        const A x = log2_probability(logit);
+        return power_of_two(x) * fused(x + entropy * log2e(), of_entropy(), -(logp_gradient * inverse_temperature));
     }
 
-    // (c (1[target] - p) - e p (ln p + H)) / temperature
-    GIPO_HD A operator()(A logit, A is_target) const {
-        return beside_target(logit) + is_target * (logp_gradient * inverse_temperature);
+    // (c (1 - p) - e p (ln p + H)) / temperature, the gradient of the target's logit.
+    GIPO_HD A of_target(A logit) const {
+        const A x = log2_probability(logit), p = power_of_two(x);
+        return (A(1) - p) * (logp_gradient * inverse_temperature) + p * ((x + entropy * log2e()) * of_entropy());
+    }
+
+  private:
+    static GIPO_HD A log2e() { return A(Scalar<A>(kLog2E)); }
+    GIPO_HD A of_entropy() const { return -(entropy_gradient * inverse_temperature * A(Scalar<A>(kLn2))); }
+    GIPO_HD A log2_probability(A logit) const {
+        return bounded_exponent(fused(logit - maximum, inverse_temperature * log2e(), -(log_sum * log2e())));
     }
 };
 

@@ -48,7 +48,7 @@ void backward(const JoinedRows& in, const JoinedGradient& gradient, int threads)
     const int64_t rows = in.logits.rows;
     const A* statistics = static_cast<const A*>(gradient.statistics);
     const A* of_entropy = static_cast<const A*>(gradient.of_entropy);
-    std::vector<A> logp, slopes(in.tokens.batch * in.tokens.time), upstream(2 * rows), ordered(3 * rows);
+    std::vector<A> logp, slopes(in.tokens.batch * in.tokens.time), upstream(2 * rows);
     ObjectiveGradient objective = gradient.objective;
     objective.logp_out = slopes.data();
     group_objective_gradient_cpu(with_log_probs(in, statistics, logp), objective, threads);
@@ -56,13 +56,9 @@ void backward(const JoinedRows& in, const JoinedGradient& gradient, int threads)
         upstream[row] = slopes[element];
         upstream[rows + row] = of_entropy[i];
     });
-    for (int64_t row = 0; row < rows; ++row) {  // maximum, ln sum, entropy
-        ordered[row] = statistics[2 * rows + row];
-        ordered[rows + row] = statistics[3 * rows + row];
-        ordered[2 * rows + row] = statistics[rows + row];
-    }
     token_gradient_cpu(
-        in.logits, {gradient.width, in.logits.columns, ordered.data(), upstream.data(), gradient.out, gradient.stride},
+        in.logits,
+        {gradient.width, in.logits.columns, statistics + rows, upstream.data(), gradient.out, gradient.stride},
         threads);
 }
 

@@ -150,7 +150,7 @@ __device__ __forceinline__ void gradient_row(const T* row, T* out, int64_t colum
         const int64_t v = cut.single(n);
         out[v] = Narrow<T>::from(slope.beside_target(widen(row[v])));
     }
-    if (has_target) out[target] = Narrow<T>::from(slope(target_logit, 1.0f));
+    if (has_target) out[target] = Narrow<T>::from(slope.of_target(target_logit));
 }
 
 // The gradient of a row, and 0 in the padded columns up to `width`; a row without gradient is not read.

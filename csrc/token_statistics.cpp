@@ -101,7 +101,7 @@ GIPO_HD void gradient_of_row(const T* row, T* out, int64_t columns, int64_t targ
     int64_t v = 0;
     for (; v + kLanes <= columns; v += kLanes) store_lanes(out + v, lanes.beside_target(load_lanes(row + v)));
     if (v < columns) store_lanes(out + v, columns - v, lanes.beside_target(logits_at(row, v, columns)));
-    if (here) out[target] = Narrow<T>::from(slope(target_logit, A(1)));
+    if (here) out[target] = Narrow<T>::from(slope.of_target(target_logit));
 }
 
 template <class T>
@@ -115,9 +115,9 @@ void gradient_of_rows(const LogitRows& in, const LogitGradient& gradient, int64_
         T* out = static_cast<T*>(gradient.out) + i * gradient.stride;
         const int64_t id = in.targets[i];
         const bool known = id >= 0 && id < gradient.vocabulary, ignored = id == kIgnoredTarget;
-        const TokenSlope<A> slope{statistics[i],
-                                  statistics[in.rows + i],
+        const TokenSlope<A> slope{statistics[in.rows + i],
                                   statistics[2 * in.rows + i],
+                                  statistics[i],
                                   known ? upstream[i] : A(0),
                                   ignored ? A(0) : upstream[in.rows + i],
                                   static_cast<A>(1.0 / in.temperature)};

@@ -57,9 +57,9 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
         T* out = static_cast<T*>(gradient.out) + i * gradient.stride;
         const int64_t id = in.targets[i];
         const bool known = id >= 0 && id < gradient.vocabulary, ignored = id == kIgnoredTarget;
-        const TokenSlope<float> slope{statistics[i],
-                                      statistics[in.rows + i],
+        const TokenSlope<float> slope{statistics[in.rows + i],
                                       statistics[2 * in.rows + i],
+                                      statistics[i],
                                       known ? upstream[i] : 0.0f,
                                       ignored ? 0.0f : upstream[in.rows + i],
                                       inverse_temperature};

@@ -28,7 +28,7 @@ struct PartialRows {
 struct LogitGradient {
     int64_t width;           // columns to write: real ones, then padding (0)
     int64_t vocabulary;      // global ids at or beyond it have no gradient of their log-prob
-    const void* statistics;  // [3, rows]: maximum, ln sum, entropy
+    const void* statistics;  // [3, rows]: entropy, maximum, ln sum
     const void* upstream;    // [2, rows]: gradients of log-prob and entropy
     void* out;               // [rows, width], may be the logits themselves
     int64_t stride;

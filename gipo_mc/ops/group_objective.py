@@ -33,8 +33,9 @@ def _forward(
     clip: float,
     estimator: int,
     score: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The nine fields of GroupObjective in order. estimator and score: positions in checks.ESTIMATORS and SCORES."""
+) -> tuple[Tensor, Tensor]:
+    """[6, B], the fields of GroupObjective a sequence, and [2 M + 1], its sums. Two outputs rather than nine: on a GPU
+    each copy of one is a launch. estimator and score: positions in checks.ESTIMATORS and SCORES."""
     tokens = [x.contiguous() for x in (logp_BT, behaviour_logp_BT, reference_logp_BT, advantage_BT)]
     vectors = [x.contiguous() for x in (length_B, group_probs_BM, signal_B, high_B)]
     (batch, time), groups = logp_BT.shape, group_probs_BM.shape[1]
@@ -47,8 +48,7 @@ def _forward(
         *(*map(native.address, vectors), clip, estimator, score),
         *(native.address(sequence_6B), native.address(sums_2M1)),
     )
-    a, b, c, d, e, f = (row.clone() for row in sequence_6B)
-    return a, b, c, d, e, f, sums_2M1[:groups].clone(), sums_2M1[groups:-1].clone(), sums_2M1[-1].clone()
+    return sequence_6B, sums_2M1
 
 
 @_forward.register_fake
@@ -64,10 +64,9 @@ def _(
     clip: float,
     estimator: int,
     score: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    a, b, c, d, e, f = (torch.empty_like(signal_B) for _ in range(_PER_SEQUENCE))
-    mass_M, weighted_M = (group_probs_BM.new_empty(group_probs_BM.shape[1]) for _ in range(2))
-    return a, b, c, d, e, f, mass_M, weighted_M, group_probs_BM.new_empty(())
+) -> tuple[Tensor, Tensor]:
+    batch, groups = group_probs_BM.shape
+    return group_probs_BM.new_empty((_PER_SEQUENCE, batch)), group_probs_BM.new_empty(2 * groups + 1)
 
 
 @torch.library.custom_op("gipo_mc::group_objective_gradient", mutates_args=(), device_types=("cpu", "cuda"))
@@ -80,17 +79,17 @@ def _gradient(
     group_probs_BM: Tensor,
     high_B: Tensor,
     score_B: Tensor,
-    sequence_gradients_3B: Tensor,
+    sequence_gradients_6B: Tensor,
     sum_gradients_2M1: Tensor,
     clip: float,
     estimator: int,
     score: int,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of logp_BT and group_probs_BM from those of (score, surrogate, kl) [3, B] and of (mass, weighted,
-    weighted_kl) [2 M + 1]."""
+    """Gradients of logp_BT and group_probs_BM from those of the forward pass's outputs; of the first, only the rows of
+    score, surrogate and KL count."""
     tokens = [x.contiguous() for x in (logp_BT, behaviour_logp_BT, reference_logp_BT, advantage_BT)]
     vectors = [x.contiguous() for x in (length_B, group_probs_BM, high_B, score_B)]
-    upstream = [x.contiguous() for x in (sequence_gradients_3B, sum_gradients_2M1)]
+    upstream = [x.contiguous() for x in (sequence_gradients_6B, sum_gradients_2M1)]
     (batch, time), groups = logp_BT.shape, group_probs_BM.shape[1]
     logp_gradient_BT, probs_gradient_BM = torch.empty_like(tokens[0]), torch.empty_like(vectors[1])
     native.call(
@@ -113,7 +112,7 @@ def _(
     group_probs_BM: Tensor,
     high_B: Tensor,
     score_B: Tensor,
-    sequence_gradients_3B: Tensor,
+    sequence_gradients_6B: Tensor,
     sum_gradients_2M1: Tensor,
     clip: float,
     estimator: int,
@@ -129,14 +128,13 @@ def _(
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     *tensors, _, high_B, clip, estimator, score = inputs
     ctx.numbers = (clip, estimator, score)
-    ctx.mark_non_differentiable(*output[3:6])
     ctx.save_for_backward(*tensors, high_B, output[0])
 
 
-def _backward(ctx, score, surrogate, kl, clipped, ratio_max, behaviour_kl, mass, weighted, weighted_kl):  # type: ignore[no-untyped-def]
-    sequence_3B = torch.stack((score, surrogate, kl))
-    sums_2M1 = torch.cat((mass, weighted, weighted_kl[None]))
-    logp_gradient_BT, probs_gradient_BM = _gradient(*ctx.saved_tensors, sequence_3B, sums_2M1, *ctx.numbers)
+def _backward(ctx, sequence_gradients_6B, sum_gradients_2M1):  # type: ignore[no-untyped-def]
+    *tensors, sequence_6B = ctx.saved_tensors
+    arguments = (*tensors, sequence_6B.detach()[0], sequence_gradients_6B, sum_gradients_2M1, *ctx.numbers)
+    logp_gradient_BT, probs_gradient_BM = _gradient(*arguments)
     return logp_gradient_BT, None, None, None, None, probs_gradient_BM, None, None, None, None, None
 
 
@@ -186,7 +184,7 @@ def group_objective(
     tensors = (logp_BT, *constants, length_B, group_probs_BM, signal_B.detach(), high_B.detach())
     if native.use_reference():
         return reference.group_objective(*tensors, clip=clip, kl_estimator=kl_estimator, score=score)
-    return GroupObjective(*_forward(*tensors, clip, estimator, kind))
+    return GroupObjective.of_buffers(*_forward(*tensors, clip, estimator, kind))
 
 
 def group_variance(

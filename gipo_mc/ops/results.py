@@ -40,6 +40,16 @@ class GroupObjective(NamedTuple):
     weighted_M: Tensor
     weighted_kl: Tensor
 
+    @classmethod
+    def of_buffers(cls, sequence_6B: Tensor, sums_2M1: Tensor) -> GroupObjective:
+        """Views of what a kernel writes: the six fields a sequence, then masses, weighted scores and weighted KL."""
+        score_B, surrogate_B, kl_B, *statistics = sequence_6B.unbind()
+        clipped_B, ratio_max_B, behaviour_kl_B = (x.detach() for x in statistics)
+        groups = sums_2M1.shape[0] // 2
+        mass_M, weighted_M, weighted_kl = sums_2M1.split((groups, groups, 1))
+        sums = (mass_M, weighted_M, weighted_kl.squeeze(0))
+        return cls(score_B, surrogate_B, kl_B, clipped_B, ratio_max_B, behaviour_kl_B, *sums)
+
 
 class TokenObjective(NamedTuple):
     """Ops A and B joined. float32 (float64 for float64 logits), differentiable with respect to the logits.

@@ -340,19 +340,5 @@ def token_objective(
         kind,
         inplace_backward,
     )
-    score_B, surrogate_B, kl_B, *statistics, entropy_B = sequence_7B.unbind()
-    clipped_B, ratio_max_B, behaviour_kl_B = (x.detach() for x in statistics)
-    groups = group_probs_BM.shape[1]
-    mass_M, weighted_M, weighted_kl = sums_2M1.split((groups, groups, 1))
-    objective = GroupObjective(
-        score_B,
-        surrogate_B,
-        kl_B,
-        clipped_B,
-        ratio_max_B,
-        behaviour_kl_B,
-        mass_M,
-        weighted_M,
-        weighted_kl.squeeze(0),
-    )
-    return TokenObjective(objective, entropy_B)
+    sequence_6B, entropy_1B = sequence_7B.split((_PER_SEQUENCE - 1, 1))
+    return TokenObjective(GroupObjective.of_buffers(sequence_6B, sums_2M1), entropy_1B.squeeze(0))

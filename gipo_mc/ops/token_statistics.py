@@ -51,9 +51,10 @@ def token_merge(
     vocabulary: int,
     temperature: float,
     inplace_backward: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(log-prob, entropy, maximum, ln sum) [N] from the partials of all ranks in rank order. The logits are not read
-    here; they are an input because the first two outputs are differentiable with respect to them."""
+) -> Tensor:
+    """[4, N]: log-prob, entropy, maximum, ln sum, from the partials of all ranks in rank order. The logits are not read
+    here; they are an input because the first two rows are differentiable with respect to them. One output rather than
+    four: on a GPU each copy of a row is a launch."""
     targets_N, partials_R4N = targets_N.contiguous(), partials_R4N.contiguous()
     merged_4N = torch.empty_like(partials_R4N[0])
     native.call(
@@ -62,8 +63,7 @@ def token_merge(
         *(native.address(partials_R4N), native.code(partials_R4N), partials_R4N.shape[0], targets_N.shape[0]),
         *(native.address(targets_N), temperature, native.address(merged_4N)),
     )
-    logp_N, entropy_N, maximum_N, log_sum_N = (row.clone() for row in merged_4N)
-    return logp_N, entropy_N, maximum_N, log_sum_N
+    return merged_4N
 
 
 @token_merge.register_fake
@@ -76,9 +76,8 @@ def _(
     vocabulary: int,
     temperature: float,
     inplace_backward: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    first, second, third, fourth = (partials_R4N.new_empty(partials_R4N.shape[2]) for _ in range(4))
-    return first, second, third, fourth
+) -> Tensor:
+    return partials_R4N.new_empty(partials_R4N.shape[1:])
 
 
 def _gradient_into(
@@ -113,7 +112,7 @@ def token_gradient(
     vocabulary: int,
     temperature: float,
 ) -> Tensor:
-    """Gradient of the logits [N, V_local], contiguous, from (maximum, ln sum, entropy) and (c, e)."""
+    """Gradient of the logits [N, V_local], contiguous, from (entropy, maximum, ln sum) and (c, e)."""
     out_NV = torch.empty_like(logits_NV, memory_format=torch.contiguous_format)
     _gradient_into(
         out_NV, logits_NV, targets_N, statistics_3N, gradients_2N, vocab_start, columns, vocabulary, temperature
@@ -154,16 +153,13 @@ def token_gradient_(
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     logits_NV, targets_N, _, *numbers, inplace_backward = inputs
-    _, entropy_N, maximum_N, log_sum_N = output
     ctx.numbers, ctx.inplace = numbers, inplace_backward
-    ctx.mark_non_differentiable(maximum_N, log_sum_N)
-    ctx.save_for_backward(logits_NV, targets_N, torch.stack((maximum_N, log_sum_N, entropy_N)).detach())
+    ctx.save_for_backward(logits_NV, targets_N, output)
 
 
-def _backward(ctx, logp_gradient_N, entropy_gradient_N, *_) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
-    logits_NV, targets_N, statistics_3N = ctx.saved_tensors
-    gradients_2N = torch.stack((logp_gradient_N, entropy_gradient_N))
-    arguments = (logits_NV.detach(), targets_N, statistics_3N, gradients_2N, *ctx.numbers)
+def _backward(ctx, gradient_4N: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+    logits_NV, targets_N, merged_4N = ctx.saved_tensors
+    arguments = (logits_NV.detach(), targets_N, merged_4N.detach()[1:], gradient_4N[:2], *ctx.numbers)
     if ctx.inplace:
         # The mutation raises the version of the logits: a second consumer that saved them fails loudly in its backward.
         token_gradient_(*arguments)
@@ -231,7 +227,8 @@ def token_statistics(
     if ranks > 1:
         partials_R4N = partials_4N.new_empty((ranks, *partials_4N.shape))
         dist.all_gather(list(partials_R4N.unbind()), partials_4N, group=group)
-    logp_N, entropy_N, _, _ = token_merge(
+    merged_4N = token_merge(
         logits_NV, targets_N, partials_R4N, vocab_start, columns, vocabulary, temperature, inplace_backward
     )
+    logp_N, entropy_N, _, _ = merged_4N.unbind()
     return TokenStatistics(logp_N, entropy_N)

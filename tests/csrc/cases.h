@@ -65,9 +65,7 @@ struct TokenCase {
         }
         merge(PartialRows{parts.data(), kCode<A>, 2, rows, targets.data(), temperature}, merged.data(), last);
         for (int64_t i = 0; i < rows; ++i) {
-            statistics[i] = merged[2 * rows + i];
-            statistics[rows + i] = merged[3 * rows + i];
-            statistics[2 * rows + i] = merged[rows + i];
+            for (int64_t k = 0; k < 3; ++k) statistics[k * rows + i] = merged[(k + 1) * rows + i];
         }
         for (int shard = 0; shard < 2; ++shard) {
             gradient(shards[shard],

@@ -56,9 +56,9 @@ std::vector<T> in_place(std::vector<T> logits, int64_t rows, int64_t columns, in
     std::vector<float> statistics(3 * rows), upstream(2 * rows);
     for (int64_t i = 0; i < rows; ++i) {
         targets.push_back(i == 2 ? kIgnoredTarget : first + (i == 1 ? columns - 1 : i * columns / rows));
-        statistics[i] = 9.0f;
-        statistics[rows + i] = 1.5f;
-        statistics[2 * rows + i] = 3.0f;
+        statistics[i] = 3.0f;
+        statistics[rows + i] = 9.0f;
+        statistics[2 * rows + i] = 1.5f;
         upstream[i] = 0.5f + i;
         upstream[rows + i] = i % 2 ? 0.0f : -0.25f;
     }

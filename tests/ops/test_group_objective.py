@@ -211,7 +211,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
     torch.library.opcheck(torch.ops.gipo_mc.group_objective.default, (*case.values(), 0.2, 2, 0))
     arguments = [x.detach() for name, x in case.items() if name != "signal_B"]
     wide = case["signal_B"].dtype
-    upstream = (torch.ones(3, dtype=wide), torch.ones(3, 3, dtype=wide), torch.ones(5, dtype=wide))
+    upstream = (torch.ones(3, dtype=wide), torch.ones(6, 3, dtype=wide), torch.ones(5, dtype=wide))
     torch.library.opcheck(torch.ops.gipo_mc.group_objective_gradient.default, (*arguments, *upstream, 0.2, 2, 0))
 
 

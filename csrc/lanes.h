@@ -177,15 +177,20 @@ GIPO_HD Lanes<uint32_t> rounded_to_bfloat16(const Lanes<float>& x) {
 
 // ---- Memory -------------------------------------------------------------------------------------------------------
 
+// A register at a time: compilers copy a whole Lanes in smaller pieces through the stack.
 template <class E>
 GIPO_HD Lanes<E> load_lanes(const E* from) {
     Lanes<E> result;
-    memcpy(&result, from, sizeof result);
+    for (int k = 0; k < Lanes<E>::kParts; ++k) {
+        memcpy(&result.part[k], from + k * LaneTypes<E>::kWidth, sizeof result.part[k]);
+    }
     return result;
 }
 template <class E>
 GIPO_HD void store_lanes(E* to, const Lanes<E>& values) {
-    memcpy(to, &values, sizeof values);
+    for (int k = 0; k < Lanes<E>::kParts; ++k) {
+        memcpy(to + k * LaneTypes<E>::kWidth, &values.part[k], sizeof values.part[k]);
+    }
 }
 
 #if GIPO_VECTOR_BYTES == 64 && defined(__AVX512BW__)

@@ -11,40 +11,31 @@ from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.algorithms.reward_model import preference_correct, preference_loss_sum
 from gipo_mc.config import Config
-from gipo_mc.data.collate import to_sequences
-from gipo_mc.data.loading import load_preferences, sources_of
-from gipo_mc.parallel.engine import Outputs
+from gipo_mc.parallel.engine import Engine, LastStage, Outputs
 from gipo_mc.training.batching import MicroBatch
+from gipo_mc.training.pairs import Pairs
+from gipo_mc.training.session import Session
 from gipo_mc.training.supervised import train_supervised
 from gipo_mc.types import Sequences
 
 
 class RewardTask:
-    """Preference pairs; rows of a batch alternate chosen, rejected. Metrics: "loss" (nats a pair), "accuracy",
-    "margin" (mean reward difference), "reward" (mean over all responses)."""
+    """Preference pairs. Metrics: "loss" (nats a pair), "accuracy", "margin" (mean reward difference), "reward" (mean
+    over all responses)."""
 
-    unit = 2
+    unit = Pairs.unit
     outputs = ("chosen", "rejected")
 
-    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._pad_id = tokenizer.pad_token_id
-        self._margin = config.train.margin
-        self._train = load_preferences(config.data, tokenizer, seed=config.run.seed)
-        self._held_out = None
-        if sources_of(config.data, "preferences", "evaluation"):
-            self._held_out = load_preferences(config.data, tokenizer, seed=config.run.seed, part="evaluation")
-        self.train_size = len(self._train)
-        self.held_out_size = len(self._held_out) if self._held_out else 0
+    def __init__(self, session: Session, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._margin = session.config.train.margin
+        self._pairs = Pairs(session.config, tokenizer)
+        self.train_size, self.held_out_size = self._pairs.train_size, self._pairs.held_out_size
 
-    def batch(self, rows: Sequence[int], *, held_out: bool = False) -> Sequences:
-        data = self._held_out if held_out else self._train
-        assert data is not None
-        pairs = [data[row] for row in rows]
-        return to_sequences(
-            [pair.prompt_ids for pair in pairs for _ in range(2)],
-            [ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)],
-            self._pad_id,
-        )
+    def prepare(self, session: Session, model: Engine) -> None:
+        pass
+
+    def batch(self, rows: Sequence[int], *, held_out: bool = False) -> tuple[Sequences, LastStage]:
+        return self._pairs.sequences(rows, held_out=held_out), self.last_stage
 
     def last_stage(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
         reward_B = model.reward(hidden_LBH.flatten(0, 1)[part.last_B])
@@ -65,8 +56,7 @@ class RewardTask:
         }
 
     def describe(self) -> list[tuple[str, str]]:
-        held_out = self._held_out.describe() if self._held_out else "none"
-        return [("preferences", self._train.describe()), ("held out", held_out)]
+        return self._pairs.describe()
 
 
 def train(config: Config) -> None:

@@ -12,9 +12,10 @@ from gipo_mc.algorithms.sft import cross_entropy_sum
 from gipo_mc.config import Config
 from gipo_mc.data.collate import to_sequences
 from gipo_mc.data.loading import load_demonstrations, sources_of
-from gipo_mc.parallel.engine import Outputs
+from gipo_mc.parallel.engine import Engine, LastStage, Outputs
 from gipo_mc.training.batching import MicroBatch
 from gipo_mc.training.last_stage import response_statistics
+from gipo_mc.training.session import Session
 from gipo_mc.training.supervised import train_supervised
 from gipo_mc.types import Sequences
 
@@ -25,7 +26,8 @@ class SFTTask:
     unit = 1
     outputs = ("cross_entropy", "tokens")
 
-    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, session: Session, tokenizer: PreTrainedTokenizerBase) -> None:
+        config = session.config
         self._pad_id = tokenizer.pad_token_id
         self._logit_rows = config.parallel.logit_rows
         self._train = load_demonstrations(config.data, tokenizer, seed=config.run.seed)
@@ -35,11 +37,15 @@ class SFTTask:
         self.train_size = len(self._train)
         self.held_out_size = len(self._held_out) if self._held_out else 0
 
-    def batch(self, rows: Sequence[int], *, held_out: bool = False) -> Sequences:
+    def prepare(self, session: Session, model: Engine) -> None:
+        pass
+
+    def batch(self, rows: Sequence[int], *, held_out: bool = False) -> tuple[Sequences, LastStage]:
         data = self._held_out if held_out else self._train
         assert data is not None
         chosen = [data[row] for row in rows]
-        return to_sequences([row.prompt_ids for row in chosen], [row.response_ids for row in chosen], self._pad_id)
+        prompts, responses = [row.prompt_ids for row in chosen], [row.response_ids for row in chosen]
+        return to_sequences(prompts, responses, self._pad_id), self.last_stage
 
     def last_stage(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
         return response_loss(model, hidden_LBH, part, self._logit_rows)

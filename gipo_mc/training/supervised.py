@@ -1,4 +1,4 @@
-"""The loop that SFT and the reward model share: batch -> forward and backward -> step -> log, evaluate, checkpoint.
+"""The loop that SFT, reward model and DPO share: batch -> forward and backward -> step -> log, evaluate, checkpoint.
 
 What differs between them is a `Task`: which sequences a step takes, the loss of a micro-batch, and what is counted.
 Losses are sums divided by what the whole batch holds (tokens or pairs), so no split of the batch changes them.
@@ -18,7 +18,7 @@ from gipo_mc.config import Config
 from gipo_mc.data.batches import batch_indices
 from gipo_mc.errors import NumericsError
 from gipo_mc.models.llama import HeadKind
-from gipo_mc.parallel.engine import Engine, Outputs
+from gipo_mc.parallel.engine import Engine, LastStage, Outputs
 from gipo_mc.training.batching import MicroBatch, micro_batches, run_backward, run_forward
 from gipo_mc.training.session import Session, open_session
 from gipo_mc.training.timing import Phases
@@ -31,7 +31,7 @@ PATIENCE = 10
 
 
 class Task(Protocol):
-    """What is learned. Made by `set_up`, once the tokenizer is known."""
+    """What is learned. Made by a `TaskMaker`, once the tokenizer is known."""
 
     @property
     def unit(self) -> int:
@@ -53,12 +53,13 @@ class Task(Protocol):
         """Units of held-out data; 0: none."""
         ...
 
-    def batch(self, rows: Sequence[int], *, held_out: bool = False) -> Sequences:
-        """Sequences of the given rows of the training (or held-out) data, `unit` for each."""
+    def prepare(self, session: Session, model: Engine) -> None:
+        """What is done once before the first step, when the model is loaded and `session.start` known."""
         ...
 
-    def last_stage(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
-        """Sums of a micro-batch: "loss_sum", a scalar with gradient, and `outputs`, [units] each."""
+    def batch(self, rows: Sequence[int], *, held_out: bool = False) -> tuple[Sequences, LastStage]:
+        """Sequences of the given rows of the training (or held-out) data, `unit` for each, and what the last stage
+        makes of a micro-batch of them: the sum "loss_sum", a scalar with gradient, and `outputs`, [units] each."""
         ...
 
     def normaliser(self, batch: Sequences) -> float:
@@ -74,8 +75,8 @@ class Task(Protocol):
         ...
 
 
-#: Loads the data of a task with a tokenizer.
-TaskMaker = Callable[[Config, PreTrainedTokenizerBase], Task]
+#: Loads the data of a task with a tokenizer, and the frozen models it needs.
+TaskMaker = Callable[[Session, PreTrainedTokenizerBase], Task]
 
 
 def train_supervised(config: Config, command: str, head: HeadKind, make_task: TaskMaker) -> None:
@@ -87,10 +88,11 @@ def train_supervised(config: Config, command: str, head: HeadKind, make_task: Ta
         source = session.source(config.model.policy, "model.policy")
         tokenizer = session.tokenizer(source, config.model.tokenizer)
         source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=config.data.sequence_length)
-        task = make_task(config, tokenizer)
+        task = make_task(session, tokenizer)
         engine = session.load(source, head, config.policy, total_steps=config.run.iterations)
         session.header([("model", source.name), *task.describe()])
         session.resume({"model": engine})
+        task.prepare(session, engine)
         skipped = 0
         for step in range(session.start, config.run.iterations):
             metrics = _step(session, engine, task, step)
@@ -109,18 +111,17 @@ def train_supervised(config: Config, command: str, head: HeadKind, make_task: Ta
 def _step(session: Session, engine: Engine, task: Task, step: int) -> dict[str, float]:
     config = session.config
     phases = Phases(session.layout)
-    rows = batch_indices(config.run.seed, "train", step, config.train.batch_size, task.train_size)
-    batch = _to_device(task.batch(rows.tolist()), session.layout.device)
+    batch, sums_of = task.batch(training_rows(config, task.train_size, step).tolist())
+    batch = _to_device(batch, session.layout.device)
     normaliser = task.normaliser(batch)
 
     def last_stage(model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
-        sums = task.last_stage(model, hidden_LBH, part)
+        sums = sums_of(model, hidden_LBH, part)
         return sums | {"loss": sums["loss_sum"] / normaliser}
 
     with phases("update"):
-        outputs = run_backward(
-            engine, _parts(session, task, batch), len(batch) // task.unit, last_stage, dict.fromkeys(task.outputs, 0)
-        )
+        parts = micro_batches(batch, config.parallel.micro_batch_size, session.layout, unit=task.unit)
+        outputs = run_backward(engine, parts, len(batch) // task.unit, last_stage, dict.fromkeys(task.outputs, 0))
         result = engine.step()
     metrics = task.metrics(outputs, normaliser)
     metrics |= {"lr": result.lr, "skipped": float(not result.updated)}
@@ -139,29 +140,37 @@ def _step(session: Session, engine: Engine, task: Task, step: int) -> dict[str, 
 
 def evaluate(session: Session, engine: Engine, task: Task) -> dict[str, float]:
     """Metrics over the first `eval.prompts` held-out units, spread evenly over the held-out data."""
-    config = session.config
-    count = min(config.eval.prompts, task.held_out_size)
-    rows = np.linspace(0, task.held_out_size - 1, count).round().astype(int)
     outputs: dict[str, list[Tensor]] = {name: [] for name in task.outputs}
     normaliser = 0.0
-    size = max(config.train.batch_size, session.layout.data)
-    for part in np.array_split(rows, max(1, count // size)):
-        batch = _to_device(task.batch(part.tolist(), held_out=True), session.layout.device)
+    for rows in held_out_rows(session, task.held_out_size):
+        batch, last_stage = task.batch(rows.tolist(), held_out=True)
         normaliser += task.normaliser(batch)
-        found = run_forward(
-            engine,
-            _parts(session, task, batch),
-            len(batch) // task.unit,
-            task.last_stage,
-            dict.fromkeys(task.outputs, 0),
-        )
+        found = forward(session, engine, batch, last_stage, task.outputs, unit=task.unit)
         for name in task.outputs:
             outputs[name].append(found[name])
     return task.metrics({name: torch.cat(values) for name, values in outputs.items()}, normaliser)
 
 
-def _parts(session: Session, task: Task, batch: Sequences) -> list[MicroBatch]:
-    return micro_batches(batch, session.config.parallel.micro_batch_size, session.layout, unit=task.unit)
+def training_rows(config: Config, size: int, step: int) -> np.ndarray:
+    """int64 [train.batch_size], the units of training data, out of `size`, that `step` takes."""
+    return batch_indices(config.run.seed, "train", step, config.train.batch_size, size)
+
+
+def held_out_rows(session: Session, size: int) -> list[np.ndarray]:
+    """The batches of an evaluation: int64 [units] each, out of `size`."""
+    config = session.config
+    count = min(config.eval.prompts, size)
+    rows = np.linspace(0, size - 1, count).round().astype(int)
+    return np.array_split(rows, max(1, count // max(config.train.batch_size, session.layout.data)))
+
+
+def forward(
+    session: Session, engine: Engine, batch: Sequences, last_stage: LastStage, outputs: Sequence[str], *, unit: int
+) -> dict[str, Tensor]:
+    """The last stage's `outputs`, [units] each, of a batch that is not trained on; on every rank."""
+    batch = _to_device(batch, session.layout.device)
+    parts = micro_batches(batch, session.config.parallel.micro_batch_size, session.layout, unit=unit)
+    return run_forward(engine, parts, len(batch) // unit, last_stage, dict.fromkeys(outputs, 0))
 
 
 def _to_device(batch: Sequences, device: torch.device) -> Sequences:

@@ -30,7 +30,7 @@ class Section(BaseModel):
 class RunConfig(Section):
     dir: str = Field("runs", description="folder that holds run folders")
     name: str = Field("", description="name of the run folder; empty: the command's own name")
-    iterations: int = Field(20, ge=1, description="iterations (RL) or optimizer steps (SFT, reward model)")
+    iterations: int = Field(20, ge=1, description="iterations (RL) or optimizer steps (the others)")
     seed: int = Field(1, ge=0, lt=2**31, description="seed of every random stream")
     resume: bool = Field(True, description="continue from the last checkpoint of the run folder, if it has one")
 
@@ -58,7 +58,7 @@ class ParallelConfig(Section):
 
 class ModelConfig(Section):
     policy: str = Field("", description="HF folder or hub name, or a run's checkpoint; empty with builtin data")
-    reference: str = Field("", description="KL reference; empty: the policy's start")
+    reference: str = Field("", description="frozen reference of RL's KL and of DPO; empty: the policy's start")
     critic: str = Field("", description="start of the critic; empty: the reward model, else the policy")
     reward: str = Field("", description="reward model; or python:package.module:function")
     tokenizer: str = Field("", description="tokenizer folder; empty: the policy's")
@@ -145,8 +145,16 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
-    batch_size: int = Field(32, ge=1, description="sequences (SFT) or pairs (reward model) of one step")
+    batch_size: int = Field(32, ge=1, description="sequences (SFT) or pairs (reward model, DPO) of one step")
     margin: float = Field(0.0, ge=0, description="reward model: margin of the Bradley-Terry loss")
+
+
+class DPOConfig(Section):
+    loss: Literal["dpo", "ipo"] = Field("dpo", description="sigmoid loss, or IPO's squared one")
+    beta: float = Field(0.1, gt=0, description="how strongly the reference holds the policy (IPO: tau)")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="conservative DPO: share of pairs taken to be labelled wrongly; 0: plain DPO"
+    )
 
 
 class CheckpointConfig(Section):
@@ -176,6 +184,7 @@ class Config(Section):
     policy: OptimizerConfig = Field(default_factory=OptimizerConfig)
     critic: OptimizerConfig = Field(default_factory=OptimizerConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    dpo: DPOConfig = Field(default_factory=DPOConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
 
@@ -198,6 +207,8 @@ class Config(Section):
             section: OptimizerConfig = getattr(self, name)
             if section.min_lr > section.lr:
                 problems.append(f"{name}.min_lr={section.min_lr} is larger than {name}.lr={section.lr}")
+        if self.dpo.loss == "ipo" and self.dpo.label_smoothing:
+            problems.append(f"dpo.label_smoothing={self.dpo.label_smoothing} is an option of dpo.loss=dpo: set it to 0")
         if self.parallel.sequence and self.parallel.tensor == 1:
             problems.append("parallel.sequence=true needs parallel.tensor > 1: set one of the two")
         if problems:

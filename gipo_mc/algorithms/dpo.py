@@ -2,6 +2,10 @@
 
 Sources: DPO: Rafailov et al., arXiv 2305.18290 (eq. 7); IPO: Azar et al., arXiv 2310.12036 (eq. 17); conservative
 DPO: Mitchell, "A note on DPO with noisy preferences", 2023.
+
+pi(y|x) is the probability of the whole response in all of them, so log-probs are sums over its tokens, in IPO too: its
+h is drawn to 1 / (2 beta) nats whatever the lengths. TRL (pull request 1265, after asking the authors of IPO) and those
+who follow it put means over tokens in IPO's place; a beta of theirs is, at T response tokens, about T times ours.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The built-in task as configurations: what every trainer does when nothing names a model or data.
 
 A small Llama is made, fine-tuned on demonstrations, a reward model is trained on preference pairs, and GI-PPO starts
-from the two: the whole pipeline without a file or a network. See `gipo_mc.data.synthetic` for the task itself.
+from the two; DPO starts from the first and needs the pairs only. The whole pipeline without a file or a network. See
+`gipo_mc.data.synthetic` for the task itself.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from gipo_mc.config import Config, load_config
 from gipo_mc.data.synthetic import builtin_llama_config, builtin_tokenizer
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import on_main
-from gipo_mc.training import checkpoint, gi_ppo, reward_model, sft
+from gipo_mc.training import checkpoint, dpo, gi_ppo, reward_model, sft
 from gipo_mc.training.new_model import create_model
 
 #: KL penalty of the built-in task: PPO's, the best of 0.5 and 1.0 in one seed, and 1.5 times that for GI-PPO, whose
@@ -69,6 +70,19 @@ def reward_base() -> dict[str, Any]:
     )
 
 
+def dpo_base() -> dict[str, Any]:
+    """Configuration of `train_dpo.py` without arguments."""
+    return _base(
+        run={"name": "builtin_dpo", "iterations": 200},
+        model={"policy": "${run.dir}/builtin_sft"},
+        policy={"lr": 3e-4, "schedule": "cosine", "warmup": 10},
+        train={"batch_size": 64},
+        parallel={"micro_batch_size": 64},
+        checkpoint={"every": 100},
+        eval={"every": 50, "prompts": 256},
+    )
+
+
 def gi_ppo_base() -> dict[str, Any]:
     """Configuration of `train_gi_ppo.py` without arguments."""
     return _base(
@@ -96,6 +110,13 @@ def train_reward(config: Config) -> None:
     _with_ranks(config)
     _ensure(config, "builtin_sft", sft_base(), config.model.policy, train_sft)
     reward_model.train(config)
+
+
+def train_dpo(config: Config) -> None:
+    """DPO; trains the built-in SFT model first where that is what it starts from."""
+    _with_ranks(config)
+    _ensure(config, "builtin_sft", sft_base(), config.model.policy, train_sft)
+    dpo.train(config)
 
 
 def train_gi_ppo(config: Config) -> None:

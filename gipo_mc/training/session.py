@@ -180,6 +180,7 @@ class Session:
             "algorithm.groups": config.algorithm.groups,
             "rollout.batch_size": config.rollout.batch_size,
             "train.batch_size": config.train.batch_size,
+            "dpo.loss": config.dpo.loss,
             "parallel.distributed_optimizer": "on" if self.shards_optimizer else "off",
         }
 

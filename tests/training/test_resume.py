@@ -12,12 +12,14 @@ import torch
 
 from gipo_mc.config import Config, load_config
 from gipo_mc.errors import GipoError
-from gipo_mc.training import checkpoint, gi_ppo, reward_model, sft
+from gipo_mc.training import checkpoint, dpo, gi_ppo, reward_model, sft
 from gipo_mc.training.session import Session
 from tests.ranks import LAYOUTS, run_ranks
 from tests.training.runs import global_tensors, read_metrics, rl_config, save_models
 
-TRAINERS: dict[str, Callable[[Config], None]] = {"sft": sft.train, "reward": reward_model.train, "rl": gi_ppo.train}
+TRAINERS: dict[str, Callable[[Config], None]] = {
+    "sft": sft.train, "reward": reward_model.train, "dpo": dpo.train, "rl": gi_ppo.train
+}  # fmt: skip
 
 
 class Interrupted(Exception):
@@ -94,7 +96,10 @@ def _assert_equal(found: Path, expected: Path, step: int) -> None:
     assert checkpoint.load_state(found / name) == checkpoint.load_state(expected / name)
 
 
-CASES = [("sft", "1"), ("sft", "PP2"), ("reward", "1"), ("reward", "DP2"), ("rl", "1"), ("rl", "TP2")]
+CASES = [
+    ("sft", "1"), ("sft", "PP2"), ("reward", "1"), ("reward", "DP2"), ("dpo", "1"), ("dpo", "PP2"),
+    ("rl", "1"), ("rl", "TP2"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
@@ -124,12 +129,13 @@ def test_the_undisturbed_run_repeats_itself_and_learns(tmp_path: Path, models: d
     assert "policy/loss" not in rows[0] and rows[1]["policy/grad_norm"] > 0, "the first iteration is critic warm-up"
 
 
-def test_more_iterations_may_be_asked_for_later(tmp_path: Path, models: dict[str, str]) -> None:
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_more_iterations_may_be_asked_for_later(tmp_path: Path, models: dict[str, str], kind: str) -> None:
     constant = ("run.iterations=4", "policy.schedule=constant", "eval.prompts=0")
-    assert _run("sft", {}, _config("sft", tmp_path, models, "straight", {}, *constant)) == "done"
+    assert _run(kind, {}, _config(kind, tmp_path, models, "straight", {}, *constant)) == "done"
     for iterations in (1, 3, 4, 4):
         more = (*constant[1:], f"run.iterations={iterations}", "checkpoint.every=0")
-        assert _run("sft", {}, _config("sft", tmp_path, models, "grown", {}, *more)) == "done"
+        assert _run(kind, {}, _config(kind, tmp_path, models, "grown", {}, *more)) == "done"
     _assert_equal(tmp_path / "grown", tmp_path / "straight", 4)
 
 

@@ -1,4 +1,4 @@
-"""The loop of SFT and reward model at its edges."""
+"""The loop of SFT, reward model and DPO at its edges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from gipo_mc.config import load_config
 from gipo_mc.errors import GipoError
-from gipo_mc.training import reward_model, sft
+from gipo_mc.training import dpo, reward_model, sft
 from gipo_mc.training.sft import SFTTask
 from tests.ranks import LAYOUTS, run_ranks
 from tests.training.runs import read_metrics, save_models
@@ -42,13 +42,13 @@ def _train(rank: int, kind: str, folder: Path, model: str, overrides: list[str],
 
         SFTTask.last_stage = broken  # type: ignore[method-assign]  # this process is the test's own
     try:
-        {"sft": sft.train, "reward": reward_model.train}[kind](load_config(None, overrides, base))
+        {"sft": sft.train, "reward": reward_model.train, "dpo": dpo.train}[kind](load_config(None, overrides, base))
     except GipoError as error:
         return error.exit_code, str(error)
     return 0, ""
 
 
-@pytest.mark.parametrize("kind", ["sft", "reward"])
+@pytest.mark.parametrize("kind", ["sft", "reward", "dpo"])
 def test_fewer_held_out_rows_than_replicas(tmp_path: Path, models: dict[str, str], kind: str) -> None:
     """One held-out row on two data-parallel ranks: one has nothing to do, and the metric is still that row's."""
     held_out = ["data.evaluation=[builtin:easy]", "eval.prompts=1"]

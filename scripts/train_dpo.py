@@ -1,0 +1,14 @@
+"""Train a policy on preference pairs against a frozen reference (DPO, conservative DPO or IPO: dpo.loss).
+
+Without any argument: the built-in task, sized to the ranks and the device there are.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from gipo_mc.training.builtin import dpo_base, train_dpo
+from gipo_mc.training.command import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(str(__doc__), train_dpo, builtin=dpo_base))

@@ -207,6 +207,49 @@ SUPERVISED_CHAPTERS = (
             Chart("Learning rate", "", "learning rate", ("lr",)),
         ),
     ),
+    Chapter(
+        "Preferences",
+        "How far apart chosen and rejected responses are. DPO's reward is implicit: beta times the log-ratio of policy "
+        "and reference.",
+        (
+            Chart(
+                "Margin",
+                "Mean reward of the chosen response less that of the rejected one. Eval: held-out rows.",
+                "reward",
+                ("margin", "eval/margin"),
+                ("train", "eval"),
+                baseline=(0.0, "no preference"),
+            ),
+            Chart(
+                "Implicit rewards",
+                "Both may fall: only their difference is trained. Far below 0 the policy has left the reference.",
+                "implicit reward",
+                ("reward/chosen", "reward/rejected"),
+                ("chosen", "rejected"),
+            ),
+            Chart(
+                "Held-out implicit rewards",
+                "",
+                "implicit reward",
+                ("eval/reward/chosen", "eval/reward/rejected"),
+                ("chosen", "rejected"),
+            ),
+            Chart(
+                "Log-probs of the responses",
+                "Under the policy, summed over the tokens of a response.",
+                "nats per response",
+                ("logp/chosen", "logp/rejected"),
+                ("chosen", "rejected"),
+            ),
+            Chart(
+                "Held-out log-probs of the responses",
+                "",
+                "nats per response",
+                ("eval/logp/chosen", "eval/logp/rejected"),
+                ("chosen", "rejected"),
+            ),
+        ),
+    ),
 )
 SPEED = Chapter(
     "Speed",

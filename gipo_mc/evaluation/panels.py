@@ -108,6 +108,8 @@ def _section(chapter: Chapter, runs: Sequence[RunData], seen: set[str], first: P
 def _panels(chart: Chart, runs: Sequence[RunData], seen: set[str]) -> list[Panel]:
     if chart.names == ("accuracy", "eval/accuracy") and runs[0].kind in _PAIRWISE:
         chart = replace(chart, baseline=(0.5, "chance"))
+    if chart.names[0] == "loss" and runs[0].kind == "train_dpo" and any(r.option("dpo.loss") == "ipo" for r in runs):
+        chart = replace(chart, unit="loss")  # IPO's is a square
     seen.update(name for name in (*chart.names, chart.band) if name)
     if "*" not in chart.names[0]:
         return _plain(chart, runs)

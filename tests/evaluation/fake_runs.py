@@ -99,19 +99,24 @@ def sample(domain: str, reward: float, number: int, groups: bool) -> dict:
 
 
 def supervised_run(root: Path, name: str, command: str, steps: int) -> Path:
-    """A run of train_sft or train_reward whose loss falls."""
+    """A run of train_sft, train_reward or train_dpo whose loss falls."""
     random = np.random.default_rng(2)
-    start = np.log(2) if command == "train_reward" else 3.2
+    pairs = command in ("train_reward", "train_dpo")
+    start = np.log(2) if pairs else 3.2
     with RunFolder.open(root, name, command, resume=True) as folder, MetricsLogger(folder) as log:
         for step in range(1, steps + 1):
             loss = start * (0.45 + 0.55 * np.exp(-3 * step / steps)) + random.normal(0, 0.02)
             row = {"loss": loss, "lr": 1e-3 * (1 - step / steps), "grad_norm": 1 + abs(random.normal(0, 0.2))}
             row |= {"time/total": 0.21, "throughput/tokens_per_second": 8000.0}
-            if command == "train_reward":
+            if pairs:
                 row["accuracy"] = min(1, 0.5 + 0.3 * step / steps + random.normal(0, 0.04))
+                row["margin"] = 0.5 * step / steps
+            if command == "train_dpo":
+                row |= {"reward/chosen": -0.3 * step / steps, "reward/rejected": -0.8 * step / steps}
+                row |= {"logp/chosen": -40 - 3 * step / steps, "logp/rejected": -40 - 8 * step / steps}
             if step % max(1, steps // 5) == 0:
                 row["eval/loss"] = loss + 0.05
-                if command == "train_reward":
+                if pairs:
                     row["eval/accuracy"] = 0.5 + 0.25 * step / steps
             log.log(step, row)
         folder.write_status("done", 0, step=steps)

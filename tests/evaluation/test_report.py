@@ -86,6 +86,7 @@ def runs(tmp_path_factory):
         "plain": rl_run(root, "plain", "gi_ppo", 2, gold=False),
         "sft": supervised_run(root, "sft", "train_sft", 20),
         "reward": supervised_run(root, "reward", "train_reward", 20),
+        "dpo": supervised_run(root, "dpo", "train_dpo", 20),
     }
 
 
@@ -145,6 +146,23 @@ def test_supervised_runs_have_their_report(runs, tmp_path):
     page = page_of([runs["reward"]], tmp_path / "r.html")
     assert {"Loss", "Accuracy", "Gradient norm", "Learning rate"} <= set(page.titles)
     assert "chance" in page.text and "optimizer step" in page.text and "held-out accuracy rose" in page.text
+    assert "Margin" in page.titles and "Implicit rewards" not in page.titles
+    page = page_of([runs["dpo"]], tmp_path / "d.html")
+    wanted = {"Loss", "Accuracy", "Margin", "Implicit rewards", "Log-probs of the responses"}
+    assert wanted <= set(page.titles) and not any(title.startswith("Held-out") for title in page.titles)
+    assert "Direct preference optimization" in page.text and "chance" in page.text and "no preference" in page.text
+    assert "Everything else" not in page.text
+
+
+def test_the_loss_of_ipo_is_not_in_nats(tmp_path):
+    for loss in ("dpo", "ipo"):
+        path = write_run(
+            tmp_path / loss, [{"step": 1, "loss": 25.0}], {"command": "train_dpo"}, f"dpo: {{loss: {loss}}}"
+        )
+        build_report([path], tmp_path / f"{loss}.html")
+        html = (tmp_path / f"{loss}.html").read_text()
+        chart = html[html.index("<h4>Loss</h4>") :]
+        assert (">nats<" in chart[: chart.index("</figure>")]) == (loss == "dpo")
 
 
 def test_runs_of_one_kind_share_axes_and_kinds_do_not(runs, tmp_path):

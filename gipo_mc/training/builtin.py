@@ -79,7 +79,7 @@ def dpo_base() -> dict[str, Any]:
         train={"batch_size": 64},
         parallel={"micro_batch_size": 64},
         checkpoint={"every": 100},
-        eval={"every": 50, "prompts": 256},
+        eval={"every": 20, "prompts": 256},
     )
 
 

@@ -1,4 +1,5 @@
-"""Masks, whitening and reward normalisation around generalised advantage estimation (which is `gipo_mc.ops`)."""
+"""Around generalised advantage estimation (which is `gipo_mc.ops`): masks, whitening, reward normalisation, and the
+advantages that need no critic because they compare a response with the other samples of its prompt."""
 
 from __future__ import annotations
 
@@ -42,3 +43,35 @@ def normalise_reward(reward_B: Tensor, mean: float, std: float, clip: float = 0.
     """
     score_B = ((reward_B.double() - mean) / max(std, _STD_FLOOR)).to(reward_B.dtype)
     return score_B.clamp(-clip, clip) if clip > 0 else score_B
+
+
+def leave_one_out(reward_B: Tensor, samples: int) -> Tensor:
+    """RLOO: A_i = r_i - mean of the rewards of the prompt's other samples, [B] (Ahmadian et al., arXiv 2402.14740).
+
+    reward_B: [B], rewards of whole responses (KL penalty included), the `samples` of a prompt side by side.
+    """
+    reward_PK = _by_prompt(reward_B, samples)
+    return ((reward_PK - reward_PK.mean(dim=1, keepdim=True)) * samples / (samples - 1)).flatten().to(reward_B.dtype)
+
+
+def prompt_normalised(reward_B: Tensor, samples: int) -> Tensor:
+    """GRPO: A_i = (r_i - mean) / (std + 1e-6) over the prompt's samples, [B] (Shao et al., arXiv 2402.03300).
+
+    As `leave_one_out`; a prompt whose samples earn the same gives 0.
+    """
+    reward_PK = _by_prompt(reward_B, samples)
+    centred_PK = reward_PK - reward_PK.mean(dim=1, keepdim=True)
+    return (centred_PK / (reward_PK.std(dim=1, keepdim=True) + 1e-6)).flatten().to(reward_B.dtype)
+
+
+def _by_prompt(reward_B: Tensor, samples: int) -> Tensor:
+    if samples < 2 or len(reward_B) % samples:
+        raise ValueError(f"{len(reward_B)} rewards are not {samples} (at least 2) samples of every prompt.")
+    return reward_B.detach().double().reshape(-1, samples)
+
+
+def per_token(advantage_B: Tensor, length_B: Tensor, time: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """(A_it = A_i [B, time], the number, sum and sum of squares over response tokens that `whiten` takes)."""
+    advantage_BT = torch.where(response_mask(length_B, time), advantage_B[:, None], 0.0)
+    exact = advantage_BT.double()
+    return advantage_BT, (length_B.sum().double(), exact.sum(), exact.square().sum())

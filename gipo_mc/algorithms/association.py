@@ -1,4 +1,4 @@
-"""How strongly two things go together: correlation, AUC and mutual information, for the group diagnostics."""
+"""How strongly two things go together: (partial) correlation, AUC and mutual information, for the diagnostics."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def correlation(x_B: Tensor, y_B: Tensor) -> float:
             return 0.0
     x, y = x - x.mean(), y - y.mean()
     return max(-1.0, min(1.0, float((x @ y) / (x.norm() * y.norm()))))
+
+
+def partial_correlation(x_B: Tensor, y_B: Tensor, given_B: Tensor) -> float:
+    """Correlation of x and y at equal `given`, (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2)(1 - r_yz^2)), all [B].
+
+    In [-1, 1]; 0 where `given` alone determines one of them, which leaves nothing to go together.
+    """
+    xy, xz, yz = correlation(x_B, y_B), correlation(x_B, given_B), correlation(y_B, given_B)
+    left = (1.0 - xz * xz) * (1.0 - yz * yz)
+    return max(-1.0, min(1.0, (xy - xz * yz) / left**0.5)) if left > 1e-9 else 0.0
 
 
 def auc(score_B: Tensor, positive_B: Tensor) -> float:

@@ -1,11 +1,18 @@
-"""Whitening, masks and reward normalisation."""
+"""Whitening, masks, reward normalisation, and advantages that need no critic."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gipo_mc.algorithms.advantages import normalise_reward, response_mask, whiten
+from gipo_mc.algorithms.advantages import (
+    leave_one_out,
+    normalise_reward,
+    per_token,
+    prompt_normalised,
+    response_mask,
+    whiten,
+)
 
 
 def sums(advantage, length):
@@ -78,3 +85,36 @@ def test_normalise_reward():
     torch.testing.assert_close(normalise_reward(reward, 1.0, 2.0), torch.tensor([0.0, 1.0, 24.5]))
     torch.testing.assert_close(normalise_reward(reward, 1.0, 2.0, clip=5.0), torch.tensor([0.0, 1.0, 5.0]))
     assert normalise_reward(torch.full((3,), 0.3), float(torch.tensor(0.3)), 0.0).tolist() == [0.0] * 3
+
+
+def test_leave_one_out_by_hand():
+    reward = torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 5.0])  # two prompts, three samples each
+    assert leave_one_out(reward, 3).tolist() == pytest.approx([1 - 4, 2 - 3.5, 6 - 1.5, 0, 0, 0])
+    assert leave_one_out(reward[:2], 2).tolist() == [-1.0, 1.0]
+
+
+def test_prompt_normalised_by_hand():
+    found = prompt_normalised(torch.tensor([1.0, 2.0, 3.0, 5.0, 5.0, 5.0]), 3)
+    assert found.tolist() == pytest.approx([-1, 0, 1, 0, 0, 0], abs=1e-5)
+
+
+@pytest.mark.parametrize("compare", [leave_one_out, prompt_normalised])
+def test_comparing_samples_forgets_what_a_prompt_is_worth(compare):
+    reward = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    prompt = torch.tensor([3.0, -7.0, 100.0], dtype=torch.float64).repeat_interleave(4)
+    torch.testing.assert_close(compare(reward + prompt, 4), compare(reward, 4))
+    torch.testing.assert_close(compare(reward, 4).reshape(3, 4).sum(1), torch.zeros(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("rows", "samples"), [(4, 1), (5, 2)])
+def test_samples_that_cannot_be_compared(rows, samples):
+    with pytest.raises(ValueError, match=f"{rows} rewards are not {samples}"):
+        leave_one_out(torch.zeros(rows), samples)
+
+
+def test_per_token_gives_what_whitening_takes():
+    length = torch.tensor([2, 0, 1])
+    advantage, found = per_token(torch.tensor([1.0, 5.0, -3.0]), length, 2)
+    assert advantage.tolist() == [[1, 1], [0, 0], [-3, 0]]
+    assert [float(x) for x in found] == [3, -1, 11]
+    assert float(whiten(advantage, length, *found).sum()) == pytest.approx(0.0, abs=1e-6)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gipo_mc.algorithms.association import auc, correlation, domain_auc, mutual_information
+from gipo_mc.algorithms.association import auc, correlation, domain_auc, mutual_information, partial_correlation
 
 
 def test_correlation():
@@ -53,3 +53,24 @@ def test_mutual_information():
     # joint (3/8, 1/8; 1/8, 3/8): 6/8 ln(3/2) + 2/8 ln(1/2)
     soft = torch.tensor([[0.75, 0.25], [0.25, 0.75]])
     assert mutual_information(soft, ["a", "b"]) == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+
+
+def test_partial_correlation_takes_the_third_out():
+    g = torch.Generator().manual_seed(0)
+    length, noise, reward = torch.randn(3, 500, generator=g, dtype=torch.float64)
+    follows = length + 0.1 * noise  # of the length, and of nothing else
+    rewarded = length + reward
+    assert correlation(follows, rewarded) > 0.6
+    assert abs(partial_correlation(follows, rewarded, length)) < 0.1
+    assert partial_correlation(length + reward, rewarded, length) == pytest.approx(1.0)
+    # Against the correlation of what is left after regressing both on the third.
+    left = [x - x.mean() - (x - x.mean()) @ (length - length.mean()) / (length - length.mean()).square().sum()
+            * (length - length.mean()) for x in (follows, rewarded)]  # fmt: skip
+    assert partial_correlation(follows, rewarded, length) == pytest.approx(correlation(*left))
+    assert partial_correlation(length, rewarded, length) == 0.0
+
+
+def test_the_three_of_a_constant():
+    constant, rising = torch.ones(4), torch.arange(4.0)
+    assert partial_correlation(constant, rising, rising) == 0.0
+    assert partial_correlation(rising, rising, constant) == pytest.approx(1.0)

@@ -17,6 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gipo_mc.errors import ConfigError
+from gipo_mc.presets import PRESETS
+from gipo_mc.presets import apply as apply_presets
 
 Fraction = Field(ge=0.0, le=1.0)
 
@@ -87,7 +89,8 @@ class DataConfig(Section):
 
 
 class RolloutConfig(Section):
-    batch_size: int = Field(64, ge=1, description="prompts of one iteration, over all ranks")
+    batch_size: int = Field(64, ge=1, description="responses of one iteration, over all ranks")
+    samples_per_prompt: int = Field(1, ge=1, description="responses to each prompt; batch_size is a multiple of it")
     temperature: float = Field(1.0, gt=0, description="sampling temperature; log-probs use the same")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus mass; 1: off")
     top_k: int = Field(0, ge=0, description="candidates kept; 0: all")
@@ -97,28 +100,58 @@ class RolloutConfig(Section):
 
 
 class AlgorithmConfig(Section):
-    name: Literal["gi_ppo", "ppo", "ppo_no_kl"] = Field("gi_ppo", description="what is trained")
-    groups: int = Field(2, ge=1, le=16, description="inferred groups M")
-    group_input: Literal["xy", "prompt"] = Field("xy", description="what the classifier reads")
-    group_head: Literal["mlp", "linear"] = Field("mlp", description="classifier on the critic's features")
-    group_trunk: Literal["detached", "shared"] = Field("detached", description="does its gradient reach the critic")
-    signal: Literal["reward", "log_prob_advantage"] = Field(
-        "reward", description="S: normalised reward, or sum_t log pi A (the paper to the letter)"
+    """What is trained, and how; docs/algorithm.md has the formulas. `name` sets other keys, see `gipo_mc.presets`."""
+
+    name: str = Field("gi_ppo", description="a known combination of the keys below; algorithm.preset is the same")
+    # ------------------------------------------------------------------------------------- where the groups come from
+    groups_from: Literal["classifier", "none", "domain", "reward", "uniform"] = Field(
+        "classifier",
+        description="group probabilities p: inferred; one group; known domains (oracle); reward above its mean; 1/M",
     )
-    weights: Literal["size", "population"] = Field("size", description="omega_g of the variance")
-    group_statistics: Literal["exact", "rollout"] = Field(
-        "exact", description="statistics of later mini-batches: a forward pass first, or the rollout's"
+    groups: int = Field(2, ge=1, le=16, description="groups M (domain: as many as the prompts have domains)")
+    assignment: Literal["soft", "hard"] = Field("soft", description="the policy side uses p, or 1 for the likeliest")
+    group_input: Literal["xy", "prompt"] = Field("xy", description="what the classifier reads")
+    group_head: Literal["mlp", "linear"] = Field("mlp", description="classifier on the trunk's features")
+    group_trunk: Literal["detached", "shared", "own"] = Field(
+        "detached", description="the critic's trunk without or with the classifier's gradient, or a model of its own"
+    )
+    classifier_every: int = Field(1, ge=1, description="train the classifier in one of so many iterations")
+    beta_critic: float = Field(1.0, ge=0, description="weight of R_var in the classifier's loss")
+    balance: float = Field(0.0, ge=0, description="weight of KL(mean p || uniform) in the classifier's loss")
+    # ------------------------------------------------------------------------------------------------- the signal S
+    signal: Literal["reward", "return", "advantage"] = Field("reward", description="X of the signal S")
+    signal_form: Literal["value", "log_prob"] = Field("value", description="S of X itself, or of log pi X (the paper)")
+    signal_tokens: Literal["mean", "sum"] = Field("mean", description="S over the tokens of a response")
+    signal_normalize: bool = Field(True, description="S minus its mean, over its running standard deviation")
+    signal_decay: float = Field(0.95, ge=0, lt=1, description="EMA of means and standard deviations")
+    weights: Literal["size", "population"] = Field("size", description="omega_g of the variance: P_g / N, or 1 / M")
+    # ------------------------------------------------------------------------------------------------- the policy side
+    penalty: Literal["variance", "none", "group_dro"] = Field(
+        "variance", description="beta R_var in the policy loss, nothing, or group-DRO weights of the groups"
     )
     beta_policy: float = Field(0.3, ge=0, description="weight of R_var in the policy loss")
     beta_ramp: int = Field(20, ge=0, description="iterations over which beta_policy rises from 0")
-    beta_critic: float = Field(1.0, ge=0, description="weight of R_var in the classifier's loss")
     mass_floor: float = Field(0.05, ge=0, lt=0.5, description="groups with less mass do not move the policy")
-    reweight_cap: float = Field(0.8, gt=0, description="bound of 2 beta |R_g - Rbar|")
-    best_group_decay: float = Field(0.9, ge=0, lt=1, description="EMA of the reward by group that picks g_high")
-    signal_decay: float = Field(0.95, ge=0, lt=1, description="EMA of the signal's standard deviation")
-    adaptive_kl: bool = Field(True, description="weight each sequence's KL by p_i,high (gi_ppo only)")
-    kl_coef: float = Field(0.05, ge=0, description="KL penalty per token (eta for adaptive KL)")
+    reweight_cap: float = Field(0.8, ge=0, description="bound of 2 beta |R_g - Rbar|; 0: off")
+    dro_step: float = Field(0.05, ge=0, description="group_dro: step of the exponentiated gradient, an iteration")
+    group_statistics: Literal["exact", "rollout"] = Field(
+        "exact", description="statistics of later mini-batches: a forward pass first, or the rollout's"
+    )
+    best_group: Literal["reward", "objective"] = Field(
+        "reward", description="g_high has the highest mean raw reward, or the highest R_g (the paper)"
+    )
+    best_group_decay: float = Field(0.9, ge=0, lt=1, description="EMA of what picks g_high")
+    # --------------------------------------------------------------------------------------------------- KL and PPO
+    kl_penalty: Literal["adaptive", "fixed", "none", "adaptive_mean"] = Field(
+        "adaptive", description="a sequence's KL is weighted by eta p_i,high; eta; 0; eta mean_i p_i,high"
+    )
+    kl_coef: float = Field(0.05, ge=0, description="KL penalty eta per token")
+    kl_target: float = Field(0.0, ge=0, description="eta follows this KL, nats per response; 0: eta is constant")
+    kl_in: Literal["reward", "loss"] = Field("reward", description="where the penalty stands")
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k1", description="estimator of the KL to the reference")
+    advantage: Literal["gae", "rloo", "grpo"] = Field(
+        "gae", description="from a critic, or from the other samples of the prompt (no critic): minus mean; over std"
+    )
     gamma: float = Field(1.0, gt=0, le=1, description="discount")
     lam: float = Field(0.95, ge=0, le=1, description="GAE lambda")
     clip: float = Field(0.2, gt=0, description="clip range of the ratio")
@@ -129,7 +162,55 @@ class AlgorithmConfig(Section):
     normalize_reward: bool = Field(False, description="score = (reward - running mean) / running std")
     epochs: int = Field(1, ge=1, description="passes over a rollout batch")
     mini_batch_size: int = Field(32, ge=1, description="sequences of one optimizer step, over all ranks")
-    critic_warmup: int = Field(0, ge=0, description="first iterations that train the critic only")
+    critic_epochs: int = Field(0, ge=0, description="the same for critic and classifier (stage 1); 0: as epochs")
+    critic_warmup: int = Field(0, ge=0, description="first iterations that train critic and classifier only")
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in PRESETS:
+            raise ValueError(f"algorithm.name={value!r} is no known algorithm: write one of {', '.join(PRESETS)}")
+        return value
+
+    @field_validator("groups_from", "kl_penalty", "penalty", mode="before")
+    @classmethod
+    def _yaml_null(cls, value: object) -> object:
+        return "none" if value is None else value
+
+    @property
+    def inferred(self) -> bool:
+        """Is there a classifier?"""
+        return self.groups_from == "classifier" and self.groups > 1
+
+    @property
+    def group_count(self) -> int:
+        """M, 1 where there are no groups."""
+        return 1 if self.groups_from == "none" else self.groups
+
+    def problems(self) -> list[str]:
+        """Combinations of keys that have no meaning, each with the fix."""
+        found = []
+        if self.groups_from == "reward" and self.groups != 2:
+            found.append(
+                f"algorithm.groups_from=reward makes two groups, above and below the mean, not algorithm.groups="
+                f"{self.groups}: set algorithm.groups=2"
+            )
+        if self.kl_in == "loss" and self.kl_estimator == "k1" and self.kl_penalty != "none":
+            found.append(
+                "algorithm.kl_in=loss with algorithm.kl_estimator=k1 has a gradient of mean 0 and holds nothing back: "
+                "set algorithm.kl_estimator=k2"
+            )
+        if self.advantage != "gae" and self.inferred and self.group_trunk != "own":
+            found.append(
+                f"algorithm.advantage={self.advantage} has no critic for the classifier to stand on: set "
+                "algorithm.group_trunk=own"
+            )
+        if self.advantage != "gae" and self.critic_warmup and not self.inferred:
+            found.append(
+                f"algorithm.advantage={self.advantage} has no critic to train in the first algorithm.critic_warmup="
+                f"{self.critic_warmup} iterations: set algorithm.critic_warmup=0"
+            )
+        return found
 
 
 class OptimizerConfig(Section):
@@ -190,7 +271,18 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:
-        problems = []
+        problems = self.algorithm.problems()
+        samples = self.rollout.samples_per_prompt
+        if self.rollout.batch_size % samples:
+            problems.append(
+                f"rollout.batch_size={self.rollout.batch_size} is no multiple of rollout.samples_per_prompt={samples}: "
+                f"set it to {-(-self.rollout.batch_size // samples) * samples}"
+            )
+        if self.algorithm.advantage != "gae" and samples < 2:
+            problems.append(
+                f"algorithm.advantage={self.algorithm.advantage} compares the samples of a prompt, and there is one: "
+                "set rollout.samples_per_prompt=4"
+            )
         if self.algorithm.mini_batch_size > self.rollout.batch_size:
             problems.append(
                 f"algorithm.mini_batch_size={self.algorithm.mini_batch_size} is larger than "
@@ -233,20 +325,31 @@ def load_config(path: str | None, overrides: list[str], base: dict[str, Any] | N
                 f"Not understood: {' '.join(bad)}. Overrides are written key.sub=value, for example run.iterations=50."
             )
         layers.append(OmegaConf.from_dotlist(overrides))
-        raw = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
+        named = apply_presets([_plain(layer, path) for layer in layers])
+        raw = OmegaConf.to_container(OmegaConf.merge(*map(OmegaConf.create, named)), resolve=True)
     except (OmegaConfBaseException, OSError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"The configuration {path or ''} cannot be read: {error}") from error
     except Exception as error:
         if type(error).__module__.startswith("yaml"):
             raise ConfigError(f"The configuration {path} is not valid YAML: {error}") from error
         raise
-    if not isinstance(raw, dict):
-        raise ConfigError(f"The configuration {path} must hold sections such as 'run:', not a {type(raw).__name__}.")
-    return validate(raw)  # type: ignore[arg-type]
+    return _validate(raw)  # type: ignore[arg-type]
+
+
+def _plain(layer: Any, path: str | None) -> dict[str, Any]:
+    plain = OmegaConf.to_container(layer, resolve=False)
+    if not isinstance(plain, dict):
+        raise ConfigError(f"The configuration {path} must hold sections such as 'run:', not a {type(plain).__name__}.")
+    return plain  # type: ignore[return-value]
 
 
 def validate(raw: dict[str, Any]) -> Config:
     """`Config` from a plain dictionary; every problem in one ConfigError."""
+    layers = map(OmegaConf.create, apply_presets([raw]))
+    return _validate(OmegaConf.to_container(OmegaConf.merge(*layers)))  # type: ignore[arg-type]
+
+
+def _validate(raw: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
@@ -316,6 +419,8 @@ def describe(section: type[BaseModel] = Config, prefix: str = "") -> list[tuple[
             rows += describe(annotation, f"{prefix}{name}.")
         else:
             default, meaning = field.get_default(call_default_factory=True), field.description or ""
+            if annotation is str and f"{prefix}{name}" == "algorithm.name":
+                meaning += f" ({', '.join(PRESETS)})"
             if get_origin(annotation) is Literal:
                 meaning += f" ({', '.join(get_args(annotation))})"
             rows.append((f"{prefix}{name}", repr(default), meaning))

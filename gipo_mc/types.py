@@ -106,9 +106,9 @@ class Scores:
     behaviour_logp_BT: policy that generated (training forward, at temperature).
     entropy_BT: entropy of that policy in nats.
     reference_logp_BT: frozen SFT policy.
-    values_BT: critic's value of the state before response token t.
+    values_BT: critic's value of the state before response token t; 0 without a critic.
     reward_B: raw reward of the whole response, in reward-model units.
-    group_probs_BM: p_phi(g|x,y), rows sum to 1.
+    group_probs_BM: p_phi(g|x,y) of the classifier, rows sum to 1; [B, 1] of ones without a classifier.
     """
 
     behaviour_logp_BT: Tensor
@@ -123,16 +123,22 @@ class Scores:
 class Experience:
     """Rollout + scores after shaping: what the updates train on, identical on every rank, float32.
 
-    advantage_BT: whitened GAE advantages. return_BT: targets of the critic.
+    group_probs_BM: the group probabilities that the policy side uses: the classifier's, their hard assignment, or what
+        takes their place (`algorithms.group_source`); the classifier itself is trained with those of the scores.
+    advantage_BT: what multiplies the ratio (whitened GAE; group-DRO's weights included). return_BT: targets of the
+        critic.
     kl_B: sum over the response of the KL estimate to the reference, unweighted.
     kl_weight_B: eta_i, the weight of each sequence's KL (adaptive: kl_coef * p_i,high).
-    signal_B: normalised reward, the classifier's signal and the value part of S.
+    signal_B: S_i at the behaviour policy, the classifier's signal (`algorithms.signal`).
+    signal_BT: X_it of S_i = agg_t log pi X_it, where the signal has that form; None: S_i is a value.
     """
 
     rollout: Rollout
     scores: Scores
+    group_probs_BM: Tensor
     advantage_BT: Tensor
     return_BT: Tensor
     kl_B: Tensor
     kl_weight_B: Tensor
     signal_B: Tensor
+    signal_BT: Tensor | None = None

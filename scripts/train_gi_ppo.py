@@ -1,4 +1,4 @@
-"""Train a policy with Group-Invariant PPO, or with PPO with and without KL (algorithm.name).
+"""Train a policy with Group-Invariant PPO, or with one of its baselines, controls and oracles (algorithm.name).
 
 Without any argument: the built-in task, sized to the ranks and the device there are.
 """

@@ -19,7 +19,7 @@ from tests.source_rules import ROOT, bound_names, dotted, imports, module_name, 
 
 #: From the bottom up: a file imports from its own layer or a lower one.
 LAYERS = ("values", "ops", "algorithms", "parallel", "models", "data", "training", "evaluation", "scripts")
-VALUES = ("gipo_mc", "gipo_mc.errors", "gipo_mc.config", "gipo_mc.types")
+VALUES = ("gipo_mc", "gipo_mc.errors", "gipo_mc.config", "gipo_mc.presets", "gipo_mc.types")
 #: What a layer may not use, although the order of layers would allow it.
 FORBIDDEN = {
     "values": ("torch.distributed", "megatron"),

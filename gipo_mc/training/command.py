@@ -10,6 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from gipo_mc import presets
 from gipo_mc.config import Config, ModelConfig, check_layout, describe, load_config
 from gipo_mc.errors import EXIT_INTERRUPTED, GipoError
 from gipo_mc.parallel import runtime
@@ -81,4 +82,4 @@ def _options() -> str:
     rows = describe()
     width = max(len(key) for key, _, _ in rows)
     lines = [f"  {key:<{width}}  {meaning} [{default}]" for key, default, meaning in rows]
-    return "options (key, meaning, [default]):\n" + "\n".join(lines)
+    return "\n".join(["options (key, meaning, [default]):", *lines, "", "algorithm.name:", *presets.lines()])

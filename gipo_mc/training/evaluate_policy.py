@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gipo_mc.config import Config
-from gipo_mc.training.rl_metrics import by_domain
+from gipo_mc.training.rl_metrics import by_domain, worst_domain
 from gipo_mc.training.rl_setup import RLSetup
 from gipo_mc.training.rollout import roll_out
 from gipo_mc.types import Prompt
@@ -13,8 +13,8 @@ def evaluate_policy(setup: RLSetup, config: Config) -> dict[str, float]:
     """Sample one response for the first `eval.prompts` held-out prompts of each domain, always with the same random
     numbers, so that two evaluations differ by the policy alone.
 
-    Metrics "eval/reward/mean", "eval/reward/domain/<name>", "eval/length" and, with eval.reward, "gold/mean" and
-    "gold/domain/<name>".
+    Metrics "eval/reward/mean", "eval/reward/domain/<name>", "eval/length" and, with eval.reward, "gold/mean",
+    "gold/domain/<name>" and "worst/domain_gold".
     """
     assert setup.held_out is not None, "the caller checks that there are held-out prompts"
     prompts = _held_out(setup, config.eval.prompts)
@@ -28,6 +28,7 @@ def evaluate_policy(setup: RLSetup, config: Config) -> dict[str, float]:
     if setup.gold is not None:
         gold_B = setup.gold(prompts, rollout)
         metrics |= {"gold/mean": float(gold_B.mean()), **by_domain(gold_B, rollout.domain_B, "gold")}
+        metrics |= worst_domain(gold_B, rollout.domain_B, "worst/domain_gold")
     return metrics
 
 

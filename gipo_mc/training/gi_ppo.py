@@ -2,12 +2,16 @@
 
 prompts -> rollout -> scores -> experience -> critic and group classifier -> policy -> log, checkpoint.
 
-PPO with and without KL are the same loop: `algorithm.name` turns group inference and the KL penalty off.
+The baselines and controls are the same loop: `algorithm.name` sets where groups, KL weights and advantages come from
+(`gipo_mc.presets`), and no line here depends on it.
 """
 
 from __future__ import annotations
 
-from gipo_mc.algorithms.group_inference import GroupState, warnings
+from dataclasses import replace
+
+from gipo_mc.algorithms.group_diagnostics import count_alarms, warnings
+from gipo_mc.algorithms.group_inference import GroupState
 from gipo_mc.config import Config
 from gipo_mc.errors import NumericsError
 from gipo_mc.training.evaluate_policy import evaluate_policy
@@ -29,7 +33,7 @@ PATIENCE = 3
 
 
 def train(config: Config) -> None:
-    """Run GI-PPO, PPO or PPO without KL as configured, from the start or from the run folder's last checkpoint."""
+    """Run the algorithm as configured, from the start or from the run folder's last checkpoint."""
     with open_session(config, "train_gi_ppo") as session:
         setup = set_up(session)
         state = restore(session, setup)
@@ -61,15 +65,16 @@ def iterate(session: Session, setup: RLSetup, state: GroupState, step: int) -> t
         rollout = roll_out(setup.policy_model, setup.tokenizer, prompts, config, step, on_step=tell)
     scores = score(models, prompts, rollout, config, phases)
     with phases("advantages"):
-        experience, state = shape(rollout, scores, state, config)
+        experience, state = shape(rollout, scores, state, config, setup.group_source)
     with phases("update_critic"), session.progress("critic", len(prompts)) as tell:
-        critic_metrics = update_critic(models.critic, experience, config, step, tell)
+        critic_metrics = update_critic(models, experience, config, step, tell)
     policy_metrics: dict[str, float] = {}
     if step >= config.algorithm.critic_warmup:
         with phases("update_policy"), session.progress("policy", len(prompts)) as tell:
             policy_metrics = update_policy(models.policy, experience, config, step, tell)
 
     metrics = iteration_metrics(experience, state, config, step) | critic_metrics | policy_metrics
+    state = replace(state, alarms=count_alarms(state.alarms, metrics, config.algorithm.inferred))
     if session.evaluation_due(step + 1) and setup.held_out is not None:
         with phases("evaluation"):
             metrics |= evaluate_policy(setup, config)
@@ -94,11 +99,11 @@ def _show(
     if session.logger:
         session.logger.samples(step + 1, sample_rows(prompts, experience, setup.tokenizer, SAMPLES))
     dtype = str(session.dtype).removeprefix("torch.")
-    for text in [*warnings(metrics, state), sampler_warning(metrics, dtype)]:
+    for text in [*warnings(state.alarms, metrics, state.best_group), sampler_warning(metrics, dtype)]:
         if text:
             session.warn(text)
 
 
 def _all_skipped(metrics: dict[str, float], step: int, config: Config) -> bool:
-    updated = [name for name in ("policy/grad_norm", "critic/grad_norm") if name in metrics]
+    updated = [name for name in metrics if name.endswith("/grad_norm")]
     return not updated or (step >= config.algorithm.critic_warmup and "policy/grad_norm" not in metrics)

@@ -14,7 +14,14 @@ from megatron.core import parallel_state
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gipo_mc.ops import TokenObjective, TokenStatistics, group_objective, token_objective, token_statistics
+from gipo_mc.ops import (
+    GroupObjective,
+    TokenObjective,
+    TokenStatistics,
+    group_objective,
+    token_objective,
+    token_statistics,
+)
 from gipo_mc.parallel.engine import LastStage, Outputs
 from gipo_mc.training.batching import MicroBatch
 
@@ -47,16 +54,23 @@ def response_statistics(
 
 
 def response_objective(
-    model: Any, hidden_LBH: Tensor, batch: MicroBatch, temperature: float, logit_rows: int, **inputs: Any
+    model: Any,
+    hidden_LBH: Tensor,
+    batch: MicroBatch,
+    temperature: float,
+    logit_rows: int,
+    signal: dict[str, Any] | None = None,
+    **inputs: Any,
 ) -> TokenObjective:
     """The group objective of the response tokens, and the sum of the entropies of each sequence.
 
-    inputs: what `gipo_mc.ops.group_objective` takes beside log-probs and lengths. Where this rank holds the whole
-    vocabulary and all logits exist at a time, one op goes from the logits to the objective; otherwise the log-probs
-    stand between. The numbers are the same.
+    inputs: what `gipo_mc.ops.group_objective` takes beside log-probs and lengths. signal: see `objective_with_signal`.
+    Without it, where this rank holds the whole vocabulary and all logits exist at a time, one op goes from the logits
+    to the objective; otherwise the log-probs stand between. The numbers are the same.
     """
     length_B, tokens = batch.sequences.response_length_B, len(batch.state_N)
-    if parallel_state.get_tensor_model_parallel_world_size() == 1 and (not logit_rows or tokens <= logit_rows):
+    whole = parallel_state.get_tensor_model_parallel_world_size() == 1 and (not logit_rows or tokens <= logit_rows)
+    if whole and signal is None:
         return token_objective(
             model.lm_logits(hidden_LBH.flatten(0, 1)[batch.state_N]),
             batch.target_N,
@@ -67,8 +81,19 @@ def response_objective(
             **inputs,
         )
     statistics = response_statistics(model, hidden_LBH, batch, temperature, logit_rows)
-    objective = group_objective(batch.to_response_BT(statistics.logp_N), length_B=length_B, **inputs)
+    objective = objective_with_signal(batch.to_response_BT(statistics.logp_N), length_B, inputs, signal)
     return TokenObjective(objective, batch.to_response_BT(statistics.entropy_N).sum(dim=1))
+
+
+def objective_with_signal(
+    logp_BT: Tensor, length_B: Tensor, inputs: dict[str, Any], signal: dict[str, Any] | None
+) -> GroupObjective:
+    """The group objective of log-probs; with `signal` its scores and their group sums are those of other inputs."""
+    objective = group_objective(logp_BT, length_B=length_B, **inputs)
+    if signal is None:
+        return objective
+    own = group_objective(logp_BT, length_B=length_B, **signal)
+    return objective._replace(score_B=own.score_B, mass_M=own.mass_M, weighted_M=own.weighted_M)
 
 
 def by_rows(
@@ -134,6 +159,15 @@ def values_and_groups(groups: int, reads: str) -> LastStage:
         if groups > 1:
             outputs["groups"] = group_probabilities(model, hidden_LBH, batch, reads=reads, detach=True)
         return outputs
+
+    return last_stage
+
+
+def groups_alone(reads: str) -> LastStage:
+    """Output "groups" [b, M]."""
+
+    def last_stage(model: Any, hidden_LBH: Tensor, batch: MicroBatch) -> Outputs:
+        return {"groups": group_probabilities(model, hidden_LBH, batch, reads=reads, detach=True)}
 
     return last_stage
 

@@ -31,14 +31,14 @@ class MiniBatch:
         return len(self.rows_B)
 
 
-def mini_batches(experience: Experience, config: Config, step: int, purpose: str) -> Iterator[MiniBatch]:
-    """`algorithm.epochs` passes over the rollout batch, each in its own random order (a function of seed, step and
+def mini_batches(experience: Experience, config: Config, step: int, purpose: str, epochs: int) -> Iterator[MiniBatch]:
+    """`epochs` passes over the rollout batch, each in its own random order (a function of seed, step and
     epoch), in mini-batches of `algorithm.mini_batch_size` rows, or evenly fewer where that does not divide them."""
     sequences, settings = experience.rollout.sequences, config.algorithm
     count = len(sequences)
     blocks = split_rows(count, -(-count // settings.mini_batch_size))
     first = True
-    for epoch in range(settings.epochs):
+    for epoch in range(epochs):
         order = permutation(config.run.seed, f"{purpose}/epoch{epoch}", step, count)
         for block in blocks:
             rows_B = torch.from_numpy(order[block.start : block.stop].copy()).to(sequences.tokens_BL.device)

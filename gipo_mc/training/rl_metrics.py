@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.algorithms.advantages import response_mask
-from gipo_mc.algorithms.group_inference import GroupState, diagnostics
+from gipo_mc.algorithms.group_diagnostics import diagnostics
+from gipo_mc.algorithms.group_inference import GroupState
 from gipo_mc.algorithms.group_invariance import beta_at
 from gipo_mc.config import Config
 from gipo_mc.training.rewards import responses
-from gipo_mc.training.scoring import inferred_groups
 from gipo_mc.types import Experience, Prompt
 
 #: Largest difference of log-probs between sampler and training forward that is rounding; more is said in words.
@@ -26,6 +27,12 @@ def by_domain(values_B: Tensor, domains: Sequence[str], prefix: str) -> dict[str
         rows = [index for index, domain in enumerate(domains) if domain == name]
         metrics[f"{prefix}/domain/{name}"] = float(values_B[rows].mean())
     return metrics
+
+
+def worst_domain(values_B: Tensor, domains: Sequence[str], name: str) -> dict[str, float]:
+    """The lowest mean of a domain, under `name`; nothing where there is one domain."""
+    means = by_domain(values_B, domains, "").values()
+    return {name: min(means)} if len(means) > 1 else {}
 
 
 def iteration_metrics(experience: Experience, state: GroupState, config: Config, step: int) -> dict[str, float]:
@@ -48,14 +55,19 @@ def iteration_metrics(experience: Experience, state: GroupState, config: Config,
         "rollout/entropy": float(scores.entropy_BT[mask_BT].mean()),
         "rollout/logp_difference": float(difference_BT[mask_BT].max()),
         "rollout/logp_difference_mean": float(difference_BT[mask_BT].mean()),
-        "value/mean": float(scores.values_BT[mask_BT].mean()),
-        "return/mean": float(experience.return_BT[mask_BT].mean()),
+        **by_domain(experience.signal_B, rollout.domain_B, "objective"),
+        **worst_domain(scores.reward_B, rollout.domain_B, "worst/domain_reward"),
         "response/length": float(length_B.float().mean()),
         "response/truncated": float(rollout.truncated_B.float().mean()),
     }
-    if inferred_groups(config) > 1:
+    if settings.advantage == "gae":
+        metrics["value/mean"] = float(scores.values_BT[mask_BT].mean())
+        metrics["return/mean"] = float(experience.return_BT[mask_BT].mean())
+    if state.kl_coef is not None:
+        metrics["kl/coef"] = state.kl_coef
+    if settings.group_count > 1:
         metrics |= diagnostics(
-            scores.group_probs_BM,
+            experience.group_probs_BM,
             scores.reward_B,
             experience.kl_B,
             length_B,
@@ -63,11 +75,15 @@ def iteration_metrics(experience: Experience, state: GroupState, config: Config,
             score_B=experience.signal_B,
             best_group=state.best_group,
             weights=settings.weights,
-            beta=beta_at(step, settings.beta_policy, settings.beta_ramp),
+            beta=beta_at(step, settings.beta_policy, settings.beta_ramp) if settings.penalty == "variance" else 0.0,
             mass_floor=settings.mass_floor,
-            cap=settings.reweight_cap,
+            cap=settings.reweight_cap or math.inf,
         )
         metrics |= {"group/best": float(state.best_group or 0), "group/flips": float(state.flips)}
+        if settings.groups_from == "domain":
+            metrics["group/oracle"] = 1.0  # told the labels: not to be compared as a method
+        if settings.penalty == "group_dro":
+            metrics |= {f"group/{group}/weight": weight for group, weight in enumerate(state.weight_M)}
     return metrics
 
 
@@ -86,7 +102,7 @@ def sample_rows(
             "kl": float(experience.kl_B[row]),
             "length": int(rollout.sequences.response_length_B[row]),
             "truncated": bool(rollout.truncated_B[row]),
-            "group_probs": [round(p, 4) for p in scores.group_probs_BM[row].tolist()],
+            "group_probs": [round(p, 4) for p in experience.group_probs_BM[row].tolist()],
         }
         for row, text in enumerate(texts)
     ]

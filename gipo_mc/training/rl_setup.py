@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.algorithms.group_inference import GroupState
+from gipo_mc.algorithms.group_source import GroupSource
 from gipo_mc.config import Config
 from gipo_mc.data.loading import load_prompts, sources_of
 from gipo_mc.data.sets import PromptSet
@@ -17,16 +18,20 @@ from gipo_mc.data.tokenizer import same_tokens
 from gipo_mc.errors import ConfigError
 from gipo_mc.models.llama import LlamaModel
 from gipo_mc.parallel.engine import Engine
+from gipo_mc.presets import PRESETS
+from gipo_mc.training.model_sources import ModelSource
 from gipo_mc.training.rewards import FunctionReward, ModelReward, Reward, is_function, load_function
-from gipo_mc.training.scoring import Models, inferred_groups
+from gipo_mc.training.scoring import Models
 from gipo_mc.training.session import Session
 
 
 @dataclass(frozen=True)
 class RLSetup:
-    """What the loop works with. held_out: evaluation prompts, or None. gold: the reward that training never sees."""
+    """What the loop works with. group_source: where group probabilities come from. held_out: evaluation prompts, or
+    None. gold: the reward that training never sees."""
 
     models: Models
+    group_source: GroupSource
     tokenizer: PreTrainedTokenizerBase
     prompts: PromptSet
     held_out: PromptSet | None
@@ -42,12 +47,15 @@ class RLSetup:
     @property
     def engines(self) -> Mapping[str, Engine]:
         """What is trained, and so belongs into checkpoints."""
-        return {"policy": self.models.policy, "critic": self.models.critic}
+        trained = {
+            "policy": self.models.policy, "critic": self.models.critic, "classifier": self.models.classifier
+        }  # fmt: skip
+        return {role: engine for role, engine in trained.items() if engine is not None}
 
     @property
     def tokenizers(self) -> Mapping[str, PreTrainedTokenizerBase]:
-        """One for each role: the critic reads the policy's tokens."""
-        return {"policy": self.tokenizer, "critic": self.tokenizer}
+        """One for each role: all of them read the policy's tokens."""
+        return dict.fromkeys(self.engines, self.tokenizer)
 
 
 def set_up(session: Session) -> RLSetup:
@@ -62,8 +70,11 @@ def set_up(session: Session) -> RLSetup:
     policy_source = session.source(config.model.policy, "model.policy")
     reference_source = session.source(config.model.reference or config.model.policy, "model.reference")
     tokenizer = session.tokenizer(policy_source, config.model.tokenizer)
+    settings = config.algorithm
+    has_critic, own_trunk = settings.advantage == "gae", settings.inferred and settings.group_trunk == "own"
+    # Where there is neither, the policy's name stands for it: it is checked, and not loaded again.
     critic_name = config.model.critic or _critic_start(session, tokenizer)
-    critic_source = session.source(critic_name, "model.critic")
+    critic_source = session.source(critic_name, "model.critic") if has_critic or own_trunk else policy_source
     # Critic and reference read the policy's token ids.
     for source in (critic_source, reference_source):
         session.tokenizer(source, config.model.tokenizer or str(policy_source.folder))
@@ -77,48 +88,67 @@ def set_up(session: Session) -> RLSetup:
         held_out = load_prompts(config.data, tokenizer, seed=config.run.seed, part="evaluation")
 
     iterations = config.run.iterations
-    steps = optimizer_steps(config, iterations)
-    policy_steps = optimizer_steps(config, max(1, iterations - config.algorithm.critic_warmup))
-    groups = inferred_groups(config)
+    steps = optimizer_steps(config, iterations, settings.critic_epochs or settings.epochs)
+    policy_steps = optimizer_steps(config, max(1, iterations - settings.critic_warmup), settings.epochs)
+    classifier_steps = -(-steps // settings.classifier_every)
+    groups = group_source(config, prompts)
     reward = _reward(session, config.model.reward, "model.reward", tokenizer)
     gold = _reward(session, config.eval.reward, "eval.reward", tokenizer) if config.eval.reward else None
     models = Models(
         policy=session.load(policy_source, "lm", config.policy, total_steps=policy_steps),
         reference=session.load(reference_source, "lm"),
-        critic=session.load(
-            critic_source,
-            "critic" if groups > 1 else "value",
-            config.critic,
-            total_steps=steps,
-            groups=groups if groups > 1 else 0,
-        ),
+        critic=_critic(session, critic_source, steps, groups=settings.inferred and not own_trunk)
+        if has_critic
+        else None,
+        classifier=_critic(session, critic_source, classifier_steps, groups=True) if own_trunk else None,
         reward=reward,
     )
     session.header(
         [
-            ("algorithm", _describe_algorithm(config)),
+            ("algorithm", describe_algorithm(config)),
+            ("groups", describe_groups(config, groups)),
             ("policy", policy_source.name),
             ("reference", reference_source.name),
-            ("critic", critic_source.name),
+            ("critic", critic_source.name if has_critic else "none"),
             ("reward", config.model.reward),
             ("prompts", prompts.describe()),
             ("held out", held_out.describe() if held_out else "none"),
         ]
     )
-    return RLSetup(models, tokenizer, prompts, held_out, gold)
+    return RLSetup(models, groups, tokenizer, prompts, held_out, gold)
 
 
-def optimizer_steps(config: Config, iterations: int) -> int:
+def group_source(config: Config, prompts: PromptSet) -> GroupSource:
+    """Where the group probabilities of this run come from. Raises ConfigError where known domains do not fit."""
+    settings = config.algorithm
+    domains = tuple(sorted(prompts.domains)) if settings.groups_from == "domain" else ()
+    if settings.groups_from == "domain" and len(domains) != settings.groups:
+        raise ConfigError(
+            f"algorithm.groups_from=domain makes a group of each of the {len(domains)} domains of the prompts "
+            f"({', '.join(domains)}), not algorithm.groups={settings.groups}: "
+            + (f"set algorithm.groups={len(domains)}" if len(domains) > 1 else "give prompts of several domains")
+        )
+    return GroupSource(settings.groups_from, settings.group_count, domains, settings.assignment == "hard")
+
+
+def _critic(session: Session, source: ModelSource, steps: int, *, groups: bool) -> Engine:
+    """A critic, with the group classifier on it or without. As a classifier alone its value head is left as it is."""
+    config = session.config
+    count = config.algorithm.groups if groups else 0
+    return session.load(source, "critic" if groups else "value", config.critic, total_steps=steps, groups=count)
+
+
+def optimizer_steps(config: Config, iterations: int, epochs: int) -> int:
     """Optimizer steps in a number of iterations, for the learning-rate schedules."""
     settings = config.algorithm
-    return iterations * settings.epochs * math.ceil(config.rollout.batch_size / settings.mini_batch_size)
+    return iterations * epochs * math.ceil(config.rollout.batch_size / settings.mini_batch_size)
 
 
 def restore(session: Session, setup: RLSetup) -> GroupState:
     """Continue from the run folder's checkpoint; the group state to begin with."""
     state: dict[str, Any] | None = session.resume(setup.engines)
     if state is None:
-        return GroupState.initial(inferred_groups(session.config))
+        return GroupState.initial(session.config.algorithm.group_count)
     return GroupState.from_dict(state["groups"])
 
 
@@ -145,11 +175,34 @@ def _critic_start(session: Session, tokenizer: PreTrainedTokenizerBase) -> str:
     return model.policy
 
 
-def _describe_algorithm(config: Config) -> str:
+def describe_algorithm(config: Config) -> str:
+    """The preset, what was changed in it, and the numbers that matter."""
     settings = config.algorithm
-    if settings.name == "ppo_no_kl":
-        return "PPO without KL penalty"
-    if settings.name == "ppo":
-        return f"PPO with KL penalty {settings.kl_coef:g}"
-    kind = "adaptive KL" if settings.adaptive_kl else "KL"
-    return f"GI-PPO, {settings.groups} groups, {kind} {settings.kl_coef:g}, beta {settings.beta_policy:g}"
+    preset = PRESETS[settings.name]
+    changed = [
+        f"{key}={getattr(settings, key)}" for key, value in preset.algorithm.items() if getattr(settings, key) != value
+    ]
+    parts = [preset.title + (f" with {', '.join(changed)}" if changed else "")]
+    if settings.kl_penalty != "none":
+        parts.append(f"{settings.kl_penalty.replace('_', ' ')} KL {settings.kl_coef:g}")
+    if settings.penalty == "variance" and settings.group_count > 1:
+        parts.append(f"beta {settings.beta_policy:g}")
+    if settings.penalty == "group_dro":
+        parts.append(f"group-DRO step {settings.dro_step:g}")
+    if settings.advantage != "gae":
+        parts.append(f"{settings.advantage} of {config.rollout.samples_per_prompt} samples a prompt, no critic")
+    return ", ".join(parts)
+
+
+def describe_groups(config: Config, source: GroupSource) -> str:
+    """Where the groups come from, an oracle named as such."""
+    settings = config.algorithm
+    if source.oracle:
+        return f"ORACLE, told the known domains: {', '.join(source.domains)}"
+    kind = {
+        "classifier": f"{source.groups}, inferred ({settings.group_trunk} trunk, reads {settings.group_input})",
+        "none": "none",
+        "reward": "2, rewards above and below their running mean",
+        "uniform": f"{source.groups}, equally likely for every response",
+    }[settings.groups_from]
+    return kind + (", hard assignment" if source.hard else "")

@@ -20,9 +20,11 @@ from gipo_mc.types import Prompt, Rollout
 
 
 def take_prompts(prompts: PromptSet, config: Config, step: int) -> list[Prompt]:
-    """The prompts of iteration `step`, the same on every rank, a function of (seed, step)."""
-    rows = batch_indices(config.run.seed, "prompts", step, config.rollout.batch_size, len(prompts))
-    return [prompts[int(row)] for row in rows]
+    """The prompts of iteration `step`, each as often as it is answered, side by side; the same on every rank, a
+    function of (seed, step)."""
+    samples = config.rollout.samples_per_prompt
+    rows = batch_indices(config.run.seed, "prompts", step, config.rollout.batch_size // samples, len(prompts))
+    return [prompts[int(row)] for row in rows for _ in range(samples)]
 
 
 def sampling_noise(seed: int, purpose: str, step: int, prompts: Sequence[Prompt], count: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from gipo_mc.config import Config
 from gipo_mc.errors import NumericsError
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.training.batching import micro_batches, run_forward
-from gipo_mc.training.last_stage import token_log_probs, values_and_groups
+from gipo_mc.training.last_stage import groups_alone, token_log_probs, values_and_groups
 from gipo_mc.training.rewards import Reward
 from gipo_mc.training.timing import Phases
 from gipo_mc.types import Prompt, Rollout, Scores
@@ -19,17 +19,17 @@ from gipo_mc.types import Prompt, Rollout, Scores
 
 @dataclass(frozen=True)
 class Models:
-    """The four models of an RL run. The reference and the reward are frozen."""
+    """The models of an RL run. The reference and the reward are frozen.
+
+    critic: None where advantages need none. classifier: the group classifier where it has a trunk of its own, else
+    None, and it stands on the critic.
+    """
 
     policy: Engine
     reference: Engine
-    critic: Engine
+    critic: Engine | None
+    classifier: Engine | None
     reward: Reward
-
-
-def inferred_groups(config: Config) -> int:
-    """Groups that are inferred: M for gi_ppo, 1 (no classifier) for the baselines."""
-    return config.algorithm.groups if config.algorithm.name == "gi_ppo" else 1
 
 
 def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: Config, phases: Phases) -> Scores:
@@ -38,29 +38,37 @@ def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: C
     times = rollout.times
     batches = micro_batches(sequences, config.parallel.micro_batch_size, models.policy.layout)
     log_probs = token_log_probs(config.rollout.temperature, config.parallel.logit_rows)
-    groups = inferred_groups(config)
     with phases("behaviour_logprob"):
         widths = {"logp": times, "entropy": times}
         behaviour = run_forward(models.policy, batches, len(sequences), log_probs, widths)
     with phases("reference_logprob"):
         reference = run_forward(models.reference, batches, len(sequences), log_probs, {"logp": times})
     with phases("values"):
-        widths = {"values": times} | ({"groups": groups} if groups > 1 else {})
-        stage = values_and_groups(groups, config.algorithm.group_input)
-        critic = run_forward(models.critic, batches, len(sequences), stage, widths)
+        values_BT = torch.zeros_like(behaviour["logp"])
+        group_probs_BM = values_BT.new_ones(len(sequences), 1)
+        groups = config.algorithm.groups if config.algorithm.inferred else 1
+        if models.critic is not None:
+            on_critic = groups if models.classifier is None else 1
+            widths = {"values": times} | ({"groups": groups} if on_critic > 1 else {})
+            stage = values_and_groups(on_critic, config.algorithm.group_input)
+            critic = run_forward(models.critic, batches, len(sequences), stage, widths)
+            values_BT, group_probs_BM = critic["values"], critic.get("groups", group_probs_BM)
+        if models.classifier is not None:
+            stage = groups_alone(config.algorithm.group_input)
+            found = run_forward(models.classifier, batches, len(sequences), stage, {"groups": groups})
+            group_probs_BM = found["groups"]
     with phases("rewards"):
         reward_B = models.reward(prompts, rollout)
     _check_finite("reward", reward_B)
-    _check_finite("value", critic["values"])
+    _check_finite("value", values_BT)
     _check_finite("log-prob", behaviour["logp"])
-    probabilities = critic["groups"] if groups > 1 else torch.ones_like(reward_B).unsqueeze(1)
     return Scores(
         behaviour_logp_BT=behaviour["logp"],
         entropy_BT=behaviour["entropy"],
         reference_logp_BT=reference["logp"],
-        values_BT=critic["values"],
+        values_BT=values_BT,
         reward_B=reward_B,
-        group_probs_BM=probabilities,
+        group_probs_BM=group_probs_BM,
     )
 
 

@@ -1,6 +1,7 @@
 """Stage 2: PPO on the shaped advantages, minus beta times the group variance, so that no group is left behind.
 
     loss = - (1/n) sum_it min(ratio A, clip(ratio) A) + beta R_var(S_theta) - entropy bonus      (arXiv 2310.11971)
+           + (1/n) sum_i eta_i KL_i, with algorithm.kl_in=loss
 
 R_var needs the scores S_i of the whole mini-batch, so each one takes two passes: a forward pass for S (free for the
 first mini-batch, where the ratio is 1 and S is the rollout's signal), then the backward pass of sum_i c'_i S_i with
@@ -9,6 +10,7 @@ c' = dR_var/dS fixed. `algorithm.group_statistics=rollout` uses the rollout's S 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,10 +20,9 @@ from gipo_mc.algorithms.group_invariance import beta_at, bounded_beta, moments, 
 from gipo_mc.algorithms.ppo import policy_loss_terms
 from gipo_mc.config import Config
 from gipo_mc.errors import NumericsError
-from gipo_mc.ops import group_objective
 from gipo_mc.parallel.engine import Engine, Outputs
 from gipo_mc.training.batching import MicroBatch, micro_batches, run_backward, run_forward
-from gipo_mc.training.last_stage import response_objective, token_log_probs
+from gipo_mc.training.last_stage import objective_with_signal, response_objective, token_log_probs
 from gipo_mc.training.mini_batches import MiniBatch, mini_batches
 from gipo_mc.training.updates import Progress, UpdateLog
 from gipo_mc.types import Experience
@@ -42,7 +43,7 @@ def update_policy(
     Raises NumericsError if the ratio of the first mini-batch is not 1: then log-probs of rollout and update differ.
     """
     log, done = UpdateLog("policy"), 0
-    for batch in mini_batches(experience, config, step, "policy"):
+    for batch in mini_batches(experience, config, step, "policy", config.algorithm.epochs):
         parts = micro_batches(
             batch.sequences, config.parallel.micro_batch_size, policy.layout, times=experience.rollout.times
         )
@@ -74,13 +75,25 @@ def objective_inputs(rows_B: Tensor, experience: Experience, config: Config) -> 
         "behaviour_logp_BT": scores.behaviour_logp_BT[rows_B],
         "reference_logp_BT": scores.reference_logp_BT[rows_B],
         "advantage_BT": experience.advantage_BT[rows_B],
-        "group_probs_BM": scores.group_probs_BM[rows_B],
+        "group_probs_BM": experience.group_probs_BM[rows_B],
         "signal_B": experience.signal_B[rows_B],
         "high_B": experience.kl_weight_B[rows_B],
         "clip": settings.clip,
         "kl_estimator": settings.kl_estimator,
-        "score": "log_prob" if settings.signal == "log_prob_advantage" else "ratio",
+        "score": _log_prob_score(config) if experience.signal_BT is experience.advantage_BT else "ratio",
     }
+
+
+def signal_inputs(rows_B: Tensor, experience: Experience, config: Config) -> dict[str, Any] | None:
+    """The same for the score alone, where S weights log pi by something else than the advantage; else None."""
+    if experience.signal_BT is None or experience.signal_BT is experience.advantage_BT:
+        return None
+    own = {"advantage_BT": experience.signal_BT[rows_B], "score": _log_prob_score(config)}
+    return objective_inputs(rows_B, experience, config) | own
+
+
+def _log_prob_score(config: Config) -> str:
+    return "log_prob_mean" if config.algorithm.signal_tokens == "mean" else "log_prob"
 
 
 def _penalty_gradient(
@@ -95,7 +108,7 @@ def _penalty_gradient(
     """First pass: beta dR_var/dS of every sequence of the mini-batch, [b], or None where there is no penalty."""
     settings = config.algorithm
     beta = beta_at(step, settings.beta_policy, settings.beta_ramp)
-    if settings.name != "gi_ppo" or settings.groups == 1 or beta == 0.0:
+    if settings.penalty != "variance" or settings.group_count == 1 or beta == 0.0:
         return None
     if batch.first or settings.group_statistics == "rollout":
         logp_BT = experience.scores.behaviour_logp_BT[batch.rows_B]
@@ -104,10 +117,13 @@ def _penalty_gradient(
         widths = {"logp": experience.rollout.times}
         logp_BT = run_forward(policy, parts, len(batch), stage, widths)["logp"]
     inputs = objective_inputs(batch.rows_B, experience, config)
-    objective = group_objective(logp_BT, length_B=batch.sequences.response_length_B, **inputs)
+    own = signal_inputs(batch.rows_B, experience, config)
+    objective = objective_with_signal(logp_BT, batch.sequences.response_length_B, inputs, own)
     statistics = moments(objective.mass_M, objective.weighted_M, len(batch), settings.weights)
-    bounded, statistics = bounded_beta(beta, statistics, mass_floor=settings.mass_floor, cap=settings.reweight_cap)
-    probs_BM = experience.scores.group_probs_BM[batch.rows_B]
+    bounded, statistics = bounded_beta(
+        beta, statistics, mass_floor=settings.mass_floor, cap=settings.reweight_cap or math.inf
+    )
+    probs_BM = experience.group_probs_BM[batch.rows_B]
     weight_B = relative_weight(bounded, statistics, probs_BM)
     log.add(
         beta=float(bounded),
@@ -137,6 +153,7 @@ def _backward(
             part,
             config.rollout.temperature,
             config.parallel.logit_rows,
+            signal_inputs(rows_B, experience, config),
             **objective_inputs(rows_B, experience, config),
         )
         loss = policy_loss_terms(
@@ -146,6 +163,7 @@ def _backward(
             beta=1.0,
             entropy_sum=entropy_B.sum() if settings.entropy_coef else None,
             entropy_coef=settings.entropy_coef,
+            kl_weight_B=experience.kl_weight_B[rows_B] if settings.kl_in == "loss" else None,
         )
         return {
             "loss": loss,

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from gipo_mc.algorithms.group_invariance import beta_at, bounded_beta, group_statistics, moments, score_gradient
+from gipo_mc.config import Config
 from gipo_mc.parallel.engine import Engine, StepResult
+from gipo_mc.parallel.layout import Layout
 from gipo_mc.training import gi_ppo, update_policy
 from gipo_mc.training.batching import MicroBatch, micro_batches
 from gipo_mc.training.last_stage import response_statistics
-from gipo_mc.training.mini_batches import mini_batches
+from gipo_mc.training.mini_batches import MiniBatch, mini_batches
 from gipo_mc.training.rl_setup import restore, set_up
 from gipo_mc.training.session import open_session
 from gipo_mc.types import Experience
@@ -84,17 +86,21 @@ def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
 
 GROUPS_OFF = {
     "one group": ["algorithm.groups=1"],
+    "equal probabilities": ["algorithm.groups_from=uniform", "algorithm.kl_penalty=fixed"],
+    # eta p = 0.1 / 2 of twice the coefficient.
+    "equal probabilities, adaptive KL": ["algorithm.groups_from=uniform", "algorithm.kl_coef=0.2"],
+    "group-DRO of one group": ["algorithm.groups_from=uniform", "algorithm.groups=1", "algorithm.penalty=group_dro"],
     "no penalty, fixed KL, no classifier": [
         "algorithm.beta_policy=0",
         "algorithm.beta_critic=0",
-        "algorithm.adaptive_kl=false",
+        "algorithm.kl_penalty=fixed",
         # The global norm of a critic with a classifier adds up more terms, zeros among them: other last bits.
         "critic.clip_grad=0",
     ],
     # beta 0 still trains the classifier, whose gradient must not reach the values.
     "no penalty, fixed KL": [
         "algorithm.beta_policy=0",
-        "algorithm.adaptive_kl=false",
+        "algorithm.kl_penalty=fixed",
         "critic.clip_grad=0",
     ],
 }
@@ -130,7 +136,7 @@ def test_its_parts_do_something(tmp_path: Path, models: dict[str, str], ppo: dic
     adaptive = _run(tmp_path, models, "adaptive", "algorithm.beta_policy=0")
     assert (adaptive[2][0].kl_weight_B < 0.1).all() and (adaptive[2][0].kl_weight_B > 0).all()
     assert _same(adaptive[1]["policy"], expected[1]["policy"])
-    penalty = _run(tmp_path, models, "penalty", "algorithm.adaptive_kl=false", "algorithm.beta_policy=0.3")
+    penalty = _run(tmp_path, models, "penalty", "algorithm.kl_penalty=fixed", "algorithm.beta_policy=0.3")
     assert torch.equal(penalty[2][0].advantage_BT, expected[2][0].advantage_BT)
     assert _same(penalty[1]["policy"], expected[1]["policy"])
 
@@ -155,8 +161,45 @@ def test_exact_and_rollout_statistics_part_only_after_the_first_step(tmp_path: P
 
 
 # ------------------------------------------------------------------------------- the penalty in one plain graph
+def _plain_losses(
+    model: Any, batch: MiniBatch, experience: Experience, config: Config, layout: Layout
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(PPO + beta R_var in one graph, PPO of sequences re-weighted in closed form, p, S) of a whole mini-batch."""
+    settings, rows_B, length_B = config.algorithm, batch.rows_B, batch.sequences.response_length_B
+    part: MicroBatch = micro_batches(batch.sequences, 99, layout, times=experience.rollout.times)[0]
+    statistics = response_statistics(model, model(part.tokens_BL), part, config.rollout.temperature, 0)
+    logp_BT = part.to_response_BT(statistics.logp_N)
+    bonus = settings.entropy_coef * statistics.entropy_N.sum()
+    mask_BT = torch.arange(logp_BT.shape[1]) < length_B[:, None]
+    advantage_BT = torch.where(mask_BT, experience.advantage_BT[rows_B], 0.0)
+    ratio_BT = (logp_BT - experience.scores.behaviour_logp_BT[rows_B]).exp()
+    clipped_BT = ratio_BT.clamp(1 - settings.clip, 1 + settings.clip)
+    surrogate = torch.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT).sum()
+    score_B = experience.signal_B[rows_B] + ((ratio_BT - 1) * advantage_BT).sum(1) / length_B
+    if settings.signal_form == "log_prob":
+        token_BT = {"advantage": experience.advantage_BT, "return": experience.return_BT}[settings.signal]
+        score_B = torch.where(mask_BT, logp_BT * token_BT[rows_B], 0.0).sum(1)
+        score_B = score_B / length_B if settings.signal_tokens == "mean" else score_B
+    probs_BM = experience.scores.group_probs_BM[rows_B]
+    if settings.assignment == "hard":
+        probs_BM = torch.nn.functional.one_hot(probs_BM.argmax(1), 2).float()
+    # R_var itself, differentiated by autograd: omega_g (R_g - Rbar)^2.
+    mass_M = probs_BM.sum(0)
+    objective_M = (probs_BM * score_B[:, None]).sum(0) / mass_M.clamp(min=1e-30)
+    omega_M = mass_M / len(rows_B) if settings.weights == "size" else (mass_M > 0) / (mass_M > 0).sum()
+    variance = (omega_M * (objective_M - (omega_M * objective_M).sum()).square()).sum()
+    beta = settings.beta_policy if settings.penalty == "variance" else 0.0
+    found = moments(*group_statistics(probs_BM, score_B.detach()), len(rows_B), settings.weights)
+    # n c_i of the sequence's own surrogate: 1/n of PPO's token mean, less beta dR_var/dS_i of the mean over its tokens.
+    weight_B = 1.0 - beta * batch.tokens * score_gradient(found, probs_BM) / length_B
+    weighted = (weight_B[:, None] * ratio_BT * advantage_BT).sum()
+    loss = -(surrogate + bonus) / batch.tokens + beta * variance
+    return loss, -(weighted + bonus) / batch.tokens, probs_BM, score_B.detach()
+
+
 def _gradients(rank: int, folder: Path, models: dict[str, str], overrides: list[str]) -> Any:
-    """Per mini-batch: (our gradient, the gradient of one plain autograd graph over the whole mini-batch)."""
+    """Per mini-batch: our gradient, that of one plain autograd graph over the whole mini-batch, and that of PPO with
+    the sequences re-weighted in closed form."""
     config = rl_config(folder, models, *FAST, "parallel.micro_batch_size=4", *overrides)
     settings = config.algorithm
     ours: list[dict[str, Tensor]] = []
@@ -181,45 +224,28 @@ def _gradients(rank: int, folder: Path, models: dict[str, str], overrides: list[
 
     gi_ppo.shape = keep_experience
     plain: list[dict[str, Tensor]] = []
+    reweighted: list[dict[str, Tensor]] = []
     with open_session(config, "test") as session:
         setup = set_up(session)
         gi_ppo.iterate(session, setup, restore(session, setup), 0)
         model: Any = setup.models.policy.model
         experience = kept[0]
-        for batch in mini_batches(experience, config, 0, "policy"):
-            part: MicroBatch = micro_batches(batch.sequences, 99, session.layout, times=experience.rollout.times)[0]
-            rows_B = batch.rows_B
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        for batch in mini_batches(experience, config, 0, "policy", 1):
             with torch.enable_grad():
-                model.zero_grad()
-                statistics = response_statistics(model, model(part.tokens_BL), part, config.rollout.temperature, 0)
-                logp_BT = part.to_response_BT(statistics.logp_N)
-                entropy = statistics.entropy_N.sum()
-                length_B = batch.sequences.response_length_B
-                mask_BT = torch.arange(logp_BT.shape[1]) < length_B[:, None]
-                advantage_BT = torch.where(mask_BT, experience.advantage_BT[rows_B], 0.0)
-                behaviour_BT = experience.scores.behaviour_logp_BT[rows_B]
-                ratio_BT = (logp_BT - behaviour_BT).exp()
-                clipped_BT = ratio_BT.clamp(1 - settings.clip, 1 + settings.clip)
-                surrogate = torch.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT).sum()
-                score_B = experience.signal_B[rows_B] + ((ratio_BT - 1) * advantage_BT).sum(1) / length_B
-                probs_BM = experience.scores.group_probs_BM[rows_B]
-                # R_var itself, differentiated by autograd: (P_g / N) (R_g - Rbar)^2.
-                mass_M = probs_BM.sum(0)
-                objective_M = (probs_BM * score_B[:, None]).sum(0) / mass_M
-                omega_M = mass_M / len(rows_B)
-                variance = (omega_M * (objective_M - (omega_M * objective_M).sum()).square()).sum()
-                beta = settings.beta_policy if settings.name == "gi_ppo" else 0.0
-                loss = -surrogate / batch.tokens + beta * variance - settings.entropy_coef * entropy / batch.tokens
-                names, parameters = zip(*model.named_parameters(), strict=True)
-                gradients = torch.autograd.grad(loss, parameters)
-            plain.append(dict(zip(names, gradients, strict=True)))
+                loss, _, probs_BM, score_B = _plain_losses(model, batch, experience, config, session.layout)
+                plain.append(dict(zip(names, torch.autograd.grad(loss, parameters), strict=True)))
+                # Once more, because op A's backward pass takes the place of the logits.
+                _, weighted, _, _ = _plain_losses(model, batch, experience, config, session.layout)
+                reweighted.append(dict(zip(names, torch.autograd.grad(weighted, parameters), strict=True)))
+            found = moments(*group_statistics(probs_BM, score_B), len(batch), settings.weights)
+            beta = settings.beta_policy if settings.penalty == "variance" else 0.0
             # No floor and no cap were active: the closed form is that of the whole beta.
-            found = moments(*group_statistics(probs_BM, score_B.detach()), len(rows_B), "size")
             bounded, held = bounded_beta(
-                beta_at(0, beta, 0), found, mass_floor=settings.mass_floor, cap=settings.reweight_cap
+                beta_at(0, beta, 0), found, mass_floor=settings.mass_floor, cap=settings.reweight_cap or math.inf
             )
             assert float(bounded) == pytest.approx(beta) and float(score_gradient(held, probs_BM).sum().abs()) < 1e-6
-    return list(zip(ours, plain, strict=True))
+    return list(zip(ours, plain, reweighted, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -228,20 +254,31 @@ def _gradients(rank: int, folder: Path, models: dict[str, str], overrides: list[
         ["algorithm.name=ppo"],
         ["algorithm.name=ppo", "algorithm.entropy_coef=0.05"],
         ["algorithm.beta_policy=0.3", "algorithm.reweight_cap=50", "algorithm.mass_floor=0"],
-        ["algorithm.beta_policy=3", "algorithm.reweight_cap=50", "algorithm.mass_floor=0", "rollout.temperature=0.7"],
+        ["algorithm.beta_policy=3", "algorithm.reweight_cap=0", "algorithm.mass_floor=0", "rollout.temperature=0.7"],
+        ["algorithm.assignment=hard", "algorithm.weights=population", "algorithm.reweight_cap=0"],
+        ["algorithm.name=paper", "algorithm.beta_policy=0.1"],
+        [
+            "algorithm.name=paper",
+            "algorithm.signal=return",
+            "algorithm.signal_tokens=mean",
+            "algorithm.best_group=reward",
+        ],
     ],
 )
 def test_the_policy_gradient_is_that_of_one_plain_graph(
     tmp_path: Path, models: dict[str, str], overrides: list[str]
 ) -> None:
-    """PPO's loss + beta R_var of the whole mini-batch, by autograd, against micro-batches and two passes."""
-    pairs = run_ranks(_gradients, 1, tmp_path, models, overrides)[0]
-    assert len(pairs) == 2
-    for ours, plain in pairs:
-        assert ours.keys() == plain.keys()
-        error = sum(float((ours[name] - plain[name]).double().square().sum()) for name in ours) ** 0.5
-        size = sum(float(plain[name].double().square().sum()) for name in ours) ** 0.5
-        assert size > 0 and error <= 1e-5 * size, error / size
+    """PPO's loss + beta R_var of the whole mini-batch, by autograd, against micro-batches and two passes; and where S
+    has the surrogate's gradient, against PPO with re-weighted sequences."""
+    found = run_ranks(_gradients, 1, tmp_path, models, overrides)[0]
+    assert len(found) == 2
+    closed = "algorithm.name=paper" not in overrides
+    for ours, plain, reweighted in found:
+        for other in (plain, reweighted) if closed else (plain,):
+            assert ours.keys() == other.keys()
+            error = sum(float((ours[name] - other[name]).double().square().sum()) for name in ours) ** 0.5
+            size = sum(float(other[name].double().square().sum()) for name in ours) ** 0.5
+            assert size > 0 and error <= 1e-5 * size, error / size
 
 
 def _drifted(rank: int, folder: Path, models: dict[str, str]) -> str:

@@ -98,8 +98,10 @@ def _assert_equal(found: Path, expected: Path, step: int) -> None:
 
 CASES = [
     ("sft", "1"), ("sft", "PP2"), ("reward", "1"), ("reward", "DP2"), ("dpo", "1"), ("dpo", "PP2"),
-    ("rl", "1"), ("rl", "TP2"),
+    ("rl", "1"), ("rl", "TP2"), ("variant", "1"),
 ]  # fmt: skip
+#: No critic, a classifier of its own, weights of the groups that are remembered.
+VARIANT = ("algorithm.name=gi_rloo", "algorithm.penalty=group_dro", "rollout.samples_per_prompt=2")
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
@@ -107,9 +109,10 @@ def test_an_interrupted_run_ends_as_the_undisturbed_one(
     tmp_path: Path, models: dict[str, str], kind: str, name: str
 ) -> None:
     """Interrupted after step 3, whose metrics are written already; the last checkpoint is that of step 2."""
-    layout = LAYOUTS[name]
-    assert _run(kind, layout, _config(kind, tmp_path, models, "straight", layout)) == "done"
-    broken = _config(kind, tmp_path, models, "broken", layout)
+    layout, more = LAYOUTS[name], VARIANT if kind == "variant" else ()
+    kind = "rl" if kind == "variant" else kind
+    assert _run(kind, layout, _config(kind, tmp_path, models, "straight", layout, *more)) == "done"
+    broken = _config(kind, tmp_path, models, "broken", layout, *more)
     assert _run(kind, layout, broken, interrupt_after=3) == "interrupted"
     status = json.loads((tmp_path / "broken" / "run_status.json").read_text())
     assert (status["state"], status["step"], status["exit_code"]) == ("failed", 3, 1)

@@ -64,6 +64,14 @@ RL_CHAPTERS = (
                 "gold reward",
                 ("gold/domain/*",),
             ),
+            Chart("Gold reward of the worst domain", "", "gold reward", ("worst/domain_gold",)),
+            Chart(
+                "Worst group and worst domain",
+                "The lowest mean reward of a group and of a known domain.",
+                REWARD_UNIT,
+                ("worst/group_reward", "worst/domain_reward"),
+                ("worst group", "worst domain"),
+            ),
         ),
     ),
     Chapter(
@@ -107,6 +115,12 @@ RL_CHAPTERS = (
                 ("group/*/objective",),
             ),
             Chart(
+                "Objective by domain",
+                "The same mean signal, of the known labels.",
+                "normalised objective",
+                ("objective/domain/*",),
+            ),
+            Chart(
                 "KL by group",
                 "The adaptive penalty charges the best group in full, the others less. An estimate: may be below 0.",
                 "nats per response",
@@ -131,6 +145,41 @@ RL_CHAPTERS = (
                 ("group/domain_auc",),
                 baseline=(0.5, "chance"),
             ),
+            Chart(
+                "Information about the domains",
+                "Mutual information of group and known label; the entropy of the labels is the most there can be.",
+                "nats",
+                ("group/domain_information",),
+            ),
+            Chart(
+                "Stability of the assignment",
+                "Share of responses whose likeliest group is the same before and after the iteration's update.",
+                "share of responses",
+                ("group/stability",),
+            ),
+            Chart(
+                "Best group and length",
+                "Correlation of membership in the best group with length, and with reward at equal length; where the "
+                "first is far from 0 and the second near it, the groups follow length only.",
+                "correlation",
+                ("group/length_correlation", "group/reward_beyond_length"),
+                ("length", "reward at equal length"),
+                baseline=(0.0, "unrelated"),
+            ),
+            Chart(
+                "Smallest weight of a response",
+                "What the variance penalty multiplies its policy gradient by; below 0 it is un-learned.",
+                "relative weight",
+                ("group/weight_min",),
+                baseline=(0.0, "un-learned"),
+            ),
+            Chart(
+                "Share explained by the groups",
+                "R_var over the variance of the signal.",
+                "share of the variance",
+                ("group/explained_share",),
+            ),
+            Chart("Weights of group-DRO", "The worst group grows.", "weight q_g", ("group/*/weight",)),
             Chart(
                 "Best group and reward",
                 "Correlation of membership in the best group with reward; below 0 the wrong group is taken for best.",

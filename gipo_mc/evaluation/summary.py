@@ -11,6 +11,7 @@ import numpy as np
 
 from gipo_mc.evaluation.panels import group_colour, phase_seconds
 from gipo_mc.evaluation.runs import RunData
+from gipo_mc.presets import PRESETS
 from gipo_mc.training.console import duration, number
 
 #: Shown of a long prompt (its end, where the question is) and of a long response (its start), in characters.
@@ -23,7 +24,6 @@ TITLES = {
     "train_dpo": "Direct preference optimization",
     "supervised": "Supervised training",
 }
-ALGORITHMS = {"gi_ppo": "GI-PPO", "ppo": "PPO", "ppo_no_kl": "PPO without KL"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def readable(text: Any) -> str:
 def title(run: RunData) -> str:
     """What the run is, for people: GI-PPO, Reward model, ..."""
     if run.kind == "rl":
-        return ALGORITHMS.get(run.algorithm, TITLES["rl"])
+        preset = PRESETS.get(run.algorithm)
+        return preset.title if preset else TITLES["rl"]
     return TITLES.get(run.kind, run.kind)
 
 
@@ -224,6 +225,8 @@ def notices(run: RunData) -> list[tuple[str, str]]:
         found.append(("info", f"The run was saved and waits to be started again. {message}".strip()))
     elif state == "running":
         found.append(("info", f"The run had not ended when this was written (last sign: {run.status.get('updated')})."))
+    if run.last("group/oracle"):
+        found.append(("info", "An oracle: the method was told the known domains. It bounds what inference can do."))
     for name, steps in run.nonfinite.items():
         found.append(("bad", f"{readable(name)} was NaN or infinite at {_steps(steps)}."))
     found += [("warn", sentence) for sentence in _suspicions(run)]

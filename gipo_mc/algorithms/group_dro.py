@@ -22,10 +22,9 @@ def update_weights(weight_M: Sequence[float], moments: GroupMoments, step: float
     """
     present_M = (with_mass_floor(moments, mass_floor).omega_M > 0).tolist()
     objective_M = moments.objective_M.tolist()
-    grown = [
-        weight * math.exp(-step * objective) if present else weight
-        for weight, objective, present in zip(weight_M, objective_M, present_M, strict=True)
-    ]
+    change_M = [-step * r if present else 0.0 for r, present in zip(objective_M, present_M, strict=True)]
+    largest = max(change_M)  # taken out of every exponent, so that none overflows
+    grown = [weight * math.exp(change - largest) for weight, change in zip(weight_M, change_M, strict=True)]
     return [weight / sum(grown) for weight in grown]
 
 

@@ -174,6 +174,12 @@ RL_CHAPTERS = (
                 baseline=(0.0, "un-learned"),
             ),
             Chart(
+                "Size of the variance penalty",
+                "Standard deviation of those weights around 1, which is PPO's own.",
+                "relative weight",
+                ("policy/weight_std",),
+            ),
+            Chart(
                 "Share explained by the groups",
                 "R_var over the variance of the signal.",
                 "share of the variance",

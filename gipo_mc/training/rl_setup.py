@@ -90,17 +90,20 @@ def set_up(session: Session) -> RLSetup:
     iterations = config.run.iterations
     steps = optimizer_steps(config, iterations, settings.critic_epochs or settings.epochs)
     policy_steps = optimizer_steps(config, max(1, iterations - settings.critic_warmup), settings.epochs)
-    classifier_steps = -(-steps // settings.classifier_every)
     groups = group_source(config, prompts)
     reward = _reward(session, config.model.reward, "model.reward", tokenizer)
     gold = _reward(session, config.eval.reward, "eval.reward", tokenizer) if config.eval.reward else None
+    critic = classifier = None
+    if has_critic:
+        critic = _critic(session, critic_source, steps, groups=settings.inferred and not own_trunk)
+    if own_trunk:
+        classifier_steps = -(-steps // settings.classifier_every)
+        classifier = _critic(session, critic_source, classifier_steps, groups=True)
     models = Models(
         policy=session.load(policy_source, "lm", config.policy, total_steps=policy_steps),
         reference=session.load(reference_source, "lm"),
-        critic=_critic(session, critic_source, steps, groups=settings.inferred and not own_trunk)
-        if has_critic
-        else None,
-        classifier=_critic(session, critic_source, classifier_steps, groups=True) if own_trunk else None,
+        critic=critic,
+        classifier=classifier,
         reward=reward,
     )
     session.header(

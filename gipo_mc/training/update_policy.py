@@ -38,7 +38,7 @@ def update_policy(
 ) -> dict[str, float]:
     """All policy steps of an iteration. Metrics "policy/{loss,clip_fraction,entropy,grad_norm,ratio_max,approx_kl,lr,
     skipped}" (the loss is PPO's, without the penalty) and, where the group penalty is on,
-    "policy/{beta,group_variance,weight_max,weight_negative}".
+    "policy/{beta,group_variance,weight_max,weight_negative,weight_std}".
 
     Raises NumericsError if the ratio of the first mini-batch is not 1: then log-probs of rollout and update differ.
     """
@@ -129,6 +129,8 @@ def _penalty_gradient(
         beta=float(bounded),
         group_variance=float(statistics.variance),
         weight_negative=float((weight_B < 0).float().mean()),
+        # Around their mean of 1, PPO's own weight: how large the penalty is beside PPO.
+        weight_std=float(weight_B.std(correction=0)),
     )
     log.largest(weight_max=float(weight_B.max()))
     return bounded * score_gradient(statistics, probs_BM)

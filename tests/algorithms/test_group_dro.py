@@ -20,6 +20,8 @@ def test_the_worse_group_grows():
     grown = update_weights([0.5, 0.5], whole(PROBS, SIGNAL), 0.1, 0.0)
     assert grown == pytest.approx([1 / (1 + math.exp(0.2)), math.exp(0.2) / (1 + math.exp(0.2))])
     assert update_weights([0.3, 0.7], whole(PROBS, SIGNAL), 0.0, 0.0) == pytest.approx([0.3, 0.7])
+    huge = update_weights([0.5, 0.5], whole(PROBS, 1e6 * SIGNAL), 0.1, 0.0)
+    assert huge == pytest.approx([0.0, 1.0])
     held = update_weights([0.5, 0.5], whole(PROBS, SIGNAL), 0.1, 0.3)  # the second group is too small to be believed
     assert held == pytest.approx([0.5, 0.5])
 

@@ -71,7 +71,12 @@ def presets(tmp_path_factory: pytest.TempPathFactory, models: dict[str, str]) ->
         "algorithm.kl_estimator=k2",
         "algorithm.kl_target=0.1",
     ]
-    runs["own"] = ["algorithm.group_trunk=own", "algorithm.classifier_every=2", "algorithm.critic_epochs=2"]
+    runs["own"] = [
+        "algorithm.group_trunk=own",
+        "algorithm.groups=3",
+        "algorithm.classifier_every=2",
+        "algorithm.critic_epochs=2",
+    ]
     return run_ranks(_train, 1, tmp_path_factory.mktemp("presets"), models, runs, "flipped")[0]  # type: ignore[no-any-return]
 
 
@@ -166,7 +171,7 @@ def test_the_classifier_may_stand_alone_and_rest(presets: dict[str, Any]) -> Non
     metrics, _, _, _, engines = presets["own"]
     assert engines == ["classifier", "critic", "policy"]
     assert metrics[0]["classifier/grad_norm"] > 0 and metrics[0]["critic/grad_norm"] > 0
-    assert "classifier/grad_norm" not in metrics[1] and "group/0/mass" in metrics[1]
+    assert "classifier/grad_norm" not in metrics[1] and "group/2/mass" in metrics[1]
 
 
 def test_the_kl_may_stand_in_the_loss_and_follow_a_target(presets: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from tests.training.runs import rl_config, save_models
 
 #: Both domains are in every batch with this seed.
 FAST = ["run.seed=8", "eval.prompts=0", "rollout.batch_size=12", "algorithm.mini_batch_size=6", "algorithm.epochs=1"]
+FAST += ["parallel.micro_batch_size=12"]
 
 
 @pytest.fixture(scope="module")

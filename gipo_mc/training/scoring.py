@@ -28,8 +28,8 @@ class Models:
     policy: Engine
     reference: Engine
     critic: Engine | None
-    classifier: Engine | None
     reward: Reward
+    classifier: Engine | None = None
 
 
 def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: Config, phases: Phases) -> Scores:

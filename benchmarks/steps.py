@@ -211,6 +211,7 @@ def ppo_step(options: argparse.Namespace) -> Callable[[], dict[str, float]]:
     """Scores, advantages and policy update of a GI-PPO iteration, as training/gi_ppo.py does them: without the rollout
     and the critic's update, which have no logits or few."""
     from gipo_mc.algorithms.group_inference import GroupState
+    from gipo_mc.algorithms.group_source import GroupSource
     from gipo_mc.training.scoring import Models, score
     from gipo_mc.training.shaping import shape
     from gipo_mc.training.timing import Phases
@@ -230,12 +231,13 @@ def ppo_step(options: argparse.Namespace) -> Callable[[], dict[str, float]]:
     prompts = [Prompt(index, (1,), "all", "") for index in range(count)]
     reward_B = torch.linspace(-1, 1, count, device=device)
     models = Models(policy, reference, critic, lambda prompts, rollout: reward_B)
-    state = GroupState.initial(config.algorithm.groups)
+    groups = GroupSource("classifier", config.algorithm.groups)
+    state = GroupState.initial(groups.groups)
 
     def step() -> dict[str, float]:
         phases = Phases(policy.layout)
         scores = score(models, prompts, rollout, config, phases)
-        experience, _ = shape(rollout, scores, state, config)
+        experience, _ = shape(rollout, scores, state, config, groups)
         with phases("update_policy"):
             metrics = update_policy(policy, experience, config, 0)
         found = {name: metrics[f"policy/{name}"] for name in ("loss", "entropy", "grad_norm", "group_variance")}

@@ -61,10 +61,29 @@ struct LaneSums {
     }
 };
 
-template <class T>
-void forward_rows(const ObjectiveRows& in, const void* signal, void* out, int64_t begin, int64_t end) {
-    using A = Accumulator<T>;
-    const ObjectiveFormula<Lanes<A>> formula(in.options);
+// Calls `visit` with the formula, of which the compiler knows estimator and score: their choice is out of the loops,
+// and what one does not need takes no registers.
+template <class A, class Visit>
+GIPO_HD void with_formula(const ObjectiveOptions& options, const Visit& visit) {
+    ObjectiveFormula<Lanes<A>> formula(options);
+    const auto with_estimator = [&](int estimator) GIPO_INLINE {
+        formula.estimator = estimator;
+        if (options.score == kRatio) {
+            formula.score = kRatio;
+            visit(formula);
+        } else {
+            formula.score = kLogProb;  // as kLogProbMean, for a token
+            visit(formula);
+        }
+    };
+    if (options.estimator == kK1) return with_estimator(kK1);
+    if (options.estimator == kK2) return with_estimator(kK2);
+    with_estimator(kK3);
+}
+
+template <class T, class A = Accumulator<T>>
+GIPO_HD void forward(const ObjectiveFormula<Lanes<A>>& formula, const ObjectiveRows& in, const void* signal, void* out,
+                     int64_t begin, int64_t end) {
     A* sequences = static_cast<A*>(out);
     for (int64_t i = begin; i < end; ++i) {
         const int64_t length = bounded_length(in.length[i], in.time);
@@ -103,9 +122,15 @@ void forward_rows(const ObjectiveRows& in, const void* signal, void* out, int64_
 }
 
 template <class T>
-void backward_rows(const ObjectiveRows& in, const ObjectiveGradient& gradient, int64_t begin, int64_t end) {
+void forward_rows(const ObjectiveRows& in, const void* signal, void* out, int64_t begin, int64_t end) {
     using A = Accumulator<T>;
-    const ObjectiveFormula<Lanes<A>> formula(in.options);
+    with_formula<A>(in.options, [&](const ObjectiveFormula<Lanes<A>>& formula)
+                                    GIPO_INLINE { forward<T>(formula, in, signal, out, begin, end); });
+}
+
+template <class T, class A = Accumulator<T>>
+GIPO_HD void backward(const ObjectiveFormula<Lanes<A>>& formula, const ObjectiveRows& in,
+                      const ObjectiveGradient& gradient, int64_t begin, int64_t end) {
     const ObjectiveFormula<A> of_sequence(in.options);
     const A* of_sums = static_cast<const A*>(gradient.of_sums);
     for (int64_t i = begin; i < end; ++i) {
@@ -126,6 +151,13 @@ void backward_rows(const ObjectiveRows& in, const ObjectiveGradient& gradient, i
         A* probs_out = static_cast<A*>(gradient.probs_out) + i * in.groups;
         for (int64_t g = 0; g < in.groups; ++g) probs_out[g] = of_sums[g] + of_sums[in.groups + g] * score;
     }
+}
+
+template <class T>
+void backward_rows(const ObjectiveRows& in, const ObjectiveGradient& gradient, int64_t begin, int64_t end) {
+    using A = Accumulator<T>;
+    with_formula<A>(in.options, [&](const ObjectiveFormula<Lanes<A>>& formula)
+                                    GIPO_INLINE { backward<T>(formula, in, gradient, begin, end); });
 }
 
 }  // namespace

@@ -37,7 +37,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "paper": Preset(
         "GI-PPO to the letter of the paper",
-        "experimental: the variance of sum_t log pi A, which collapses into one group",
+        "experimental: the variance of sum_t log pi A; expect near-empty groups",
         _keys(
             "classifier",
             "adaptive",

@@ -61,24 +61,22 @@ struct LaneSums {
     }
 };
 
-// Calls `visit` with the formula, of which the compiler knows estimator and score: their choice is out of the loops,
-// and what one does not need takes no registers.
-template <class A, class Visit>
+// Calls `visit` with the formula. Of the one for float32 tokens, which training has, the compiler knows the estimator:
+// its choice is out of the loops, and what one does not need takes no registers.
+template <class T, class Visit>
 GIPO_HD void with_formula(const ObjectiveOptions& options, const Visit& visit) {
-    ObjectiveFormula<Lanes<A>> formula(options);
-    const auto with_estimator = [&](int estimator) GIPO_INLINE {
-        formula.estimator = estimator;
-        if (options.score == kRatio) {
-            formula.score = kRatio;
+    ObjectiveFormula<Lanes<Accumulator<T>>> formula(options);
+    if constexpr (sizeof(T) == sizeof(float)) {
+        const auto with_estimator = [&](int estimator) GIPO_INLINE {
+            formula.estimator = estimator;
             visit(formula);
-        } else {
-            formula.score = kLogProb;  // as kLogProbMean, for a token
-            visit(formula);
-        }
-    };
-    if (options.estimator == kK1) return with_estimator(kK1);
-    if (options.estimator == kK2) return with_estimator(kK2);
-    with_estimator(kK3);
+        };
+        if (options.estimator == kK1) return with_estimator(kK1);
+        if (options.estimator == kK2) return with_estimator(kK2);
+        with_estimator(kK3);
+    } else {
+        visit(formula);
+    }
 }
 
 template <class T, class A = Accumulator<T>>
@@ -124,7 +122,7 @@ GIPO_HD void forward(const ObjectiveFormula<Lanes<A>>& formula, const ObjectiveR
 template <class T>
 void forward_rows(const ObjectiveRows& in, const void* signal, void* out, int64_t begin, int64_t end) {
     using A = Accumulator<T>;
-    with_formula<A>(in.options, [&](const ObjectiveFormula<Lanes<A>>& formula)
+    with_formula<T>(in.options, [&](const ObjectiveFormula<Lanes<A>>& formula)
                                     GIPO_INLINE { forward<T>(formula, in, signal, out, begin, end); });
 }
 
@@ -156,7 +154,7 @@ GIPO_HD void backward(const ObjectiveFormula<Lanes<A>>& formula, const Objective
 template <class T>
 void backward_rows(const ObjectiveRows& in, const ObjectiveGradient& gradient, int64_t begin, int64_t end) {
     using A = Accumulator<T>;
-    with_formula<A>(in.options, [&](const ObjectiveFormula<Lanes<A>>& formula)
+    with_formula<T>(in.options, [&](const ObjectiveFormula<Lanes<A>>& formula)
                                     GIPO_INLINE { backward<T>(formula, in, gradient, begin, end); });
 }
 

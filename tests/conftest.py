@@ -26,7 +26,12 @@ os.environ.update(
 )
 os.environ.pop("GIPO_MC_OPS", None)
 
+import hypothesis  # noqa: E402
 import torch  # noqa: E402
+
+# The same examples every time: a failure is found by whoever changed something, and can be repeated.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 _connect = socket.socket.connect
 _LOOPBACK = ("127.", "::1", "localhost")

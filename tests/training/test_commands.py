@@ -184,7 +184,11 @@ def test_ctrl_c_ends_a_run_with_a_sentence(tmp_path: Path, models: dict[str, str
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    try:
+        said = process.communicate(timeout=20)[1]
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # Python drops an interrupt that arrives inside a destructor: press again
+        said = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and "Traceback" not in said, said
     assert "Interrupted" in said
     status = _status(tmp_path)

@@ -1,8 +1,9 @@
-// The CPU side of ops A and B: instruction set, element type and threads are chosen here; the rows are worked on in
-// token_statistics.cpp and group_objective.cpp.
+// The CPU side of ops A, B and C: instruction set, element type and threads are chosen here; the rows are worked on in
+// token_statistics.cpp, group_objective.cpp and shape_and_gae.cpp.
 #include "cpu.h"
 
 #include <cstdlib>
+#include <vector>
 
 #include "dtypes.h"
 #include "parallel.h"
@@ -10,7 +11,7 @@
 namespace gipo {
 namespace {
 
-constexpr int kWorkOfAToken = 8;  // a token of op B costs about that many logits
+constexpr int kWorkOfAToken = 8;  // a token of ops B and C costs about that many logits
 
 struct Candidate {
     InstructionSet set;
@@ -24,10 +25,10 @@ std::vector<Candidate> candidates() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    all.push_back({{"avx512", &avx512::token_rows, &avx512::objective_rows}, avx512});
-    all.push_back({{"avx2", &avx2::token_rows, &avx2::objective_rows}, avx2});
+    all.push_back({{"avx512", &avx512::token_rows, &avx512::objective_rows, &avx512::shaping_rows}, avx512});
+    all.push_back({{"avx2", &avx2::token_rows, &avx2::objective_rows, &avx2::shaping_rows}, avx2});
 #endif
-    all.push_back({{"plain", &plain::token_rows, &plain::objective_rows}, true});
+    all.push_back({{"plain", &plain::token_rows, &plain::objective_rows, &plain::shaping_rows}, true});
     return all;
 }
 
@@ -52,7 +53,7 @@ auto kernel_of(const Kernels& kernels, DType dtype) {
 }
 
 template <class A>
-void merge_rows(const PartialRows& in, A* merged, int64_t begin, int64_t end) {
+void merge_rows(const PartialRows& in, const TokenResults& out, int64_t begin, int64_t end) {
     const A inverse_temperature = static_cast<A>(1.0 / in.temperature);
     const A* partials = static_cast<const A*>(in.partials);
     for (int64_t i = begin; i < end; ++i) {
@@ -63,12 +64,7 @@ void merge_rows(const PartialRows& in, A* merged, int64_t begin, int64_t end) {
             whole = merge<A>(whole, {part[0], part[in.rows], part[2 * in.rows]}, inverse_temperature);
             target = part[3 * in.rows] > target ? part[3 * in.rows] : target;
         }
-        const TokenResult<A> token = token_result(whole, target, inverse_temperature);
-        const bool ignored = in.targets[i] == kIgnoredTarget;
-        merged[i] = ignored ? A(0) : token.logp;
-        merged[in.rows + i] = ignored ? A(0) : token.entropy;
-        merged[2 * in.rows + i] = whole.maximum;
-        merged[3 * in.rows + i] = token.log_sum;
+        put_results(out, in.rows, i, whole, target, in.targets[i] == kIgnoredTarget, inverse_temperature);
     }
 }
 
@@ -101,11 +97,16 @@ void token_partials_cpu(const LogitRows& in, void* partials, int threads) {
     parallel_rows(in.rows, in.columns, threads, [&](int64_t begin, int64_t end) { run(in, partials, begin, end); });
 }
 
-void token_merge_cpu(const PartialRows& in, void* merged, int threads) {
+void token_statistics_cpu(const LogitRows& in, const TokenResults& out, int threads) {
+    const auto run = kernel_of(instruction_set().token->results, in.dtype);
+    parallel_rows(in.rows, in.columns, threads, [&](int64_t begin, int64_t end) { run(in, out, begin, end); });
+}
+
+void token_merge_cpu(const PartialRows& in, const TokenResults& out, int threads) {
     with_type(in.dtype, [&](auto type) {
         using A = Accumulator<decltype(type)>;
         parallel_rows(in.rows, 16 * in.ranks, threads,
-                      [&](int64_t begin, int64_t end) { merge_rows<A>(in, static_cast<A*>(merged), begin, end); });
+                      [&](int64_t begin, int64_t end) { merge_rows<A>(in, out, begin, end); });
     });
 }
 
@@ -128,6 +129,20 @@ void group_objective_gradient_cpu(const ObjectiveRows& in, const ObjectiveGradie
     const auto run = kernel_of(instruction_set().objective->backward, in.dtype);
     parallel_rows(in.batch, kWorkOfAToken * in.time, threads,
                   [&](int64_t begin, int64_t end) { run(in, gradient, begin, end); });
+}
+
+void shape_and_gae_cpu(const RewardRows& in, const ShapedRows& out, int threads) {
+    const auto run = kernel_of(instruction_set().shaping->shape, in.dtype);
+    parallel_rows(in.batch, kWorkOfAToken * in.time, threads,
+                  [&](int64_t begin, int64_t end) { run(in, out, begin, end); });
+    with_type(in.dtype, [&](auto type) {
+        const auto* row_sums = static_cast<const Accumulator<decltype(type)>*>(out.row_sums);
+        for (int field = 0; field < 3; ++field) {
+            double total = 0;
+            for (int64_t i = 0; i < in.batch; ++i) total += static_cast<double>(row_sums[field * in.batch + i]);
+            out.totals[field] = total;
+        }
+    });
 }
 
 }  // namespace gipo

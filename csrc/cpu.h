@@ -7,6 +7,7 @@
 #pragma once
 
 #include "group_objective.h"
+#include "shape_and_gae.h"
 #include "token_statistics.h"
 
 #ifndef GIPO_ISA
@@ -19,6 +20,7 @@ constexpr int kDTypes = 4;  // the arrays below are indexed by DType
 
 struct TokenRowKernels {
     void (*partials[kDTypes])(const LogitRows& in, void* partials, int64_t begin, int64_t end);
+    void (*results[kDTypes])(const LogitRows& in, const TokenResults& out, int64_t begin, int64_t end);
     void (*gradient[kDTypes])(const LogitRows& in, const LogitGradient& gradient, int64_t begin, int64_t end);
 };
 
@@ -27,16 +29,22 @@ struct ObjectiveRowKernels {
     void (*backward[kDTypes])(const ObjectiveRows& in, const ObjectiveGradient& gradient, int64_t begin, int64_t end);
 };
 
+struct ShapingRowKernels {
+    void (*shape[kDTypes])(const RewardRows& in, const ShapedRows& out, int64_t begin, int64_t end);
+};
+
 struct InstructionSet {
     const char* name;
     const TokenRowKernels* token;
     const ObjectiveRowKernels* objective;
+    const ShapingRowKernels* shaping;
 };
 
 #define GIPO_DECLARE_ROWS(isa)                       \
     namespace isa {                                  \
     extern const TokenRowKernels token_rows;         \
     extern const ObjectiveRowKernels objective_rows; \
+    extern const ShapingRowKernels shaping_rows;     \
     }
 GIPO_DECLARE_ROWS(plain)
 GIPO_DECLARE_ROWS(avx2)

@@ -152,16 +152,16 @@ struct ObjectiveFormula {
 
     GIPO_HD ObjectiveToken<A> token(A logp, A behaviour, A reference, A advantage) const {
         const A d = logp - behaviour;
-        const A ratio = exponential(d), rest = excess(d);
+        const Exponential<A> e = exponential_of(d);
+        const A ratio = e.value, growth = e.excess + d;
         const Surrogate<A> s = surrogate(ratio, advantage, lowest, highest);
-        const A growth = rest + d;
         return {growth,
                 (score == kRatio ? growth : logp) * advantage,
                 s.value,
                 kl_estimate(logp - reference, estimator),
                 select(s.clipped, A(1), A(0)),
                 ratio,
-                rest};
+                e.excess};
     }
 
     // s_i from the sum of the token scores. A sequence without tokens keeps its signal.

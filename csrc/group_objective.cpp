@@ -130,7 +130,6 @@ template <class T, class A = Accumulator<T>>
 GIPO_HD void backward(const ObjectiveFormula<Lanes<A>>& formula, const ObjectiveRows& in,
                       const ObjectiveGradient& gradient, int64_t begin, int64_t end) {
     const ObjectiveFormula<A> of_sequence(in.options);
-    const A* of_sums = static_cast<const A*>(gradient.of_sums);
     for (int64_t i = begin; i < end; ++i) {
         const int64_t length = bounded_length(in.length[i], in.time);
         const SequenceSlope<A> slope = sequence_slope<A>(in, gradient, i, length, of_sequence);
@@ -145,9 +144,8 @@ GIPO_HD void backward(const ObjectiveFormula<Lanes<A>>& formula, const Objective
         if (t < length) store_lanes(out + t, length - t, gradient_of(Run<T>(at, t, length - t)));
         for (t = length; t < in.time; ++t) out[t] = Narrow<T>::from(A(0));
 
-        const A score = static_cast<const A*>(gradient.score)[i];
         A* probs_out = static_cast<A*>(gradient.probs_out) + i * in.groups;
-        for (int64_t g = 0; g < in.groups; ++g) probs_out[g] = of_sums[g] + of_sums[in.groups + g] * score;
+        for (int64_t g = 0; g < in.groups; ++g) probs_out[g] = probability_slope<A>(gradient, i, g);
     }
 }
 

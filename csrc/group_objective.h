@@ -19,12 +19,23 @@ struct ObjectiveRows {
 void group_objective_cpu(const ObjectiveRows& in, const void* signal, void* sequences, void* sums, int threads);
 void group_objective_cuda(const ObjectiveRows& in, const void* signal, void* sequences, void* sums, void* stream);
 
+// What a gradient is given of each output. Null where an output was not used: its gradient is 0.
+struct ObjectiveUpstream {
+    const void *score, *surrogate, *kl;         // A [batch]
+    const void *mass, *weighted, *weighted_kl;  // A [groups], A [groups], A [1]
+};
+
 struct ObjectiveGradient {
-    const void* score;           // A [batch], s_i of the forward pass
-    const void* of_sequences;    // A [3, batch]: gradients of score, surrogate, kl
-    const void* of_sums;         // A [2 groups + 1]: gradients of the sums
+    const void* score;  // A [batch], s_i of the forward pass
+    ObjectiveUpstream of;
     void *logp_out, *probs_out;  // [batch, time] of the tokens' type, A [batch, groups]
 };
+
+// Element i of an upstream gradient.
+template <class A>
+GIPO_HD A upstream_at(const void* gradient, int64_t i) {
+    return gradient == nullptr ? A(0) : static_cast<const A*>(gradient)[i];
+}
 
 void group_objective_gradient_cpu(const ObjectiveRows& in, const ObjectiveGradient& gradient, int threads);
 void group_objective_gradient_cuda(const ObjectiveRows& in, const ObjectiveGradient& gradient, void* stream);
@@ -38,13 +49,19 @@ struct SequenceSlope {
 template <class A>
 GIPO_HD SequenceSlope<A> sequence_slope(const ObjectiveRows& in, const ObjectiveGradient& gradient, int64_t i,
                                         int64_t length, const ObjectiveFormula<A>& formula) {
-    const A* of_sequences = static_cast<const A*>(gradient.of_sequences);
-    const A* of_sums = static_cast<const A*>(gradient.of_sums);
+    const ObjectiveUpstream& of = gradient.of;
     const A* probs = static_cast<const A*>(in.probs) + i * in.groups;
-    A score = of_sequences[i];
-    for (int64_t g = 0; g < in.groups; ++g) score += of_sums[in.groups + g] * probs[g];
-    return {score * formula.score_share(length), of_sequences[in.batch + i],
-            of_sequences[2 * in.batch + i] + of_sums[2 * in.groups] * static_cast<const A*>(in.weight)[i]};
+    A score = upstream_at<A>(of.score, i);
+    for (int64_t g = 0; g < in.groups; ++g) score += upstream_at<A>(of.weighted, g) * probs[g];
+    return {score * formula.score_share(length), upstream_at<A>(of.surrogate, i),
+            upstream_at<A>(of.kl, i) + upstream_at<A>(of.weighted_kl, 0) * static_cast<const A*>(in.weight)[i]};
+}
+
+// Gradient of p_ig.
+template <class A>
+GIPO_HD A probability_slope(const ObjectiveGradient& gradient, int64_t i, int64_t g) {
+    return upstream_at<A>(gradient.of.mass, g) +
+           upstream_at<A>(gradient.of.weighted, g) * static_cast<const A*>(gradient.score)[i];
 }
 
 }  // namespace gipo

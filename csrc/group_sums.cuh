@@ -44,12 +44,8 @@ static __global__ void __launch_bounds__(kThreads)
 
 // Gradient of the group probabilities of sequence i, by one block.
 __device__ __forceinline__ void probs_gradient(const ObjectiveRows& in, const ObjectiveGradient& gradient, int64_t i) {
-    const float* of_sums = static_cast<const float*>(gradient.of_sums);
-    const float score = static_cast<const float*>(gradient.score)[i];
     float* probs_out = static_cast<float*>(gradient.probs_out) + i * in.groups;
-    for (int64_t g = threadIdx.x; g < in.groups; g += kThreads) {
-        probs_out[g] = of_sums[g] + of_sums[in.groups + g] * score;
-    }
+    for (int64_t g = threadIdx.x; g < in.groups; g += kThreads) probs_out[g] = probability_slope<float>(gradient, i, g);
 }
 
 }  // namespace gipo

@@ -137,6 +137,35 @@ GIPO_HD Lanes<double> fused(const Lanes<double>& a, const Lanes<double>& b, cons
     return a * b + c;
 }
 
+// Element k of a and b behind one another, from `start` on.
+template <int start, class E, class Vector = typename LaneTypes<E>::Vector>
+GIPO_HD Vector window(const Vector& a, const Vector& b) {
+    constexpr int kWidth = LaneTypes<E>::kWidth;
+    typename LaneTypes<E>::Comparison from;
+    for (int k = 0; k < kWidth; ++k) from[k] = k + start;
+#if defined(__clang__)
+    Vector result;  // which this compiler sees to be a permutation
+    for (int k = 0; k < kWidth; ++k) result[k] = from[k] < kWidth ? a[from[k] % kWidth] : b[from[k] % kWidth];
+    return result;
+#else
+    return __builtin_shuffle(a, b, from);
+#endif
+}
+
+// Lane k gets what lane k + distance had; the last lanes get 0. distance: 1, 2, 4 or 8.
+template <int distance, class E>
+GIPO_HD Lanes<E> shifted_down(const Lanes<E>& x) {
+    constexpr int kWidth = LaneTypes<E>::kWidth, kParts = Lanes<E>::kParts, kWhole = distance / kWidth;
+    Lanes<E> result;
+    for (int k = 0; k < kParts; ++k) {
+        const Lanes<E> none(E(0));
+        const auto& first = k + kWhole < kParts ? x.part[(k + kWhole) % kParts] : none.part[0];
+        const auto& second = k + kWhole + 1 < kParts ? x.part[(k + kWhole + 1) % kParts] : none.part[0];
+        result.part[k] = window<distance % kWidth, E>(first, second);
+    }
+    return result;
+}
+
 // Numbers whose low eight bits are a biased exponent -> the powers of two with that exponent.
 GIPO_HD Lanes<float> power_of_bits(const Lanes<float>& x) {
     typedef typename LaneTypes<uint32_t>::Vector Words;
@@ -149,19 +178,22 @@ GIPO_HD Lanes<float> power_of_two(const Lanes<float>& x) {
 }
 
 // Sixteen doubles, for checks in float64, go through the functions of a scalar one by one.
-#define GIPO_EACH_DOUBLE(function)                            \
-    GIPO_HD Lanes<double> function(const Lanes<double>& x) {  \
-        double values[kLanes];                                \
-        memcpy(values, &x, sizeof x);                         \
-        for (double& value : values) value = function(value); \
-        Lanes<double> result;                                 \
-        memcpy(&result, values, sizeof result);               \
-        return result;                                        \
-    }
-GIPO_EACH_DOUBLE(power_of_two)
-GIPO_EACH_DOUBLE(exponential)
-GIPO_EACH_DOUBLE(excess)
-#undef GIPO_EACH_DOUBLE
+template <class Function>
+GIPO_HD Lanes<double> each(const Lanes<double>& x, const Function& function) {
+    double values[kLanes];
+    memcpy(values, &x, sizeof x);
+    for (double& value : values) value = function(value);
+    Lanes<double> result;
+    memcpy(&result, values, sizeof result);
+    return result;
+}
+GIPO_HD Lanes<double> power_of_two(const Lanes<double>& x) {
+    return each(x, [](double value) GIPO_INLINE { return exp2(value); });
+}
+GIPO_HD Exponential<Lanes<double>> exponential_of(const Lanes<double>& x) {
+    return {each(x, [](double value) GIPO_INLINE { return exp(value); }),
+            each(x, [](double value) GIPO_INLINE { return expm1(value) - value; })};
+}
 
 // The upper halves of the words of bfloat16 numbers, rounded to nearest even, as Narrow<BFloat16>.
 GIPO_HD Lanes<uint32_t> rounded_to_bfloat16(const Lanes<float>& x) {

@@ -42,13 +42,26 @@ void bind_token_partials(py::module_& module, const char* name) {
 }
 
 template <auto kernel, class Where>
+void bind_token_statistics(py::module_& module, const char* name) {
+    module.def(
+        name,
+        [](Address logits, int dtype, int64_t rows, int64_t columns, int64_t stride, Address targets, int64_t first,
+           double temperature, Address logp, Address entropy, Address statistics, Where last) {
+            const LogitRows in{at(logits), DType(dtype),         rows,  columns,
+                               stride,     at<int64_t>(targets), first, temperature};
+            kernel(in, {at(logp), at(entropy), at(statistics)}, where(last));
+        },
+        Release());
+}
+
+template <auto kernel, class Where>
 void bind_token_merge(py::module_& module, const char* name) {
     module.def(
         name,
-        [](Address partials, int dtype, int64_t ranks, int64_t rows, Address targets, double temperature,
-           Address merged, Where last) {
+        [](Address partials, int dtype, int64_t ranks, int64_t rows, Address targets, double temperature, Address logp,
+           Address entropy, Address statistics, Where last) {
             const PartialRows in{at(partials), DType(dtype), ranks, rows, at<int64_t>(targets), temperature};
-            kernel(in, at(merged), where(last));
+            kernel(in, {at(logp), at(entropy), at(statistics)}, where(last));
         },
         Release());
 }
@@ -58,11 +71,12 @@ void bind_token_gradient(py::module_& module, const char* name) {
     module.def(
         name,
         [](Address logits, int dtype, int64_t rows, int64_t columns, int64_t stride, Address targets, int64_t first,
-           double temperature, int64_t width, int64_t vocabulary, Address statistics, Address upstream, Address out,
-           int64_t out_stride, Where last) {
+           double temperature, int64_t width, int64_t vocabulary, Address entropy, Address statistics, Address of_logp,
+           Address of_entropy, Address out, int64_t out_stride, Where last) {
             const LogitRows in{at(logits), DType(dtype),         rows,  columns,
                                stride,     at<int64_t>(targets), first, temperature};
-            const LogitGradient gradient{width, vocabulary, at(statistics), at(upstream), at(out), out_stride};
+            const LogitGradient gradient{width,       vocabulary,     at(entropy), at(statistics),
+                                         at(of_logp), at(of_entropy), at(out),     out_stride};
             kernel(in, gradient, where(last));
         },
         Release());
@@ -89,13 +103,15 @@ void bind_group_objective_gradient(py::module_& module, const char* name) {
         name,
         [](Address logp, Address behaviour, Address reference, Address advantage, int dtype, int64_t batch,
            int64_t time, int64_t groups, Address length, Address probs, Address weight, Address score_of_row,
-           double clip, int estimator, int score, Address of_sequences, Address of_sums, Address logp_out,
-           Address probs_out, Where last) {
+           double clip, int estimator, int score, Address of_score, Address of_surrogate, Address of_kl,
+           Address of_mass, Address of_weighted, Address of_weighted_kl, Address logp_out, Address probs_out,
+           Where last) {
             const ObjectiveRows in{
                 at(logp), at(behaviour), at(reference),       at(advantage), DType(dtype), batch,
                 time,     groups,        at<int64_t>(length), at(probs),     at(weight),   {clip, estimator, score}};
-            const ObjectiveGradient gradient{at(score_of_row), at(of_sequences), at(of_sums), at(logp_out),
-                                             at(probs_out)};
+            const ObjectiveUpstream of{at(of_score), at(of_surrogate), at(of_kl),
+                                       at(of_mass),  at(of_weighted),  at(of_weighted_kl)};
+            const ObjectiveGradient gradient{at(score_of_row), of, at(logp_out), at(probs_out)};
             kernel(in, gradient, where(last));
         },
         Release());
@@ -137,9 +153,9 @@ void bind_token_objective_gradient(py::module_& module, const char* name) {
         [](Address logits, int dtype, int64_t rows, int64_t columns, int64_t stride, Address targets,
            double temperature, Address behaviour, Address reference, Address advantage, int wide, int64_t batch,
            int64_t time, int64_t groups, Address length, Address probs, Address weight, double clip, int estimator,
-           int score, Address start, int64_t chunk, Address score_of_row, Address of_sequences, Address of_sums,
-           Address of_entropy, Address statistics, int64_t width, Address out, int64_t out_stride, Address probs_out,
-           Where last) {
+           int score, Address start, int64_t chunk, Address score_of_row, Address of_score, Address of_surrogate,
+           Address of_kl, Address of_mass, Address of_weighted, Address of_weighted_kl, Address of_entropy,
+           Address statistics, int64_t width, Address out, int64_t out_stride, Address probs_out, Where last) {
             const JoinedRows in{{at(logits), DType(dtype), rows, columns, stride, at<int64_t>(targets), 0, temperature},
                                 {nullptr,
                                  at(behaviour),
@@ -155,7 +171,9 @@ void bind_token_objective_gradient(py::module_& module, const char* name) {
                                  {clip, estimator, score}},
                                 at<int64_t>(start),
                                 chunk};
-            const ObjectiveGradient objective{at(score_of_row), at(of_sequences), at(of_sums), nullptr, at(probs_out)};
+            const ObjectiveUpstream of{at(of_score), at(of_surrogate), at(of_kl),
+                                       at(of_mass),  at(of_weighted),  at(of_weighted_kl)};
+            const ObjectiveGradient objective{at(score_of_row), of, nullptr, at(probs_out)};
             kernel(in, {objective, at(statistics), at(of_entropy), width, at(out), out_stride}, where(last));
         },
         Release());
@@ -201,6 +219,7 @@ PYBIND11_MODULE(_C, module) {
         "What was built: cuda, cuda_version, cuda_architectures, compiler; and cpu, the instruction set in use.");
 
     bind_token_partials<token_partials_cpu, int>(module, "token_partials_cpu");
+    bind_token_statistics<token_statistics_cpu, int>(module, "token_statistics_cpu");
     bind_token_merge<token_merge_cpu, int>(module, "token_merge_cpu");
     bind_token_gradient<token_gradient_cpu, int>(module, "token_gradient_cpu");
     bind_group_objective<group_objective_cpu, int>(module, "group_objective_cpu");
@@ -210,6 +229,7 @@ PYBIND11_MODULE(_C, module) {
     bind_token_objective_gradient<token_objective_gradient_cpu, int>(module, "token_objective_gradient_cpu");
 #ifdef GIPO_MC_WITH_CUDA
     bind_token_partials<token_partials_cuda, Address>(module, "token_partials_cuda");
+    bind_token_statistics<token_statistics_cuda, Address>(module, "token_statistics_cuda");
     bind_token_merge<token_merge_cuda, Address>(module, "token_merge_cuda");
     bind_token_gradient<token_gradient_cuda, Address>(module, "token_gradient_cuda");
     bind_group_objective<group_objective_cuda, Address>(module, "group_objective_cuda");

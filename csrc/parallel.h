@@ -1,38 +1,65 @@
-// Rows over threads. Rows are independent and each is summed in one fixed order, so results do not depend on the number
-// of threads. Plain std::thread rather than OpenMP: a process that is forked afterwards keeps working, and no second
-// OpenMP runtime spins beside torch's.
+// Rows over threads. Rows are independent and each is summed in one fixed order, so results depend neither on the
+// number of threads nor on which of them takes which rows.
+//
+// Threads of our own rather than OpenMP: no second OpenMP runtime beside torch's, and a process that is forked
+// afterwards keeps working, on new threads. They are started once and sleep between kernels: starting one for each call
+// takes longer than the small kernels do.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
-#include <system_error>
-#include <thread>
-#include <vector>
 
 namespace gipo {
 
-constexpr int64_t kWorkOfAThread = 32768;  // elements; below, starting a thread costs more than it saves
+constexpr int64_t kWorkOfAThread = 32768;  // elements; below, waking a thread costs more than it saves
+constexpr int64_t kTurns = 8;              // turns of a thread: one that comes late, or is slow, takes fewer
 
-// Calls run(begin, end) on contiguous ranges that cover [0, rows). `row_work`: elements of a row. `run` must not throw.
+// Work in `turns` parts, which threads take one after the other. `part` must not throw.
+class SharedWork {
+  public:
+    SharedWork(int64_t turns, void (*part)(const void* context, int64_t turn), const void* context)
+        : turns_(turns), part_(part), context_(context) {}
+
+    // Does parts until none is left to take.
+    void take_part() {
+        for (int64_t turn = next_++; turn < turns_; turn = next_++) part_(context_, turn);
+    }
+
+  private:
+    std::atomic<int64_t> next_{0};
+    const int64_t turns_;
+    void (*const part_)(const void*, int64_t);
+    const void* const context_;
+};
+
+// Does `work` with the calling thread and up to `helpers` more; returns when it is done. Where another thread of this
+// process does the same at the moment, or no thread can be started, with fewer.
+void work_together(SharedWork& work, int64_t helpers);
+
+// Calls run(begin, end) on ranges that cover [0, rows), on up to `threads` threads. `row_work`: elements of a row.
 template <class Run>
 void parallel_rows(int64_t rows, int64_t row_work, int threads, const Run& run) {
     int64_t parts = rows * (row_work > 0 ? row_work : 1) / kWorkOfAThread;
     if (parts > threads) parts = threads;
     if (parts > rows) parts = rows;
-    if (parts < 1) parts = 1;
-    const auto begin = [&](int64_t part) { return rows / parts * part + (part < rows % parts ? part : rows % parts); };
+    if (parts <= 1) return run(0, rows);
 
-    std::vector<std::thread> helpers;
-    helpers.reserve(parts - 1);
-    int64_t part = 1;
-    try {
-        for (; part < parts; ++part)
-            helpers.emplace_back([&run, from = begin(part), to = begin(part + 1)] { run(from, to); });
-    } catch (const std::system_error&) {
-        // No more threads to be had: this one does the rest.
-        run(begin(part), rows);
-    }
-    run(begin(0), begin(1));
-    for (std::thread& helper : helpers) helper.join();
+    struct Context {
+        const Run& run;
+        int64_t rows, turns;
+    };
+    const Context context{run, rows, rows < parts * kTurns ? rows : parts * kTurns};
+    SharedWork work(
+        context.turns,
+        [](const void* given, int64_t turn) {
+            const auto& [run, rows, turns] = *static_cast<const Context*>(given);
+            const auto begin = [rows = rows, turns = turns](int64_t k) {
+                return rows / turns * k + (k < rows % turns ? k : rows % turns);
+            };
+            run(begin(turn), begin(turn + 1));
+        },
+        &context);
+    work_together(work, parts - 1);
 }
 
 }  // namespace gipo

@@ -31,12 +31,10 @@ ObjectiveRows with_log_probs(const JoinedRows& in, const A* statistics, std::vec
 template <class A>
 void forward(const JoinedRows& in, const void* signal, const JoinedResults& out, int threads) {
     const int64_t rows = in.logits.rows, batch = in.tokens.batch;
-    std::vector<A> partials(4 * rows), logp;
-    token_partials_cpu(in.logits, partials.data(), threads);
-    token_merge_cpu({partials.data(), in.tokens.dtype, 1, rows, in.logits.targets, in.logits.temperature},
-                    out.statistics, threads);
-    const A* statistics = static_cast<const A*>(out.statistics);
-    group_objective_cpu(with_log_probs(in, statistics, logp), signal, out.sequences, out.sums, threads);
+    std::vector<A> logp;
+    A* statistics = static_cast<A*>(out.statistics);
+    token_statistics_cpu(in.logits, {statistics, statistics + rows, statistics + 2 * rows}, threads);
+    group_objective_cpu(with_log_probs<A>(in, statistics, logp), signal, out.sequences, out.sums, threads);
     std::vector<double> entropy(batch, 0.0);
     for_each_token(in, [&](int64_t row, int64_t, int64_t i) { entropy[i] += statistics[rows + row]; });
     A* sequences = static_cast<A*>(out.sequences);
@@ -47,19 +45,18 @@ template <class A>
 void backward(const JoinedRows& in, const JoinedGradient& gradient, int threads) {
     const int64_t rows = in.logits.rows;
     const A* statistics = static_cast<const A*>(gradient.statistics);
-    const A* of_entropy = static_cast<const A*>(gradient.of_entropy);
     std::vector<A> logp, slopes(in.tokens.batch * in.tokens.time), upstream(2 * rows);
     ObjectiveGradient objective = gradient.objective;
     objective.logp_out = slopes.data();
     group_objective_gradient_cpu(with_log_probs(in, statistics, logp), objective, threads);
     for_each_token(in, [&](int64_t row, int64_t element, int64_t i) {
         upstream[row] = slopes[element];
-        upstream[rows + row] = of_entropy[i];
+        upstream[rows + row] = upstream_at<A>(gradient.of_entropy, i);
     });
-    token_gradient_cpu(
-        in.logits,
-        {gradient.width, in.logits.columns, statistics + rows, upstream.data(), gradient.out, gradient.stride},
-        threads);
+    token_gradient_cpu(in.logits,
+                       {gradient.width, in.logits.columns, statistics + rows, statistics + 2 * rows, upstream.data(),
+                        upstream.data() + rows, gradient.out, gradient.stride},
+                       threads);
 }
 
 }  // namespace

@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
                          statistics[3 * rows + row],
                          statistics[rows + row],
                          target >= 0 && target < in.logits.columns ? slope : 0.0f,
-                         static_cast<const float*>(gradient.of_entropy)[chunk.sequence],
+                         upstream_at<float>(gradient.of_entropy, chunk.sequence),
                          inverse_temperature};
         }
         __syncthreads();

@@ -28,7 +28,7 @@ void token_objective_cuda(const JoinedRows& in, const void* signal, const Joined
 struct JoinedGradient {
     ObjectiveGradient objective;  // logp_out is not used
     const void* statistics;       // A [4, rows] of the forward pass
-    const void* of_entropy;       // A [batch]
+    const void* of_entropy;       // A [batch]; null: 0
     int64_t width;                // columns to write: real ones, then padding (0)
     void* out;                    // [rows, width], may be the logits themselves
     int64_t stride;

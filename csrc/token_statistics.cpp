@@ -77,19 +77,37 @@ GIPO_HD SoftmaxPart<A> row_part(const T* row, int64_t columns, A inverse_tempera
     return {maximum, static_cast<A>(sum), static_cast<A>(weighted * kLn2)};
 }
 
-template <class T>
-void partials_of_rows(const LogitRows& in, void* out, int64_t begin, int64_t end) {
+// Calls visit(row number, its part, its target's logit).
+template <class T, class Visit>
+GIPO_HD void for_each_part(const LogitRows& in, int64_t begin, int64_t end, const Visit& visit) {
     using A = Accumulator<T>;
-    A* partials = static_cast<A*>(out);
     for (int64_t i = begin; i < end; ++i) {
         const T* row = static_cast<const T*>(in.logits) + i * in.stride;
         const SoftmaxPart<A> part = row_part(row, in.columns, static_cast<A>(1.0 / in.temperature));
         const int64_t column = in.targets[i] - in.first;
+        visit(i, part, column >= 0 && column < in.columns ? widen(row[column]) : minus_infinity<A>());
+    }
+}
+
+template <class T>
+void partials_of_rows(const LogitRows& in, void* out, int64_t begin, int64_t end) {
+    using A = Accumulator<T>;
+    A* partials = static_cast<A*>(out);
+    for_each_part<T>(in, begin, end, [&](int64_t i, const SoftmaxPart<A>& part, A target_logit) GIPO_INLINE {
         partials[i] = part.maximum;
         partials[in.rows + i] = part.sum;
         partials[2 * in.rows + i] = part.weighted;
-        partials[3 * in.rows + i] = column >= 0 && column < in.columns ? widen(row[column]) : minus_infinity<A>();
-    }
+        partials[3 * in.rows + i] = target_logit;
+    });
+}
+
+template <class T>
+void results_of_rows(const LogitRows& in, const TokenResults& out, int64_t begin, int64_t end) {
+    using A = Accumulator<T>;
+    const A inverse_temperature = static_cast<A>(1.0 / in.temperature);
+    for_each_part<T>(in, begin, end, [&](int64_t i, const SoftmaxPart<A>& part, A target_logit) GIPO_INLINE {
+        put_results(out, in.rows, i, part, target_logit, in.targets[i] == kIgnoredTarget, inverse_temperature);
+    });
 }
 
 template <class T, class A = Accumulator<T>>
@@ -107,23 +125,14 @@ GIPO_HD void gradient_of_row(const T* row, T* out, int64_t columns, int64_t targ
 template <class T>
 void gradient_of_rows(const LogitRows& in, const LogitGradient& gradient, int64_t begin, int64_t end) {
     using A = Accumulator<T>;
-    const A* statistics = static_cast<const A*>(gradient.statistics);
-    const A* upstream = static_cast<const A*>(gradient.upstream);
     const T zero = Narrow<T>::from(A(0));
     for (int64_t i = begin; i < end; ++i) {
         const T* row = static_cast<const T*>(in.logits) + i * in.stride;
         T* out = static_cast<T*>(gradient.out) + i * gradient.stride;
-        const int64_t id = in.targets[i];
-        const bool known = id >= 0 && id < gradient.vocabulary, ignored = id == kIgnoredTarget;
-        const TokenSlope<A> slope{statistics[in.rows + i],
-                                  statistics[2 * in.rows + i],
-                                  statistics[i],
-                                  known ? upstream[i] : A(0),
-                                  ignored ? A(0) : upstream[in.rows + i],
-                                  static_cast<A>(1.0 / in.temperature)};
+        const TokenSlope<A> slope = slope_of_row<A>(in, gradient, i, static_cast<A>(1.0 / in.temperature));
         int64_t written = 0;
         if (!slope.zero()) {
-            gradient_of_row(row, out, in.columns, id - in.first, slope);
+            gradient_of_row(row, out, in.columns, in.targets[i] - in.first, slope);
             written = in.columns;
         }
         for (int64_t v = written; v < gradient.width; ++v) out[v] = zero;
@@ -134,6 +143,7 @@ void gradient_of_rows(const LogitRows& in, const LogitGradient& gradient, int64_
 
 extern const TokenRowKernels token_rows = {
     {partials_of_rows<float>, partials_of_rows<BFloat16>, partials_of_rows<Float16>, partials_of_rows<double>},
+    {results_of_rows<float>, results_of_rows<BFloat16>, results_of_rows<Float16>, results_of_rows<double>},
     {gradient_of_rows<float>, gradient_of_rows<BFloat16>, gradient_of_rows<Float16>, gradient_of_rows<double>},
 };
 

@@ -7,63 +7,64 @@
 namespace gipo {
 namespace {
 
-template <class T>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks)
-    partials_kernel(LogitRows in, float inverse_temperature, float* __restrict__ partials) {
+// Calls visit(row number, its part, its target's logit) in one thread for each row.
+template <class T, class Visit>
+__device__ __forceinline__ void for_each_part(const LogitRows& in, float inverse_temperature, const Visit& visit) {
     __shared__ Part shared[kWarps];
     for (int64_t i = blockIdx.x; i < in.rows; i += gridDim.x) {
         const T* row = static_cast<const T*>(in.logits) + i * in.stride;
         const Part whole = row_part(row, in.columns, inverse_temperature, shared);
         if (threadIdx.x == 0) {
             const int64_t column = in.targets[i] - in.first;
-            partials[i] = whole.maximum;
-            partials[in.rows + i] = whole.sum;
-            partials[2 * in.rows + i] = whole.weighted;
-            partials[3 * in.rows + i] =
-                column >= 0 && column < in.columns ? widen(row[column]) : minus_infinity<float>();
+            visit(i, whole, column >= 0 && column < in.columns ? widen(row[column]) : minus_infinity<float>());
         }
     }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    merge_kernel(PartialRows in, float inverse_temperature, float* __restrict__ merged) {
+template <class T>
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
+    partials_kernel(LogitRows in, float inverse_temperature, float* __restrict__ partials) {
+    for_each_part<T>(in, inverse_temperature, [&](int64_t i, const Part& whole, float target_logit) {
+        partials[i] = whole.maximum;
+        partials[in.rows + i] = whole.sum;
+        partials[2 * in.rows + i] = whole.weighted;
+        partials[3 * in.rows + i] = target_logit;
+    });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
+    results_kernel(LogitRows in, TokenResults out, float inverse_temperature) {
+    for_each_part<T>(in, inverse_temperature, [&](int64_t i, const Part& whole, float target_logit) {
+        put_results(out, in.rows, i, whole, target_logit, in.targets[i] == kIgnoredTarget, inverse_temperature);
+    });
+}
+
+__global__ void __launch_bounds__(kThreads) merge_kernel(PartialRows in, TokenResults out, float inverse_temperature) {
     const float* partials = static_cast<const float*>(in.partials);
     for (int64_t i = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x; i < in.rows;
          i += static_cast<int64_t>(gridDim.x) * kThreads) {
         Part whole = empty_part<float>();
         float target = minus_infinity<float>();
+#pragma unroll 1
         for (int64_t rank = 0; rank < in.ranks; ++rank) {
             const float* part = partials + rank * 4 * in.rows + i;
             whole = merge<float>(whole, {part[0], part[in.rows], part[2 * in.rows]}, inverse_temperature);
             target = part[3 * in.rows] > target ? part[3 * in.rows] : target;
         }
-        const TokenResult<float> token = token_result(whole, target, inverse_temperature);
-        const bool ignored = in.targets[i] == kIgnoredTarget;
-        merged[i] = ignored ? 0.0f : token.logp;
-        merged[in.rows + i] = ignored ? 0.0f : token.entropy;
-        merged[2 * in.rows + i] = whole.maximum;
-        merged[3 * in.rows + i] = token.log_sum;
+        put_results(out, in.rows, i, whole, target, in.targets[i] == kIgnoredTarget, inverse_temperature);
     }
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     gradient_kernel(LogitRows in, LogitGradient gradient, float inverse_temperature) {
-    const float* statistics = static_cast<const float*>(gradient.statistics);
-    const float* upstream = static_cast<const float*>(gradient.upstream);
     for (int64_t block = blockIdx.x; block < in.rows; block += gridDim.x) {
         const int64_t i = in.rows - 1 - block;  // what forward read last may still be in the L2 cache
         const T* row = static_cast<const T*>(in.logits) + i * in.stride;
         T* out = static_cast<T*>(gradient.out) + i * gradient.stride;
-        const int64_t id = in.targets[i];
-        const bool known = id >= 0 && id < gradient.vocabulary, ignored = id == kIgnoredTarget;
-        const TokenSlope<float> slope{statistics[in.rows + i],
-                                      statistics[2 * in.rows + i],
-                                      statistics[i],
-                                      known ? upstream[i] : 0.0f,
-                                      ignored ? 0.0f : upstream[in.rows + i],
-                                      inverse_temperature};
-        gradient_padded_row(row, out, in.columns, gradient.width, id - in.first, slope);
+        const TokenSlope<float> slope = slope_of_row<float>(in, gradient, i, inverse_temperature);
+        gradient_padded_row(row, out, in.columns, gradient.width, in.targets[i] - in.first, slope);
     }
 }
 
@@ -77,10 +78,18 @@ void token_partials_cuda(const LogitRows& in, void* partials, void* stream) {
     });
 }
 
-void token_merge_cuda(const PartialRows& in, void* merged, void* stream) {
+void token_statistics_cuda(const LogitRows& in, const TokenResults& out, void* stream) {
     if (in.rows == 0) return;
-    launch("token_merge", merge_kernel, blocks_for((in.rows + kThreads - 1) / kThreads), stream, in,
-           static_cast<float>(1.0 / in.temperature), static_cast<float*>(merged));
+    with_cuda_type(in.dtype, [&](auto type) {
+        launch("token_statistics", results_kernel<decltype(type)>, blocks_for(in.rows), stream, in, out,
+               static_cast<float>(1.0 / in.temperature));
+    });
+}
+
+void token_merge_cuda(const PartialRows& in, const TokenResults& out, void* stream) {
+    if (in.rows == 0) return;
+    launch("token_merge", merge_kernel, blocks_for((in.rows + kThreads - 1) / kThreads), stream, in, out,
+           static_cast<float>(1.0 / in.temperature));
 }
 
 void token_gradient_cuda(const LogitRows& in, const LogitGradient& gradient, void* stream) {

@@ -1,7 +1,7 @@
 // Op A, vocabulary-parallel token statistics: what the CPU and the CUDA kernels take. Sizes and strides count elements.
 #pragma once
 
-#include "numbers.h"
+#include "formulas.h"
 
 namespace gipo {
 
@@ -25,24 +25,65 @@ struct PartialRows {
     double temperature;
 };
 
+// float32 or float64: 16 bytes a token, which is all that an op needs besides the logits.
+struct TokenResults {
+    void *logp, *entropy;  // [rows]
+    void* statistics;      // [2, rows]: maximum, ln sum; what the gradient needs beside the entropy
+};
+
 struct LogitGradient {
     int64_t width;           // columns to write: real ones, then padding (0)
     int64_t vocabulary;      // global ids at or beyond it have no gradient of their log-prob
-    const void* statistics;  // [3, rows]: entropy, maximum, ln sum
-    const void* upstream;    // [2, rows]: gradients of log-prob and entropy
+    const void* entropy;     // [rows]
+    const void* statistics;  // [2, rows]: maximum, ln sum
+    const void* of_logp;     // [rows], gradient of the log-probs; null: 0
+    const void* of_entropy;  // [rows], gradient of the entropies; null: 0
     void* out;               // [rows, width], may be the logits themselves
     int64_t stride;
 };
+
+// Rows that are not split over ranks.
+void token_statistics_cpu(const LogitRows& in, const TokenResults& out, int threads);
+void token_statistics_cuda(const LogitRows& in, const TokenResults& out, void* stream);
 
 // partials: [4, rows].
 void token_partials_cpu(const LogitRows& in, void* partials, int threads);
 void token_partials_cuda(const LogitRows& in, void* partials, void* stream);
 
-// merged: [4, rows]: log-prob, entropy, maximum, ln sum. Ranks are merged in order.
-void token_merge_cpu(const PartialRows& in, void* merged, int threads);
-void token_merge_cuda(const PartialRows& in, void* merged, void* stream);
+// Ranks are merged in order.
+void token_merge_cpu(const PartialRows& in, const TokenResults& out, int threads);
+void token_merge_cuda(const PartialRows& in, const TokenResults& out, void* stream);
 
 void token_gradient_cpu(const LogitRows& in, const LogitGradient& gradient, int threads);
 void token_gradient_cuda(const LogitRows& in, const LogitGradient& gradient, void* stream);
+
+// Writes what is known of token i.
+template <class A>
+GIPO_HD void put_results(const TokenResults& out, int64_t rows, int64_t i, const SoftmaxPart<A>& whole, A target_logit,
+                         bool ignored, A inverse_temperature) {
+    const TokenResult<A> token = token_result(whole, target_logit, inverse_temperature);
+    static_cast<A*>(out.logp)[i] = ignored ? A(0) : token.logp;
+    static_cast<A*>(out.entropy)[i] = ignored ? A(0) : token.entropy;
+    static_cast<A*>(out.statistics)[i] = whole.maximum;
+    static_cast<A*>(out.statistics)[rows + i] = token.log_sum;
+}
+
+// What the gradient of row i needs.
+template <class A>
+GIPO_HD TokenSlope<A> slope_of_row(const LogitRows& in, const LogitGradient& gradient, int64_t i,
+                                   A inverse_temperature) {
+    const A* statistics = static_cast<const A*>(gradient.statistics);
+    const A* of_logp = static_cast<const A*>(gradient.of_logp);
+    const A* of_entropy = static_cast<const A*>(gradient.of_entropy);
+    const int64_t id = in.targets[i];
+    const bool known = id >= 0 && id < gradient.vocabulary && of_logp != nullptr;
+    const bool counted = id != kIgnoredTarget && of_entropy != nullptr;
+    return {statistics[i],
+            statistics[in.rows + i],
+            static_cast<const A*>(gradient.entropy)[i],
+            known ? of_logp[i] : A(0),
+            counted ? of_entropy[i] : A(0),
+            inverse_temperature};
+}
 
 }  // namespace gipo

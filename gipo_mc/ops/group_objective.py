@@ -8,19 +8,25 @@ its sequence's three coefficients (of score, surrogate and KL) times three token
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from gipo_mc.ops import checks, native, reference
-from gipo_mc.ops.results import GroupObjective, GroupVariance
+from gipo_mc.ops.results import GroupObjective, GroupVariance, differentiable_fields
 
 _OP = "group_objective"
 _PER_SEQUENCE = 6  # score, surrogate, kl, clipped, ratio_max, behaviour_kl: rows of one [6, B] buffer
 
 
-@torch.library.custom_op("gipo_mc::group_objective", mutates_args=(), device_types=("cpu", "cuda"))
+def _fake_forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+    batch, groups = inputs[5].shape
+    return inputs[5].new_empty((_PER_SEQUENCE, batch)), inputs[5].new_empty(2 * groups + 1)
+
+
+@native.op("group_objective", _fake_forward)
 def _forward(
     logp_BT: Tensor,
     behaviour_logp_BT: Tensor,
@@ -34,8 +40,8 @@ def _forward(
     estimator: int,
     score: int,
 ) -> tuple[Tensor, Tensor]:
-    """[6, B], the fields of GroupObjective a sequence, and [2 M + 1], its sums. Two outputs rather than nine: on a GPU
-    each copy of one is a launch. estimator and score: positions in checks.ESTIMATORS and SCORES."""
+    """[6, B], the fields of GroupObjective a sequence, and [2 M + 1], its sums. estimator and score: positions in
+    checks.ESTIMATORS and SCORES."""
     tokens = [x.contiguous() for x in (logp_BT, behaviour_logp_BT, reference_logp_BT, advantage_BT)]
     vectors = [x.contiguous() for x in (length_B, group_probs_BM, signal_B, high_B)]
     (batch, time), groups = logp_BT.shape, group_probs_BM.shape[1]
@@ -51,25 +57,12 @@ def _forward(
     return sequence_6B, sums_2M1
 
 
-@_forward.register_fake
-def _(
-    logp_BT: Tensor,
-    behaviour_logp_BT: Tensor,
-    reference_logp_BT: Tensor,
-    advantage_BT: Tensor,
-    length_B: Tensor,
-    group_probs_BM: Tensor,
-    signal_B: Tensor,
-    high_B: Tensor,
-    clip: float,
-    estimator: int,
-    score: int,
-) -> tuple[Tensor, Tensor]:
-    batch, groups = group_probs_BM.shape
-    return group_probs_BM.new_empty((_PER_SEQUENCE, batch)), group_probs_BM.new_empty(2 * groups + 1)
+def _fake_gradient(*inputs: Any) -> tuple[Tensor, Tensor]:
+    dense = torch.contiguous_format
+    return torch.empty_like(inputs[0], memory_format=dense), torch.empty_like(inputs[5], memory_format=dense)
 
 
-@torch.library.custom_op("gipo_mc::group_objective_gradient", mutates_args=(), device_types=("cpu", "cuda"))
+@native.op("group_objective_gradient", _fake_gradient)
 def _gradient(
     logp_BT: Tensor,
     behaviour_logp_BT: Tensor,
@@ -79,17 +72,20 @@ def _gradient(
     group_probs_BM: Tensor,
     high_B: Tensor,
     score_B: Tensor,
-    sequence_gradients_6B: Tensor,
-    sum_gradients_2M1: Tensor,
     clip: float,
     estimator: int,
     score: int,
+    of_score_B: Tensor | None,
+    of_surrogate_B: Tensor | None,
+    of_kl_B: Tensor | None,
+    of_mass_M: Tensor | None,
+    of_weighted_M: Tensor | None,
+    of_weighted_kl: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of logp_BT and group_probs_BM from those of the forward pass's outputs; of the first, only the rows of
-    score, surrogate and KL count."""
+    """Gradients of logp_BT and group_probs_BM from those of the outputs; None for one that was not used."""
     tokens = [x.contiguous() for x in (logp_BT, behaviour_logp_BT, reference_logp_BT, advantage_BT)]
     vectors = [x.contiguous() for x in (length_B, group_probs_BM, high_B, score_B)]
-    upstream = [x.contiguous() for x in (sequence_gradients_6B, sum_gradients_2M1)]
+    upstream = native.upstream(of_score_B, of_surrogate_B, of_kl_B, of_mass_M, of_weighted_M, of_weighted_kl)
     (batch, time), groups = logp_BT.shape, group_probs_BM.shape[1]
     logp_gradient_BT, probs_gradient_BM = torch.empty_like(tokens[0]), torch.empty_like(vectors[1])
     native.call(
@@ -102,43 +98,27 @@ def _gradient(
     return logp_gradient_BT, probs_gradient_BM
 
 
-@_gradient.register_fake
-def _(
-    logp_BT: Tensor,
-    behaviour_logp_BT: Tensor,
-    reference_logp_BT: Tensor,
-    advantage_BT: Tensor,
-    length_B: Tensor,
-    group_probs_BM: Tensor,
-    high_B: Tensor,
-    score_B: Tensor,
-    sequence_gradients_6B: Tensor,
-    sum_gradients_2M1: Tensor,
-    clip: float,
-    estimator: int,
-    score: int,
-) -> tuple[Tensor, Tensor]:
-    dense = torch.contiguous_format
-    return (
-        torch.empty_like(logp_BT, memory_format=dense),
-        torch.empty_like(group_probs_BM, memory_format=dense),
-    )
+class _GroupObjective(torch.autograd.Function):
+    """Every output by itself, so that the gradient of each comes as it is, or not at all: on a GPU each copy of one
+    into a common buffer would be a launch."""
 
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        *tensors, _, high_B, clip, estimator, score = inputs
+        outputs = GroupObjective.of_buffers(*_forward(*inputs))
+        ctx.numbers = (clip, estimator, score)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(outputs.clipped_B, outputs.ratio_max_B, outputs.behaviour_kl_B)
+        ctx.save_for_backward(*tensors, high_B, outputs.score_B)
+        return tuple(outputs)
 
-def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    *tensors, _, high_B, clip, estimator, score = inputs
-    ctx.numbers = (clip, estimator, score)
-    ctx.save_for_backward(*tensors, high_B, output[0])
-
-
-def _backward(ctx, sequence_gradients_6B, sum_gradients_2M1):  # type: ignore[no-untyped-def]
-    *tensors, sequence_6B = ctx.saved_tensors
-    arguments = (*tensors, sequence_6B.detach()[0], sequence_gradients_6B, sum_gradients_2M1, *ctx.numbers)
-    logp_gradient_BT, probs_gradient_BM = _gradient(*arguments)
-    return logp_gradient_BT, None, None, None, None, probs_gradient_BM, None, None, None, None, None
-
-
-_forward.register_autograd(_backward, setup_context=_save)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        logp_gradient_BT, probs_gradient_BM = _gradient(
+            *ctx.saved_tensors, *ctx.numbers, *differentiable_fields(upstream)
+        )
+        return logp_gradient_BT, None, None, None, None, probs_gradient_BM, None, None, None, None, None
 
 
 def group_objective(
@@ -184,7 +164,7 @@ def group_objective(
     tensors = (logp_BT, *constants, length_B, group_probs_BM, signal_B.detach(), high_B.detach())
     if native.use_reference():
         return reference.group_objective(*tensors, clip=clip, kl_estimator=kl_estimator, score=score)
-    return GroupObjective.of_buffers(*_forward(*tensors, clip, estimator, kind))
+    return GroupObjective(*_GroupObjective.apply(*tensors, clip, estimator, kind))
 
 
 def group_variance(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 try:
     from gipo_mc import _C  # type: ignore[attr-defined]
@@ -72,6 +74,35 @@ def call(name: str, device: torch.device, *args: Any) -> None:
         kernel(*args, torch.cuda.current_stream(device).cuda_stream)
 
 
+def op(name: str, fake: Callable[..., Any], mutates: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """Registers a function over tensors as the torch op gipo_mc::`name`, with `fake` for its shapes.
+
+    What is called in its place goes through torch's dispatcher only where something there has to see the op (compilers,
+    fake tensors and other subclasses, the version counters of what it mutates): the dispatcher takes longer than the
+    smaller kernels.
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        registered = torch.library.custom_op(
+            f"gipo_mc::{name}", function, mutates_args=tuple(mutates), device_types=("cpu", "cuda")
+        )
+        registered.register_fake(fake)
+
+        @wraps(function)
+        def call(*arguments: Any) -> Any:
+            return (registered if mutates or _to_be_seen(arguments) else function)(*arguments)
+
+        return call
+
+    return register
+
+
+def _to_be_seen(arguments: Sequence[Any]) -> bool:
+    if torch.compiler.is_compiling():
+        return True
+    return any(isinstance(x, Tensor) and type(x) is not Tensor and type(x) is not Parameter for x in arguments)
+
+
 def code(tensor: Tensor) -> int:
     """The kernels' code of a dtype."""
     return DTYPE_CODES[tensor.dtype]
@@ -80,3 +111,8 @@ def code(tensor: Tensor) -> int:
 def address(tensor: Tensor | None) -> int:
     """Address of the first element, 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def upstream(*gradients: Tensor | None) -> list[Tensor | None]:
+    """Gradients of outputs as the kernels take them: contiguous, or None where an output was not used."""
+    return [None if x is None else x.contiguous() for x in gradients]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class TokenStatistics(NamedTuple):
@@ -43,12 +46,14 @@ class GroupObjective(NamedTuple):
     @classmethod
     def of_buffers(cls, sequence_6B: Tensor, sums_2M1: Tensor) -> GroupObjective:
         """Views of what a kernel writes: the six fields a sequence, then masses, weighted scores and weighted KL."""
-        score_B, surrogate_B, kl_B, *statistics = sequence_6B.unbind()
-        clipped_B, ratio_max_B, behaviour_kl_B = (x.detach() for x in statistics)
         groups = sums_2M1.shape[0] // 2
         mass_M, weighted_M, weighted_kl = sums_2M1.split((groups, groups, 1))
-        sums = (mass_M, weighted_M, weighted_kl.squeeze(0))
-        return cls(score_B, surrogate_B, kl_B, clipped_B, ratio_max_B, behaviour_kl_B, *sums)
+        return cls._make((*sequence_6B.unbind(), mass_M, weighted_M, weighted_kl.squeeze(0)))
+
+
+def differentiable_fields(upstream: Sequence[T]) -> tuple[T, ...]:
+    """Of what belongs to the fields of a GroupObjective, that of the fields with a gradient."""
+    return (*upstream[:3], *upstream[6:9])
 
 
 class TokenObjective(NamedTuple):

@@ -8,6 +8,8 @@ KL_t is the k1, k2 or k3 estimate between the behaviour policy and the reference
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,13 @@ from gipo_mc.ops.results import ShapedAdvantages
 _OP = "shape_and_gae"
 
 
-@torch.library.custom_op("gipo_mc::shape_and_gae", mutates_args=(), device_types=("cpu", "cuda"))
+def _fake_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    values_BT, score_B = inputs[2], inputs[3]
+    reward_BT, advantage_BT, return_BT = (score_B.new_empty(values_BT.shape) for _ in range(3))
+    return reward_BT, advantage_BT, return_BT, torch.empty_like(score_B), score_B.new_empty(3, dtype=torch.float64)
+
+
+@native.op("shape_and_gae", _fake_forward)
 def _forward(
     behaviour_logp_BT: Tensor,
     reference_logp_BT: Tensor,
@@ -33,33 +41,16 @@ def _forward(
     tokens = [x.contiguous() for x in (behaviour_logp_BT, reference_logp_BT, values_BT)]
     vectors = [x.contiguous() for x in (score_B, length_B, kl_weight_B)]
     batch, time = values_BT.shape
-    reward_BT, advantage_BT, return_BT = (score_B.new_empty((batch, time)) for _ in range(3))
-    kl_B, sums_3 = score_B.new_empty(batch), score_B.new_empty(3, dtype=torch.float64)
+    outputs = _fake_forward(*tokens, score_B)
     rows_3B = score_B.new_empty((3, batch))  # per-row sums on their way to the total
     native.call(
         "shape_and_gae",
         values_BT.device,
         *(*map(native.address, tokens), native.code(values_BT), batch, time),
         *(*map(native.address, vectors), gamma, lam, estimator),
-        *map(native.address, (reward_BT, advantage_BT, return_BT, kl_B, rows_3B, sums_3)),
+        *map(native.address, (*outputs[:4], rows_3B, outputs[4])),
     )
-    return reward_BT, advantage_BT, return_BT, kl_B, sums_3
-
-
-@_forward.register_fake
-def _(
-    behaviour_logp_BT: Tensor,
-    reference_logp_BT: Tensor,
-    values_BT: Tensor,
-    score_B: Tensor,
-    length_B: Tensor,
-    kl_weight_B: Tensor,
-    gamma: float,
-    lam: float,
-    estimator: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    reward_BT, advantage_BT, return_BT = (score_B.new_empty(values_BT.shape) for _ in range(3))
-    return reward_BT, advantage_BT, return_BT, torch.empty_like(score_B), score_B.new_empty(3, dtype=torch.float64)
+    return outputs
 
 
 def shape_and_gae(

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from gipo_mc.ops import checks, native, reference
-from gipo_mc.ops.results import GroupObjective, TokenObjective
+from gipo_mc.ops.results import GroupObjective, TokenObjective, differentiable_fields
 
 _OP = "token_objective"
 _PER_SEQUENCE = 7  # op B's six, then the sum of the entropies
@@ -51,7 +52,14 @@ def _arguments(
     return arguments, [targets_N, *tokens, *vectors, start_B]
 
 
-@torch.library.custom_op("gipo_mc::token_objective", mutates_args=(), device_types=("cpu", "cuda"))
+def _fake_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    logits_NV, group_probs_BM, signal_B = inputs[0], inputs[6], inputs[8]
+    batch, groups = group_probs_BM.shape
+    shapes = ((_PER_SEQUENCE, batch), (2 * groups + 1,), (4, logits_NV.shape[0]))
+    return tuple(signal_B.new_empty(shape) for shape in shapes)  # type: ignore[return-value]
+
+
+@native.op("token_objective", _fake_forward)
 def _forward(
     logits_NV: Tensor,
     targets_N: Tensor,
@@ -67,10 +75,9 @@ def _forward(
     clip: float,
     estimator: int,
     score: int,
-    inplace_backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """[7, B]: op B's six per sequence and the sum of the entropies; [2 M + 1]: op B's sums; [4, N]: log-prob, entropy,
-    maximum, ln sum. Rows 3 to 5 of the first and the last have no gradient."""
+    maximum, ln sum."""
     inputs = (
         logits_NV,
         targets_N,
@@ -82,62 +89,38 @@ def _forward(
         high_B,
     )
     arguments, _kept = _arguments(*inputs, columns, temperature, clip, estimator, score)
-    batch, time = advantage_BT.shape
     signal_B = signal_B.contiguous()
-    statistics_4N = signal_B.new_empty((4, logits_NV.shape[0]))
-    chunks_7BC = signal_B.new_empty((_PER_SEQUENCE, batch, -(-time // _CHUNK)))
-    sequence_7B = signal_B.new_empty((_PER_SEQUENCE, batch))
-    sums_2M1 = signal_B.new_empty(2 * group_probs_BM.shape[1] + 1)
-    outputs = (signal_B, statistics_4N, chunks_7BC, sequence_7B, sums_2M1)
-    native.call("token_objective", logits_NV.device, *arguments, *map(native.address, outputs))
-    return sequence_7B, sums_2M1, statistics_4N
+    outputs = sequence_7B, sums_2M1, statistics_4N = _fake_forward(*inputs, signal_B)
+    chunks_7BC = signal_B.new_empty((*sequence_7B.shape, -(-advantage_BT.shape[1] // _CHUNK)))
+    buffers = (signal_B, statistics_4N, chunks_7BC, sequence_7B, sums_2M1)
+    native.call("token_objective", logits_NV.device, *arguments, *map(native.address, buffers))
+    return outputs
 
 
-@_forward.register_fake
-def _(
-    logits_NV: Tensor,
-    targets_N: Tensor,
-    behaviour_logp_BT: Tensor,
-    reference_logp_BT: Tensor,
-    advantage_BT: Tensor,
-    length_B: Tensor,
-    group_probs_BM: Tensor,
-    high_B: Tensor,
-    signal_B: Tensor,
-    columns: int,
-    temperature: float,
-    clip: float,
-    estimator: int,
-    score: int,
-    inplace_backward: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        signal_B.new_empty((_PER_SEQUENCE, advantage_BT.shape[0])),
-        signal_B.new_empty(2 * group_probs_BM.shape[1] + 1),
-        signal_B.new_empty((4, logits_NV.shape[0])),
-    )
-
-
-def _gradient_into(
-    out_NV: Tensor, inputs: tuple[Any, ...], score_B: Tensor, statistics_4N: Tensor, upstream: tuple[Tensor, Tensor]
-) -> Tensor:
+def _gradient_into(out_NV: Tensor, *inputs: Any) -> Tensor:
     """Writes the gradient of the logits; returns that of the group probabilities."""
-    arguments, _kept = _arguments(*inputs)
+    *own, score_B, statistics_4N = inputs[:15]
+    arguments, _kept = _arguments(*own)
     logits_NV, group_probs_BM = inputs[0], inputs[6]
-    sequence_7B, sums_2M1 = (x.contiguous() for x in upstream)
+    upstream = native.upstream(*inputs[15:])
     score_B, statistics_4N = score_B.contiguous(), statistics_4N.contiguous()
     probs_gradient_BM = torch.empty_like(group_probs_BM, memory_format=torch.contiguous_format)
     native.call(
         "token_objective_gradient",
         logits_NV.device,
-        *(*arguments, native.address(score_B), native.address(sequence_7B), native.address(sums_2M1)),
-        *(native.address(sequence_7B[-1]), native.address(statistics_4N), logits_NV.shape[1]),
+        *(*arguments, native.address(score_B), *map(native.address, upstream)),
+        *(native.address(statistics_4N), logits_NV.shape[1]),
         *(native.address(out_NV), out_NV.stride(0), native.address(probs_gradient_BM)),
     )
     return probs_gradient_BM
 
 
-@torch.library.custom_op("gipo_mc::token_objective_gradient", mutates_args=(), device_types=("cpu", "cuda"))
+def _fake_gradient(*inputs: Any) -> tuple[Tensor, Tensor]:
+    dense = torch.contiguous_format
+    return torch.empty_like(inputs[0], memory_format=dense), torch.empty_like(inputs[6], memory_format=dense)
+
+
+@native.op("token_objective_gradient", _fake_gradient)
 def _gradient(
     logits_NV: Tensor,
     targets_N: Tensor,
@@ -154,35 +137,23 @@ def _gradient(
     score: int,
     score_B: Tensor,
     statistics_4N: Tensor,
-    sequence_gradients_7B: Tensor,
-    sum_gradients_2M1: Tensor,
+    of_score_B: Tensor | None,
+    of_surrogate_B: Tensor | None,
+    of_kl_B: Tensor | None,
+    of_mass_M: Tensor | None,
+    of_weighted_M: Tensor | None,
+    of_weighted_kl: Tensor | None,
+    of_entropy_B: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of logits_NV and group_probs_BM from those of the first two outputs."""
-    inputs = (
-        logits_NV,
-        targets_N,
-        behaviour_logp_BT,
-        reference_logp_BT,
-        advantage_BT,
-        length_B,
-        group_probs_BM,
-        high_B,
-    )
-    numbers = (columns, temperature, clip, estimator, score)
+    """Gradients of logits_NV and group_probs_BM from those of the outputs; None for one that was not used."""
+    numbers = (columns, temperature, clip, estimator, score, score_B, statistics_4N)
+    upstream = (of_score_B, of_surrogate_B, of_kl_B, of_mass_M, of_weighted_M, of_weighted_kl, of_entropy_B)
+    tokens = (targets_N, behaviour_logp_BT, reference_logp_BT, advantage_BT, length_B, group_probs_BM, high_B)
     out_NV = torch.empty_like(logits_NV, memory_format=torch.contiguous_format)
-    upstream = (sequence_gradients_7B, sum_gradients_2M1)
-    return out_NV, _gradient_into(out_NV, (*inputs, *numbers), score_B, statistics_4N, upstream)
+    return out_NV, _gradient_into(out_NV, logits_NV, *tokens, *numbers, *upstream)
 
 
-@_gradient.register_fake
-def _(logits_NV: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    dense = torch.contiguous_format
-    return torch.empty_like(logits_NV, memory_format=dense), torch.empty_like(others[5], memory_format=dense)
-
-
-@torch.library.custom_op(
-    "gipo_mc::token_objective_gradient_", mutates_args=("logits_NV",), device_types=("cpu", "cuda")
-)
+@native.op("token_objective_gradient_", lambda *inputs: _fake_gradient(*inputs)[1], mutates=("logits_NV",))
 def _gradient_(
     logits_NV: Tensor,
     targets_N: Tensor,
@@ -199,51 +170,47 @@ def _gradient_(
     score: int,
     score_B: Tensor,
     statistics_4N: Tensor,
-    sequence_gradients_7B: Tensor,
-    sum_gradients_2M1: Tensor,
+    of_score_B: Tensor | None,
+    of_surrogate_B: Tensor | None,
+    of_kl_B: Tensor | None,
+    of_mass_M: Tensor | None,
+    of_weighted_M: Tensor | None,
+    of_weighted_kl: Tensor | None,
+    of_entropy_B: Tensor | None,
 ) -> Tensor:
     """As `_gradient`, the first result written over the logits themselves."""
-    inputs = (
-        logits_NV,
-        targets_N,
-        behaviour_logp_BT,
-        reference_logp_BT,
-        advantage_BT,
-        length_B,
-        group_probs_BM,
-        high_B,
-    )
-    numbers = (columns, temperature, clip, estimator, score)
-    upstream = (sequence_gradients_7B, sum_gradients_2M1)
-    return _gradient_into(logits_NV, (*inputs, *numbers), score_B, statistics_4N, upstream)
+    numbers = (columns, temperature, clip, estimator, score, score_B, statistics_4N)
+    upstream = (of_score_B, of_surrogate_B, of_kl_B, of_mass_M, of_weighted_M, of_weighted_kl, of_entropy_B)
+    tokens = (targets_N, behaviour_logp_BT, reference_logp_BT, advantage_BT, length_B, group_probs_BM, high_B)
+    return _gradient_into(logits_NV, logits_NV, *tokens, *numbers, *upstream)
 
 
-@_gradient_.register_fake
-def _(logits_NV: Tensor, *others: Any) -> Tensor:
-    return torch.empty_like(others[5], memory_format=torch.contiguous_format)
+class _TokenObjective(torch.autograd.Function):
+    """Every output by itself, as in op B: its nine, then the sums of the entropies."""
 
+    @staticmethod
+    def forward(ctx: Any, inplace_backward: bool, *inputs: Any) -> tuple[Tensor, ...]:
+        sequence_7B, sums_2M1, statistics_4N = _forward(*inputs)
+        outputs = GroupObjective.of_buffers(sequence_7B[:-1], sums_2M1)
+        ctx.numbers, ctx.inplace = inputs[9:], inplace_backward
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(outputs.clipped_B, outputs.ratio_max_B, outputs.behaviour_kl_B)
+        ctx.save_for_backward(*inputs[:8], outputs.score_B, statistics_4N)
+        return *outputs, sequence_7B[-1]
 
-def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    *tensors, _, columns, temperature, clip, estimator, score, inplace_backward = inputs
-    sequence_7B, _, statistics_4N = output
-    ctx.numbers, ctx.inplace = (columns, temperature, clip, estimator, score), inplace_backward
-    ctx.mark_non_differentiable(statistics_4N)
-    ctx.save_for_backward(*tensors, sequence_7B[0].detach(), statistics_4N)
-
-
-def _backward(ctx, sequence_gradients_7B, sum_gradients_2M1, _):  # type: ignore[no-untyped-def]
-    logits_NV, *tensors, score_B, statistics_4N = ctx.saved_tensors
-    kept = (score_B, statistics_4N, sequence_gradients_7B, sum_gradients_2M1)
-    arguments = (logits_NV.detach(), *tensors, *ctx.numbers, *kept)
-    if ctx.inplace:
-        # The mutation raises the version of the logits: a second consumer that saved them fails loudly in its backward.
-        gradients = arguments[0], _gradient_(*arguments)
-    else:
-        gradients = _gradient(*arguments)
-    return gradients[0], *(None,) * 5, gradients[1], *(None,) * 8
-
-
-_forward.register_autograd(_backward, setup_context=_save)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits_NV, *tensors, score_B, statistics_4N = ctx.saved_tensors
+        used = (*differentiable_fields(upstream), upstream[-1])
+        arguments = (logits_NV.detach(), *tensors, *ctx.numbers, score_B, statistics_4N, *used)
+        if ctx.inplace:
+            # The mutation raises the version of the logits: a second consumer that saved them fails loudly in its
+            # backward.
+            gradients = arguments[0], _gradient_(*arguments)
+        else:
+            gradients = _gradient(*arguments)
+        return None, gradients[0], *(None,) * 5, gradients[1], *(None,) * 7
 
 
 def token_objective(
@@ -323,7 +290,8 @@ def token_objective(
             vocab_size=vocab_size,
             temperature=temperature,
         )
-    sequence_7B, sums_2M1, _ = _forward(
+    *objective, entropy_B = _TokenObjective.apply(
+        inplace_backward,
         logits_NV,
         targets_N,
         behaviour,
@@ -338,7 +306,5 @@ def token_objective(
         clip,
         estimator,
         kind,
-        inplace_backward,
     )
-    sequence_6B, entropy_1B = sequence_7B.split((_PER_SEQUENCE - 1, 1))
-    return TokenObjective(GroupObjective.of_buffers(sequence_6B, sums_2M1), entropy_1B.squeeze(0))
+    return TokenObjective(GroupObjective(*objective), entropy_B)

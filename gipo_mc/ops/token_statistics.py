@@ -6,14 +6,18 @@ Backward: one read of the logits and one write of their gradient, no communicati
 
     dz_v = ( c (1[v = y] - p_v) - e p_v (ln p_v + H) ) / temperature,  c, e = gradients of log-prob and entropy
 
-Numbers that pass between the two are [N]: 16 bytes a token. `gipo_mc.ops.reference` holds the eager definition.
+Outputs and what the backward pass needs are 16 bytes a token together: with all columns on one rank, all the memory
+there is beside the logits. `gipo_mc.ops.reference` holds the eager definition.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from gipo_mc.ops import checks, native, reference
 from gipo_mc.ops.results import TokenStatistics
@@ -21,12 +25,16 @@ from gipo_mc.ops.results import TokenStatistics
 _OP = "token_statistics"
 
 
-@torch.library.custom_op("gipo_mc::token_partials", mutates_args=(), device_types=("cpu", "cuda"))
+def _fake_partials(logits_NV: Tensor, *_: Any) -> Tensor:
+    return logits_NV.new_empty((4, logits_NV.shape[0]), dtype=checks.accumulator(logits_NV.dtype))
+
+
+@native.op("token_partials", _fake_partials)
 def token_partials(logits_NV: Tensor, targets_N: Tensor, vocab_start: int, columns: int, temperature: float) -> Tensor:
     """[4, N]: maximum (unscaled), sum e^u, sum e^u u with u = (z - maximum) / temperature, and target logit (unscaled;
     -inf where the target is not among the first `columns` columns)."""
     targets_N = targets_N.contiguous()
-    partials_4N = logits_NV.new_empty((4, logits_NV.shape[0]), dtype=checks.accumulator(logits_NV.dtype))
+    partials_4N = _fake_partials(logits_NV)
     native.call(
         "token_partials",
         logits_NV.device,
@@ -36,138 +44,138 @@ def token_partials(logits_NV: Tensor, targets_N: Tensor, vocab_start: int, colum
     return partials_4N
 
 
-@token_partials.register_fake
-def _(logits_NV: Tensor, targets_N: Tensor, vocab_start: int, columns: int, temperature: float) -> Tensor:
-    return logits_NV.new_empty((4, logits_NV.shape[0]), dtype=checks.accumulator(logits_NV.dtype))
+def _results(rows: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = checks.accumulator(like.dtype)
+    return tuple(like.new_empty(shape, dtype=dtype) for shape in ((rows,), (rows,), (2, rows)))  # type: ignore[return-value]
 
 
-@torch.library.custom_op("gipo_mc::token_statistics", mutates_args=(), device_types=("cpu", "cuda"))
-def token_merge(
-    logits_NV: Tensor,
-    targets_N: Tensor,
-    partials_R4N: Tensor,
-    vocab_start: int,
-    columns: int,
-    vocabulary: int,
-    temperature: float,
-    inplace_backward: bool,
-) -> Tensor:
-    """[4, N]: log-prob, entropy, maximum, ln sum, from the partials of all ranks in rank order. The logits are not read
-    here; they are an input because the first two rows are differentiable with respect to them. One output rather than
-    four: on a GPU each copy of a row is a launch."""
+@native.op("token_merge", lambda partials_R4N, *_: _results(partials_R4N.shape[2], partials_R4N))
+def token_merge(partials_R4N: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-prob and entropy [N], and [2, N], maximum and ln sum, from the partials of all ranks in rank order."""
     targets_N, partials_R4N = targets_N.contiguous(), partials_R4N.contiguous()
-    merged_4N = torch.empty_like(partials_R4N[0])
+    results = _results(targets_N.shape[0], partials_R4N)
     native.call(
         "token_merge",
-        logits_NV.device,
+        partials_R4N.device,
         *(native.address(partials_R4N), native.code(partials_R4N), partials_R4N.shape[0], targets_N.shape[0]),
-        *(native.address(targets_N), temperature, native.address(merged_4N)),
+        *(native.address(targets_N), temperature, *map(native.address, results)),
     )
-    return merged_4N
+    return results
 
 
-@token_merge.register_fake
-def _(
-    logits_NV: Tensor,
-    targets_N: Tensor,
-    partials_R4N: Tensor,
-    vocab_start: int,
-    columns: int,
-    vocabulary: int,
-    temperature: float,
-    inplace_backward: bool,
-) -> Tensor:
-    return partials_R4N.new_empty(partials_R4N.shape[1:])
+@native.op("token_statistics", lambda logits_NV, *_: _results(logits_NV.shape[0], logits_NV))
+def token_results(
+    logits_NV: Tensor, targets_N: Tensor, vocab_start: int, columns: int, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `token_merge` gives, of the columns that are here alone: 16 bytes a token, and nothing else."""
+    targets_N = targets_N.contiguous()
+    results = _results(logits_NV.shape[0], logits_NV)
+    native.call(
+        "token_statistics",
+        logits_NV.device,
+        *(native.address(logits_NV), native.code(logits_NV), logits_NV.shape[0], columns, logits_NV.stride(0)),
+        *(native.address(targets_N), vocab_start, temperature, *map(native.address, results)),
+    )
+    return results
 
 
 def _gradient_into(
     out_NV: Tensor,
     logits_NV: Tensor,
     targets_N: Tensor,
-    statistics_3N: Tensor,
-    gradients_2N: Tensor,
+    entropy_N: Tensor,
+    statistics_2N: Tensor,
+    of_logp_N: Tensor | None,
+    of_entropy_N: Tensor | None,
     vocab_start: int,
     columns: int,
     vocabulary: int,
     temperature: float,
 ) -> None:
-    targets_N, statistics_3N, gradients_2N = (x.contiguous() for x in (targets_N, statistics_3N, gradients_2N))
+    kept = [x.contiguous() for x in (targets_N, entropy_N, statistics_2N)]
+    upstream = native.upstream(of_logp_N, of_entropy_N)
     native.call(
         "token_gradient",
         logits_NV.device,
         *(native.address(logits_NV), native.code(logits_NV), logits_NV.shape[0], columns, logits_NV.stride(0)),
-        *(native.address(targets_N), vocab_start, temperature, logits_NV.shape[1], vocabulary),
-        *(native.address(statistics_3N), native.address(gradients_2N), native.address(out_NV), out_NV.stride(0)),
+        *(native.address(kept[0]), vocab_start, temperature, logits_NV.shape[1], vocabulary),
+        *(*map(native.address, (*kept[1:], *upstream)), native.address(out_NV), out_NV.stride(0)),
     )
 
 
-@torch.library.custom_op("gipo_mc::token_gradient", mutates_args=(), device_types=("cpu", "cuda"))
+@native.op("token_gradient", lambda logits_NV, *_: torch.empty_like(logits_NV, memory_format=torch.contiguous_format))
 def token_gradient(
     logits_NV: Tensor,
     targets_N: Tensor,
-    statistics_3N: Tensor,
-    gradients_2N: Tensor,
+    entropy_N: Tensor,
+    statistics_2N: Tensor,
+    of_logp_N: Tensor | None,
+    of_entropy_N: Tensor | None,
     vocab_start: int,
     columns: int,
     vocabulary: int,
     temperature: float,
 ) -> Tensor:
-    """Gradient of the logits [N, V_local], contiguous, from (entropy, maximum, ln sum) and (c, e)."""
+    """Gradient of the logits [N, V_local], contiguous, from (maximum, ln sum) and the gradients of log-prob and
+    entropy; None for one that was not used."""
     out_NV = torch.empty_like(logits_NV, memory_format=torch.contiguous_format)
-    _gradient_into(
-        out_NV, logits_NV, targets_N, statistics_3N, gradients_2N, vocab_start, columns, vocabulary, temperature
-    )
+    numbers = (vocab_start, columns, vocabulary, temperature)
+    _gradient_into(out_NV, logits_NV, targets_N, entropy_N, statistics_2N, of_logp_N, of_entropy_N, *numbers)
     return out_NV
 
 
-@token_gradient.register_fake
-def _(
-    logits_NV: Tensor,
-    targets_N: Tensor,
-    statistics_3N: Tensor,
-    gradients_2N: Tensor,
-    vocab_start: int,
-    columns: int,
-    vocabulary: int,
-    temperature: float,
-) -> Tensor:
-    return torch.empty_like(logits_NV, memory_format=torch.contiguous_format)
-
-
-@torch.library.custom_op("gipo_mc::token_gradient_", mutates_args=("logits_NV",), device_types=("cpu", "cuda"))
+@native.op("token_gradient_", lambda *_: None, mutates=("logits_NV",))
 def token_gradient_(
     logits_NV: Tensor,
     targets_N: Tensor,
-    statistics_3N: Tensor,
-    gradients_2N: Tensor,
+    entropy_N: Tensor,
+    statistics_2N: Tensor,
+    of_logp_N: Tensor | None,
+    of_entropy_N: Tensor | None,
     vocab_start: int,
     columns: int,
     vocabulary: int,
     temperature: float,
 ) -> None:
     """As `token_gradient`, written over the logits themselves."""
-    _gradient_into(
-        logits_NV, logits_NV, targets_N, statistics_3N, gradients_2N, vocab_start, columns, vocabulary, temperature
-    )
+    numbers = (vocab_start, columns, vocabulary, temperature)
+    _gradient_into(logits_NV, logits_NV, targets_N, entropy_N, statistics_2N, of_logp_N, of_entropy_N, *numbers)
 
 
-def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    logits_NV, targets_N, _, *numbers, inplace_backward = inputs
-    ctx.numbers, ctx.inplace = numbers, inplace_backward
-    ctx.save_for_backward(logits_NV, targets_N, output)
+class _TokenStatistics(torch.autograd.Function):
+    """partials_R4N: those of all ranks where the vocabulary is split over them, else None."""
 
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits_NV: Tensor,
+        targets_N: Tensor,
+        partials_R4N: Tensor | None,
+        inplace_backward: bool,
+        *numbers: Any,
+    ) -> tuple[Tensor, Tensor]:
+        vocab_start, columns, _, temperature = numbers
+        if partials_R4N is None:
+            columns_here = (vocab_start, columns, temperature)
+            logp_N, entropy_N, statistics_2N = token_results(logits_NV, targets_N, *columns_here)
+        else:
+            logp_N, entropy_N, statistics_2N = token_merge(partials_R4N, targets_N, temperature)
+        ctx.numbers, ctx.inplace = numbers, inplace_backward
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits_NV, targets_N, entropy_N, statistics_2N)
+        return logp_N, entropy_N
 
-def _backward(ctx, gradient_4N: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
-    logits_NV, targets_N, merged_4N = ctx.saved_tensors
-    arguments = (logits_NV.detach(), targets_N, merged_4N.detach()[1:], gradient_4N[:2], *ctx.numbers)
-    if ctx.inplace:
-        # The mutation raises the version of the logits: a second consumer that saved them fails loudly in its backward.
-        token_gradient_(*arguments)
-        return arguments[0], *(None,) * 7
-    return token_gradient(*arguments), *(None,) * 7
-
-
-token_merge.register_autograd(_backward, setup_context=_save)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits_NV, *kept = ctx.saved_tensors
+        arguments = (logits_NV.detach(), *kept, *upstream, *ctx.numbers)
+        if ctx.inplace:
+            # The mutation raises the version of the logits: a second consumer that saved them fails loudly in its
+            # backward.
+            token_gradient_(*arguments)
+            return arguments[0], *(None,) * 7
+        return token_gradient(*arguments), *(None,) * 7
 
 
 def token_statistics(
@@ -222,13 +230,10 @@ def token_statistics(
         )
 
     columns = min(max(vocabulary - vocab_start, 0), width)
-    partials_4N = token_partials(logits_NV.detach(), targets_N, vocab_start, columns, temperature)
-    partials_R4N = partials_4N[None]
+    partials_R4N = None
     if ranks > 1:
+        partials_4N = token_partials(logits_NV.detach(), targets_N, vocab_start, columns, temperature)
         partials_R4N = partials_4N.new_empty((ranks, *partials_4N.shape))
         dist.all_gather(list(partials_R4N.unbind()), partials_4N, group=group)
-    merged_4N = token_merge(
-        logits_NV, targets_N, partials_R4N, vocab_start, columns, vocabulary, temperature, inplace_backward
-    )
-    logp_N, entropy_N, _, _ = merged_4N.unbind()
-    return TokenStatistics(logp_N, entropy_N)
+    numbers = (vocab_start, columns, vocabulary, temperature)
+    return TokenStatistics(*_TokenStatistics.apply(logits_NV, targets_N, partials_R4N, inplace_backward, *numbers))

@@ -50,10 +50,12 @@ struct TokenCase {
     }
     int64_t vocabulary() const { return 2 * columns - padding; }
 
-    template <class Partials, class Merge, class Gradient, class Last>
-    std::vector<std::vector<A>> run(Partials partials, Merge merge, Gradient gradient, Last last) const {
+    template <class Results, class Partials, class Merge, class Gradient, class Last>
+    std::vector<std::vector<A>> run(Results results, Partials partials, Merge merge, Gradient gradient,
+                                    Last last) const {
         const double temperature = 0.8;
-        std::vector<A> parts(8 * rows), merged(4 * rows), statistics(3 * rows);
+        std::vector<A> parts(8 * rows), logp(rows), entropy(rows), statistics(2 * rows);
+        std::vector<A> alone_logp(rows), alone_entropy(rows), alone_statistics(2 * rows);
         std::vector<T> gradients(2 * rows * columns, Narrow<T>::from(A(9)));
         LogitRows shards[2];
         for (int shard = 0; shard < 2; ++shard) {
@@ -63,21 +65,33 @@ struct TokenCase {
                 targets.data(), shard * columns, temperature};
             partials(shards[shard], parts.data() + shard * 4 * rows, last);
         }
-        merge(PartialRows{parts.data(), kCode<A>, 2, rows, targets.data(), temperature}, merged.data(), last);
-        for (int64_t i = 0; i < rows; ++i) {
-            for (int64_t k = 0; k < 3; ++k) statistics[k * rows + i] = merged[(k + 1) * rows + i];
-        }
+        merge(PartialRows{parts.data(), kCode<A>, 2, rows, targets.data(), temperature},
+              TokenResults{logp.data(), entropy.data(), statistics.data()}, last);
+        results(shards[0], TokenResults{alone_logp.data(), alone_entropy.data(), alone_statistics.data()}, last);
         for (int shard = 0; shard < 2; ++shard) {
             gradient(shards[shard],
-                     LogitGradient{columns, vocabulary(), statistics.data(), upstream.data(),
+                     LogitGradient{columns, vocabulary(), entropy.data(), statistics.data(), upstream.data(),
+                                   rows % 2 ? upstream.data() + rows : nullptr,
                                    gradients.data() + shard * rows * columns, columns},
                      last);
         }
         std::vector<A> wide;
         for (const T value : gradients) wide.push_back(widen(value));
-        return {merged, wide};
+        return {logp, entropy, statistics, alone_logp, alone_entropy, alone_statistics, wide};
     }
 };
+
+// Gradients of op B's outputs, one behind the other in `all`; `number` says which of them was not used, if any.
+template <class A>
+ObjectiveUpstream upstream_of(const std::vector<A>& all, int64_t batch, int64_t groups, int64_t number) {
+    const A* of = all.data();
+    ObjectiveUpstream upstream{
+        of, of + batch, of + 2 * batch, of + 3 * batch, of + 3 * batch + groups, of + 3 * batch + 2 * groups};
+    const void** const fields[] = {&upstream.score, &upstream.surrogate, &upstream.kl,
+                                   &upstream.mass,  &upstream.weighted,  &upstream.weighted_kl};
+    if (number % 8 < 6) *fields[number % 8] = nullptr;
+    return upstream;
+}
 
 // Op B, forward and backward, and op C on the same tokens.
 template <class T>
@@ -87,7 +101,7 @@ struct SequenceCase {
     int estimator, score;
     std::vector<T> logp, behaviour, reference, advantage;
     std::vector<int64_t> length;
-    std::vector<A> probs, signal, weight, of_sequences, of_sums;
+    std::vector<A> probs, signal, weight, upstream;
 
     SequenceCase(int64_t batch, int64_t time, int64_t groups, int estimator, int score)
         : batch(batch), time(time), groups(groups), estimator(estimator), score(score) {
@@ -100,8 +114,7 @@ struct SequenceCase {
         probs = normal<A>(batch * groups, 0.1, 0.5);
         signal = normal<A>(batch, 1.0);
         weight = normal<A>(batch, 0.2, 0.5);
-        of_sequences = normal<A>(3 * batch, 1.0);
-        of_sums = normal<A>(2 * groups + 1, 1.0);
+        upstream = normal<A>(3 * batch + 2 * groups + 1, 1.0);
     }
 
     template <class Forward, class Backward, class Shape, class Last>
@@ -112,10 +125,10 @@ struct SequenceCase {
         std::vector<A> sequences(6 * batch), sums(2 * groups + 1), probs_out(batch * groups);
         std::vector<T> logp_out(batch * time, Narrow<T>::from(A(9)));
         forward(in, signal.data(), sequences.data(), sums.data(), last);
-        backward(
-            in,
-            ObjectiveGradient{sequences.data(), of_sequences.data(), of_sums.data(), logp_out.data(), probs_out.data()},
-            last);
+        backward(in,
+                 ObjectiveGradient{sequences.data(), upstream_of(upstream, batch, groups, time), logp_out.data(),
+                                   probs_out.data()},
+                 last);
         const RewardRows rewards{behaviour.data(), reference.data(), advantage.data(), kCode<T>, batch, time,
                                  signal.data(),    length.data(),    weight.data(),    0.999,    0.998, estimator};
         std::vector<A> shaped(3 * batch * time, A(9)), kl(batch), row_sums(3 * batch);
@@ -139,7 +152,7 @@ struct JoinedCase {
     bool inplace;
     std::vector<int64_t> length, start, targets;
     std::vector<T> logits;
-    std::vector<A> behaviour, reference, advantage, probs, signal, weight, of_sequences, of_sums;
+    std::vector<A> behaviour, reference, advantage, probs, signal, weight, upstream, of_entropy;
 
     JoinedCase(std::vector<int64_t> lengths, int64_t columns, int64_t padding, int64_t groups, int64_t chunk)
         : columns(columns), padding(padding), groups(groups), chunk(chunk), inplace(chunk % 2 == 0), length(lengths) {
@@ -158,8 +171,8 @@ struct JoinedCase {
         probs = normal<A>(batch * groups, 0.1, 0.5);
         signal = normal<A>(batch, 1.0);
         weight = normal<A>(batch, 0.2, 0.5);
-        of_sequences = normal<A>(7 * batch, 1.0);
-        of_sums = normal<A>(2 * groups + 1, 1.0);
+        upstream = normal<A>(3 * batch + 2 * groups + 1, 1.0);
+        of_entropy = normal<A>(batch, 1.0);
     }
 
     template <class Forward, class Backward, class Last>
@@ -186,14 +199,15 @@ struct JoinedCase {
         forward(in, signal.data(), JoinedResults{statistics.data(), chunks.data(), sequences.data(), sums.data()},
                 last);
         T* out = inplace ? own.data() : gradients.data();
-        backward(in,
-                 JoinedGradient{{sequences.data(), of_sequences.data(), of_sums.data(), nullptr, probs_out.data()},
-                                statistics.data(),
-                                of_sequences.data() + 6 * batch,
-                                width,
-                                out,
-                                width},
-                 last);
+        backward(
+            in,
+            JoinedGradient{{sequences.data(), upstream_of(upstream, batch, groups, rows), nullptr, probs_out.data()},
+                           statistics.data(),
+                           chunk == 3 ? nullptr : of_entropy.data(),
+                           width,
+                           out,
+                           width},
+            last);
         std::vector<A> wide;
         for (int64_t i = 0; i < rows * width; ++i) wide.push_back(widen(out[i]));
         return {statistics, sequences, sums, probs_out, wide};

@@ -11,8 +11,8 @@ void check() {
     int cases = 0;
     for_each_case<T>(
         [&](const TokenCase<T>& c) {
-            const auto one = c.run(token_partials_cpu, token_merge_cpu, token_gradient_cpu, 1);
-            const auto four = c.run(token_partials_cpu, token_merge_cpu, token_gradient_cpu, 4);
+            const auto one = c.run(token_statistics_cpu, token_partials_cpu, token_merge_cpu, token_gradient_cpu, 1);
+            const auto four = c.run(token_statistics_cpu, token_partials_cpu, token_merge_cpu, token_gradient_cpu, 4);
             const double apart = difference(four, one);
             require(apart == 0, "op A depends on the number of threads", apart);
             ++cases;
@@ -42,8 +42,9 @@ int main() {
     check<double>();
     // Enough rows for real threads.
     const TokenCase<float> large(64, 4097, 5, 3, 1);
-    const auto one = large.run(token_partials_cpu, token_merge_cpu, token_gradient_cpu, 1);
-    const double apart = difference(large.run(token_partials_cpu, token_merge_cpu, token_gradient_cpu, 4), one);
+    const auto one = large.run(token_statistics_cpu, token_partials_cpu, token_merge_cpu, token_gradient_cpu, 1);
+    const double apart =
+        difference(large.run(token_statistics_cpu, token_partials_cpu, token_merge_cpu, token_gradient_cpu, 4), one);
     require(apart == 0, "op A depends on the number of threads", apart);
     return 0;
 }

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CSRC, HERE = ROOT / "csrc", ROOT / "tests" / "csrc"
 OPS = ("token_statistics", "group_objective", "shape_and_gae", "token_objective")
-CPU_SOURCES = tuple(CSRC / f"{name}.cpp" for name in ("cpu", *OPS))
+CPU_SOURCES = tuple(CSRC / f"{name}.cpp" for name in ("cpu", "parallel", *OPS))
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
@@ -81,7 +81,7 @@ def test_cpu_kernels_under_address_and_undefined_behaviour_sanitizers(tmp_path: 
 def test_code_of_an_instruction_set_stays_by_itself(tmp_path: Path, isa: tuple[str, ...]) -> None:
     """A function that the linker may share between object files would hold instructions that other machines lack."""
     name, *flags = isa
-    for op in ("token_statistics", "group_objective"):
+    for op in ("token_statistics", "group_objective", "shape_and_gae"):
         options = ["-O1", "-w", "-c", f"-DGIPO_ISA={name}", *flags]
         symbols = command("nm", "-C", "--defined-only", compiled(tmp_path / f"{op}.o", options, [CSRC / f"{op}.cpp"]))
         defined = [line.split(maxsplit=2)[1:] for line in symbols.stdout.splitlines()]

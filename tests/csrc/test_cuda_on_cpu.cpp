@@ -28,8 +28,8 @@ struct Worst {
 template <class T>
 void compare(const TokenCase<T>& c, Worst& worst) {
     worst.add("op A on CUDA and on the CPU differ by",
-              c.run(token_partials_cuda, token_merge_cuda, token_gradient_cuda, kStream),
-              c.run(token_partials_cpu, token_merge_cpu, token_gradient_cpu, 1));
+              c.run(token_statistics_cuda, token_partials_cuda, token_merge_cuda, token_gradient_cuda, kStream),
+              c.run(token_statistics_cpu, token_partials_cpu, token_merge_cpu, token_gradient_cpu, 1));
 }
 
 template <class T>
@@ -53,19 +53,19 @@ std::vector<T> in_place(std::vector<T> logits, int64_t rows, int64_t columns, in
                         int64_t offset, Gradient gradient, Last last) {
     const int64_t width = columns + padding, first = 3;
     std::vector<int64_t> targets;
-    std::vector<float> statistics(3 * rows), upstream(2 * rows);
+    std::vector<float> entropy(rows), statistics(2 * rows), upstream(2 * rows);
     for (int64_t i = 0; i < rows; ++i) {
         targets.push_back(i == 2 ? kIgnoredTarget : first + (i == 1 ? columns - 1 : i * columns / rows));
-        statistics[i] = 3.0f;
-        statistics[rows + i] = 9.0f;
-        statistics[2 * rows + i] = 1.5f;
+        entropy[i] = 3.0f;
+        statistics[i] = 9.0f;
+        statistics[rows + i] = 1.5f;
         upstream[i] = 0.5f + i;
         upstream[rows + i] = i % 2 ? 0.0f : -0.25f;
     }
     const LogitRows in{logits.data() + offset, kCode<T>, rows, columns, width + extra, targets.data(), first, 0.7};
     gradient(in,
-             LogitGradient{width, first + columns, statistics.data(), upstream.data(), logits.data() + offset,
-                           width + extra},
+             LogitGradient{width, first + columns, entropy.data(), statistics.data(), upstream.data(),
+                           upstream.data() + rows, logits.data() + offset, width + extra},
              last);
     return logits;
 }

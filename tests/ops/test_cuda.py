@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gipo_mc.ops import group_objective, native, reference, shape_and_gae, token_objective, token_statistics
-from gipo_mc.ops.token_statistics import token_gradient, token_gradient_, token_merge, token_partials
+from gipo_mc.ops.token_statistics import token_gradient, token_gradient_, token_merge, token_partials, token_results
 from tests.ops.cases import (
     DTYPES,
     ESTIMATORS,
@@ -101,12 +101,12 @@ def test_token_statistics_of_misaligned_rows(offset: int, dtype: torch.dtype) ->
     exact = reference.token_statistics(view.cpu().double(), targets.cpu(), vocab_size=columns)
     for got, want in zip(token_statistics(view, targets, vocab_size=columns), exact, strict=True):
         close(got.cpu(), want)
-    partials = token_partials(view, targets, 0, columns, 1.0)
-    _, entropy, maximum, log_sum = token_merge(view, targets, partials[None], 0, columns, columns, 1.0, False)
-    arguments = (targets, torch.stack((entropy, maximum, log_sum)), torch.ones(2, rows, device=DEVICE))
-    expected = token_gradient(view, *arguments, 0, columns, columns, 1.0)
+    ones = torch.ones(rows, device=DEVICE)
+    _, *kept = token_results(view, targets, 0, columns, 1.0)
+    arguments = (targets, *kept, ones, ones, 0, columns, columns, 1.0)
+    expected = token_gradient(view, *arguments)
     before = storage.clone()
-    token_gradient_(view, *arguments, 0, columns, columns, 1.0)
+    token_gradient_(view, *arguments)
     assert torch.equal(view, expected)
     inside = torch.zeros(len(storage), dtype=torch.bool, device=DEVICE)
     inside[offset:].as_strided((rows, width), (stride, 1)).fill_(True)
@@ -143,10 +143,12 @@ def test_targets_outside_the_vocabulary_touch_no_other_memory() -> None:
     for wrong in (20, 23, 24, 10**12, -1, -(10**12)):
         targets[1] = wrong
         partials = token_partials(logits, targets, 0, 20, 1.0)
-        logp, entropy, maximum, log_sum = token_merge(logits, targets, partials[None], 0, 20, 20, 1.0, False)
+        logp, entropy, statistics = token_merge(partials[None], targets, 1.0)
         assert logp[1] == -torch.inf and entropy.isfinite().all() and logp[::2].isfinite().all()
-        statistics = torch.stack((entropy, maximum, log_sum))
-        gradient = token_gradient(logits, targets, statistics, torch.ones(2, 3, device=DEVICE), 0, 20, 20, 1.0)
+        whole = token_results(logits, targets, 0, 20, 1.0)
+        assert all(torch.equal(x, y) for x, y in zip(whole, (logp, entropy, statistics), strict=True))
+        ones = torch.ones(3, device=DEVICE)
+        gradient = token_gradient(logits, targets, entropy, statistics, ones, ones, 0, 20, 20, 1.0)
         exact = logits.double().cpu().requires_grad_()
         reference.token_statistics(exact, targets.cpu().clamp(0, 19), vocab_size=20).entropy_N.sum().backward()
         assert exact.grad is not None
@@ -200,18 +202,14 @@ def test_offsets_beyond_32_bits() -> None:
         pytest.skip("needs 6 GB of free device memory")
     logits = torch.empty(rows, columns, device=DEVICE, dtype=torch.bfloat16).normal_()
     targets = torch.randint(0, columns, (rows,), device=DEVICE)
-    partials = token_partials(logits, targets, 0, columns, 1.0)
-    whole = token_merge(logits, targets, partials[None], 0, columns, columns, 1.0, False)
+    whole = token_results(logits, targets, 0, columns, 1.0)
     chosen = torch.tensor([0, 1, 16_743, 16_744, 16_745, rows - 1], device=DEVICE)
     few, few_targets = logits[chosen], targets[chosen]
-    partials = token_partials(few, few_targets, 0, columns, 1.0)
-    alone = token_merge(few, few_targets, partials[None], 0, columns, columns, 1.0, False)
-    assert all(torch.equal(x[chosen], y) for x, y in zip(whole, alone, strict=True))
-    _, entropy, maximum, log_sum = whole
-    statistics, upstream = torch.stack((entropy, maximum, log_sum)), torch.ones(2, rows, device=DEVICE)
-    numbers = (0, columns, columns, 1.0)
-    expected = token_gradient(few, few_targets, statistics[:, chosen], upstream[:, chosen], *numbers)
-    token_gradient_(logits, targets, statistics, upstream, *numbers)
+    alone = token_results(few, few_targets, 0, columns, 1.0)
+    assert all(torch.equal(x[..., chosen], y) for x, y in zip(whole, alone, strict=True))
+    ones, numbers = torch.ones(rows, device=DEVICE), (0, columns, columns, 1.0)
+    expected = token_gradient(few, few_targets, *alone[1:], ones[chosen], ones[chosen], *numbers)
+    token_gradient_(logits, targets, *whole[1:], ones, ones, *numbers)
     assert torch.equal(logits[chosen], expected)
 
 

@@ -206,13 +206,27 @@ def test_gradcheck(kl_estimator: str, score: str) -> None:
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 def test_opcheck(dtype: torch.dtype) -> None:
     case = {name: torch.nan_to_num(x) for name, x in objective_case(3, 5, 2, dtype, lengths=[5, 2, 0]).items()}
-    case["logp_BT"].requires_grad_()
-    case["group_probs_BM"].requires_grad_()
     torch.library.opcheck(torch.ops.gipo_mc.group_objective.default, (*case.values(), 0.2, 2, 0))
-    arguments = [x.detach() for name, x in case.items() if name != "signal_B"]
+    arguments = [x for name, x in case.items() if name != "signal_B"]
     wide = case["signal_B"].dtype
-    upstream = (torch.ones(3, dtype=wide), torch.ones(6, 3, dtype=wide), torch.ones(5, dtype=wide))
-    torch.library.opcheck(torch.ops.gipo_mc.group_objective_gradient.default, (*arguments, *upstream, 0.2, 2, 0))
+    of_B, of_M = torch.ones(3, dtype=wide), torch.ones(2, dtype=wide)
+    upstream = (of_B, of_B, None, of_M, None, of_B[0])
+    numbers = (torch.ones(3, dtype=wide), 0.2, 2, 0)
+    torch.library.opcheck(torch.ops.gipo_mc.group_objective_gradient.default, (*arguments, *numbers, *upstream))
+
+
+def test_compiled_as_a_whole() -> None:
+    case = objective_case(4, 9, 2, torch.float32)
+
+    def loss(logp: Tensor, probs: Tensor) -> Tensor:
+        out = group_objective(**{**case, "logp_BT": logp, "group_probs_BM": probs}, **OPTIONS)
+        return out.surrogate_B.sum() + out.weighted_M.square().sum() - out.weighted_kl
+
+    leaves = [[case[name].clone().requires_grad_() for name in ("logp_BT", "group_probs_BM")] for _ in range(2)]
+    loss(*leaves[0]).backward()
+    torch.compile(loss, fullgraph=True, backend="aot_eager")(*leaves[1]).backward()
+    for eager, compiled in zip(*leaves, strict=True):
+        assert eager.grad is not None and torch.equal(eager.grad, compiled.grad)
 
 
 @pytest.mark.parametrize("weights", ["size", "population"])

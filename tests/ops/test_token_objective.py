@@ -221,12 +221,12 @@ def test_opcheck(dtype: torch.dtype) -> None:
     case = {name: torch.nan_to_num(x) for name, x in joined_case([4, 0, 2], 10, 2, dtype).items()}
     signal = case.pop("signal_B")
     tensors = list(case.values())
-    leaves = [x.clone().requires_grad_(name in ("logits_NV", "group_probs_BM")) for name, x in case.items()]
     numbers = (10, 0.9, 0.2, 2, 0)
     operators = torch.ops.gipo_mc
-    torch.library.opcheck(operators.token_objective.default, (*leaves, signal, *numbers, False))
-    sequence_7B, sums_2M1, statistics_4N = operators.token_objective(*tensors, signal, *numbers, False)
-    upstream = (sequence_7B[0], statistics_4N, torch.ones_like(sequence_7B), torch.ones_like(sums_2M1))
+    torch.library.opcheck(operators.token_objective.default, (*tensors, signal, *numbers))
+    sequence_7B, _, statistics_4N = operators.token_objective(*tensors, signal, *numbers)
+    of_B, of_M = torch.ones_like(sequence_7B[0]), torch.ones(2)
+    upstream = (sequence_7B[0], statistics_4N, of_B, None, of_B, None, of_M, of_B[0], of_B)
     torch.library.opcheck(operators.token_objective_gradient.default, (*tensors, *numbers, *upstream))
     torch.library.opcheck(operators.token_objective_gradient_.default, (*tensors, *numbers, *upstream))
 

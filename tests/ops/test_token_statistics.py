@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.timing import peak_extra_bytes
 from gipo_mc.ops import reference, token_statistics
-from gipo_mc.ops.token_statistics import token_gradient, token_gradient_, token_merge, token_partials
+from gipo_mc.ops.token_statistics import token_gradient, token_gradient_, token_merge, token_partials, token_results
 from tests.ops.cases import DTYPES, HALF, close, within_ulp
 
 
@@ -145,10 +146,12 @@ def test_target_outside_the_vocabulary() -> None:
         with pytest.raises(ValueError, match=r"targets_N\[1\] = .* outside the vocabulary of 20 ids"):
             token_statistics(logits, targets, vocab_size=20)
         partials = token_partials(logits, targets, 0, 20, 1.0)
-        logp, entropy, maximum, log_sum = token_merge(logits, targets, partials[None], 0, 20, 20, 1.0, False)
+        logp, entropy, statistics = token_merge(partials[None], targets, 1.0)
         assert logp[1] == -torch.inf and entropy.isfinite().all() and logp[::2].isfinite().all()
-        statistics = torch.stack((entropy, maximum, log_sum))
-        gradient = token_gradient(logits, targets, statistics, torch.ones(2, 3), 0, 20, 20, 1.0)
+        whole = token_results(logits, targets, 0, 20, 1.0)
+        assert all(torch.equal(x, y) for x, y in zip(whole, (logp, entropy, statistics), strict=True))
+        ones = torch.ones(3)
+        gradient = token_gradient(logits, targets, entropy, statistics, ones, ones, 0, 20, 20, 1.0)
         expected = logits.double().requires_grad_()
         reference.token_statistics(expected, targets.clamp(0, 19), vocab_size=20).entropy_N.sum().backward()
         close(gradient[1], expected.grad[1], "only the entropy has a gradient there")
@@ -230,9 +233,8 @@ def test_offsets_beyond_32_bits() -> None:
     far.copy_(near)
     there, here = token_statistics(far, targets), token_statistics(near, targets)
     assert torch.equal(there.logp_N, here.logp_N) and torch.equal(there.entropy_N, here.entropy_N)
-    partials = token_partials(near, targets, 0, 24, 1.0)
-    _, entropy, maximum, log_sum = token_merge(near, targets, partials[None], 0, 24, 24, 1.0, False)
-    arguments = (targets, torch.stack((entropy, maximum, log_sum)), torch.ones(2, 2), 0, 24, 24, 1.0)
+    _, *kept = token_results(near, targets, 0, 24, 1.0)
+    arguments = (targets, *kept, torch.ones(2), torch.ones(2), 0, 24, 24, 1.0)
     expected = token_gradient(near, *arguments)
     assert torch.equal(token_gradient(far, *arguments), expected)
     token_gradient_(far, *arguments)
@@ -282,14 +284,43 @@ def test_gradcheck() -> None:
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 def test_opcheck(dtype: torch.dtype) -> None:
     logits, targets = draw(3, 10, dtype)
+    operators, targets = torch.ops.gipo_mc, targets.clamp(max=8)
     partials = token_partials(logits, targets, 0, 9, 0.9)
-    torch.library.opcheck(token_partials, (logits, targets, 0, 9, 0.9))
-    _, entropy, maximum, log_sum = token_merge(logits, targets, partials[None], 0, 9, 9, 0.9, False)
-    leaf = logits.clone().requires_grad_()
-    torch.library.opcheck(token_merge, (leaf, targets.clamp(max=8), partials[None], 0, 9, 9, 0.9, False))
-    arguments = (torch.stack((entropy, maximum, log_sum)), torch.ones_like(partials[:2]), 0, 9, 9, 0.9)
-    torch.library.opcheck(token_gradient, (logits, targets, *arguments))
-    torch.library.opcheck(token_gradient_, (logits.clone(), targets, *arguments))
+    torch.library.opcheck(operators.token_partials.default, (logits, targets, 0, 9, 0.9))
+    torch.library.opcheck(operators.token_merge.default, (partials[None], targets, 0.9))
+    torch.library.opcheck(operators.token_statistics.default, (logits, targets, 0, 9, 0.9))
+    _, *kept = token_merge(partials[None], targets, 0.9)
+    for of_entropy in (torch.ones_like(kept[0]), None):
+        arguments = (*kept, torch.ones_like(kept[0]), of_entropy, 0, 9, 9, 0.9)
+        torch.library.opcheck(operators.token_gradient.default, (logits, targets, *arguments))
+        torch.library.opcheck(operators.token_gradient_.default, (logits.clone(), targets, *arguments))
+
+
+def test_compiled_as_a_whole() -> None:
+    logits, targets = draw(5, 33)
+
+    def loss(x: Tensor) -> Tensor:
+        token = token_statistics(x * 2, targets)
+        return (token.logp_N * 3 - token.entropy_N).sum()
+
+    leaves = [logits.clone().requires_grad_() for _ in range(2)]
+    loss(leaves[0]).backward()
+    torch.compile(loss, fullgraph=True, backend="aot_eager")(leaves[1]).backward()
+    assert leaves[0].grad is not None and torch.equal(leaves[0].grad, leaves[1].grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_memory_beside_the_logits_is_16_bytes_a_token(dtype: torch.dtype) -> None:
+    rows = 256
+    logits, targets = (draw(rows, 33, dtype)[0] * 1.0).requires_grad_(), torch.zeros(rows, dtype=torch.int64)
+    upstream = torch.randn(2, rows)
+    logits = logits * 1.0
+
+    def step() -> None:
+        token = token_statistics(logits, targets, inplace_backward=True)
+        torch.autograd.grad(list(token), logits, list(upstream.unbind()))
+
+    assert peak_extra_bytes(step, logits.device) <= 16 * rows + 1024
 
 
 @pytest.mark.parametrize(

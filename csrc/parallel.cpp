@@ -1,0 +1,114 @@
+// The threads that help with a kernel.
+#include "parallel.h"
+
+#include <pthread.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+namespace gipo {
+namespace {
+
+// How long a helper stays awake after a round: waking a thread that sleeps on an idle processor may take longer than a
+// small kernel does, and the backward pass of one often follows soon.
+constexpr std::chrono::microseconds kAwake(100);
+
+void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+class Helpers {
+  public:
+    void run(SharedWork& work, int64_t helpers) {
+        const std::unique_lock<std::mutex> alone(in_use_, std::try_to_lock);
+        if (!alone.owns_lock()) return work.take_part();
+        start(helpers);
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            work_ = &work;
+            places_ = helpers;
+            ++rounds_;
+        }
+        wake_.notify_all();
+        work.take_part();
+        {
+            // A helper that has not come by now has nothing left to do.
+            const std::lock_guard<std::mutex> lock(mutex_);
+            work_ = nullptr;
+        }
+        while (inside_.load(std::memory_order_acquire) > 0) std::this_thread::yield();
+    }
+
+  private:
+    void start(int64_t helpers) {
+        try {
+            for (; started_ < helpers; ++started_) std::thread([this] { help(); }).detach();
+        } catch (const std::system_error&) {
+            // No more threads to be had: those there are do it.
+        }
+    }
+
+    void help() {
+        uint64_t seen = 0;
+        for (;;) {
+            const auto late = std::chrono::steady_clock::now() + kAwake;
+            while (rounds_.load(std::memory_order_relaxed) == seen && std::chrono::steady_clock::now() < late) {
+                pause();
+            }
+            SharedWork* work = nullptr;
+            {
+                std::unique_lock<std::mutex> lock(mutex_);
+                wake_.wait(lock, [&] { return rounds_.load(std::memory_order_relaxed) != seen; });
+                seen = rounds_.load(std::memory_order_relaxed);
+                if (work_ == nullptr || places_ == 0) continue;
+                work = work_;
+                --places_;
+                inside_.fetch_add(1, std::memory_order_relaxed);
+            }
+            work->take_part();
+            inside_.fetch_sub(1, std::memory_order_release);
+        }
+    }
+
+    std::mutex in_use_, mutex_;
+    std::condition_variable wake_;
+    std::atomic<uint64_t> rounds_{0};  // written under mutex_, as the next two are
+    SharedWork* work_ = nullptr;
+    int64_t places_ = 0;  // helpers that may still join the round
+    std::atomic<int> inside_{0};
+    int64_t started_ = 0;
+};
+
+// Never destroyed: helpers sleep in it until the process ends.
+Helpers* helpers = nullptr;
+std::mutex making;
+
+Helpers& the_helpers() {
+    const std::lock_guard<std::mutex> lock(making);
+    if (helpers == nullptr) {
+        helpers = new Helpers;
+        // A forked process has none of the threads, and perhaps a mutex that one of them held: it makes new ones.
+        static const int registered = pthread_atfork([] { making.lock(); }, [] { making.unlock(); },
+                                                     [] {
+                                                         helpers = nullptr;
+                                                         making.unlock();
+                                                     });
+        static_cast<void>(registered);
+    }
+    return *helpers;
+}
+
+}  // namespace
+
+void work_together(SharedWork& work, int64_t helpers) {
+    the_helpers().run(work, helpers);
+}
+
+}  // namespace gipo

@@ -7,6 +7,7 @@ torchrun in tests/training/test_commands.py.
 
 from __future__ import annotations
 
+import gc
 import os
 import runpy
 import signal
@@ -35,6 +36,7 @@ class Script:
 
     def _run(self, script: Path, arguments: list[str], environment: dict[str, str], cwd: Path | None) -> None:
         code = 1
+        gc.freeze()  # as in tests/ranks.py
         try:
             os.dup2(self._output.fileno(), 1)
             os.dup2(self._errors.fileno(), 2)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,10 @@ import pytest
 import torch
 
 from benchmarks import kernels, roofline, small_cases, timing
+from tests.scripts import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, str(ROOT / "benchmarks" / "kernels.py")]
+SCRIPT = ROOT / "benchmarks" / "kernels.py"
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +24,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     path = tmp_path_factory.mktemp("benchmark") / "kernels.json"
     tiny = ["--quick", "--device", "cpu", "--rows", "12", "--columns", "700", "--sequences", "4", "6", "--threads", "1"]
     tiny += ["--dtypes", "bfloat16", "--rounds", "2", "--out", str(path), "--picture", str(path.with_suffix(".png"))]
-    done = subprocess.run(
-        [*COMMAND, *tiny], env={**os.environ, "TORCHDYNAMO_DISABLE": "1"}, capture_output=True, text=True, check=False
-    )
+    done = run_script(SCRIPT, *tiny, environment={"TORCHDYNAMO_DISABLE": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     return path, done.stdout
 

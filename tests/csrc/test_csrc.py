@@ -6,6 +6,8 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CSRC, HERE = ROOT / "csrc", ROOT / "tests" / "csrc"
 OPS = ("token_statistics", "group_objective", "shape_and_gae", "token_objective")
-CPU_SOURCES = tuple(CSRC / f"{name}.cpp" for name in ("cpu", "parallel", *OPS))
+#: Compiled for every instruction set (CMakeLists.txt), and the rest of the CPU side.
+ROW_SOURCES = tuple(CSRC / f"{name}.cpp" for name in ("token_statistics", "group_objective", "shape_and_gae"))
+COMMON_SOURCES = tuple(CSRC / f"{name}.cpp" for name in ("cpu", "parallel", "token_objective"))
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
@@ -23,11 +27,22 @@ def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(a) for a in arguments], capture_output=True, text=True, check=False)
 
 
-def compiled(program: Path, flags: list[str], sources: list[str | Path]) -> Path:
+def compiled(program: Path, flags: list[str], sources: Iterable[str | Path]) -> Path:
     common = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}", f"-I{HERE}", "-pthread"]
     result = command(COMPILER or "c++", *common, *flags, *sources, "-o", program)
     assert result.returncode == 0, result.stderr
     return program
+
+
+def objects(folder: Path, flags: list[str], sources: Iterable[Path]) -> list[Path]:
+    """An object file for each source, compiled on all cores at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def one(source: Path) -> Path:
+        return compiled(folder / f"{source.name}.o", [*flags, "-c"], [source])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(one, sources))
 
 
 def run(program: Path) -> str:
@@ -37,8 +52,13 @@ def run(program: Path) -> str:
 
 
 def sanitizers(names: str, folder: Path) -> list[str]:
-    """Flags for these sanitizers; skips where the compiler or its libraries have none."""
-    flags = [f"-fsanitize={names}", "-fno-sanitize-recover=all"]
+    """Flags for these sanitizers; skips where the compiler or its libraries have none.
+
+    Functions that kernels want inlined at any price stay functions here: a sanitizer checks the same accesses, and the
+    code that it adds to each would make compilation take twenty times as long. (The compiler's own headers spell the
+    attribute with underscores.)
+    """
+    flags = [f"-fsanitize={names}", "-fno-sanitize-recover=all", "-Dalways_inline="]
     (folder / "empty.cpp").write_text("int main() {}\n")
     if command(COMPILER or "c++", *flags, folder / "empty.cpp", "-o", folder / "empty").returncode:
         pytest.skip(f"the compiler has no sanitizers {names}")
@@ -68,11 +88,21 @@ def test_numbers_and_lanes_under_sanitizers(tmp_path: Path, width: str) -> None:
     assert run(compiled(tmp_path / "numbers", flags, [HERE / "test_numbers.cpp"])) == f"{width} a register\n"
 
 
-@pytest.mark.parametrize("width", ["16 bytes", "32 bytes"])
-def test_cpu_kernels_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path, width: str) -> None:
-    flags = ["-O0", "-g", *sanitizers("address,undefined", tmp_path), *flags_of(width)]
-    sources: list[str | Path] = [HERE / "test_cpu_kernels.cpp", *CPU_SOURCES]
-    assert run(compiled(tmp_path / "cpu", flags, sources)).count("cases") == 4
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[Path]]:
+    """Flags of the sanitizers, and objects under them of what knows no register width: compiled once for all."""
+    folder = tmp_path_factory.mktemp("checked")
+    flags = ["-O0", "-g", *sanitizers("address,undefined", folder)]
+    return flags, objects(folder, [*flags, *flags_of("16 bytes")], [HERE / "test_cpu_kernels.cpp", *COMMON_SOURCES])
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_cpu_kernels_under_address_and_undefined_behaviour_sanitizers(
+    tmp_path: Path, checked: tuple[list[str], list[Path]], width: str
+) -> None:
+    flags, common = checked
+    rows = objects(tmp_path, [*flags, *flags_of(width)], ROW_SOURCES)
+    assert run(compiled(tmp_path / "cpu", flags, [*common, *rows])).count("cases") == 4
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other architectures have one set")
@@ -81,19 +111,16 @@ def test_cpu_kernels_under_address_and_undefined_behaviour_sanitizers(tmp_path: 
 def test_code_of_an_instruction_set_stays_by_itself(tmp_path: Path, isa: tuple[str, ...]) -> None:
     """A function that the linker may share between object files would hold instructions that other machines lack."""
     name, *flags = isa
-    for op in ("token_statistics", "group_objective", "shape_and_gae"):
-        options = ["-O1", "-w", "-c", f"-DGIPO_ISA={name}", *flags]
-        symbols = command("nm", "-C", "--defined-only", compiled(tmp_path / f"{op}.o", options, [CSRC / f"{op}.cpp"]))
+    for path in objects(tmp_path, ["-O1", "-w", f"-DGIPO_ISA={name}", *flags], ROW_SOURCES):
+        symbols = command("nm", "-C", "--defined-only", path)
         defined = [line.split(maxsplit=2)[1:] for line in symbols.stdout.splitlines()]
         assert not [symbol for kind, symbol in defined if kind in "WVu"]
         assert {kind for kind, symbol in defined if f"gipo::{name}::" in symbol} & set("RDrd"), "the table of kernels"
 
 
 def test_cuda_kernels_on_fibers_agree_with_the_cpu_kernels(tmp_path: Path) -> None:
-    optimise = ["-O1", *sanitizers("alignment", tmp_path)]  # a device refuses what a CPU forgives
-    for op in OPS:
-        device = [*optimise, f"-I{HERE / 'cuda_on_cpu'}", "-Wno-unknown-pragmas", "-x", "c++", "-c"]
-        compiled(tmp_path / f"{op}.o", device, [CSRC / f"{op}.cu"])
-    objects = [tmp_path / f"{op}.o" for op in OPS]
-    sources: list[str | Path] = [HERE / "test_cuda_on_cpu.cpp", *CPU_SOURCES, *objects]
-    assert run(compiled(tmp_path / "cuda", optimise, sources)).count("largest relative difference") == 3
+    flags = ["-O1", *sanitizers("alignment", tmp_path)]  # a device refuses what a CPU forgives
+    device = [*flags, f"-I{HERE / 'cuda_on_cpu'}", "-Wno-unknown-pragmas", "-x", "c++"]
+    kernels = objects(tmp_path, device, [CSRC / f"{op}.cu" for op in OPS])
+    others = objects(tmp_path, flags, [HERE / "test_cuda_on_cpu.cpp", *COMMON_SOURCES, *ROW_SOURCES])
+    assert run(compiled(tmp_path / "cuda", flags, [*kernels, *others])).count("largest relative difference") == 3

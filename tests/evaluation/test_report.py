@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +15,7 @@ from gipo_mc.evaluation import panels, plots, summary
 from gipo_mc.evaluation.report import build_report
 from gipo_mc.evaluation.runs import load_run, load_runs
 from tests.evaluation.fake_runs import rl_run, supervised_run
+from tests.scripts import run_script
 
 CONTRACT = {
     "reward": ("mean", "std", "domain/easy"),
@@ -434,7 +434,7 @@ def test_histogram_needs_values():
 
 def command(*arguments) -> subprocess.CompletedProcess:
     script = Path(__file__).parents[2] / "scripts" / "report.py"
-    return subprocess.run([sys.executable, str(script), *map(str, arguments)], capture_output=True, text=True)
+    return run_script(script, *map(str, arguments))
 
 
 def test_the_command_says_where_the_report_is(runs):

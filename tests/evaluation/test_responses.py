@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from gipo_mc.data.tokenizer import train_bpe_tokenizer
 from gipo_mc.errors import ConfigError, DataError
 from gipo_mc.evaluation.responses import respond
 from tests.ranks import run_ranks
+from tests.scripts import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ["Where is the station?", "Tell me a story about two foxes and a very long road home."]
@@ -117,8 +116,7 @@ def test_empty_prompt_is_refused_where_the_tokenizer_adds_nothing(folder: Path, 
 def test_the_command(folder: Path, expected: list[str], tmp_path: Path) -> None:
     out = tmp_path / "responses.jsonl"
     options = [f"model.policy={folder}", f"rollout.max_new_tokens={NEW}", "device=cpu", "--greedy", "--out", str(out)]
-    command = [sys.executable, str(ROOT / "scripts/generate.py"), *options, *(f"--prompt={text}" for text in TEXTS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = run_script(ROOT / "scripts" / "generate.py", *options, *(f"--prompt={text}" for text in TEXTS))
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["response"] for row in rows] == expected

@@ -12,11 +12,23 @@ import torch
 
 from gipo_mc.ops import native
 
-#: Ops A and B, forward and backward, at sizes that are no multiple of sixteen.
+#: Ops A and B, forward and backward, at sizes that are no multiple of sixteen. The instruction set is chosen at the
+#: first call of a process, so that each gets a fork of one that has called nothing yet.
 PROGRAM = """
-import sys, torch
+import os, sys, torch
 from gipo_mc import ops
+from gipo_mc.ops import native
 from tests.ops.cases import objective_case
+for name in sys.argv[2:]:
+    pid = os.fork()
+    if pid == 0:
+        os.environ["GIPO_MC_CPU"] = name
+        break
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status:
+        sys.exit(f"{name}: exit code {status}")
+else:
+    sys.exit()
 torch.manual_seed(5)
 results = []
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -28,18 +40,17 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
     objective = ops.group_objective(**case, clip=0.2, kl_estimator="k3", score="ratio")
     (objective.surrogate_B.sum() + objective.weighted_M.sum() + objective.weighted_kl).backward()
     results += [out.logp_N, out.entropy_N, logits.grad, *objective, case["logp_BT"].grad]
-torch.save([x.detach() for x in results], sys.argv[1])
+assert native.module().build_info()["cpu"] == name
+torch.save([x.detach() for x in results], f"{sys.argv[1]}/{name}.pt")
 """
 
 
-def results(name: str, folder: Path) -> list[torch.Tensor]:
-    path = folder / f"{name}.pt"
-    environment = os.environ | {"GIPO_MC_CPU": name, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(path)], env=environment, capture_output=True, text=True, check=False
-    )
+def results(names: list[str], folder: Path) -> dict[str, list[torch.Tensor]]:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    command = [sys.executable, "-c", PROGRAM, str(folder), *names]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return torch.load(path)
+    return {name: torch.load(folder / f"{name}.pt") for name in names}
 
 
 def available() -> list[str]:
@@ -58,7 +69,7 @@ def available() -> list[str]:
 def test_all_instruction_sets_agree(tmp_path: Path) -> None:
     names = available()
     assert names[-1] == "plain" and native.module().build_info()["cpu"] in names
-    found = {name: results(name, tmp_path) for name in names}
+    found = results(names, tmp_path)
     if len(names) == 1:
         pytest.skip("this machine has one instruction set")
     for name in names[:-1]:

@@ -118,26 +118,33 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def written(saved: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """What `saved` holds, by the layout's name."""
+    return {name: global_tensors(saved / name / "step_00000001") for name in NAMES}
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_layout_takes_up_every_other_layouts_checkpoint(tmp_path: Path, saved: Path, name: str) -> None:
+def test_every_layout_takes_up_every_other_layouts_checkpoint(
+    tmp_path: Path, saved: Path, written: dict[str, dict[str, torch.Tensor]], name: str
+) -> None:
     """Each global tensor and moment is bit for bit what was saved, and the step after it is the same one."""
     others = [saved / other for other in NAMES]
     rates = run_ranks(_again, _ranks(LAYOUTS[name]), others, tmp_path, LAYOUTS[name])
     # Three of four warm-up steps are ahead or done: two were taken, so the next one is the third.
     assert all(rate == pytest.approx(0.75e-2) for rank in rates for pair in rank for rate in pair)
+    expected = global_tensors(tmp_path / name / "step_00000002")
     for other in NAMES:
-        written = global_tensors(saved / other / "step_00000001")
-        read = global_tensors(tmp_path / other / "step_00000001")
-        assert written.keys() == read.keys()
-        for key, tensor in written.items():
+        own, read = written[other], global_tensors(tmp_path / other / "step_00000001")
+        assert own.keys() == read.keys()
+        for key, tensor in own.items():
             assert torch.equal(tensor, read[key]), (other, key)
-        moments = [key for key in written if key.startswith("optimizer.state.exp_avg")]
+        moments = [key for key in own if key.startswith("optimizer.state.exp_avg")]
         assert {"policy", "critic"} == {key.split(".")[3] for key in moments} and any(
             "group_head" in k for k in moments
         )
-        assert all(written[key].abs().sum() > 0 for key in moments if "layernorm" not in key), "moments of no step"
-        following = global_tensors(tmp_path / other / "step_00000002")
-        expected = global_tensors(tmp_path / name / "step_00000002")
+        assert all(own[key].abs().sum() > 0 for key in moments if "layernorm" not in key), "moments of no step"
+        following = expected if other == name else global_tensors(tmp_path / other / "step_00000002")
         for key, tensor in following.items():
             assert torch.allclose(tensor, expected[key], rtol=1e-3, atol=2e-5), (other, key)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from gipo_mc.data.tokenizer import train_bpe_tokenizer
 from gipo_mc.training import gi_ppo, reward_model, sft
 from gipo_mc.training.command import run_command
 from tests.ranks import run_ranks
+from tests.scripts import Script
 from tests.training.runs import save_models
 
 ROOT = Path(__file__).parents[2]
@@ -174,22 +174,18 @@ def test_torchrun_reports_the_error_once_and_the_status_keeps_the_code(tmp_path:
 
 def test_ctrl_c_ends_a_run_with_a_sentence(tmp_path: Path, models: dict[str, str]) -> None:
     arguments = [*_rl(models, run__iterations="100000"), f"run.dir={tmp_path}/runs", "run.name=run", "device=cpu"]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / "train_gi_ppo.py"), *arguments, "data.max_rows=16"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=_environment(), cwd=tmp_path,
-    )  # fmt: skip
+    run = Script(ROOT / "scripts" / "train_gi_ppo.py", *arguments, "data.max_rows=16", cwd=tmp_path)
     metrics = tmp_path / "runs" / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
-        assert process.poll() is None, process.communicate()[1]
+        assert run.poll() is None, run.ended().stderr
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    try:
-        said = process.communicate(timeout=20)[1]
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)  # Python drops an interrupt that arrives inside a destructor: press again
-        said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "Traceback" not in said, said
-    assert "Interrupted" in said
+    run.interrupt()
+    if not run.wait(20):
+        run.interrupt()  # Python drops an interrupt that arrives inside a destructor: press again
+        run.wait(60)
+    done = run.ended()
+    assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
+    assert "Interrupted" in done.stderr
     status = _status(tmp_path)
     assert status["state"] == "failed" and status["exit_code"] == 130 and status["step"] >= 1

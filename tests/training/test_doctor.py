@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from gipo_mc.training import doctor
+from tests.scripts import run_script
 from tests.source_rules import ROOT
 
 
@@ -90,14 +91,14 @@ def test_the_report_is_readable_without_rich(monkeypatch: pytest.MonkeyPatch, ca
 
 
 def test_the_command_prints_json_and_says_when_nothing_is_installed(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "doctor.py"), "--json"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    script = ROOT / "scripts" / "doctor.py"
+    run = run_script(script, "--json", cwd=ROOT)
     report = json.loads(run.stdout)
     assert report["ready"] == (run.returncode == 0)
     assert {"name", "state", "value", "advice"} == set(report["findings"][0])
     # -I and -S: no site-packages, so no gipo_mc.
     bare = subprocess.run(
-        [sys.executable, "-I", "-S", command[1]],
+        [sys.executable, "-I", "-S", str(script)],
         capture_output=True,
         text=True,
         timeout=60,

@@ -28,7 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a worker, before tor
 from benchmarks import documents, study_overhead, study_pictures, study_tables
 from benchmarks.machine import describe_machine, show_machine
 from benchmarks.record import fingerprint, write
-from benchmarks.study_runs import Method, Run, Size, finished, run_all
+from benchmarks.study_runs import Method, Run, Size, finished, has_reference, run_all
 from benchmarks.study_statistics import best_value, figures
 
 KL = "algorithm.kl_coef"
@@ -177,7 +177,7 @@ def budget(options: argparse.Namespace, record: dict[str, Any]) -> str:
             + evaluations[name] * 3 * size.held_out * SECONDS_PROMPT
         )
     seeds = {run.seed for runs in planned.values() for run in runs}
-    missing = [seed for seed in seeds if not (options.runs / f"seed{seed}" / "reference").exists()]
+    missing = [seed for seed in seeds if not has_reference(seed, options.runs)]
     seconds += len(missing) * SECONDS_REFERENCE * size.sft / 600
     return (
         f"{len(options.methods)} methods, {size.iterations} iterations of {size.batch} responses a run. "

@@ -24,7 +24,8 @@ WARM_UP = 5  # iterations that are not counted
 
 
 def measure(folder: Path, size: Size, seed: int, rounds: int, iterations: int = 30) -> dict[str, Any]:
-    """{"seconds": side -> phase -> median over all counted iterations, "totals": side -> median total of each round}."""
+    """{"seconds": side -> phase -> median over all counted iterations, "totals": side -> median total of each round,
+    "iterations": counted in each round, "rounds": how many}."""
     place = folder / "overhead"
     shutil.rmtree(place, ignore_errors=True)
     rows: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
@@ -33,7 +34,7 @@ def measure(folder: Path, size: Size, seed: int, rounds: int, iterations: int = 
         names = list(SIDES)[turn % len(SIDES) :] + list(SIDES)[: turn % len(SIDES)]
         for side in names:
             name = f"{list(SIDES).index(side)}-{turn}"
-            call = (_train, side, size, seed, iterations, folder / f"seed{seed}" / "builtin_sft", place, name)
+            call = (_train, side, size, seed, iterations, folder / f"seed{seed}" / "reference", place, name)
             for _ in forked([(name, call)], place, 1):
                 pass
             lines = (place / name / "metrics.jsonl").read_text().splitlines()

@@ -71,7 +71,7 @@ def overrides(run: Run, method: Method, size: Size, folder: Path) -> list[str]:
         f"run.seed={run.seed}",
         f"run.iterations={size.iterations}",
         "device=cpu",
-        f"model.policy={seed / 'builtin_sft'}",
+        f"model.policy={seed / 'reference'}",
         f"model.reward={PROXY}",
         f"eval.reward={GOLD}",
         f"data.prompts=[{run.data}]",
@@ -133,10 +133,14 @@ def train_reference(seed: int, size: Size, folder: Path) -> None:
 
     torch.set_num_threads(1)
     path = folder / f"seed{seed}"
-    words = [f"run.dir={path}", f"run.seed={seed}", f"run.iterations={size.sft}", "device=cpu"]
+    words = [f"run.dir={path}", "run.name=reference", f"run.seed={seed}", f"run.iterations={size.sft}", "device=cpu"]
     words += [f"data.max_rows={size.demonstrations}", f"checkpoint.every={size.sft}"]
     builtin.train_sft(load_config(None, words, builtin.sft_base()))
-    (path / "reference").touch()
+
+
+def has_reference(seed: int, folder: Path) -> bool:
+    status = folder / f"seed{seed}" / "reference" / "run_status.json"
+    return status.exists() and json.loads(status.read_text())["state"] == "done"
 
 
 def read_outcome(path: Path, iterations: int) -> dict[str, Any]:
@@ -224,7 +228,7 @@ def run_all(
 ) -> Iterator[tuple[Run, float]]:
     """Carry out what has no outcome yet, references first, `workers` at a time (see `forked`); yields each run and its
     seconds as it ends. Raises RuntimeError where a worker dies: the program is at fault then, not a method."""
-    seeds = [s for s in sorted({r.seed for r in runs}) if not (folder / f"seed{s}" / "reference").exists()]
+    seeds = [seed for seed in sorted({run.seed for run in runs}) if not has_reference(seed, folder)]
     for seed, _ in forked([(seed, (train_reference, seed, size, folder)) for seed in seeds], folder, workers, max_load):
         print(f"reference of seed {seed}: done", flush=True)
     open_runs = [run for run in runs if finished(run, folder) is None]

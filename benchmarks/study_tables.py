@@ -67,9 +67,8 @@ def gold(record: Record, data: str = "builtin") -> str:
         lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
     reference = _reference(record, data)
     if reference:
-        lines.append(
-            f"| the SFT policy itself | {' | '.join(_spread(reference[c]) if c in reference else '' for c in columns)} |"
-        )
+        cells = [_spread(reference[column]) if column in reference else "" for column in columns]
+        lines.append(f"| the SFT policy itself | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -151,10 +150,8 @@ def overhead(record: Record) -> str:
     if not measured:
         return "Not measured."
     sides = list(measured["seconds"])
-    lines = [
-        f"| phase | {' | '.join(f'{side}, ms' for side in sides)} | {' | '.join(f'{side} over {sides[0]}' for side in sides[1:])} |",
-        "| --- " * (2 * len(sides)) + "|",
-    ]
+    titles = ["phase", *(f"{side}, ms" for side in sides), *(f"{side} over {sides[0]}" for side in sides[1:])]
+    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
     for phase, base in measured["seconds"][sides[0]].items():
         values = [measured["seconds"][side][phase] for side in sides]
         ratios = [f"{value / base - 1:+.1%}" if base else "" for value in values[1:]]

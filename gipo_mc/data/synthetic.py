@@ -13,7 +13,8 @@ group-invariant training is to prevent. With c_0..c_7 the topics, for a response
 
 Out-of-domain prompts are for evaluation. Their proxy, which no training uses, is the mean of the other two.
 "builtin:even" has as many hard prompts as easy ones, where "builtin" has one in five: a method that leans on the
-mixture shows there. Row i of every data set is drawn from its own counter-based stream, so it depends on (seed, kind, split, i) only.
+mixture shows there. Row i of every data set is drawn from its own counter-based stream, so it depends on (seed, kind,
+split, i) only.
 """
 
 from __future__ import annotations

@@ -21,9 +21,10 @@ def evaluate_policy(setup: RLSetup, config: Config) -> dict[str, float]:
     """Sample one response for the first `eval.prompts` held-out prompts of each domain, always with the same random
     numbers, so that two evaluations differ by the policy alone.
 
-    Metrics "eval/reward/mean", "eval/reward/domain/<name>", "eval/kl/mean" and "eval/kl/domain/<name>" (nats a response,
-    k1), "eval/length" and, with eval.reward, "gold/mean", "gold/domain/<name>" and "worst/domain_gold". Of each reward
-    also "<reward>/lowest_tenth", the mean of the lowest tenth, and "<reward>/kurtosis" (excess), whole and by domain.
+    Metrics "eval/reward/mean", "eval/reward/domain/<name>", "eval/kl/mean" and "eval/kl/domain/<name>" (k1, nats a
+    response), "eval/length" and, with eval.reward, "gold/mean", "gold/domain/<name>" and "worst/domain_gold". Of each
+    reward also "<reward>/lowest_tenth", the mean of the lowest tenth, and "<reward>/kurtosis" (excess), whole and by
+    domain.
     """
     assert setup.held_out is not None, "the caller checks that there are held-out prompts"
     prompts = _held_out(setup, config.eval.prompts)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import documents, kernels, roofline, small_cases, timing
+from benchmarks import documents, kernels, roofline, small_cases, study_tables, timing
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, str(ROOT / "benchmarks" / "kernels.py")]
@@ -101,9 +101,11 @@ def test_tables_and_picture(ran: tuple[Path, str], record: dict[str, Any]) -> No
 def test_tables_of_documents_are_those_of_their_records(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     for source in re.findall(re.escape(documents.marker("@")).replace("@", "(.*)"), text):
-        table = roofline.document_table(json.loads((ROOT / source).read_text()))
+        path, _, part = source.partition(": ")
+        record = json.loads((ROOT / path).read_text())
+        table = study_tables.table(record, part) if part else roofline.document_table(record)
         assert documents.inserted(text, source, table) == text, (
-            f"python benchmarks/kernels.py --table {source} --into docs/{document.name}"
+            f"python benchmarks/{record['benchmark']}.py --table {path} --into docs/{document.name}"
         )
     for target in re.findall(r"\]\(([^)#:\s]+)\)", text):
         assert (document.parent / target).exists(), f"{document.name} points to {target}"

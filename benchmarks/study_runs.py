@@ -24,13 +24,15 @@ PROXY, GOLD = "python:gipo_mc.data.synthetic:proxy", "python:gipo_mc.data.synthe
 
 @dataclass(frozen=True)
 class Method:
-    """A method of the study. preset: algorithm.name. tuned, values: the one key that is tuned, and its candidates."""
+    """A method of the study. preset: algorithm.name. tuned, values: the one key that is tuned, and its candidates.
+    follows: of what is no rival, the method whose chosen value it takes instead of being tuned."""
 
     title: str
     preset: str
     tuned: str
     values: tuple[float, ...]
     others: tuple[str, ...] = ()
+    follows: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ COMPARED = {
     "mean": "mean of easy and hard",
     "mixture": "training mixture",
 }
+#: Methods with groups whose KL does not look at them.
+_FIXED_KL = ("variance_penalty", "oracle_group_dro")
 Record = Mapping[str, Any]
 BySeed = dict[int, dict[str, float]]
 
@@ -113,32 +115,50 @@ def distribution(record: Record) -> str:
 def groups(record: Record, data: str = "builtin") -> str:
     """What the groups were, over the last fifth of the iterations; smallest mass of the whole run; first warnings."""
     lines = [
-        "| method | AUC against the domains (worst seed) | smaller mass, late (worst seed) | smallest mass of the run "
-        "| mean p_high | HACK share, easy, hard | seeds with a warning (first iteration) | failed |",
+        "| method | AUC against the domains (worst seed) | smaller mass, late (worst seed) | smallest mass of any "
+        "iteration | mean p_high | corr(p_high, reward) | seeds with a warning (first iteration) | failed |",
         "| --- " * 8 + "|",
     ]
     for name in record["methods"]:
         runs = outcomes(record, name, data)
         ended = [run for run in runs if not run["failure"]]
-        if not runs:
+        late = [run["late"] for run in ended if "group/1/mass" in run["late"]]
+        if not late:
             continue
-        late = [run["late"] for run in ended]
-        aucs = [row["group/domain_auc"] for row in late if "group/domain_auc" in row]
-        masses = [min(row["group/0/mass"], row["group/1/mass"]) for row in late if "group/1/mass" in row]
-        smallest = [run["smallest_mass"] for run in ended if run["smallest_mass"] is not None]
-        highs = [row["group/p_high"] for row in late if "group/p_high" in row]
+        aucs = [row["group/domain_auc"] for row in late]
+        masses = [min(row["group/0/mass"], row["group/1/mass"]) for row in late]
+        cells = [
+            f"{_average(aucs):.2f} ({min(aucs):.2f})",
+            f"{_average(masses):.2f} ({min(masses):.2f})",
+            f"{min(run['smallest_mass'] for run in ended):.2f}",
+            f"{_average([row['group/p_high'] for row in late]):.2f}",
+            f"{_average([row['group/reward_correlation'] for row in late]):.2f}",
+            _warned(ended),
+            str(len(runs) - len(ended)),
+        ]
+        lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def hacking(record: Record, data: str = "builtin") -> str:
+    """Where each method spent its KL and where it hacked. Effective eta: kl_coef times the mean p_high."""
+    columns = {"kl_easy": "KL, easy", "kl_hard": "KL, hard", "kl_ood": "KL, out of domain"}
+    titles = ["method", "effective eta", *columns.values(), "HACK share of tokens, easy", "hard", "response length"]
+    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
+    found = results(record, data)
+    for name in found:
+        ended = [run for run in outcomes(record, name, data) if not run["failure"]]
+        tuned = record["methods"][name]["tuned"] == "algorithm.kl_coef"
+        # A fixed KL weighs every response alike, whatever groups the method has beside it.
+        high = [1.0 if name in _FIXED_KL else run["late"].get("group/p_high", 1.0) for run in ended]
         hack = [
-            f"{_average([r['hack_share'][d] for r in ended if d in r['hack_share']]):.2f}" if ended else ""
-            for d in ("easy", "hard")
+            [run["hack_share"][domain] for run in ended if domain in run["hack_share"]] for domain in ("easy", "hard")
         ]
         cells = [
-            f"{_average(aucs):.2f} ({min(aucs):.2f})" if aucs else "",
-            f"{_average(masses):.2f} ({min(masses):.2f})" if masses else "",
-            f"{min(smallest):.2f}" if smallest else "",
-            f"{_average(highs):.2f}" if highs else "",
-            ", ".join(hack),
-            _warned(ended) if aucs else "",
-            str(len(runs) - len(ended)) if len(runs) > len(ended) else "",
+            f"{record['chosen'][name] * _average(high):.2f}" if tuned else "0",
+            *(_spread([own[column] for own in found[name].values()], 2) for column in columns),
+            *(_spread(shares, 2) for shares in hack),
+            f"{_average([run['final']['eval/length'] for run in ended]):.1f}",
         ]
         lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -166,6 +186,7 @@ PARTS: dict[str, Callable[[Record], str]] = {
     "controls": controls,
     "distribution": distribution,
     "groups": groups,
+    "hacking": hacking,
     "even gold": lambda record: gold(record, "builtin:even"),
     "even differences": lambda record: differences(record, "builtin:even"),
     "even controls": lambda record: controls(record, "builtin:even"),

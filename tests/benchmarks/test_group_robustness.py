@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import pytest
 
 from benchmarks import documents, group_robustness, study_tables
 from benchmarks.study_statistics import Interval, best_value, figures, interval, paired, t_quantile
-from tests.source_rules import ROOT
 
 
 def test_interval_by_hand() -> None:
@@ -43,15 +40,19 @@ def test_the_best_candidate() -> None:
     assert group_robustness.choose("ppo", scores) == 0.4  # a candidate that failed on a seed is out
 
 
+_TITLES = {"ppo": "PPO", "gi_ppo": "GI-PPO"}
+
+
 def outcome(method: str, seed: int, easy: float, hard: float, ood: float) -> dict[str, Any]:
     gold = {"easy": easy, "hard": hard, "ood": ood}
     final = {f"gold/domain/{domain}": value for domain, value in gold.items()}
     for domain in gold:
-        final |= {f"eval/reward/domain/{domain}": 1.0, f"eval/kl/domain/{domain}": 2.0}
+        final |= {f"eval/reward/domain/{domain}": 1.0, f"eval/kl/domain/{domain}": 2.0, "eval/length": 9.0}
         for reward in ("gold", "eval/reward"):
             final |= {f"{reward}/lowest_tenth/{domain}": -1.0, f"{reward}/kurtosis/{domain}": 3.0}
     run = {"stage": "final", "method": method, "seed": seed, "value": 0.1, "data": "builtin"}
     late = {"group/domain_auc": 0.9 + 0.01 * seed, "group/0/mass": 0.3, "group/1/mass": 0.7, "group/p_high": 0.7}
+    late["group/reward_correlation"] = 0.5
     warned = {"collapsed": {"first": 20 + seed, "count": 1, "text": ""}}
     return {
         "run": run, "failure": "", "final": final, "late": late if method != "ppo" else {}, "curve": [], "trace": [],
@@ -68,45 +69,40 @@ def test_figures_and_tables_by_hand() -> None:
     runs = [outcome("ppo", seed, 0.5, 0.1, 0.3) for seed in gains]
     runs += [outcome("gi_ppo", seed, 0.5 + a, 0.1 + b, 0.3) for seed, (a, b) in gains.items()]
     failed = {"run": {"method": "gi_ppo", "seed": 4, "data": "builtin"}, "failure": "NumericsError"}
-    methods = {"ppo": {"title": "PPO"}, "gi_ppo": {"title": "GI-PPO"}}
-    record = {"methods": methods, "runs": [*runs, failed]}
+    methods = {name: {"title": title, "tuned": "algorithm.kl_coef"} for name, title in _TITLES.items()}
+    record = {"methods": methods, "chosen": {"ppo": 0.2, "gi_ppo": 0.4}, "runs": [*runs, failed]}
     line = study_tables.differences(record).splitlines()[-1]
     half = 4.303 * 0.1 / math.sqrt(3)
     assert line.startswith(f"| GI-PPO | **+0.300 ± {half:.3f} (3/3)** | +0.000 ± 0.000 (0/3) |")
     assert "| PPO | 0.500 ± 0.000 | 0.100 ± 0.000 |" in study_tables.gold(record)
     line = study_tables.groups(record).splitlines()[-1]
-    assert line.startswith("| GI-PPO | 0.92 (0.91) | 0.30 (0.30) | 0.20 | 0.70 | 0.10, 0.20 |")
+    assert line.startswith("| GI-PPO | 0.92 (0.91) | 0.30 (0.30) | 0.20 | 0.70 | 0.50 |")
     assert line.endswith("| collapsed 3/3 (21) | 1 |")
+    plain, grouped = study_tables.hacking(record).splitlines()[-2:]
+    assert plain.startswith("| PPO | 0.20 | 2.00 ± 0.00 |") and grouped.startswith("| GI-PPO | 0.28 | 2.00 ± 0.00 |")
 
 
-def test_the_whole_study_and_again(tmp_path: Path) -> None:
+def test_the_whole_study_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "record.json"
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "group_robustness.py"),
-        "--quick",
-        "--runs",
-        str(tmp_path / "runs"),
-    ]
-    command += ["--out", str(out)]
-    first = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert first.stdout.index("core-minutes") < first.stdout.index("1/")
+    words = ["--quick", "--workers", "2", "--runs", str(tmp_path / "runs"), "--out", str(out)]
+    assert group_robustness.main(words) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("core-minutes") < printed.index("1/4 tuning/")
     record = json.loads(out.read_text())
     assert not any(run["failure"] for run in record["runs"])
     assert len(record["runs"]) == len(record["final_seeds"]) * (len(record["methods"]) + 2)
-    assert {run["run"]["value"] for run in record["runs"] if run["run"]["method"] == "gi_ppo"} == {
-        record["chosen"]["gi_ppo"]
-    }
-    start = {run["run"]["method"]: run["curve"][0]["gold/mean"] for run in record["runs"] if run["run"]["seed"] == 41}
-    assert len(set(start.values())) == 1  # paired: all begin at the same policy
-    again = subprocess.run([*command, "--budget"], capture_output=True, text=True, check=True)
-    assert "; 0 left, and 0 references: about 0 minutes" in again.stdout
+    values = {run["run"]["value"] for run in record["runs"] if run["run"]["method"] == "gi_ppo"}
+    assert values == {record["chosen"]["gi_ppo"]}
+    own = [run for run in record["runs"] if run["run"]["seed"] == 41]
+    assert len({run["curve"][0]["gold/mean"] for run in own}) == 1  # paired: all begin at the same policy
+    assert group_robustness.main([*words, "--budget"]) == 0
+    assert "; 0 left, and 0 references: about 0 minutes" in capsys.readouterr().out
 
-    document = tmp_path / "results.md"
-    source = out.as_posix()
-    parts = "\n".join(f"{documents.marker(f'{source}: {part}')}\n{documents.END}" for part in study_tables.PARTS)
-    document.write_text(parts)
-    show = ["--table", source, "--into", str(document), "--pictures", str(tmp_path)]
-    assert group_robustness.show(group_robustness.arguments(show)) == 0
+    document, source = tmp_path / "results.md", out.as_posix()
+    parts = [f"{documents.marker(f'{source}: {part}')}\n{documents.END}" for part in study_tables.PARTS]
+    document.write_text("\n".join(parts))
+    assert group_robustness.main(["--table", source, "--into", str(document), "--pictures", str(tmp_path)]) == 0
     assert study_tables.table(record, "gold") in document.read_text()
     assert len(list(tmp_path.glob("study_*.png"))) == 3
+    with pytest.raises(SystemExit, match="is of another study"):
+        group_robustness.main([*words, "--seeds", "41"])

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks/ i
 
 import torch
 
-from benchmarks import cases, roofline, timing
+from benchmarks import cases, documents, roofline, timing
 from benchmarks.machine import describe_machine, show_machine
 from benchmarks.measure import Case, measure
 from benchmarks.record import write
@@ -116,7 +116,7 @@ def show_table(source: Path, into: Path | None) -> int:
     if into is None:
         print(table)
         return 0
-    into.write_text(roofline.inserted(into.read_text(), source.as_posix(), table))
+    into.write_text(documents.inserted(into.read_text(), source.as_posix(), table))
     return 0
 
 

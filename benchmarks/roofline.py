@@ -102,23 +102,6 @@ def _worst(errors: dict[str, float], gradient: bool) -> str:
     return f"{max(found):.1e}" if found else ""
 
 
-def marker(source: str) -> str:
-    """The line of a document behind which the table of the record `source` stands."""
-    return f"<!-- table of {source} -->"
-
-
-END = "<!-- end of table -->"
-
-
-def inserted(document: str, source: str, table: str) -> str:
-    """The document with the table of `source` between its markers replaced. Raises ValueError where there are none."""
-    before, begin, rest = document.partition(marker(source))
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"The document has no lines {marker(source)} and {END}: put them where the table belongs.")
-    return f"{before}{begin}\n\n{table}\n\n{end}{after}"
-
-
 def picture(record: dict[str, Any], path: Path) -> None:
     """Time over floor (log scale) for each implementation, one panel an op, one colour a case."""
     import matplotlib

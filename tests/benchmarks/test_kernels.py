@@ -11,8 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+<<<<<<< HEAD
 from benchmarks import kernels, roofline, small_cases, timing
 from tests.scripts import run_script
+=======
+from benchmarks import documents, kernels, roofline, small_cases, study_tables, timing
+>>>>>>> study
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "kernels.py"
@@ -85,22 +89,24 @@ def test_tables_and_picture(ran: tuple[Path, str], record: dict[str, Any]) -> No
         assert roofline.case_table(case).count("not run: ") == len(missing)
     assert path.with_suffix(".png").stat().st_size > 10_000
     document = path.with_name("document.md")
-    document.write_text(f"before\n{roofline.marker(path.as_posix())}\nold\n{roofline.END}\nafter\n")
+    document.write_text(f"before\n{documents.marker(path.as_posix())}\nold\n{documents.END}\nafter\n")
     assert kernels.show_table(path, document) == 0
     text = document.read_text()
     assert roofline.document_table(record) in text and "old" not in text
     assert text.startswith("before\n") and text.endswith("\nafter\n")
     with pytest.raises(ValueError, match="has no lines"):
-        roofline.inserted("nothing here", "x.json", "table")
+        documents.inserted("nothing here", "x.json", "table")
 
 
 @pytest.mark.parametrize("document", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
 def test_tables_of_documents_are_those_of_their_records(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    for source in re.findall(re.escape(roofline.marker("@")).replace("@", "(.*)"), text):
-        table = roofline.document_table(json.loads((ROOT / source).read_text()))
-        assert roofline.inserted(text, source, table) == text, (
-            f"python benchmarks/kernels.py --table {source} --into docs/{document.name}"
+    for source in re.findall(re.escape(documents.marker("@")).replace("@", "(.*)"), text):
+        path, _, part = source.partition(": ")
+        record = json.loads((ROOT / path).read_text())
+        table = study_tables.table(record, part) if part else roofline.document_table(record)
+        assert documents.inserted(text, source, table) == text, (
+            f"python benchmarks/{record['benchmark']}.py --table {path} --into docs/{document.name}"
         )
     for target in re.findall(r"\]\(([^)#:\s]+)\)", text):
         assert (document.parent / target).exists(), f"{document.name} points to {target}"

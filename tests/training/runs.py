@@ -18,11 +18,11 @@ from gipo_mc.parallel.engine import Engine, StepResult
 from tests.ranks import run_ranks
 
 
-def save_models(folder: Path) -> dict[str, str]:
+def save_models(folder: Path, seed: int = 3) -> dict[str, str]:
     """A random policy and reward model for the built-in task, saved by transformers: {"policy": ..., "reward": ...}."""
     fields = {**builtin_llama_config(), "initializer_range": 0.2}
     tokenizer = builtin_tokenizer()
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     for name, model in (
         ("policy", LlamaForCausalLM(LlamaConfig(**fields))),
         ("reward", LlamaForSequenceClassification(LlamaConfig(num_labels=1, **fields))),

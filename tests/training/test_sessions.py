@@ -9,12 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gipo_mc.algorithms.advantages import response_mask
 from gipo_mc.training import gi_ppo
 from gipo_mc.training.conversion import to_hf
 from gipo_mc.training.evaluate_policy import evaluate_policy
 from gipo_mc.training.rl_setup import restore, set_up
 from gipo_mc.training.rollout import roll_out, take_prompts
+from gipo_mc.training.scoring import score
 from gipo_mc.training.session import open_session
+from gipo_mc.training.timing import Phases
 from tests.ranks import LAYOUTS, run_ranks
 from tests.training.runs import read_metrics, rl_config, save_models
 
@@ -64,6 +67,36 @@ def test_the_trained_policy_generates_the_same_in_transformers(tmp_path: Path, n
 def _evaluate(rank: int, folder: Path, models: dict[str, str]) -> dict[str, float]:
     with open_session(rl_config(folder, models, "eval.prompts=1"), "test") as session:
         return evaluate_policy(set_up(session), session.config)
+
+
+def _evaluate_against_another_reference(rank: int, folder: Path, models: dict[str, str]) -> Any:
+    """The metrics, and from the same responses: their KL by `score` and their gold rewards."""
+    models = {**models, "reference": models["other"], "reward": "python:gipo_mc.data.synthetic:proxy"}
+    del models["other"]
+    held_out = "data.evaluation=[builtin:easy,builtin:ood]"
+    with open_session(rl_config(folder, models, "eval.prompts=11", held_out), "test") as session:
+        setup, config = set_up(session), session.config
+        found = evaluate_policy(setup, config)
+        assert setup.held_out is not None and setup.gold is not None
+        domain_of = list(setup.held_out.domain_of)
+        rows = [domain_of.index(name) + row for name in ("easy", "ood") for row in range(11)]
+        prompts = [setup.held_out[row] for row in rows]
+        rollout = roll_out(setup.policy_model, setup.tokenizer, prompts, config, 0, purpose="evaluation")
+        scores = score(setup.models, prompts, rollout, config, Phases(session.layout))
+        mask_BT = response_mask(rollout.sequences.response_length_B, rollout.times)
+        kl_B = ((scores.behaviour_logp_BT - scores.reference_logp_BT) * mask_BT).sum(1)
+        return found, kl_B, setup.gold(prompts, rollout)
+
+
+def test_evaluation_tells_kl_and_tails_by_domain(tmp_path: Path) -> None:
+    models = save_models(tmp_path / "models")
+    models["other"] = save_models(tmp_path / "others", seed=4)["policy"]
+    ((found, kl_B, gold_B),) = run_ranks(_evaluate_against_another_reference, 1, tmp_path / "one", models)
+    assert found["eval/kl/mean"] == pytest.approx(float(kl_B.mean()), rel=1e-5) and found["eval/kl/mean"] > 0.1
+    assert found["eval/kl/domain/ood"] == pytest.approx(float(kl_B[11:].mean()), rel=1e-5)
+    assert found["gold/lowest_tenth/easy"] == pytest.approx(float(gold_B[:11].sort().values[:2].mean()))
+    assert found["gold/lowest_tenth"] == pytest.approx(float(gold_B.sort().values[:3].mean()))
+    assert {f"{r}/kurtosis/{d}" for r in ("gold", "eval/reward") for d in ("easy", "ood")} <= set(found)
 
 
 def test_fewer_evaluation_prompts_than_replicas(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""What an iteration of GI-PPO costs beside one of PPO, by phase, on the built-in task.
+
+Short runs of the three take turns, in an order that changes from round to round, each in a fork of its own. The policy
+is all but frozen (its learning rate is 1e-12), so that all of them answer the same prompts with the same tokens and are
+timed on the same work.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study_runs import PROXY, Size, forked
+
+SIDES: dict[str, tuple[str, ...]] = {
+    "PPO": ("algorithm.name=ppo",),
+    "GI-PPO (rollout)": ("algorithm.name=gi_ppo", "algorithm.group_statistics=rollout"),
+    "GI-PPO (exact)": ("algorithm.name=gi_ppo", "algorithm.group_statistics=exact"),
+}
+WARM_UP = 5  # iterations that are not counted
+
+
+def measure(folder: Path, size: Size, seed: int, rounds: int, iterations: int = 30) -> dict[str, Any]:
+    """{"seconds": side -> phase -> median over all counted iterations, "totals": side -> median total of each round,
+    "iterations": counted in each round, "rounds": how many}."""
+    place = folder / "overhead"
+    shutil.rmtree(place, ignore_errors=True)
+    rows: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    totals: dict[str, list[float]] = {side: [] for side in SIDES}
+    for turn in range(rounds):
+        names = list(SIDES)[turn % len(SIDES) :] + list(SIDES)[: turn % len(SIDES)]
+        for side in names:
+            name = f"{list(SIDES).index(side)}-{turn}"
+            call = (_train, side, size, seed, iterations, folder / f"seed{seed}" / "reference", place, name)
+            for _ in forked([(name, call)], place, 1):
+                pass
+            lines = (place / name / "metrics.jsonl").read_text().splitlines()
+            counted = [row for row in map(json.loads, lines) if row["step"] > WARM_UP]
+            rows[side] += counted
+            totals[side].append(statistics.median(row["time/total"] for row in counted))
+            print(f"overhead, round {turn + 1}: {side} {totals[side][-1] * 1e3:.0f} ms", flush=True)
+    phases = [name for name in rows["PPO"][0] if name.startswith("time/") and name != "time/total"] + ["time/total"]
+    seconds = {
+        side: {name.partition("/")[2]: statistics.median(row[name] for row in found) for name in phases}
+        for side, found in rows.items()
+    }
+    return {"seconds": seconds, "totals": totals, "iterations": iterations - WARM_UP, "rounds": rounds}
+
+
+def _train(side: str, size: Size, seed: int, iterations: int, policy: Path, place: Path, name: str) -> None:
+    import torch
+
+    from gipo_mc.config import load_config
+    from gipo_mc.training import builtin
+
+    torch.set_num_threads(1)
+    words = [
+        f"run.dir={place}",
+        f"run.name={name}",
+        f"run.seed={seed}",
+        f"run.iterations={iterations}",
+        "device=cpu",
+        f"model.policy={policy}",
+        f"model.reward={PROXY}",
+        *SIDES[side],
+        f"rollout.batch_size={size.batch}",
+        f"algorithm.mini_batch_size={size.batch // 2}",
+        "policy.lr=1e-12",
+        "checkpoint.every=0",
+        "eval.prompts=0",
+    ]
+    builtin.train_gi_ppo(load_config(None, words, builtin.gi_ppo_base()))

@@ -1,0 +1,285 @@
+"""The runs of the study of group robustness: their configurations, and forked workers that carry them out, each once.
+
+A run is a run of the trainer like any other, in a folder of its own. When it ends, what the study reads of it is put
+into `outcome.json` and its checkpoints go away; a run with an outcome is never run again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROXY, GOLD = "python:gipo_mc.data.synthetic:proxy", "python:gipo_mc.data.synthetic:gold"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the study. preset: algorithm.name. tuned, values: the one key that is tuned, and its candidates.
+    follows: of what is no rival, the method whose chosen value it takes instead of being tuned."""
+
+    title: str
+    preset: str
+    tuned: str
+    values: tuple[float, ...]
+    others: tuple[str, ...] = ()
+    follows: str = ""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the study is. every: iterations between evaluations of a final run; held_out: prompts of a domain; sft,
+    demonstrations: steps and rows of the reference's training."""
+
+    iterations: int
+    batch: int
+    every: int
+    held_out: int
+    sft: int
+    demonstrations: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: `method` with its tuned key at `value`, on the prompts of `data`."""
+
+    stage: str
+    method: str
+    value: float
+    seed: int
+    data: str = "builtin"
+
+    @property
+    def name(self) -> str:
+        mixture = self.data.replace(":", "-") + "-" if self.data != "builtin" else ""
+        return f"{self.stage}/{mixture}{self.method}-{self.value:g}-seed{self.seed}"
+
+
+def overrides(run: Run, method: Method, size: Size, folder: Path) -> list[str]:
+    """The run as options of `scripts/train_gi_ppo.py` on the built-in task, whose defaults hold for all else."""
+    seed = folder / f"seed{run.seed}"
+    return [
+        f"run.dir={seed}",
+        f"run.name={run.name}",
+        f"run.seed={run.seed}",
+        f"run.iterations={size.iterations}",
+        "device=cpu",
+        f"model.policy={seed / 'reference'}",
+        f"model.reward={PROXY}",
+        f"eval.reward={GOLD}",
+        f"data.prompts=[{run.data}]",
+        f"algorithm.name={method.preset}",
+        *method.others,
+        f"{method.tuned}={run.value:g}",
+        f"rollout.batch_size={size.batch}",
+        f"algorithm.mini_batch_size={size.batch // 2}",
+        "checkpoint.every=0",
+        f"eval.every={0 if run.stage == 'tuning' else size.every}",
+        f"eval.prompts={size.held_out}",
+    ]
+
+
+def outcome_path(run: Run, folder: Path) -> Path:
+    return folder / f"seed{run.seed}" / run.name / "outcome.json"
+
+
+def finished(run: Run, folder: Path) -> dict[str, Any] | None:
+    """The outcome of a run that has ended, well or badly; None of one that has not."""
+    path = outcome_path(run, folder)
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+# -------------------------------------------------------------------------------------------------- one run, in a fork
+def carry_out(run: Run, method: Method, size: Size, folder: Path) -> None:
+    """Train, in this process, and leave the outcome behind."""
+    import torch
+
+    from gipo_mc.config import load_config
+    from gipo_mc.errors import GipoError
+    from gipo_mc.training import builtin
+
+    torch.set_num_threads(1)
+    begin, words = time.monotonic(), overrides(run, method, size, folder)
+    # A run that was interrupted has no checkpoint: it begins again in the folder it began in.
+    failure = ""
+    try:
+        builtin.train_gi_ppo(load_config(None, words, builtin.gi_ppo_base()))
+    except GipoError as error:  # numbers that blow up are a result too
+        failure = f"{type(error).__name__}: {error}"
+    path = outcome_path(run, folder)
+    found = read_outcome(path.parent, size.iterations) if not failure else {}
+    found |= {"run": vars(run) | {}, "failure": failure, "seconds": time.monotonic() - begin}
+    shutil.rmtree(path.parent / "checkpoints", ignore_errors=True)
+    shutil.rmtree(path.parent / "tensorboard", ignore_errors=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(found))
+    partial.replace(path)
+
+
+def train_reference(seed: int, size: Size, folder: Path) -> None:
+    """The SFT policy that all runs of a seed start from and are held to: trained until the held-out loss hardly falls
+    (the 150 steps of `train_sft.py` are for a demo, and leave the hard domain's chains unlearned)."""
+    import torch
+
+    from gipo_mc.config import load_config
+    from gipo_mc.training import builtin
+
+    torch.set_num_threads(1)
+    path = folder / f"seed{seed}"
+    words = [f"run.dir={path}", "run.name=reference", f"run.seed={seed}", f"run.iterations={size.sft}", "device=cpu"]
+    words += [f"data.max_rows={size.demonstrations}", f"checkpoint.every={size.sft}"]
+    builtin.train_sft(load_config(None, words, builtin.sft_base()))
+
+
+def has_reference(seed: int, folder: Path) -> bool:
+    status = folder / f"seed{seed}" / "reference" / "run_status.json"
+    return status.exists() and json.loads(status.read_text())["state"] == "done"
+
+
+def read_outcome(path: Path, iterations: int) -> dict[str, Any]:
+    """What the study keeps of a run folder: the last evaluation, all evaluations (`curve`), the groups every few
+    iterations (`trace`), means over the last fifth (`late`), share of HACK tokens there by domain, first warnings."""
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    last = rows[-1]
+    if last["step"] != iterations:
+        raise ValueError(f"{path} has {last['step']} iterations, not {iterations}.")
+    tail = [row for row in rows if row["step"] > iterations - max(1, iterations // 5)]
+    names = [name for name in last if name.partition("/")[0] in {"group", "kl", "reward", "time", "policy", "critic"}]
+    late = {name: _mean(row.get(name) for row in tail) for name in names}
+    evaluated = ("gold/", "eval/", "worst/domain_gold")
+    traced = ("group/0/mass", "group/1/mass", "group/domain_auc", "group/p_high", "group/best", "kl/mean")
+    return {
+        "final": {name: value for name, value in last.items() if name.startswith(evaluated)},
+        "late": {name: value for name, value in late.items() if value is not None},
+        "curve": [
+            {"step": row["step"], **{name: row[name] for name in row if _curved(name)}}
+            for row in rows
+            if "gold/mean" in row
+        ],
+        "trace": [
+            {"step": row["step"], **{name: row[name] for name in traced if name in row}}
+            for row in rows
+            if row["step"] and (row["step"] % 5 == 0 or row["step"] == 1)
+        ],
+        "smallest_mass": min((m for row in rows if (m := _smaller(row)) is not None), default=None),
+        "hack_share": _hack_share(path, iterations),
+        "warnings": _warnings(path),
+    }
+
+
+def _curved(name: str) -> bool:
+    return name.startswith(("gold/domain/", "eval/reward/domain/", "eval/kl/")) or name in {
+        "gold/mean",
+        "eval/reward/mean",
+    }
+
+
+def _smaller(row: dict[str, Any]) -> float | None:
+    masses = [row[name] for name in ("group/0/mass", "group/1/mass") if row.get(name) is not None]
+    return min(masses) if len(masses) == 2 else None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _hack_share(path: Path, iterations: int) -> dict[str, float]:
+    """Mean share of HACK among the tokens of the responses that the last fifth of the iterations kept, by domain."""
+    shares: dict[str, list[float]] = {}
+    for line in (path / "samples.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["step"] > iterations - max(1, iterations // 5):
+            words = row["response"].split()
+            shares.setdefault(row["domain"], []).append(words.count("HACK") / max(1, len(words)))
+    return {domain: sum(found) / len(found) for domain, found in sorted(shares.items())}
+
+
+def _warnings(path: Path) -> dict[str, dict[str, Any]]:
+    """Kind of warning -> the iteration that gave it first, how often it was given, and its first sentence."""
+    kinds = {
+        "collapsed": "have collapsed",
+        "empty": "is empty",
+        "length_only": "follow the length",
+        "wrong_best": "is taken for the best one",
+        "unlearns": "un-learn",
+    }
+    found: dict[str, dict[str, Any]] = {}
+    file = path / "warnings.jsonl"
+    for line in file.read_text().splitlines() if file.exists() else []:
+        row = json.loads(line)
+        text = str(row.get("text") or row.get("message") or row)
+        kind = next((kind for kind, sign in kinds.items() if sign in text), "other")
+        entry = found.setdefault(kind, {"first": row.get("step"), "count": 0, "text": text[:300]})
+        entry["count"] += 1
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- workers
+def run_all(
+    runs: Sequence[Run], methods: dict[str, Method], size: Size, folder: Path, workers: int, max_load: float = math.inf
+) -> Iterator[tuple[Run, float]]:
+    """Carry out what has no outcome yet, references first, `workers` at a time (see `forked`); yields each run and its
+    seconds as it ends. Raises RuntimeError where a worker dies: the program is at fault then, not a method."""
+    seeds = [seed for seed in sorted({run.seed for run in runs}) if not has_reference(seed, folder)]
+    for seed, _ in forked([(seed, (train_reference, seed, size, folder)) for seed in seeds], folder, workers, max_load):
+        print(f"reference of seed {seed}: done", flush=True)
+    open_runs = [run for run in runs if finished(run, folder) is None]
+    jobs = [(run, (carry_out, run, methods[run.method], size, folder)) for run in open_runs]
+    yield from forked(jobs, folder, workers, max_load)
+
+
+def forked(
+    jobs: Sequence[tuple[Any, tuple[Any, ...]]], folder: Path, workers: int, max_load: float = math.inf
+) -> Iterator[tuple[Any, float]]:
+    """Carry out (name, (function, *arguments)) in forks of this process, which start in a tenth of a second because it
+    has imported torch; yields (name, seconds) as they end. What they print goes to `folder`/logs.
+
+    max_load: a second and further one starts only while the machine's load average is below it.
+    """
+    context = multiprocessing.get_context("fork")
+    waiting = list(reversed(jobs))
+    busy: dict[Any, tuple[Any, Path, float]] = {}
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < workers and (not busy or os.getloadavg()[0] < max_load):
+                name, call = waiting.pop()
+                began = time.monotonic()
+                log = folder / "logs" / (str(getattr(name, "name", f"reference-{name}")).replace("/", "-") + ".txt")
+                log.parent.mkdir(parents=True, exist_ok=True)
+                process = context.Process(target=_quietly, args=(log, call))
+                process.start()
+                busy[process] = (name, log, began)
+            for process in [p for p in busy if not p.is_alive()]:
+                name, log, begin = busy.pop(process)
+                if process.exitcode:
+                    raise RuntimeError(f"{name} ended with {process.exitcode}:\n{log.read_text()[-2000:]}")
+                yield name, time.monotonic() - begin
+            time.sleep(0.2)
+    finally:
+        for process in busy:
+            process.kill()
+
+
+def _quietly(log: Path, call: tuple[Any, ...]) -> None:
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        code = 0
+        try:
+            call[0](*call[1:])
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,82 @@
+"""Paired comparisons over seeds. Two methods of a seed share reference, prompts and random numbers, so that what is
+compared is the difference of a seed; over seeds it gets a t interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+#: 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean of `count` differences and its 95 % interval, mean +- half; wins: how many differences are above 0."""
+
+    mean: float
+    half: float
+    wins: int
+    count: int
+
+    @property
+    def verdict(self) -> int:
+        """1 if the interval lies above 0, -1 below, 0 if it holds 0."""
+        return 0 if abs(self.mean) <= self.half else 1 if self.mean > 0 else -1
+
+
+def t_quantile(freedom: int) -> float:
+    """97.5 % quantile of Student's t, to 0.1 % above 16 degrees of freedom (Cornish-Fisher expansion)."""
+    if freedom < 1:
+        raise ValueError("An interval needs at least two differences.")
+    if freedom <= len(_T):
+        return _T[freedom - 1]
+    z = 1.959964
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
+def interval(differences: Sequence[float]) -> Interval:
+    """mean +- t_{n-1} s / sqrt(n), s with n - 1 in the denominator. Raises ValueError for fewer than two."""
+    count = len(differences)
+    quantile = t_quantile(count - 1)
+    mean = math.fsum(differences) / count
+    variance = math.fsum((d - mean) ** 2 for d in differences) / (count - 1)
+    return Interval(mean, quantile * math.sqrt(variance / count), sum(d > 0 for d in differences), count)
+
+
+def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Interval | None:
+    """Interval of one - other over the seeds that both have; None where they share fewer than two."""
+    shared = sorted(set(one) & set(other))
+    return interval([one[seed] - other[seed] for seed in shared]) if len(shared) > 1 else None
+
+
+def best_value(scores: Mapping[float, Sequence[float]]) -> float:
+    """The candidate with the highest mean score; of equal ones the first. Raises ValueError where there is none."""
+    if not scores:
+        raise ValueError("There is no candidate to choose from.")
+    return max(scores, key=lambda value: sum(scores[value]) / len(scores[value]))
+
+
+def figures(outcome: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of one run's outcome: gold and proxy by domain, tails, kurtosis, KL; {} of a run that failed."""
+    final: Mapping[str, float] = outcome.get("final") or {}
+    if not final:
+        return {}
+    gold = {domain: final[f"gold/domain/{domain}"] for domain in ("easy", "hard", "ood")}
+    trained = ("easy", "hard")
+    return {
+        **gold,
+        "mean": (gold["easy"] + gold["hard"]) / 2,
+        "mixture": 0.8 * gold["easy"] + 0.2 * gold["hard"],
+        "worst": min(gold["easy"], gold["hard"]),
+        **{f"proxy_{domain}": final[f"eval/reward/domain/{domain}"] for domain in gold},
+        "proxy": sum(final[f"eval/reward/domain/{domain}"] for domain in trained) / 2,
+        **{f"kl_{domain}": final[f"eval/kl/domain/{domain}"] for domain in gold},
+        "kl": sum(final[f"eval/kl/domain/{domain}"] for domain in trained) / 2,
+        **{f"tail_{domain}": final[f"gold/lowest_tenth/{domain}"] for domain in gold},
+        **{f"kurtosis_{domain}": final[f"gold/kurtosis/{domain}"] for domain in gold},
+        **{f"proxy_tail_{domain}": final[f"eval/reward/lowest_tenth/{domain}"] for domain in gold},
+        **{f"proxy_kurtosis_{domain}": final[f"eval/reward/kurtosis/{domain}"] for domain in gold},
+    }

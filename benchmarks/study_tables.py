@@ -1,0 +1,252 @@
+"""The tables of the study of group robustness, as Markdown, from its record alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.study_statistics import Interval, figures, interval, paired
+
+#: Against whom GI-PPO has to win before a gain is one of group inference.
+RIVALS = ("ppo", "mean_kl", "threshold_kl")
+#: The figures that are compared, and their titles.
+COMPARED = {
+    "worst": "worst domain",
+    "ood": "out of domain",
+    "mean": "mean of easy and hard",
+    "mixture": "training mixture",
+}
+#: Methods with groups whose KL does not look at them.
+_FIXED_KL = ("variance_penalty", "oracle_group_dro")
+Record = Mapping[str, Any]
+BySeed = dict[int, dict[str, float]]
+
+
+def results(record: Record, data: str = "builtin") -> dict[str, BySeed]:
+    """method -> seed -> figures of its final evaluation, of the runs on the prompts of `data` that did not fail."""
+    found: dict[str, BySeed] = {}
+    for outcome in record.get("runs", []):
+        if outcome["run"]["data"] == data and (own := figures(outcome)):
+            found.setdefault(outcome["run"]["method"], {})[outcome["run"]["seed"]] = own
+    order = [name for name in record["methods"] if name in found]
+    return {name: found[name] for name in order}
+
+
+def outcomes(record: Record, method: str, data: str = "builtin") -> list[dict[str, Any]]:
+    """The final runs of a method, the failed ones too."""
+    return [o for o in record.get("runs", []) if o["run"]["method"] == method and o["run"]["data"] == data]
+
+
+def difference(found: Mapping[str, BySeed], one: str, other: str, figure: str) -> Interval | None:
+    return paired({s: f[figure] for s, f in found[one].items()}, {s: f[figure] for s, f in found[other].items()})
+
+
+# -------------------------------------------------------------------------------------------------------- the tables
+def tuning(record: Record) -> str:
+    """Criterion at each candidate, the mean over the tuning seeds; the chosen one in bold."""
+    lines = ["| method | key | criterion at each candidate | chosen |", "| --- | --- | --- | --- |"]
+    for name, tried in record["tuning"].items():
+        cells, chosen = [], record["chosen"][name]
+        for value, seeds in tried.items():
+            text = "failed" if not all(seeds) else f"{_average([s['mean'] for s in seeds]):.3f}"
+            text = f"{value}: {text}"
+            cells.append(f"**{text}**" if float(value) == chosen else text)
+        lines.append(
+            f"| {_title(record, name)} | `{record['methods'][name]['tuned']}` | {', '.join(cells)} | {chosen:g} |"
+        )
+    return "\n".join(lines)
+
+
+def gold(record: Record, data: str = "builtin") -> str:
+    """Gold reward by domain, proxy and KL of each method, mean +- standard error over seeds."""
+    columns = {
+        "easy": "gold, easy", "hard": "hard", "ood": "out of domain", "mean": "mean of easy and hard", "worst": "worst",
+        "proxy": "proxy, mean", "kl": "KL, nats", "kl_ood": "KL, out of domain",
+    }  # fmt: skip
+    lines = [f"| method | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 1) + "|"]
+    for name, seeds in results(record, data).items():
+        cells = [_spread([own[column] for own in seeds.values()]) for column in columns]
+        lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
+    reference = _reference(record, data)
+    if reference:
+        cells = [_spread(reference[column]) if column in reference else "" for column in columns]
+        lines.append(f"| the SFT policy itself | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def differences(record: Record, data: str = "builtin") -> str:
+    """Every method against PPO, paired over seeds."""
+    found = results(record, data)
+    lines = [f"| minus PPO | {' | '.join(COMPARED.values())} |", "| --- " * (len(COMPARED) + 1) + "|"]
+    for name in found:
+        if name != "ppo" and "ppo" in found:
+            cells = [_interval(difference(found, name, "ppo", figure)) for figure in COMPARED]
+            lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def controls(record: Record, data: str = "builtin") -> str:
+    """GI-PPO in its two forms, and adaptive KL alone, against the controls of group inference."""
+    found = results(record, data)
+    lines = [f"| difference | {' | '.join(COMPARED.values())} |", "| --- " * (len(COMPARED) + 1) + "|"]
+    for name in ("gi_ppo", "gi_ppo_prompt", "adaptive_kl"):
+        for rival in ("mean_kl", "threshold_kl"):
+            if name in found and rival in found:
+                cells = [_interval(difference(found, name, rival, figure)) for figure in COMPARED]
+                lines.append(f"| {_title(record, name)} minus {_title(record, rival)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def distribution(record: Record) -> str:
+    """Lower tail and kurtosis of the gold reward, by domain."""
+    columns = {
+        **{f"tail_{d}": f"lowest tenth, {d}" for d in ("easy", "hard", "ood")},
+        **{f"kurtosis_{d}": f"excess kurtosis, {d}" for d in ("easy", "hard", "ood")},
+        "proxy_tail_hard": "proxy: lowest tenth, hard",
+        "proxy_kurtosis_easy": "proxy: kurtosis, easy",
+    }
+    lines = [f"| method | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 1) + "|"]
+    for name, seeds in results(record).items():
+        cells = [_spread([own[column] for own in seeds.values()], 2) for column in columns]
+        lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def groups(record: Record, data: str = "builtin") -> str:
+    """What the groups were, over the last fifth of the iterations; smallest mass of the whole run; first warnings."""
+    lines = [
+        "| method | AUC against the domains (worst seed) | smaller mass, late (worst seed) | smallest mass of any "
+        "iteration | mean p_high | corr(p_high, reward) | seeds with a warning (first iteration) | failed |",
+        "| --- " * 8 + "|",
+    ]
+    for name in record["methods"]:
+        runs = outcomes(record, name, data)
+        ended = [run for run in runs if not run["failure"]]
+        late = [run["late"] for run in ended if "group/1/mass" in run["late"]]
+        if not late:
+            continue
+        aucs = [row["group/domain_auc"] for row in late]
+        masses = [min(row["group/0/mass"], row["group/1/mass"]) for row in late]
+        cells = [
+            f"{_average(aucs):.2f} ({min(aucs):.2f})",
+            f"{_average(masses):.2f} ({min(masses):.2f})",
+            f"{min(run['smallest_mass'] for run in ended):.2f}",
+            f"{_average([row['group/p_high'] for row in late]):.2f}",
+            f"{_average([row['group/reward_correlation'] for row in late]):.2f}",
+            _warned(ended),
+            str(len(runs) - len(ended)),
+        ]
+        lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def hacking(record: Record, data: str = "builtin") -> str:
+    """Where each method spent its KL and where it hacked. Effective eta: kl_coef times the mean p_high."""
+    columns = {"kl_easy": "KL, easy", "kl_hard": "KL, hard", "kl_ood": "KL, out of domain"}
+    titles = ["method", "effective eta", *columns.values(), "HACK share of tokens, easy", "hard", "response length"]
+    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
+    found = results(record, data)
+    for name in found:
+        ended = [run for run in outcomes(record, name, data) if not run["failure"]]
+        tuned = record["methods"][name]["tuned"] == "algorithm.kl_coef"
+        # A fixed KL weighs every response alike, whatever groups the method has beside it.
+        high = [1.0 if name in _FIXED_KL else run["late"].get("group/p_high", 1.0) for run in ended]
+        hack = [
+            [run["hack_share"][domain] for run in ended if domain in run["hack_share"]] for domain in ("easy", "hard")
+        ]
+        cells = [
+            f"{record['chosen'][name] * _average(high):.2f}" if tuned else "0",
+            *(_spread([own[column] for own in found[name].values()], 2) for column in columns),
+            *(_spread(shares, 2) for shares in hack),
+            f"{_average([run['final']['eval/length'] for run in ended]):.1f}",
+        ]
+        lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def overhead(record: Record) -> str:
+    """Seconds of an iteration by phase, median, and GI-PPO over PPO."""
+    measured = record.get("overhead")
+    if not measured:
+        return "Not measured."
+    sides = list(measured["seconds"])
+    titles = ["phase", *(f"{side}, ms" for side in sides), *(f"{side} over {sides[0]}" for side in sides[1:])]
+    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
+    for phase, base in measured["seconds"][sides[0]].items():
+        values = [measured["seconds"][side][phase] for side in sides]
+        ratios = [f"{value / base - 1:+.1%}" if base else "" for value in values[1:]]
+        lines.append(f"| {phase} | {' | '.join(f'{value * 1e3:.1f}' for value in values)} | {' | '.join(ratios)} |")
+    return "\n".join(lines)
+
+
+PARTS: dict[str, Callable[[Record], str]] = {
+    "settings": tuning,
+    "gold": gold,
+    "differences": differences,
+    "controls": controls,
+    "distribution": distribution,
+    "groups": groups,
+    "hacking": hacking,
+    "even gold": lambda record: gold(record, "builtin:even"),
+    "even differences": lambda record: differences(record, "builtin:even"),
+    "even controls": lambda record: controls(record, "builtin:even"),
+    "even groups": lambda record: groups(record, "builtin:even"),
+    "overhead": overhead,
+}
+
+
+def table(record: Record, part: str) -> str:
+    return PARTS[part](record)
+
+
+# ------------------------------------------------------------------------------------------------------------ pieces
+def _title(record: Record, name: str) -> str:
+    return str(record["methods"][name]["title"])
+
+
+def _average(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _spread(values: Sequence[float], digits: int = 3) -> str:
+    if len(values) < 2:
+        return f"{_average(values):.{digits}f}"
+    error = interval(values).half / _quantile(len(values))
+    return f"{_average(values):.{digits}f} ± {error:.{digits}f}"
+
+
+def _quantile(count: int) -> float:
+    from benchmarks.study_statistics import t_quantile
+
+    return t_quantile(count - 1)
+
+
+def _interval(found: Interval | None) -> str:
+    if found is None:
+        return ""
+    text = f"{found.mean:+.3f} ± {found.half:.3f} ({found.wins}/{found.count})"
+    return f"**{text}**" if found.verdict else text
+
+
+def _reference(record: Record, data: str) -> dict[str, list[float]]:
+    """Gold of the policy before the first iteration, a value a seed (that of PPO's runs: it is the same for all)."""
+    found: dict[str, list[float]] = {}
+    for run in outcomes(record, "ppo", data):
+        start = next((row for row in run.get("curve", []) if row["step"] == 0), None)
+        if start:
+            easy, hard = start["gold/domain/easy"], start["gold/domain/hard"]
+            own = {"easy": easy, "hard": hard, "ood": start["gold/domain/ood"], "mean": (easy + hard) / 2}
+            own["worst"] = min(easy, hard)
+            own["proxy"] = (start["eval/reward/domain/easy"] + start["eval/reward/domain/hard"]) / 2
+            for name, value in own.items():
+                found.setdefault(name, []).append(value)
+    return found
+
+
+def _warned(runs: Sequence[Mapping[str, Any]]) -> str:
+    kinds = sorted({kind for run in runs for kind in run["warnings"] if kind != "other"})
+    parts = []
+    for kind in kinds:
+        first = [run["warnings"][kind]["first"] for run in runs if kind in run["warnings"]]
+        parts.append(f"{kind} {len(first)}/{len(runs)} ({min(first)})")
+    return ", ".join(parts) or "none"

@@ -1,0 +1,108 @@
+"""The study of group robustness: its statistics by hand, and the whole of it at a tiny size, twice."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import documents, group_robustness, study_tables
+from benchmarks.study_statistics import Interval, best_value, figures, interval, paired, t_quantile
+
+
+def test_interval_by_hand() -> None:
+    # Mean 2, squared deviations 1 + 0 + 1, variance 1, standard error 1 / sqrt(3), t with 2 degrees of freedom.
+    found = interval([1.0, 2.0, 3.0])
+    assert found.mean == 2.0 and found.half == pytest.approx(4.303 / math.sqrt(3))
+    assert (found.wins, found.count, found.verdict) == (3, 3, 0)
+    assert interval([-1.0, -1.1, -0.9, -1.0]).verdict == -1 and interval([0.0, 0.0]) == Interval(0.0, 0.0, 0, 2)
+    with pytest.raises(ValueError, match="at least two"):
+        interval([1.0])
+
+
+def test_t_quantiles() -> None:
+    assert (t_quantile(1), t_quantile(5), t_quantile(16)) == (12.706, 2.571, 2.120)
+    assert t_quantile(17) == pytest.approx(2.1098, abs=2e-3) and t_quantile(1000) == pytest.approx(1.9623, abs=1e-3)
+
+
+def test_only_seeds_that_both_have_are_paired() -> None:
+    found = paired({1: 1.0, 2: 2.0, 3: 9.0}, {1: 0.5, 2: 1.0, 4: 0.0})
+    assert found == interval([0.5, 1.0])
+    assert paired({1: 1.0}, {1: 0.0}) is None
+
+
+def test_the_best_candidate() -> None:
+    assert best_value({0.1: [1.0, 0.0], 0.2: [0.6, 0.6], 0.4: [0.6, 0.6]}) == 0.2
+    scores = {"ppo": {"0.1": [{"mean": 1.0}, None], "0.4": [{"mean": 0.1}, {"mean": 0.2}]}}
+    assert group_robustness.choose("ppo", scores) == 0.4  # a candidate that failed on a seed is out
+
+
+_TITLES = {"ppo": "PPO", "gi_ppo": "GI-PPO"}
+
+
+def outcome(method: str, seed: int, easy: float, hard: float, ood: float) -> dict[str, Any]:
+    gold = {"easy": easy, "hard": hard, "ood": ood}
+    final = {f"gold/domain/{domain}": value for domain, value in gold.items()}
+    for domain in gold:
+        final |= {f"eval/reward/domain/{domain}": 1.0, f"eval/kl/domain/{domain}": 2.0, "eval/length": 9.0}
+        for reward in ("gold", "eval/reward"):
+            final |= {f"{reward}/lowest_tenth/{domain}": -1.0, f"{reward}/kurtosis/{domain}": 3.0}
+    run = {"stage": "final", "method": method, "seed": seed, "value": 0.1, "data": "builtin"}
+    late = {"group/domain_auc": 0.9 + 0.01 * seed, "group/0/mass": 0.3, "group/1/mass": 0.7, "group/p_high": 0.7}
+    late["group/reward_correlation"] = 0.5
+    warned = {"collapsed": {"first": 20 + seed, "count": 1, "text": ""}}
+    return {
+        "run": run, "failure": "", "final": final, "late": late if method != "ppo" else {}, "curve": [], "trace": [],
+        "smallest_mass": 0.2 if method != "ppo" else None, "hack_share": {"easy": 0.1, "hard": 0.2},
+        "warnings": warned if method != "ppo" else {},
+    }  # fmt: skip
+
+
+def test_figures_and_tables_by_hand() -> None:
+    own = figures(outcome("ppo", 1, 0.5, 0.1, 0.3))
+    assert (own["worst"], own["ood"], own["mean"]) == (0.1, 0.3, 0.3) and own["mixture"] == pytest.approx(0.42)
+    assert own["kl"] == 2.0 and own["tail_hard"] == -1.0 and figures({"failure": "blown up"}) == {}
+    gains = {1: (0.1, 0.2), 2: (0.1, 0.4), 3: (0.1, 0.3)}
+    runs = [outcome("ppo", seed, 0.5, 0.1, 0.3) for seed in gains]
+    runs += [outcome("gi_ppo", seed, 0.5 + a, 0.1 + b, 0.3) for seed, (a, b) in gains.items()]
+    failed = {"run": {"method": "gi_ppo", "seed": 4, "data": "builtin"}, "failure": "NumericsError"}
+    methods = {name: {"title": title, "tuned": "algorithm.kl_coef"} for name, title in _TITLES.items()}
+    record = {"methods": methods, "chosen": {"ppo": 0.2, "gi_ppo": 0.4}, "runs": [*runs, failed]}
+    line = study_tables.differences(record).splitlines()[-1]
+    half = 4.303 * 0.1 / math.sqrt(3)
+    assert line.startswith(f"| GI-PPO | **+0.300 ± {half:.3f} (3/3)** | +0.000 ± 0.000 (0/3) |")
+    assert "| PPO | 0.500 ± 0.000 | 0.100 ± 0.000 |" in study_tables.gold(record)
+    line = study_tables.groups(record).splitlines()[-1]
+    assert line.startswith("| GI-PPO | 0.92 (0.91) | 0.30 (0.30) | 0.20 | 0.70 | 0.50 |")
+    assert line.endswith("| collapsed 3/3 (21) | 1 |")
+    plain, grouped = study_tables.hacking(record).splitlines()[-2:]
+    assert plain.startswith("| PPO | 0.20 | 2.00 ± 0.00 |") and grouped.startswith("| GI-PPO | 0.28 | 2.00 ± 0.00 |")
+
+
+def test_the_whole_study_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "record.json"
+    words = ["--quick", "--workers", "2", "--runs", str(tmp_path / "runs"), "--out", str(out)]
+    assert group_robustness.main(words) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("core-minutes") < printed.index("1/4 tuning/")
+    record = json.loads(out.read_text())
+    assert not any(run["failure"] for run in record["runs"])
+    assert len(record["runs"]) == len(record["final_seeds"]) * (len(record["methods"]) + 2)
+    values = {run["run"]["value"] for run in record["runs"] if run["run"]["method"] == "gi_ppo"}
+    assert values == {record["chosen"]["gi_ppo"]}
+    own = [run for run in record["runs"] if run["run"]["seed"] == 41]
+    assert len({run["curve"][0]["gold/mean"] for run in own}) == 1  # paired: all begin at the same policy
+    assert group_robustness.main([*words, "--budget"]) == 0
+    assert "; 0 left, and 0 references: about 0 minutes" in capsys.readouterr().out
+
+    document, source = tmp_path / "results.md", out.as_posix()
+    parts = [f"{documents.marker(f'{source}: {part}')}\n{documents.END}" for part in study_tables.PARTS]
+    document.write_text("\n".join(parts))
+    assert group_robustness.main(["--table", source, "--into", str(document), "--pictures", str(tmp_path)]) == 0
+    assert study_tables.table(record, "gold") in document.read_text()
+    assert len(list(tmp_path.glob("study_*.png"))) == 3
+    with pytest.raises(SystemExit, match="is of another study"):
+        group_robustness.main([*words, "--seeds", "41"])

@@ -11,12 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-<<<<<<< HEAD
-from benchmarks import kernels, roofline, small_cases, timing
-from tests.scripts import run_script
-=======
 from benchmarks import documents, kernels, roofline, small_cases, study_tables, timing
->>>>>>> study
+from tests.scripts import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "kernels.py"

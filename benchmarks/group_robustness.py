@@ -34,11 +34,11 @@ from benchmarks.study_runs import Method, Run, Size, finished, has_reference, ru
 from benchmarks.study_statistics import best_value, figures
 
 KL = "algorithm.kl_coef"
-ETAS = (0.2, 0.35, 0.6)
+ETAS = (0.05, 0.1, 0.2, 0.4, 0.8)
 PROMPT = ("algorithm.group_input=prompt",)
 METHODS: dict[str, Method] = {
     "ppo": Method("PPO", "ppo", KL, ETAS),
-    "ppo_no_kl": Method("PPO without KL", "ppo_no_kl", "policy.lr", (5e-5, 1e-4, 2e-4)),
+    "ppo_no_kl": Method("PPO without KL", "ppo_no_kl", "policy.lr", (2.5e-5, 5e-5, 1e-4, 1.5e-4, 2e-4)),
     "mean_kl": Method("control: mean KL", "mean_kl", KL, ETAS),
     "threshold_kl": Method("control: reward threshold", "threshold_kl", KL, ETAS),
     "adaptive_kl": Method("adaptive KL alone", "adaptive_kl", KL, ETAS),
@@ -52,7 +52,7 @@ METHODS: dict[str, Method] = {
     "oracle_group_dro": Method("ORACLE group-DRO", "oracle_group_dro", KL, ETAS, follows="ppo"),
 }
 EVEN_METHODS = ("ppo", "mean_kl", "threshold_kl", "gi_ppo", "gi_ppo_prompt")
-TUNING_SEEDS, FINAL_SEEDS = (31, 32), (41, 42, 43, 44, 45)
+TUNING_SEEDS, FINAL_SEEDS = (31, 32), (51, 52, 53, 54, 55)
 #: Seconds of an iteration and of an evaluation's prompt on one core, and of a reference, for the budget alone.
 SECONDS_ITERATION, SECONDS_PROMPT, SECONDS_REFERENCE = 0.36, 0.0008, 50.0
 
@@ -256,7 +256,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(words)
     if (options.into or options.pictures) and not options.table:
         parser.error("--into and --pictures need --table FILE.json")
-    options.size = Size(2, 8, 1, 8, 2, 64) if options.quick else Size(60, 128, 10, 256, 600, 16384)
+    options.size = Size(2, 8, 1, 8, 2, 64) if options.quick else Size(150, 128, 15, 256, 600, 16384)
     options.methods = options.methods or (["ppo", "gi_ppo"] if options.quick else list(METHODS))
     options.candidates = 2 if options.quick else None
     options.tuning_seeds = TUNING_SEEDS[:1] if options.quick else TUNING_SEEDS

@@ -168,7 +168,7 @@ def read_outcome(path: Path, iterations: int) -> dict[str, Any]:
         "trace": [
             {"step": row["step"], **{name: row[name] for name in traced if name in row}}
             for row in rows
-            if row["step"] and (row["step"] % 5 == 0 or row["step"] == 1)
+            if row["step"] and (row["step"] % 10 == 0 or row["step"] == 1)
         ],
         "smallest_mass": min((m for row in rows if (m := _smaller(row)) is not None), default=None),
         "hack_share": _hack_share(path, iterations),

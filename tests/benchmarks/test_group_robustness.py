@@ -93,7 +93,7 @@ def test_the_whole_study_and_again(tmp_path: Path, capsys: pytest.CaptureFixture
     assert len(record["runs"]) == len(record["final_seeds"]) * (len(record["methods"]) + 2)
     values = {run["run"]["value"] for run in record["runs"] if run["run"]["method"] == "gi_ppo"}
     assert values == {record["chosen"]["gi_ppo"]}
-    own = [run for run in record["runs"] if run["run"]["seed"] == 41]
+    own = [run for run in record["runs"] if run["run"]["seed"] == 51]
     assert len({run["curve"][0]["gold/mean"] for run in own}) == 1  # paired: all begin at the same policy
     assert group_robustness.main([*words, "--budget"]) == 0
     assert "; 0 left, and 0 references: about 0 minutes" in capsys.readouterr().out
@@ -105,4 +105,4 @@ def test_the_whole_study_and_again(tmp_path: Path, capsys: pytest.CaptureFixture
     assert study_tables.table(record, "gold") in document.read_text()
     assert len(list(tmp_path.glob("study_*.png"))) == 3
     with pytest.raises(SystemExit, match="is of another study"):
-        group_robustness.main([*words, "--seeds", "41"])
+        group_robustness.main([*words, "--seeds", "51"])

@@ -1,6 +1,7 @@
 """The study of group robustness: GI-PPO beside its baselines, controls and oracles on the built-in task, over seeds.
 
     python benchmarks/group_robustness.py [--budget] [--quick] [--workers 2] [--runs DIR] [--out FILE.json]
+    python benchmarks/group_robustness.py --overhead 6 --out FILE.json
     python benchmarks/group_robustness.py --table FILE.json [--into docs/results.md] [--pictures docs/pictures]
 
 Prints first how many runs are left and about how long they take (--budget: nothing else). Then, of every rival, each
@@ -30,7 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a worker, before tor
 from benchmarks import documents, study_overhead, study_pictures, study_tables
 from benchmarks.machine import describe_machine, show_machine
 from benchmarks.record import fingerprint, write
-from benchmarks.study_runs import Method, Run, Size, finished, has_reference, run_all
+from benchmarks.study_runs import Method, Run, Size, finished, has_reference, references, run_all
 from benchmarks.study_statistics import best_value, figures
 
 KL = "algorithm.kl_coef"
@@ -61,6 +62,8 @@ def main(words: list[str] | None = None) -> int:
     options = arguments(words)
     if options.table:
         return show(options)
+    if options.overhead:
+        return overhead(options)
     record = load(options)
     print(budget(options, record), flush=True)
     if options.budget:
@@ -82,11 +85,23 @@ def main(words: list[str] | None = None) -> int:
         carry_out(runs, options)
         record["runs"] = [finished(run, options.runs) for run in all_final(options, record) if done(run, options)]
         write(options.out, record)
-    if options.overhead:
-        record["overhead"] = study_overhead.measure(options.runs, options.size, FINAL_SEEDS[0], options.overhead)
-        write(options.out, record)
-    for part in study_tables.PARTS:
+    for part in study_tables.STUDY:
         print(study_tables.table(record, part) + "\n")
+    return 0
+
+
+def overhead(options: argparse.Namespace) -> int:
+    """A record of its own: what an iteration of GI-PPO costs beside one of PPO."""
+    import gipo_mc.training.builtin  # noqa: F401
+
+    record: dict[str, Any] = {"benchmark": "group_robustness", "machine": describe_machine()}
+    print(show_machine(record["machine"]) + "\n", flush=True)
+    seed = options.final_seeds[0]
+    for _ in references([seed], options.size, options.runs, 1):
+        pass
+    record["overhead"] = study_overhead.measure(options.runs, options.size, seed, options.overhead)
+    write(options.out, record)
+    print(study_tables.table(record, "overhead"))
     return 0
 
 
@@ -225,14 +240,21 @@ def load(options: argparse.Namespace) -> dict[str, Any]:
 def show(options: argparse.Namespace) -> int:
     record = json.loads(options.table.read_text())
     if options.pictures:
-        study_pictures.draw(record, options.pictures)
-    for part in study_tables.PARTS:
+        study_pictures.draw(record, options.pictures, options.table.stem)
+    text = options.into.read_text() if options.into else ""
+    parts = study_tables.STUDY if "runs" in record else ("overhead",)
+    sources = {part: f"{options.table.as_posix()}: {part}" for part in parts}
+    wanted = [part for part in sources if options.into is None or documents.marker(sources[part]) in text]
+    if not wanted:
+        raise SystemExit(f"{options.into} has no line {documents.marker(sources[parts[0]])} or the like.")
+    for part in wanted:
         table = study_tables.table(record, part)
         if options.into is None:
             print(table + "\n")
         else:
-            source = f"{options.table.as_posix()}: {part}"
-            options.into.write_text(documents.inserted(options.into.read_text(), source, table))
+            text = documents.inserted(text, sources[part], table)
+    if options.into:
+        options.into.write_text(text)
     return 0
 
 
@@ -247,7 +269,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", help=f"final seeds [{' '.join(map(str, FINAL_SEEDS))}]")
     parser.add_argument("--tuning-only", action="store_true", help="stop when the settings are chosen and written")
-    parser.add_argument("--overhead", type=int, default=0, metavar="ROUNDS", help="also time GI-PPO beside PPO [0]")
+    parser.add_argument(
+        "--overhead", type=int, default=0, metavar="ROUNDS", help="no study: time GI-PPO beside PPO [0]"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/group_robustness"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/group_robustness.json"), help="the record")
     parser.add_argument("--table", type=Path, help="run nothing: the tables of this record, in Markdown")

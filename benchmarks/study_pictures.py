@@ -17,15 +17,15 @@ _CURVES = ("ppo", "ppo_no_kl", "threshold_kl", "gi_ppo", "gi_ppo_prompt")
 _GROUPED = ("gi_ppo", "gi_ppo_prompt", "paper")
 
 
-def draw(record: Mapping[str, Any], folder: Path) -> None:
-    """differences, over-optimisation and groups, one PNG each."""
+def draw(record: Mapping[str, Any], folder: Path, name: str) -> None:
+    """<name>_{differences,over_optimisation,groups}.png in `folder`."""
     import matplotlib
 
     matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
-    forest(record, folder / "study_differences.png")
-    over_optimisation(record, folder / "study_over_optimisation.png")
-    groups(record, folder / "study_groups.png")
+    forest(record, folder / f"{name}_differences.png")
+    over_optimisation(record, folder / f"{name}_over_optimisation.png")
+    groups(record, folder / f"{name}_groups.png")
 
 
 def forest(record: Mapping[str, Any], path: Path) -> None:
@@ -117,5 +117,5 @@ def _save(figure: Any, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure.tight_layout()
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=80)
     plt.close(figure)

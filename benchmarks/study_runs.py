@@ -230,12 +230,20 @@ def run_all(
 ) -> Iterator[tuple[Run, float]]:
     """Carry out what has no outcome yet, references first, `workers` at a time (see `forked`); yields each run and its
     seconds as it ends. Raises RuntimeError where a worker dies: the program is at fault then, not a method."""
-    seeds = [seed for seed in sorted({run.seed for run in runs}) if not has_reference(seed, folder)]
-    for seed, _ in forked([(seed, (train_reference, seed, size, folder)) for seed in seeds], folder, workers, max_load):
+    for seed in references(sorted({run.seed for run in runs}), size, folder, workers, max_load):
         print(f"reference of seed {seed}: done", flush=True)
     open_runs = [run for run in runs if finished(run, folder) is None]
     jobs = [(run, (carry_out, run, methods[run.method], size, folder)) for run in open_runs]
     yield from forked(jobs, folder, workers, max_load)
+
+
+def references(
+    seeds: Sequence[int], size: Size, folder: Path, workers: int, max_load: float = math.inf
+) -> Iterator[int]:
+    """Train the references that are missing; yields each seed as it ends."""
+    missing = [seed for seed in seeds if not has_reference(seed, folder)]
+    jobs = [(seed, (train_reference, seed, size, folder)) for seed in missing]
+    yield from (seed for seed, _ in forked(jobs, folder, workers, max_load))
 
 
 def forked(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -166,9 +167,7 @@ def hacking(record: Record, data: str = "builtin") -> str:
 
 def overhead(record: Record) -> str:
     """Seconds of an iteration by phase, median, and GI-PPO over PPO."""
-    measured = record.get("overhead")
-    if not measured:
-        return "Not measured."
+    measured = record["overhead"]
     sides = list(measured["seconds"])
     titles = ["phase", *(f"{side}, ms" for side in sides), *(f"{side} over {sides[0]}" for side in sides[1:])]
     lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
@@ -176,6 +175,14 @@ def overhead(record: Record) -> str:
         values = [measured["seconds"][side][phase] for side in sides]
         ratios = [f"{value / base - 1:+.1%}" if base else "" for value in values[1:]]
         lines.append(f"| {phase} | {' | '.join(f'{value * 1e3:.1f}' for value in values)} | {' | '.join(ratios)} |")
+    # Rounds are interleaved: a ratio is of neighbours in time, and its spread says what it is worth.
+    for title, key in (("total, by round", "totals"), ("processor time, by round", "processor")):
+        base = measured[key][sides[0]]
+        cells = [f"{statistics.median(measured[key][side]) * 1e3:.1f}" for side in sides]
+        for side in sides[1:]:
+            ratios = sorted(value / first - 1 for value, first in zip(measured[key][side], base, strict=True))
+            cells.append(f"{statistics.median(ratios):+.1%} ({ratios[0]:+.1%} to {ratios[-1]:+.1%})")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -193,6 +200,10 @@ PARTS: dict[str, Callable[[Record], str]] = {
     "even groups": lambda record: groups(record, "builtin:even"),
     "overhead": overhead,
 }
+
+
+#: The tables of a study; the overhead has a record of its own.
+STUDY = tuple(part for part in PARTS if part != "overhead")
 
 
 def table(record: Record, part: str) -> str:

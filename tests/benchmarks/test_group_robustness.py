@@ -99,10 +99,27 @@ def test_the_whole_study_and_again(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "; 0 left, and 0 references: about 0 minutes" in capsys.readouterr().out
 
     document, source = tmp_path / "results.md", out.as_posix()
-    parts = [f"{documents.marker(f'{source}: {part}')}\n{documents.END}" for part in study_tables.PARTS]
+    parts = [f"{documents.marker(f'{source}: {part}')}\n{documents.END}" for part in study_tables.STUDY]
     document.write_text("\n".join(parts))
     assert group_robustness.main(["--table", source, "--into", str(document), "--pictures", str(tmp_path)]) == 0
     assert study_tables.table(record, "gold") in document.read_text()
-    assert len(list(tmp_path.glob("study_*.png"))) == 3
+    assert len(list(tmp_path.glob("record_*.png"))) == 3
     with pytest.raises(SystemExit, match="is of another study"):
         group_robustness.main([*words, "--seeds", "51"])
+
+
+def test_overhead_by_hand() -> None:
+    phases = {"rollout": 0.1, "total": 0.2}
+    slower = {"rollout": 0.1, "total": 0.25}
+    measured = {
+        "seconds": {"PPO": phases, "GI-PPO": slower},
+        "totals": {"PPO": [0.2, 0.2, 0.4], "GI-PPO": [0.21, 0.22, 0.5]},
+        "processor": {"PPO": [0.1, 0.1, 0.1], "GI-PPO": [0.1, 0.11, 0.11]},
+    }
+    lines = study_tables.table({"overhead": measured}, "overhead").splitlines()
+    assert lines[2:] == [
+        "| rollout | 100.0 | 100.0 | +0.0% |",
+        "| total | 200.0 | 250.0 | +25.0% |",
+        "| total, by round | 200.0 | 220.0 | +10.0% (+5.0% to +25.0%) |",
+        "| processor time, by round | 100.0 | 110.0 | +10.0% (+0.0% to +10.0%) |",
+    ]

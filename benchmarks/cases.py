@@ -50,9 +50,13 @@ def token_case(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.dev
     )
 
 
-def objective_case(batch: int, time: int, groups: int, device: torch.device) -> Case:
-    """Op B: float32 log-probs, as op A gives them, of sequences of full length (ours would skip padding)."""
+def objective_case(batch: int, time: int, groups: int, device: torch.device, ragged: bool = False) -> Case:
+    """Op B: float32 log-probs, as op A gives them. ragged: sequences of 1 to T tokens, as a rollout has them, whose
+    padding ours does not read; else all are of full length."""
     given = _objective_inputs(batch, time, groups, device)
+    if ragged:
+        generator = torch.Generator().manual_seed(4)
+        given["length_B"] = torch.randint(1, time + 1, (batch,), generator=generator).to(device)
     upstream = _objective_upstream(batch, groups, device)
     leaves = ("logp_BT", "group_probs_BM")
 
@@ -73,19 +77,19 @@ def objective_case(batch: int, time: int, groups: int, device: torch.device) -> 
             f"d {name}": g for name, g in zip(leaves, gradients, strict=True)
         }
 
-    tokens = batch * time
+    tokens = int(given["length_B"].sum())
     return Case(
         "group_objective",
         torch.float32,
-        {"B": batch, "T": time, "M": groups},
+        {"B": batch, "T": time, "M": groups} | ({"tokens": tokens} if ragged else {}),
         device,
         inputs,
         leaves,
         upstream,
         truth,
-        (16 * tokens, 20 * tokens),
+        (16 * tokens, 16 * tokens + 4 * batch * time),
         objective_rivals(),
-        ("graph", "wall") if device.type == "cuda" else ("wall",),
+        ("graph", "wall") if device.type == "cuda" else ("wall", "again"),
     )
 
 
@@ -117,7 +121,7 @@ def shaping_case(batch: int, time: int, device: torch.device) -> Case:
         truth,
         (24 * tokens, 0),
         shaping_rivals(),
-        ("graph", "wall") if device.type == "cuda" else ("wall",),
+        ("graph", "wall") if device.type == "cuda" else ("wall", "again"),
     )
 
 

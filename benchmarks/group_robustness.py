@@ -35,11 +35,11 @@ from benchmarks.study_runs import Method, Run, Size, finished, has_reference, re
 from benchmarks.study_statistics import best_value, figures
 
 KL = "algorithm.kl_coef"
-ETAS = (0.05, 0.1, 0.2, 0.4, 0.8)
+ETAS = (0.1, 0.2, 0.4, 0.8)
 PROMPT = ("algorithm.group_input=prompt",)
 METHODS: dict[str, Method] = {
     "ppo": Method("PPO", "ppo", KL, ETAS),
-    "ppo_no_kl": Method("PPO without KL", "ppo_no_kl", "policy.lr", (2.5e-5, 5e-5, 1e-4, 1.5e-4, 2e-4)),
+    "ppo_no_kl": Method("PPO without KL", "ppo_no_kl", "policy.lr", (2.5e-5, 5e-5, 1e-4, 2e-4)),
     "mean_kl": Method("control: mean KL", "mean_kl", KL, ETAS),
     "threshold_kl": Method("control: reward threshold", "threshold_kl", KL, ETAS),
     "adaptive_kl": Method("adaptive KL alone", "adaptive_kl", KL, ETAS),

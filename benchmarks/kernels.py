@@ -104,7 +104,9 @@ def planned(options: argparse.Namespace, device: torch.device) -> Iterator[tuple
             lambda: cases.joint_case(sequences, length, wide, GROUPS, dtypes[0], device),
         )
     if "group_objective" in options.ops:
-        yield "group_objective", lambda: cases.objective_case(batch, time, GROUPS, device)
+        for ragged in (False, True):
+            name = "group_objective" + " ragged" * ragged
+            yield name, lambda r=ragged: cases.objective_case(batch, time, GROUPS, device, ragged=r)
     if "shape_and_gae" in options.ops:
         yield "shape_and_gae", lambda: cases.shaping_case(batch, time, device)
     yield from tokens[1:]

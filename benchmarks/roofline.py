@@ -13,7 +13,7 @@ _TITLES = {
     "group_objective": "B, group objective",
     "shape_and_gae": "C, shaping and GAE",
 }
-_CLOCKS = {"wall": "", "queued": "", "graph": " (CUDA graph)"}
+_CLOCKS = {"wall": "", "again": ", again", "queued": "", "graph": " (CUDA graph)"}
 _HEADS = ("implementation", "forward ms", "backward ms", "both ms", "least ms", "x ours", "of copy bandwidth")
 _LATER = ("extra memory MiB", "error of outputs", "error of gradient")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from megatron.core import dist_checkpointing, parallel_state
+from megatron.core import parallel_state
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -18,7 +18,7 @@ from gipo_mc.models.hf_weights import load_hf_weights
 from gipo_mc.models.llama import LlamaModel, build_model
 from gipo_mc.models.llama_config import LlamaShape
 from gipo_mc.models.weights import OUTPUT, RandomWeights, stage_mappings, trunk_tensors
-from gipo_mc.parallel import runtime
+from gipo_mc.parallel import runtime, sharded_files
 from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.engine import Engine
 from tests.models.tiny import VARIANTS, config, let_this_rank_write, save_lm
@@ -168,7 +168,7 @@ def save_sharded(rank: int, parallel: ParallelConfig, folder: Path, head: Any, t
     for parameter in model.parameters():  # heads that start at 0 would hide a head that is not saved
         parameter.data.add_(0.125)
     let_this_rank_write()
-    dist_checkpointing.save(model.sharded_state_dict(), str(folder))
+    sharded_files.write(model.sharded_state_dict(), folder)
     return as_hf(model, "data")
 
 
@@ -176,7 +176,7 @@ def load_sharded(rank: int, parallel: ParallelConfig, folder: Path, head: Any, t
     layout = runtime.initialize(parallel, "cpu")
     shape = LlamaShape.from_hf(config(tie_word_embeddings=tied))
     model = build_model(shape, layout, head=head, groups=2, dtype=torch.float32, trainable=True, seed=77)
-    loaded = dist_checkpointing.load(model.sharded_state_dict(), str(folder))
+    loaded = sharded_files.read(model.sharded_state_dict(), folder)
     missing, unexpected = model.load_state_dict(loaded, strict=False)
     assert all(name.endswith("_extra_state") for name in [*missing, *unexpected])
     return as_hf(model, "data")

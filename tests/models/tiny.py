@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 LLAMA3_ROPE = {
@@ -67,7 +66,5 @@ def save_reward(folder: Path, *, dtype: torch.dtype = torch.float32, labels: int
 
 
 def let_this_rank_write() -> None:
-    """Megatron's writer starts a process, which a daemon (a rank of `run_ranks`) may not, and asks a manager process,
-    which would outlive it, for a queue that never leaves this process."""
+    """Megatron's writer starts a process, which a daemon (a rank of `run_ranks`) may not."""
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
-    filesystem_async._results_queue = multiprocessing.get_context("fork").Queue()

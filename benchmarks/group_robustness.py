@@ -5,7 +5,7 @@
     python benchmarks/group_robustness.py --table FILE.json [--into docs/results.md] [--pictures docs/pictures]
 
 Prints first how many runs are left and about how long they take (--budget: nothing else). Then, of every rival, each
-candidate of its one tuned key on the tuning seeds; the best by the criterion below is written into --out and stays
+candidate of its tuned keys on the tuning seeds; the best by the criterion below is written into --out and stays
 fixed; then every method at its best on the final seeds, and some on prompts that are half easy, half hard. It goes on
 where it was interrupted: a run that has ended is not run again. A failed run is a result, listed with its reason.
 
@@ -34,23 +34,25 @@ from benchmarks.record import fingerprint, write
 from benchmarks.study_runs import Method, Run, Size, finished, has_reference, references, run_all
 from benchmarks.study_statistics import best_value, figures
 
-KL = "algorithm.kl_coef"
-ETAS = (0.1, 0.2, 0.4, 0.8)
+#: What is tuned of every method with a KL: its eta together with the policy's learning rate, each pair a candidate.
+KL = ("algorithm.kl_coef", "policy.lr")
+PAIRS = tuple(f"{eta} {lr}" for eta in ("0.05", "0.2") for lr in ("2.5e-05", "5e-05", "0.0001"))
+RATES = ("1.2e-05", "2.5e-05", "3.5e-05", "5e-05", "7e-05", "0.0001")  # as many for PPO without KL
 PROMPT = ("algorithm.group_input=prompt",)
 METHODS: dict[str, Method] = {
-    "ppo": Method("PPO", "ppo", KL, ETAS),
-    "ppo_no_kl": Method("PPO without KL", "ppo_no_kl", "policy.lr", (2.5e-5, 5e-5, 1e-4, 2e-4)),
-    "mean_kl": Method("control: mean KL", "mean_kl", KL, ETAS),
-    "threshold_kl": Method("control: reward threshold", "threshold_kl", KL, ETAS),
-    "adaptive_kl": Method("adaptive KL alone", "adaptive_kl", KL, ETAS),
-    "variance_penalty": Method("variance penalty alone", "variance_penalty", KL, ETAS),
-    "gi_ppo": Method("GI-PPO", "gi_ppo", KL, ETAS),
-    "gi_ppo_prompt": Method("GI-PPO, reads the prompt", "gi_ppo", KL, ETAS, PROMPT),
-    "rloo": Method("RLOO", "rloo", KL, ETAS),
-    "gi_rloo": Method("GI-RLOO", "gi_rloo", KL, ETAS),
-    "paper": Method("GI-PPO to the letter", "paper", KL, ETAS, follows="gi_ppo"),
-    "oracle_gi_ppo": Method("ORACLE GI-PPO", "oracle_gi_ppo", KL, ETAS, follows="gi_ppo"),
-    "oracle_group_dro": Method("ORACLE group-DRO", "oracle_group_dro", KL, ETAS, follows="ppo"),
+    "ppo": Method("PPO", "ppo", KL, PAIRS),
+    "ppo_no_kl": Method("PPO without KL", "ppo_no_kl", KL[1:], RATES),
+    "mean_kl": Method("control: mean KL", "mean_kl", KL, PAIRS),
+    "threshold_kl": Method("control: reward threshold", "threshold_kl", KL, PAIRS),
+    "adaptive_kl": Method("adaptive KL alone", "adaptive_kl", KL, PAIRS),
+    "variance_penalty": Method("variance penalty alone", "variance_penalty", KL, PAIRS),
+    "gi_ppo": Method("GI-PPO", "gi_ppo", KL, PAIRS),
+    "gi_ppo_prompt": Method("GI-PPO, reads the prompt", "gi_ppo", KL, PAIRS, PROMPT),
+    "rloo": Method("RLOO", "rloo", KL, PAIRS),
+    "gi_rloo": Method("GI-RLOO", "gi_rloo", KL, PAIRS),
+    "paper": Method("GI-PPO to the letter", "paper", KL, PAIRS, follows="gi_ppo"),
+    "oracle_gi_ppo": Method("ORACLE GI-PPO", "oracle_gi_ppo", KL, PAIRS, follows="gi_ppo"),
+    "oracle_group_dro": Method("ORACLE group-DRO", "oracle_group_dro", KL, PAIRS, follows="ppo"),
 }
 EVEN_METHODS = ("ppo", "mean_kl", "threshold_kl", "gi_ppo", "gi_ppo_prompt")
 TUNING_SEEDS, FINAL_SEEDS = (31, 32), (51, 52, 53, 54, 55)
@@ -161,14 +163,14 @@ def tuning_scores(options: argparse.Namespace) -> dict[str, dict[str, list[dict[
     for run in tuning_runs(options):
         own = figures(finished(run, options.runs) or {})
         kept = {name: own[name] for name in ("mean", "worst", "ood", "kl")} if own else None
-        found.setdefault(run.method, {}).setdefault(f"{run.value:g}", []).append(kept)
+        found.setdefault(run.method, {}).setdefault(run.value, []).append(kept)
     return found
 
 
-def choose(method: str, scores: dict[str, Any]) -> float:
+def choose(method: str, scores: dict[str, Any]) -> str:
     """The candidate with the best criterion; one that failed on a seed is out, unless all did."""
     method = METHODS[method].follows or method
-    complete = {float(value): [seed["mean"] for seed in seeds] for value, seeds in scores[method].items() if all(seeds)}
+    complete = {value: [seed["mean"] for seed in seeds] for value, seeds in scores[method].items() if all(seeds)}
     return best_value(complete) if complete else METHODS[method].values[-1]
 
 
@@ -216,7 +218,7 @@ def load(options: argparse.Namespace) -> dict[str, Any]:
             name: {
                 "title": m.title,
                 "preset": m.preset,
-                "tuned": m.tuned,
+                "tuned": " ".join(m.tuned),
                 "values": list(m.values),
                 "others": list(m.others),
                 "follows": m.follows,
@@ -280,7 +282,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(words)
     if (options.into or options.pictures) and not options.table:
         parser.error("--into and --pictures need --table FILE.json")
-    options.size = Size(2, 8, 1, 8, 2, 64) if options.quick else Size(150, 128, 15, 256, 600, 16384)
+    options.size = Size(2, 8, 1, 8, 2, 64) if options.quick else Size(100, 128, 10, 256, 600, 16384)
     options.methods = options.methods or (["ppo", "gi_ppo"] if options.quick else list(METHODS))
     options.candidates = 2 if options.quick else None
     options.tuning_seeds = TUNING_SEEDS[:1] if options.quick else TUNING_SEEDS

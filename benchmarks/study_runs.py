@@ -24,13 +24,14 @@ PROXY, GOLD = "python:gipo_mc.data.synthetic:proxy", "python:gipo_mc.data.synthe
 
 @dataclass(frozen=True)
 class Method:
-    """A method of the study. preset: algorithm.name. tuned, values: the one key that is tuned, and its candidates.
+    """A method of the study. preset: algorithm.name. tuned, values: the keys that are tuned, and the candidates, a
+    value for each key with blanks between them.
     follows: of what is no rival, the method whose chosen value it takes instead of being tuned."""
 
     title: str
     preset: str
-    tuned: str
-    values: tuple[float, ...]
+    tuned: tuple[str, ...]
+    values: tuple[str, ...]
     others: tuple[str, ...] = ()
     follows: str = ""
 
@@ -50,18 +51,18 @@ class Size:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: `method` with its tuned key at `value`, on the prompts of `data`."""
+    """One training run: `method` with its tuned keys at `value`, on the prompts of `data`."""
 
     stage: str
     method: str
-    value: float
+    value: str
     seed: int
     data: str = "builtin"
 
     @property
     def name(self) -> str:
         mixture = self.data.replace(":", "-") + "-" if self.data != "builtin" else ""
-        return f"{self.stage}/{mixture}{self.method}-{self.value:g}-seed{self.seed}"
+        return f"{self.stage}/{mixture}{self.method}-{self.value.replace(' ', '-')}-seed{self.seed}"
 
 
 def overrides(run: Run, method: Method, size: Size, folder: Path) -> list[str]:
@@ -79,7 +80,7 @@ def overrides(run: Run, method: Method, size: Size, folder: Path) -> list[str]:
         f"data.prompts=[{run.data}]",
         f"algorithm.name={method.preset}",
         *method.others,
-        f"{method.tuned}={run.value:g}",
+        *(f"{key}={value}" for key, value in zip(method.tuned, run.value.split(), strict=True)),
         f"rollout.batch_size={size.batch}",
         f"algorithm.mini_batch_size={size.batch // 2}",
         "checkpoint.every=0",

@@ -6,7 +6,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 #: 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
@@ -52,7 +54,7 @@ def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Interval | N
     return interval([one[seed] - other[seed] for seed in shared]) if len(shared) > 1 else None
 
 
-def best_value(scores: Mapping[float, Sequence[float]]) -> float:
+def best_value(scores: Mapping[T, Sequence[float]]) -> T:
     """The candidate with the highest mean score; of equal ones the first. Raises ValueError where there is none."""
     if not scores:
         raise ValueError("There is no candidate to choose from.")

@@ -47,13 +47,13 @@ def tuning(record: Record) -> str:
     """Criterion at each candidate, the mean over the tuning seeds; the chosen one in bold."""
     lines = ["| method | key | criterion at each candidate | chosen |", "| --- | --- | --- | --- |"]
     for name, tried in record["tuning"].items():
-        cells, chosen = [], record["chosen"][name]
+        cells, chosen = [], _chosen(record, name)
         for value, seeds in tried.items():
             text = "failed" if not all(seeds) else f"{_average([s['mean'] for s in seeds]):.3f}"
             text = f"{value}: {text}"
-            cells.append(f"**{text}**" if float(value) == chosen else text)
+            cells.append(f"**{text}**" if value == chosen else text)
         lines.append(
-            f"| {_title(record, name)} | `{record['methods'][name]['tuned']}` | {', '.join(cells)} | {chosen:g} |"
+            f"| {_title(record, name)} | `{record['methods'][name]['tuned']}` | {', '.join(cells)} | {chosen} |"
         )
     return "\n".join(lines)
 
@@ -149,14 +149,14 @@ def hacking(record: Record, data: str = "builtin") -> str:
     found = results(record, data)
     for name in found:
         ended = [run for run in outcomes(record, name, data) if not run["failure"]]
-        tuned = record["methods"][name]["tuned"] == "algorithm.kl_coef"
+        tuned = record["methods"][name]["tuned"].startswith("algorithm.kl_coef")
         # A fixed KL weighs every response alike, whatever groups the method has beside it.
         high = [1.0 if name in _FIXED_KL else run["late"].get("group/p_high", 1.0) for run in ended]
         hack = [
             [run["hack_share"][domain] for run in ended if domain in run["hack_share"]] for domain in ("easy", "hard")
         ]
         cells = [
-            f"{record['chosen'][name] * _average(high):.2f}" if tuned else "0",
+            f"{float(_chosen(record, name).split()[0]) * _average(high):.2f}" if tuned else "0",
             *(_spread([own[column] for own in found[name].values()], 2) for column in columns),
             *(_spread(shares, 2) for shares in hack),
             f"{_average([run['final']['eval/length'] for run in ended]):.1f}",
@@ -213,6 +213,12 @@ def table(record: Record, part: str) -> str:
 # ------------------------------------------------------------------------------------------------------------ pieces
 def _title(record: Record, name: str) -> str:
     return str(record["methods"][name]["title"])
+
+
+def _chosen(record: Record, name: str) -> str:
+    """The chosen candidate, as the record of the tuning names it. The first study's records have one number."""
+    value = record["chosen"][name]
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _average(values: Sequence[float]) -> float:

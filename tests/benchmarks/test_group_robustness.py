@@ -36,8 +36,8 @@ def test_only_seeds_that_both_have_are_paired() -> None:
 
 def test_the_best_candidate() -> None:
     assert best_value({0.1: [1.0, 0.0], 0.2: [0.6, 0.6], 0.4: [0.6, 0.6]}) == 0.2
-    scores = {"ppo": {"0.1": [{"mean": 1.0}, None], "0.4": [{"mean": 0.1}, {"mean": 0.2}]}}
-    assert group_robustness.choose("ppo", scores) == 0.4  # a candidate that failed on a seed is out
+    scores = {"ppo": {"0.1 1": [{"mean": 1.0}, None], "0.4 1": [{"mean": 0.1}, {"mean": 0.2}]}}
+    assert group_robustness.choose("ppo", scores) == "0.4 1"  # a candidate that failed on a seed is out
 
 
 _TITLES = {"ppo": "PPO", "gi_ppo": "GI-PPO"}

@@ -29,7 +29,8 @@ from gipo_mc.training.scoring import Models
 from gipo_mc.training.updates import Progress, UpdateLog
 from gipo_mc.types import Experience, Sequences
 
-#: Sequences that show how stable the assignment is: a forward pass of theirs is what that costs.
+#: Sequences that show how stable the assignment is after an update of one step: a forward pass of theirs is what that
+#: costs. After more steps the last one's own probabilities show it for nothing.
 STABILITY_ROWS = 64
 
 
@@ -48,8 +49,9 @@ def update_critic(
 ) -> dict[str, float]:
     """All steps of critic and classifier in an iteration. Metrics "critic/{loss,explained_variance,grad_norm,lr,
     skipped}", with a classifier "critic/group_variance" (of its objective, mean over mini-batches; "classifier/..."
-    where it is a model of its own) and "group/stability": the share of up to 64 sequences whose likeliest group is the
-    same after the update as before it. Without a critic or classifier to train: no metrics.
+    where it is a model of its own) and "group/stability": the share of the last mini-batch's sequences whose likeliest
+    group at that step is the same as at the rollout; where there is one step, of up to 64 sequences after it.
+    Without a critic or classifier to train: no metrics.
     """
     settings = config.algorithm
     due = settings.inferred and step % settings.classifier_every == 0
@@ -61,8 +63,6 @@ def update_critic(
     metrics: dict[str, float] = {}
     for part in parts:
         metrics |= _update(part, experience, config, step, on_step)
-        if part.groups:
-            metrics["group/stability"] = _stability(part.engine, experience, config)
     if models.critic is not None:
         values_BT, length_B = experience.scores.values_BT, experience.rollout.sequences.response_length_B
         metrics["critic/explained_variance"] = explained_variance(values_BT, experience.return_BT, length_B)
@@ -88,7 +88,13 @@ def _update(
         done += len(batch)
         if on_step is not None:
             on_step(done, epochs * len(experience.rollout.sequences))
-    return log.metrics()
+    metrics = log.metrics()
+    if part.groups:
+        before_BM, after_BM = experience.scores.group_probs_BM[batch.rows_B], outputs["groups"]
+        if batch.first:
+            before_BM, after_BM = _groups_now(part.engine, experience, config)
+        metrics["group/stability"] = float((before_BM.argmax(1) == after_BM.argmax(1)).double().mean())
+    return metrics
 
 
 def _group_moments(
@@ -120,7 +126,7 @@ def _backward(
         rows_B = batch.rows_B[piece.rows_B]
         length_B = piece.sequences.response_length_B
         loss = hidden_LBH.new_zeros((), dtype=torch.float32)
-        value_loss = loss
+        value_loss, probs_BM = loss, None
         if part.values:
             values_BT = response_values(model, hidden_LBH, piece)
             old_BT, return_BT = experience.scores.values_BT[rows_B], experience.return_BT[rows_B]
@@ -134,12 +140,15 @@ def _backward(
         # One number a row, so that rows of all ranks can be gathered: the sum stands in the first, the rest is 0.
         share_B = torch.zeros_like(length_B, dtype=torch.float32)
         share_B[0] = value_loss.detach()
-        return {"loss": loss, "value_loss": share_B}
+        outputs = {"loss": loss, "value_loss": share_B}
+        return outputs if probs_BM is None else {**outputs, "groups": probs_BM.detach()}
 
-    return run_backward(part.engine, parts, len(batch), last_stage, {"value_loss": 0})
+    widths = {"value_loss": 0} | ({} if statistics is None else {"groups": settings.groups})
+    return run_backward(part.engine, parts, len(batch), last_stage, widths)
 
 
-def _stability(engine: Engine, experience: Experience, config: Config) -> float:
+def _groups_now(engine: Engine, experience: Experience, config: Config) -> tuple[Tensor, Tensor]:
+    """Group probabilities of the first sequences of the rollout batch, at the rollout and now."""
     sequences = experience.rollout.sequences
     count = min(len(sequences), STABILITY_ROWS)
     first_B = torch.arange(count, device=sequences.tokens_BL.device)
@@ -147,5 +156,4 @@ def _stability(engine: Engine, experience: Experience, config: Config) -> float:
     pieces = micro_batches(some, config.parallel.micro_batch_size, engine.layout, times=experience.rollout.times)
     stage, widths = groups_alone(config.algorithm.group_input), {"groups": config.algorithm.groups}
     after_BM = run_forward(engine, pieces, count, stage, widths)["groups"]
-    before_BM = experience.scores.group_probs_BM[:count]
-    return float((after_BM.argmax(1) == before_BM.argmax(1)).double().mean())
+    return experience.scores.group_probs_BM[:count], after_BM

@@ -45,7 +45,8 @@ class NotRun:
 class Case:
     """inputs: makes them anew, untimed. wanted: inputs whose gradients are taken. upstream: gradients of the outputs.
     truth: the float64 outputs and gradients ("d <input>") for a set of differentiated outputs, possibly of the first
-    rows only. floor: fewest bytes moved, forward and backward. clocks: "wall", "again", "queued" or "graph"."""
+    rows only. floor: fewest bytes moved, forward and backward. clocks: "wall", "again" (wall time
+    right after an untimed pass: code and threads are warm), "queued" or "graph"."""
 
     op: str
     dtype: torch.dtype

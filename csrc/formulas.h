@@ -196,8 +196,13 @@ struct ObjectiveFormula {
 // ---- Op C: shaped reward and advantage ----------------------------------------------------------------------------
 
 template <class A>
+GIPO_HD A kl_penalty(A kl, A kl_weight) {
+    return -kl_weight * kl;
+}
+
+template <class A>
 GIPO_HD A shaped_reward(A kl, A kl_weight, A score, bool last) {
-    const A penalty = -kl_weight * kl;
+    const A penalty = kl_penalty(kl, kl_weight);
     return last ? score + penalty : penalty;
 }
 

@@ -3,6 +3,7 @@
 
 #include <pthread.h>
 
+#include <cfenv>
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
@@ -12,8 +13,8 @@
 namespace gipo {
 namespace {
 
-// How long a helper stays awake after a round: waking a thread that sleeps on an idle processor may take longer than a
-// small kernel does, and the backward pass of one often follows soon.
+// How long a helper stays awake after it took part: waking a thread that sleeps on an idle processor may take longer
+// than a small kernel does, and the backward pass of one often follows soon.
 constexpr std::chrono::microseconds kAwake(100);
 
 void pause() {
@@ -34,9 +35,10 @@ class Helpers {
             const std::lock_guard<std::mutex> lock(mutex_);
             work_ = &work;
             places_ = helpers;
+            std::fegetenv(&arithmetic_);
             ++rounds_;
         }
-        wake_.notify_all();
+        for (int64_t k = 0; k < helpers; ++k) wake_.notify_one();
         work.take_part();
         {
             // A helper that has not come by now has nothing left to do.
@@ -58,10 +60,6 @@ class Helpers {
     void help() {
         uint64_t seen = 0;
         for (;;) {
-            const auto late = std::chrono::steady_clock::now() + kAwake;
-            while (rounds_.load(std::memory_order_relaxed) == seen && std::chrono::steady_clock::now() < late) {
-                pause();
-            }
             SharedWork* work = nullptr;
             {
                 std::unique_lock<std::mutex> lock(mutex_);
@@ -70,39 +68,44 @@ class Helpers {
                 if (work_ == nullptr || places_ == 0) continue;
                 work = work_;
                 --places_;
+                std::fesetenv(&arithmetic_);
                 inside_.fetch_add(1, std::memory_order_relaxed);
             }
             work->take_part();
             inside_.fetch_sub(1, std::memory_order_release);
+            const auto late = std::chrono::steady_clock::now() + kAwake;
+            while (rounds_.load(std::memory_order_relaxed) == seen && std::chrono::steady_clock::now() < late) {
+                pause();
+            }
         }
     }
 
     std::mutex in_use_, mutex_;
     std::condition_variable wake_;
-    std::atomic<uint64_t> rounds_{0};  // written under mutex_, as the next two are
+    std::atomic<uint64_t> rounds_{0};  // written under mutex_, as the next three are
     SharedWork* work_ = nullptr;
-    int64_t places_ = 0;  // helpers that may still join the round
+    int64_t places_ = 0;      // helpers that may still join the round
+    std::fenv_t arithmetic_;  // the caller's rounding, and whether it flushes subnormal numbers: helpers do as it does
     std::atomic<int> inside_{0};
     int64_t started_ = 0;
 };
 
 // Never destroyed: helpers sleep in it until the process ends.
-Helpers* helpers = nullptr;
+Helpers* helpers_of_process = nullptr;
 std::mutex making;
+
+// A forked process has none of the threads, and perhaps a mutex that one of them held: it makes new ones. Registered
+// when the module is loaded, before any fork that could matter.
+[[maybe_unused]] const int registered = pthread_atfork([] { making.lock(); }, [] { making.unlock(); },
+                                                       [] {
+                                                           helpers_of_process = nullptr;
+                                                           making.unlock();
+                                                       });
 
 Helpers& the_helpers() {
     const std::lock_guard<std::mutex> lock(making);
-    if (helpers == nullptr) {
-        helpers = new Helpers;
-        // A forked process has none of the threads, and perhaps a mutex that one of them held: it makes new ones.
-        static const int registered = pthread_atfork([] { making.lock(); }, [] { making.unlock(); },
-                                                     [] {
-                                                         helpers = nullptr;
-                                                         making.unlock();
-                                                     });
-        static_cast<void>(registered);
-    }
-    return *helpers;
+    if (helpers_of_process == nullptr) helpers_of_process = new Helpers;
+    return *helpers_of_process;
 }
 
 }  // namespace

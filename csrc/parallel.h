@@ -2,8 +2,9 @@
 // number of threads nor on which of them takes which rows.
 //
 // Threads of our own rather than OpenMP: no second OpenMP runtime beside torch's, and a process that is forked
-// afterwards keeps working, on new threads. They are started once and sleep between kernels: starting one for each call
-// takes longer than the small kernels do.
+// afterwards keeps working, on new threads. They are started once and wait between kernels, asleep after a tenth of a
+// millisecond: starting one for each call takes longer than the small kernels do. They compute as the calling thread is
+// set to (rounding, subnormal numbers).
 #pragma once
 
 #include <atomic>

@@ -68,13 +68,13 @@ GIPO_HD void shape_row(const RewardRows& in, const ShapedRows& out, const Scan<A
             };
             const Lanes<A> value = load(values);
             const Lanes<A> kl = kl_estimate(load(behaviour) - load(reference), in.estimator);
-            Lanes<A> next = shifted_down<1>(value), shaped = -(weight * kl);
+            Lanes<A> next = shifted_down<1>(value), shaped = kl_penalty(kl, weight);
             if (last) {
                 shaped.set(count - 1, score + shaped.lane(count - 1));
             } else {
                 next.set(kLanes - 1, widen(values[t + kLanes]));
             }
-            const Lanes<A> found = scan(shaped + gamma * next - value, later);
+            const Lanes<A> found = scan(temporal_difference(shaped, value, next, gamma), later);
             later = found.lane(0);
             const auto store = [&](A* to, const Lanes<A>& lanes) GIPO_INLINE {
                 if (whole) return store_lanes(to + t, lanes);

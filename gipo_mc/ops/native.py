@@ -78,8 +78,8 @@ def op(name: str, fake: Callable[..., Any], mutates: Sequence[str] = ()) -> Call
     """Registers a function over tensors as the torch op gipo_mc::`name`, with `fake` for its shapes.
 
     What is called in its place goes through torch's dispatcher only where something there has to see the op (compilers,
-    fake tensors and other subclasses, the version counters of what it mutates): the dispatcher takes longer than the
-    smaller kernels.
+    modes, fake and meta tensors and other subclasses, the version counters of what it mutates): the dispatcher takes
+    longer than the smaller kernels.
     """
 
     def register(function: Callable[..., Any]) -> Any:
@@ -98,9 +98,9 @@ def op(name: str, fake: Callable[..., Any], mutates: Sequence[str] = ()) -> Call
 
 
 def _to_be_seen(arguments: Sequence[Any]) -> bool:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return True
-    return any(isinstance(x, Tensor) and type(x) is not Tensor and type(x) is not Parameter for x in arguments)
+    return any(isinstance(x, Tensor) and (x.is_meta or type(x) not in (Tensor, Parameter)) for x in arguments)
 
 
 def code(tensor: Tensor) -> int:

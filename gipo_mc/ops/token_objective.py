@@ -205,8 +205,7 @@ class _TokenObjective(torch.autograd.Function):
         used = (*differentiable_fields(upstream), upstream[-1])
         arguments = (logits_NV.detach(), *tensors, *ctx.numbers, score_B, statistics_4N, *used)
         if ctx.inplace:
-            # The mutation raises the version of the logits: a second consumer that saved them fails loudly in its
-            # backward.
+            # As in `token_statistics`.
             gradients = arguments[0], _gradient_(*arguments)
         else:
             gradients = _gradient(*arguments)
@@ -291,7 +290,7 @@ def token_objective(
             temperature=temperature,
         )
     *objective, entropy_B = _TokenObjective.apply(
-        inplace_backward,
+        inplace_backward and logits_NV.requires_grad,
         logits_NV,
         targets_N,
         behaviour,

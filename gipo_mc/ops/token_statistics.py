@@ -172,7 +172,7 @@ class _TokenStatistics(torch.autograd.Function):
         arguments = (logits_NV.detach(), *kept, *upstream, *ctx.numbers)
         if ctx.inplace:
             # The mutation raises the version of the logits: a second consumer that saved them fails loudly in its
-            # backward.
+            # backward, but for one that saves through torch's saved-tensor hooks.
             token_gradient_(*arguments)
             return arguments[0], *(None,) * 7
         return token_gradient(*arguments), *(None,) * 7
@@ -198,7 +198,8 @@ def token_statistics(
     temperature: divides the logits, > 0.
     group: tensor-parallel process group whose ranks hold the other columns, in rank order; every rank of it calls.
     inplace_backward: the backward pass writes the gradient over the logits, which saves their size in memory. Only
-        where nothing else uses the logits; needs a backward pass through them exactly once, outside torch.compile.
+        where nothing else uses the logits (which is noticed, but not under saved-tensor hooks, as those of
+        non-reentrant checkpoints); needs a backward pass through them exactly once, outside torch.compile.
 
     Returns float32 [N] (float64 for float64 logits), differentiable with respect to `logits_NV`, once.
     Raises TypeError or ValueError for wrong dtypes, shapes, layouts, ids; on CUDA ids are not looked at: an id outside
@@ -235,5 +236,5 @@ def token_statistics(
         partials_4N = token_partials(logits_NV.detach(), targets_N, vocab_start, columns, temperature)
         partials_R4N = partials_4N.new_empty((ranks, *partials_4N.shape))
         dist.all_gather(list(partials_R4N.unbind()), partials_4N, group=group)
-    numbers = (vocab_start, columns, vocabulary, temperature)
-    return TokenStatistics(*_TokenStatistics.apply(logits_NV, targets_N, partials_R4N, inplace_backward, *numbers))
+    numbers, inplace = (vocab_start, columns, vocabulary, temperature), inplace_backward and logits_NV.requires_grad
+    return TokenStatistics(*_TokenStatistics.apply(logits_NV, targets_N, partials_R4N, inplace, *numbers))

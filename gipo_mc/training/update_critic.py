@@ -30,7 +30,7 @@ from gipo_mc.training.updates import Progress, UpdateLog
 from gipo_mc.types import Experience, Sequences
 
 #: Sequences that show how stable the assignment is after an update of one step: a forward pass of theirs is what that
-#: costs. After more steps the last one's own probabilities show it for nothing.
+#: costs. With more steps the last one's own probabilities show it.
 STABILITY_ROWS = 64
 
 

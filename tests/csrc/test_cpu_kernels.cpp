@@ -1,5 +1,7 @@
 // The CPU kernels over all cases: under AddressSanitizer and UndefinedBehaviorSanitizer (test_csrc.py builds it so),
 // each twice with different numbers of threads, which must give the same bits, and half precision against float64.
+#include <thread>
+
 #include "cases.h"
 
 using namespace gipo;
@@ -46,5 +48,18 @@ int main() {
     const double apart =
         difference(large.run(token_statistics_cpu, token_partials_cpu, token_merge_cpu, token_gradient_cpu, 4), one);
     require(apart == 0, "op A depends on the number of threads", apart);
+    const SequenceCase<float> long_ones(64, 700, 3, 2, 0);
+    const auto run = [&](int threads) {
+        return long_ones.run(group_objective_cpu, group_objective_gradient_cpu, shape_and_gae_cpu, threads);
+    };
+    const auto alone = run(1);
+    require(difference(run(4), alone) == 0, "op B or C depends on the number of threads", 0);
+    // Two callers at a time, of which one has the helpers; then a round with fewer of them.
+    std::vector<double> found(2);
+    std::thread other([&] { found[0] = difference(run(4), alone); });
+    found[1] = difference(run(4), alone);
+    other.join();
+    require(found[0] == 0 && found[1] == 0, "ops B and C by two callers", found[0] + found[1]);
+    require(difference(run(2), alone) == 0, "ops B and C with two threads", 0);
     return 0;
 }

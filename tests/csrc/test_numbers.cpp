@@ -61,7 +61,11 @@ void powers() {
     largest = worst(
         -0.34f, -1e-6f, 41, [](float x) { return excess(x); },
         [](double x) { return x > -1e-3 ? x * x * (0.5 + x / 6 + x * x / 24) : std::expm1(x) - x; });
-    require(largest < 4e-7, "e^x - 1 - x for small x", largest);
+    require(largest < 4e-7, "e^x - 1 - x for small negative x", largest);
+    largest = worst(
+        1e-6f, 0.34f, 41, [](float x) { return excess(x); },
+        [](double x) { return x < 1e-3 ? x * x * (0.5 + x / 6 + x * x / 24) : std::expm1(x) - x; });
+    require(largest < 4e-7, "e^x - 1 - x for small positive x", largest);
     require(power_of_two(0.0f) == 1 && exponential(0.0f) == 1 && excess(0.0f) == 0, "at 0", power_of_two(0.0f));
     require(power_of_two(bounded_exponent(-HUGE_VALF)) == 0, "2^-Inf", power_of_two(bounded_exponent(-HUGE_VALF)));
     require(exponential(-HUGE_VALF) == 0 && exponential(HUGE_VALF) == HUGE_VALF, "e^Inf", exponential(HUGE_VALF));

@@ -12,13 +12,13 @@ import torch
 
 from gipo_mc.ops import native
 
-#: Ops A and B, forward and backward, at sizes that are no multiple of sixteen. The instruction set is chosen at the
+#: Ops A, B (forward and backward) and C, at sizes that are no multiple of sixteen. The instruction set is chosen at the
 #: first call of a process, so that each gets a fork of one that has called nothing yet.
 PROGRAM = """
 import os, sys, torch
 from gipo_mc import ops
 from gipo_mc.ops import native
-from tests.ops.cases import objective_case
+from tests.ops.cases import objective_case, shaping_case
 for name in sys.argv[2:]:
     pid = os.fork()
     if pid == 0:
@@ -39,7 +39,8 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
     case["logp_BT"].requires_grad_()
     objective = ops.group_objective(**case, clip=0.2, kl_estimator="k3", score="ratio")
     (objective.surrogate_B.sum() + objective.weighted_M.sum() + objective.weighted_kl).backward()
-    results += [out.logp_N, out.entropy_N, logits.grad, *objective, case["logp_BT"].grad]
+    shaped = ops.shape_and_gae(**shaping_case(5, 530, dtype=dtype), gamma=0.99, lam=0.95, kl_estimator="k3")
+    results += [out.logp_N, out.entropy_N, logits.grad, *objective, case["logp_BT"].grad, *shaped]
 assert native.module().build_info()["cpu"] == name
 torch.save([x.detach() for x in results], f"{sys.argv[1]}/{name}.pt")
 """

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gipo_mc import ops
 from gipo_mc.ops import native
@@ -132,6 +133,7 @@ def test_small_kl_is_not_lost_to_cancellation() -> None:
     torch.testing.assert_close(out.kl_B.double(), (torch.expm1(-x) + x).sum(1), rtol=1e-5, atol=0)
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="counts threads in /proc")
 def test_a_forked_process_has_threads_of_its_own() -> None:
     """The helpers that share a kernel's rows do not exist in a child; it must neither wait for them nor crash."""
     case = objective_case(64, 4096, 2)  # enough for several threads
@@ -140,8 +142,9 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     child = os.fork()
     if child == 0:
         signal.alarm(60)
+        before = len(os.listdir("/proc/self/task"))
         same = torch.equal(ops.group_objective(**case, **OBJECTIVE).surrogate_B, expected)
-        os._exit(0 if same else 1)
+        os._exit(0 if same and len(os.listdir("/proc/self/task")) > before else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert torch.equal(ops.group_objective(**case, **OBJECTIVE).surrogate_B, expected)
 
@@ -156,3 +159,36 @@ def test_kernels_called_by_several_threads_at_a_time() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(8)))
+
+
+def test_helpers_treat_subnormal_numbers_as_the_calling_thread_does() -> None:
+    """A ratio of e^-87.5 is subnormal times 1e-3: kept or flushed, by every thread alike."""
+    torch.set_num_threads(4)
+    case = objective_case(64, 4096, 2)
+    case["logp_BT"], case["behaviour_logp_BT"] = torch.full((64, 4096), -86.0), torch.zeros(64, 4096)
+    case["advantage_BT"] = torch.full((64, 4096), 1e-4)
+    case["length_B"] = torch.full((64,), 4096)
+    try:
+        for flush in (False, True, False):
+            if not torch.set_flush_denormal(flush):
+                pytest.skip("this processor has no such setting")
+            for _ in range(5):
+                surrogate_B = ops.group_objective(**case, **OBJECTIVE).surrogate_B
+                assert (surrogate_B == 0).all() if flush else (surrogate_B > 0).all()
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_meta_tensors_and_modes_see_the_registered_ops() -> None:
+    logits, targets = torch.zeros(2, 3, device="meta"), torch.zeros(2, dtype=torch.int64, device="meta")
+    assert ops.token_statistics(logits, targets).entropy_N.shape == (2,)
+    seen = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Recorder():
+        ops.token_statistics(torch.zeros(2, 3), torch.tensor([0, 1]))
+    assert "gipo_mc.token_statistics.default" in seen

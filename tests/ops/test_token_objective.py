@@ -231,6 +231,28 @@ def test_opcheck(dtype: torch.dtype) -> None:
     torch.library.opcheck(operators.token_objective_gradient_.default, (*tensors, *numbers, *upstream))
 
 
+def test_compiled_as_a_whole() -> None:
+    case = joined_case([4, 0, 2], 10, 2)
+
+    def loss(logits: Tensor, probs: Tensor) -> Tensor:
+        out = token_objective(**{**case, "logits_NV": logits * 2, "group_probs_BM": probs}, **OPTIONS)
+        return out.objective.surrogate_B.sum() + out.objective.weighted_M.square().sum() - out.entropy_B.sum()
+
+    leaves = [[case[name].clone().requires_grad_() for name in ("logits_NV", "group_probs_BM")] for _ in range(2)]
+    loss(*leaves[0]).backward()
+    torch.compile(loss, fullgraph=True, backend="aot_eager")(*leaves[1]).backward()
+    for eager, compiled in zip(*leaves, strict=True):
+        assert eager.grad is not None and torch.equal(eager.grad, compiled.grad)
+
+
+def test_logits_without_gradient_are_never_written_over() -> None:
+    case = joined_case([4, 0, 2], 10, 2)
+    before = case["logits_NV"].clone()
+    case["group_probs_BM"].requires_grad_()
+    token_objective(**case, **OPTIONS, inplace_backward=True).objective.weighted_M.sum().backward()
+    assert torch.equal(case["logits_NV"], before)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -311,10 +311,9 @@ def test_compiled_as_a_whole() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_memory_beside_the_logits_is_16_bytes_a_token(dtype: torch.dtype) -> None:
-    rows = 256
-    logits, targets = (draw(rows, 33, dtype)[0] * 1.0).requires_grad_(), torch.zeros(rows, dtype=torch.int64)
-    upstream = torch.randn(2, rows)
-    logits = logits * 1.0
+    rows = 4096
+    logits = draw(rows, 33, dtype)[0].requires_grad_() * 1.0
+    targets, upstream = torch.zeros(rows, dtype=torch.int64), torch.randn(2, rows)
 
     def step() -> None:
         token = token_statistics(logits, targets, inplace_backward=True)

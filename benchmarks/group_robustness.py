@@ -4,36 +4,37 @@
     python benchmarks/group_robustness.py --overhead 6 --out FILE.json
     python benchmarks/group_robustness.py --table FILE.json [--into docs/results.md] [--pictures docs/pictures]
 
-Prints first how many runs are left and about how long they take (--budget: nothing else). Then, of every rival, each
-candidate of its tuned keys on the tuning seeds; the best by the criterion below is written into --out and stays
-fixed; then every method at its best on the final seeds, and some on prompts that are half easy, half hard. It goes on
-where it was interrupted: a run that has ended is not run again. A failed run is a result, listed with its reason.
+Prints first how many runs are left and about how long they take (--budget: nothing else), then tunes and runs them
+(see `benchmarks/study.py`); some methods also on prompts that are half easy, half hard. It goes on where it was
+interrupted: a run that has ended is not run again. A failed run is a result, listed with its reason.
 
-Oracles, and GI-PPO to the letter, are no rivals: they take the value chosen for the method that they follow.
-
-Criterion: the mean gold reward of easy and hard held-out prompts at the end, averaged over the tuning seeds. A method
+Oracles, and GI-PPO to the letter, are no rivals: they take the value chosen for the method that they follow. A method
 is a set of options over the one training loop; the proxy reward is what all of them are trained on.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks/ is not installed
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a worker, before torch is imported
 
-from benchmarks import documents, study_overhead, study_pictures, study_tables
+from benchmarks import study, study_overhead, study_tables
 from benchmarks.machine import describe_machine, show_machine
-from benchmarks.record import fingerprint, write
-from benchmarks.study_runs import Method, Run, Size, finished, has_reference, references, run_all
-from benchmarks.study_statistics import best_value, figures
+from benchmarks.record import write
+from benchmarks.study import Study
+from benchmarks.study_runs import Method, Run, forked, trained
 
+if TYPE_CHECKING:
+    from gipo_mc.config import Config
+
+PROXY, GOLD = "python:gipo_mc.data.synthetic:proxy", "python:gipo_mc.data.synthetic:gold"
 #: What is tuned of every method with a KL: its eta together with the policy's learning rate, each pair a candidate.
 KL = ("algorithm.kl_coef", "policy.lr")
 PAIRS = (
@@ -57,240 +58,134 @@ METHODS: dict[str, Method] = {
     "oracle_gi_ppo": Method("ORACLE GI-PPO", "oracle_gi_ppo", KL, PAIRS, follows="gi_ppo"),
     "oracle_group_dro": Method("ORACLE group-DRO", "oracle_group_dro", KL, PAIRS, follows="ppo"),
 }
-EVEN_METHODS = ("ppo", "mean_kl", "threshold_kl", "gi_ppo", "gi_ppo_prompt")
+EVEN = {"builtin:even": ("ppo", "mean_kl", "threshold_kl", "gi_ppo", "gi_ppo_prompt")}
 TUNING_SEEDS, FINAL_SEEDS = (31, 32), (51, 52, 53, 54, 55)
-#: Seconds of an iteration and of an evaluation's prompt on one core, and of a reference, for the budget alone.
-SECONDS_ITERATION, SECONDS_PROMPT, SECONDS_REFERENCE = 0.36, 0.0008, 50.0
+#: Seconds of an iteration of 128 responses, and of an evaluation's prompt, on one core, for the budget alone.
+SECONDS_ITERATION, SECONDS_PROMPT = 0.36, 0.0008
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the study is. every: iterations between evaluations of a final run; held_out: prompts of a domain; sft,
+    demonstrations: steps and rows of the reference's training."""
+
+    iterations: int
+    batch: int
+    every: int
+    held_out: int
+    sft: int
+    demonstrations: int
+
+
+FULL, QUICK = Size(100, 128, 10, 256, 600, 16384), Size(2, 8, 1, 8, 2, 64)
 
 
 def main(words: list[str] | None = None) -> int:
     options = arguments(words)
     if options.table:
-        return show(options)
-    if options.overhead:
-        return overhead(options)
-    record = load(options)
-    print(budget(options, record), flush=True)
-    if options.budget:
-        return 0
-    record["machine"] = record.get("machine") or describe_machine()
-    print(show_machine(record["machine"]) + "\n", flush=True)
-    import gipo_mc.training.builtin  # noqa: F401  # before the forks, which then start at once
+        return study.show(options)
+    return overhead(options) if options.overhead else study.run(described(options), options)
 
-    carry_out(tuning_runs(options), options)
-    if not record.get("chosen"):
-        record["tuning"] = tuning_scores(options)
-        record["chosen"] = {name: choose(name, record["tuning"]) for name in options.methods}
-        record["settings_fixed"] = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "code": fingerprint()}
-        write(options.out, record)
-        print(study_tables.tuning(record), flush=True)
-    if options.tuning_only:
-        return 0
-    for runs in (final_runs(options, record), even_runs(options, record)):
-        carry_out(runs, options)
-        record["runs"] = [finished(run, options.runs) for run in all_final(options, record) if done(run, options)]
-        write(options.out, record)
-    for part in study_tables.STUDY:
-        print(study_tables.table(record, part) + "\n")
-    return 0
+
+def described(options: argparse.Namespace) -> Study:
+    size, folder = QUICK if options.quick else FULL, options.runs
+    names = options.methods or (["ppo", "gi_ppo"] if options.quick else list(METHODS))
+    methods = {name: METHODS[name] for name in METHODS if name in names}
+    if options.quick:
+        methods = {name: replace(method, values=method.values[:2]) for name, method in methods.items()}
+
+    def seconds(run: Run) -> float:
+        evaluations = 2 if run.stage == "tuning" else 1 + size.iterations // size.every
+        return size.iterations * SECONDS_ITERATION * size.batch / 128 + evaluations * 3 * size.held_out * SECONDS_PROMPT
+
+    return Study(
+        name="group_robustness",
+        methods=methods,
+        tuning_seeds=TUNING_SEEDS[:1] if options.quick else TUNING_SEEDS,
+        final_seeds=options.seeds or (FINAL_SEEDS[:2] if options.quick else FINAL_SEEDS),
+        data="builtin",
+        mixtures=EVEN,
+        size=asdict(size),
+        config=lambda run, method: configured(run, method, size, folder),
+        prepare=lambda seeds: references(seeds, size, folder, options.workers),
+        seconds=seconds,
+    )
+
+
+def configured(run: Run, method: Method, size: Size, folder: Path) -> Config:
+    """A run of `scripts/train_gi_ppo.py` on the built-in task, whose defaults hold for all that is not named here."""
+    from gipo_mc.config import load_config
+    from gipo_mc.training import builtin
+
+    seed = folder / f"seed{run.seed}"
+    words = [
+        f"run.dir={seed}",
+        f"run.name={run.name}",
+        f"run.seed={run.seed}",
+        f"run.iterations={size.iterations}",
+        "device=cpu",
+        f"model.policy={seed / 'reference'}",
+        f"model.reward={PROXY}",
+        f"eval.reward={GOLD}",
+        f"data.prompts=[{run.data}]",
+        f"algorithm.name={method.preset}",
+        *method.others,
+        *(f"{key}={value}" for key, value in zip(method.tuned, run.value.split(), strict=True)),
+        f"rollout.batch_size={size.batch}",
+        f"algorithm.mini_batch_size={size.batch // 2}",
+        "checkpoint.every=0",
+        f"eval.every={0 if run.stage == 'tuning' else size.every}",
+        f"eval.prompts={size.held_out}",
+    ]
+    return load_config(None, words, builtin.gi_ppo_base())
+
+
+def references(seeds: Sequence[int], size: Size, folder: Path, workers: int) -> Iterator[str]:
+    """Train the references that are missing; yields a line for each."""
+    missing = [seed for seed in seeds if not trained(folder / f"seed{seed}" / "reference")]
+    jobs = [(f"reference of seed {seed}", (train_reference, seed, size, folder)) for seed in missing]
+    yield from (f"{name}: {seconds:.0f} s" for name, seconds in forked(jobs, folder, workers))
+
+
+def train_reference(seed: int, size: Size, folder: Path) -> None:
+    """The SFT policy that all runs of a seed start from and are held to: trained until the held-out loss hardly falls
+    (the 150 steps of `train_sft.py` are for a demo, and leave the hard domain's chains unlearned)."""
+    import torch
+
+    from gipo_mc.config import load_config
+    from gipo_mc.training import builtin
+
+    torch.set_num_threads(1)
+    path = folder / f"seed{seed}"
+    words = [f"run.dir={path}", "run.name=reference", f"run.seed={seed}", f"run.iterations={size.sft}", "device=cpu"]
+    words += [f"data.max_rows={size.demonstrations}", f"checkpoint.every={size.sft}"]
+    builtin.train_sft(load_config(None, words, builtin.sft_base()))
 
 
 def overhead(options: argparse.Namespace) -> int:
     """A record of its own: what an iteration of GI-PPO costs beside one of PPO."""
     import gipo_mc.training.builtin  # noqa: F401
 
-    record: dict[str, Any] = {"benchmark": "group_robustness", "machine": describe_machine()}
+    record: dict[str, Any] = {"benchmark": "group_overhead", "machine": describe_machine()}
     print(show_machine(record["machine"]) + "\n", flush=True)
-    seed = options.final_seeds[0]
-    for _ in references([seed], options.size, options.runs, 1):
-        pass
-    record["overhead"] = study_overhead.measure(options.runs, options.size, seed, options.overhead)
+    size, seed = QUICK if options.quick else FULL, FINAL_SEEDS[0]
+    for line in references([seed], size, options.runs, 1):
+        print(line, flush=True)
+    record["overhead"] = study_overhead.measure(options.runs, PROXY, size.batch, seed, options.overhead)
     write(options.out, record)
     print(study_tables.table(record, "overhead"))
     return 0
 
 
-# -------------------------------------------------------------------------------------------------- what is to be run
-def tuning_runs(options: argparse.Namespace) -> list[Run]:
-    return [
-        Run("tuning", name, value, seed)
-        for name in options.methods
-        if not METHODS[name].follows
-        for seed in options.tuning_seeds
-        for value in METHODS[name].values[: options.candidates]
-    ]
-
-
-def final_runs(options: argparse.Namespace, record: dict[str, Any]) -> list[Run]:
-    """Seed by seed, so that what is there after an interruption is paired."""
-    return [
-        Run("final", name, record["chosen"][name], seed) for seed in options.final_seeds for name in options.methods
-    ]
-
-
-def even_runs(options: argparse.Namespace, record: dict[str, Any]) -> list[Run]:
-    """The same settings on prompts that are half easy, half hard: nothing is tuned for them."""
-    names = [name for name in EVEN_METHODS if name in options.methods]
-    return [
-        Run("final", name, record["chosen"][name], seed, "builtin:even")
-        for seed in options.final_seeds
-        for name in names
-    ]
-
-
-def all_final(options: argparse.Namespace, record: dict[str, Any]) -> list[Run]:
-    return [*final_runs(options, record), *even_runs(options, record)]
-
-
-def done(run: Run, options: argparse.Namespace) -> bool:
-    return finished(run, options.runs) is not None
-
-
-def carry_out(runs: list[Run], options: argparse.Namespace) -> None:
-    left = [run for run in runs if not done(run, options)]
-    began = time.monotonic()
-    ended = run_all(left, METHODS, options.size, options.runs, options.workers, options.max_load)
-    for number, (run, seconds) in enumerate(ended, 1):
-        failure = (finished(run, options.runs) or {}).get("failure")
-        rest = (time.monotonic() - began) / number * (len(left) - number) / 60
-        print(
-            f"{number}/{len(left)} {run.name}: {seconds:.0f} s{', FAILED: ' + failure if failure else ''}; "
-            f"about {rest:.0f} minutes left",
-            flush=True,
-        )
-
-
-def tuning_scores(options: argparse.Namespace) -> dict[str, dict[str, list[dict[str, float] | None]]]:
-    """method -> value -> the figures of each tuning seed, None of a run that failed."""
-    found: dict[str, dict[str, list[dict[str, float] | None]]] = {}
-    for run in tuning_runs(options):
-        own = figures(finished(run, options.runs) or {})
-        kept = {name: own[name] for name in ("mean", "worst", "ood", "kl")} if own else None
-        found.setdefault(run.method, {}).setdefault(run.value, []).append(kept)
-    return found
-
-
-def choose(method: str, scores: dict[str, Any]) -> str:
-    """The candidate with the best criterion; one that failed on a seed is out, unless all did."""
-    method = METHODS[method].follows or method
-    complete = {value: [seed["mean"] for seed in seeds] for value, seeds in scores[method].items() if all(seeds)}
-    return best_value(complete) if complete else METHODS[method].values[-1]
-
-
-def budget(options: argparse.Namespace, record: dict[str, Any]) -> str:
-    """Runs of each kind, those left, and about how long they take."""
-    size = options.size
-    chosen = record.get("chosen") or {name: METHODS[name].values[0] for name in options.methods}
-    planned = {
-        "tuning": tuning_runs(options),
-        "final": final_runs(options, {"chosen": chosen}),
-        "even mixture": even_runs(options, {"chosen": chosen}),
-    }
-    counts = ", ".join(f"{name} {len(runs)}" for name, runs in planned.items())
-    evaluations = {
-        "tuning": 2,
-        "final": 1 + size.iterations // size.every,
-        "even mixture": 1 + size.iterations // size.every,
-    }
-    seconds, left = 0.0, 0
-    for name, runs in planned.items():
-        own = [run for run in runs if not done(run, options)]
-        left += len(own)
-        seconds += len(own) * (
-            size.iterations * SECONDS_ITERATION * size.batch / 128
-            + evaluations[name] * 3 * size.held_out * SECONDS_PROMPT
-        )
-    seeds = {run.seed for runs in planned.values() for run in runs}
-    missing = [seed for seed in seeds if not has_reference(seed, options.runs)]
-    seconds += len(missing) * SECONDS_REFERENCE * size.sft / 600
-    return (
-        f"{len(options.methods)} methods, {size.iterations} iterations of {size.batch} responses a run. "
-        f"Runs: {counts}; {left} left, and {len(missing)} references: about {seconds / 60 / options.workers:.0f} "
-        f"minutes with {options.workers} worker(s) of one thread, {seconds / 60:.0f} core-minutes."
-    )
-
-
-# ------------------------------------------------------------------------------------------------- record and options
-def load(options: argparse.Namespace) -> dict[str, Any]:
-    """The record so far, or an empty one. Its settings, once chosen, are kept."""
-    plan = {
-        "size": vars(options.size),
-        "tuning_seeds": list(options.tuning_seeds),
-        "final_seeds": list(options.final_seeds),
-        "methods": {
-            name: {
-                "title": m.title,
-                "preset": m.preset,
-                "tuned": " ".join(m.tuned),
-                "values": list(m.values),
-                "others": list(m.others),
-                "follows": m.follows,
-            }
-            for name, m in METHODS.items()
-            if name in options.methods
-        },
-    }
-    record: dict[str, Any] = {"benchmark": "group_robustness", **json.loads(json.dumps(plan))}
-    if options.out.exists():
-        earlier = json.loads(options.out.read_text())
-        changed = [key for key in plan if earlier.get(key) != record[key]]
-        if changed:
-            raise SystemExit(
-                f"{options.out} is of another study (it differs in {', '.join(changed)}): give another --out."
-            )
-        record = earlier
-    return record
-
-
-def show(options: argparse.Namespace) -> int:
-    record = json.loads(options.table.read_text())
-    if options.pictures:
-        study_pictures.draw(record, options.pictures, options.table.stem)
-    text = options.into.read_text() if options.into else ""
-    parts = study_tables.STUDY if "runs" in record else ("overhead",)
-    sources = {part: f"{options.table.as_posix()}: {part}" for part in parts}
-    wanted = [part for part in sources if options.into is None or documents.marker(sources[part]) in text]
-    if not wanted:
-        raise SystemExit(f"{options.into} has no line {documents.marker(sources[parts[0]])} or the like.")
-    for part in wanted:
-        table = study_tables.table(record, part)
-        if options.into is None:
-            print(table + "\n")
-        else:
-            text = documents.inserted(text, sources[part], table)
-    if options.into:
-        options.into.write_text(text)
-    return 0
-
-
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", action="store_true", help="say what is left to run, and stop")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, two methods: does it run?")
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time, one thread each [1]")
-    parser.add_argument(
-        "--max-load", type=float, default=float("inf"), help="with several workers: start a second below this load only"
-    )
+    study.arguments(parser, "group_robustness")
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=", ".join(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", help=f"final seeds [{' '.join(map(str, FINAL_SEEDS))}]")
-    parser.add_argument("--tuning-only", action="store_true", help="stop when the settings are chosen and written")
     parser.add_argument(
         "--overhead", type=int, default=0, metavar="ROUNDS", help="no study: time GI-PPO beside PPO [0]"
     )
-    parser.add_argument("--runs", type=Path, default=Path("runs/group_robustness"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/group_robustness.json"), help="the record")
-    parser.add_argument("--table", type=Path, help="run nothing: the tables of this record, in Markdown")
-    parser.add_argument("--into", type=Path, help="with --table: replace the tables between their markers there")
-    parser.add_argument("--pictures", type=Path, help="with --table: draw the pictures into this folder")
-    options = parser.parse_args(words)
-    if (options.into or options.pictures) and not options.table:
-        parser.error("--into and --pictures need --table FILE.json")
-    options.size = Size(2, 8, 1, 8, 2, 64) if options.quick else Size(100, 128, 10, 256, 600, 16384)
-    options.methods = options.methods or (["ppo", "gi_ppo"] if options.quick else list(METHODS))
-    options.candidates = 2 if options.quick else None
-    options.tuning_seeds = TUNING_SEEDS[:1] if options.quick else TUNING_SEEDS
-    options.final_seeds = tuple(options.seeds or (FINAL_SEEDS[:2] if options.quick else FINAL_SEEDS))
-    return options
+    return study.parsed(parser, words)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study_runs import PROXY, Size, forked
+from benchmarks.study_runs import forked
 
 SIDES: dict[str, tuple[str, ...]] = {
     "PPO": ("algorithm.name=ppo",),
@@ -25,7 +25,7 @@ SIDES: dict[str, tuple[str, ...]] = {
 WARM_UP = 5  # iterations that are not counted
 
 
-def measure(folder: Path, size: Size, seed: int, rounds: int, iterations: int = 30) -> dict[str, Any]:
+def measure(folder: Path, reward: str, batch: int, seed: int, rounds: int, iterations: int = 30) -> dict[str, Any]:
     """{"seconds": side -> phase -> median over all counted iterations, "processor": side -> median processor seconds
     of each round, "totals": side -> median total of each round, "iterations": counted in each round, "rounds"}."""
     place = folder / "overhead"
@@ -37,7 +37,7 @@ def measure(folder: Path, size: Size, seed: int, rounds: int, iterations: int = 
         names = list(SIDES)[turn % len(SIDES) :] + list(SIDES)[: turn % len(SIDES)]
         for side in names:
             name = f"{list(SIDES).index(side)}-{turn}"
-            call = (_train, side, size, seed, iterations, folder / f"seed{seed}" / "reference", place, name)
+            call = (_train, side, reward, batch, seed, iterations, folder / f"seed{seed}" / "reference", place, name)
             for _ in forked([(name, call)], place, 1):
                 pass
             lines = (place / name / "metrics.jsonl").read_text().splitlines()
@@ -63,7 +63,9 @@ def measure(folder: Path, size: Size, seed: int, rounds: int, iterations: int = 
     }
 
 
-def _train(side: str, size: Size, seed: int, iterations: int, policy: Path, place: Path, name: str) -> None:
+def _train(
+    side: str, reward: str, batch: int, seed: int, iterations: int, policy: Path, place: Path, name: str
+) -> None:
     import torch
 
     from gipo_mc.config import load_config
@@ -86,10 +88,10 @@ def _train(side: str, size: Size, seed: int, iterations: int, policy: Path, plac
         f"run.iterations={iterations}",
         "device=cpu",
         f"model.policy={policy}",
-        f"model.reward={PROXY}",
+        f"model.reward={reward}",
         *SIDES[side],
-        f"rollout.batch_size={size.batch}",
-        f"algorithm.mini_batch_size={size.batch // 2}",
+        f"rollout.batch_size={batch}",
+        f"algorithm.mini_batch_size={batch // 2}",
         "policy.lr=1e-12",
         "checkpoint.every=0",
         "eval.prompts=0",

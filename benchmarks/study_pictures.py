@@ -1,4 +1,4 @@
-"""The pictures of the study of group robustness, drawn from its record alone."""
+"""The pictures of a study, drawn from its record alone."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ _COLOURS = {
     "gi_ppo": "#1f77b4", "gi_ppo_prompt": "#2ca02c", "paper": "#9467bd", "oracle_gi_ppo": "#e377c2",
 }  # fmt: skip
 _CURVES = ("ppo", "ppo_no_kl", "threshold_kl", "gi_ppo", "gi_ppo_prompt")
+_DOMAINS = {
+    "group_robustness": {"easy": "easy", "hard": "hard", "ood": "out of domain"},
+    "hh_gold": {"harmless": "harmless", "helpful": "helpful"},
+}
 _GROUPED = ("gi_ppo", "gi_ppo_prompt", "paper")
 
 
 def draw(record: Mapping[str, Any], folder: Path, name: str) -> None:
-    """<name>_{differences,over_optimisation,groups}.png in `folder`."""
+    """<name>_{differences,over_optimisation,groups}.png in `folder`. Raises ValueError for a record without runs."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -34,7 +38,8 @@ def forest(record: Mapping[str, Any], path: Path) -> None:
 
     found = results(record)
     names = [name for name in found if name != "ppo"]
-    shown = [figure for figure in COMPARED if figure != "mixture"]
+    titles = {figure: title for figure, title in COMPARED[record["benchmark"]].items() if figure != "mixture"}
+    shown = list(titles)
     figure, axes = plt.subplots(1, len(shown), figsize=(11, 0.36 * len(names) + 1.5), sharey=True, squeeze=False)
     for axis, compared in zip(axes[0], shown, strict=True):
         for row, name in enumerate(names):
@@ -47,7 +52,7 @@ def forest(record: Mapping[str, Any], path: Path) -> None:
             axis.plot(dots, [row] * len(dots), ".", color=colour, alpha=0.4, markersize=5)
             axis.errorbar(between.mean, row, xerr=between.half, fmt="o", color=colour, capsize=3, markersize=5)
         axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_title(f"gold reward, {COMPARED[compared]}", fontsize=10)
+        axis.set_title(f"gold reward, {titles[compared]}", fontsize=10)
         axis.set_xlabel("difference to tuned PPO", fontsize=9)
         axis.grid(axis="x", linewidth=0.4, alpha=0.5)
     axes[0, 0].set_yticks(range(len(names)), [record["methods"][name]["title"] for name in names], fontsize=9)
@@ -59,19 +64,20 @@ def over_optimisation(record: Mapping[str, Any], path: Path) -> None:
     """Gold and proxy against the KL to the reference, by domain, a point every few iterations, mean over seeds."""
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(2, 3, figsize=(11, 5.6), sharex="col")
+    domains = _DOMAINS[record["benchmark"]]
+    figure, axes = plt.subplots(2, len(domains), figsize=(11, 5.6), sharex="col")
     for name in _CURVES:
         curves = [run["curve"] for run in outcomes(record, name) if run.get("curve")]
         if not curves:
             continue
-        for column, domain in enumerate(("easy", "hard", "ood")):
+        for column, domain in enumerate(domains):
             points = list(zip(*curves, strict=True))
             kl = [_mean([point[f"eval/kl/domain/{domain}"] for point in seeds]) for seeds in points]
             for row, key in enumerate(("gold/domain", "eval/reward/domain")):
                 value = [_mean([point[f"{key}/{domain}"] for point in seeds]) for seeds in points]
                 title = record["methods"][name]["title"]
                 axes[row, column].plot(kl, value, "o-", color=_COLOURS[name], markersize=3, linewidth=1.2, label=title)
-    for column, domain in enumerate(("easy", "hard", "out of domain")):
+    for column, domain in enumerate(domains.values()):
         axes[0, column].set_title(domain, fontsize=10)
         axes[1, column].set_xlabel("KL to the reference, nats a response", fontsize=9)
         for row in (0, 1):

@@ -1,4 +1,4 @@
-"""The runs of the study of group robustness: their configurations, and forked workers that carry them out, each once.
+"""The runs of a study, each carried out once, by forked workers, and what is kept of them.
 
 A run is a run of the trainer like any other, in a folder of its own. When it ends, what the study reads of it is put
 into `outcome.json` and its checkpoints go away; a run with an outcome is never run again.
@@ -14,12 +14,13 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-PROXY, GOLD = "python:gipo_mc.data.synthetic:proxy", "python:gipo_mc.data.synthetic:gold"
+if TYPE_CHECKING:
+    from gipo_mc.config import Config
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,6 @@ class Method:
     values: tuple[str, ...]
     others: tuple[str, ...] = ()
     follows: str = ""
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large the study is. every: iterations between evaluations of a final run; held_out: prompts of a domain; sft,
-    demonstrations: steps and rows of the reference's training."""
-
-    iterations: int
-    batch: int
-    every: int
-    held_out: int
-    sft: int
-    demonstrations: int
 
 
 @dataclass(frozen=True)
@@ -65,30 +53,6 @@ class Run:
         return f"{self.stage}/{mixture}{self.method}-{self.value.replace(' ', '-')}-seed{self.seed}"
 
 
-def overrides(run: Run, method: Method, size: Size, folder: Path) -> list[str]:
-    """The run as options of `scripts/train_gi_ppo.py` on the built-in task, whose defaults hold for all else."""
-    seed = folder / f"seed{run.seed}"
-    return [
-        f"run.dir={seed}",
-        f"run.name={run.name}",
-        f"run.seed={run.seed}",
-        f"run.iterations={size.iterations}",
-        "device=cpu",
-        f"model.policy={seed / 'reference'}",
-        f"model.reward={PROXY}",
-        f"eval.reward={GOLD}",
-        f"data.prompts=[{run.data}]",
-        f"algorithm.name={method.preset}",
-        *method.others,
-        *(f"{key}={value}" for key, value in zip(method.tuned, run.value.split(), strict=True)),
-        f"rollout.batch_size={size.batch}",
-        f"algorithm.mini_batch_size={size.batch // 2}",
-        "checkpoint.every=0",
-        f"eval.every={0 if run.stage == 'tuning' else size.every}",
-        f"eval.prompts={size.held_out}",
-    ]
-
-
 def outcome_path(run: Run, folder: Path) -> Path:
     return folder / f"seed{run.seed}" / run.name / "outcome.json"
 
@@ -100,50 +64,29 @@ def finished(run: Run, folder: Path) -> dict[str, Any] | None:
 
 
 # -------------------------------------------------------------------------------------------------- one run, in a fork
-def carry_out(run: Run, method: Method, size: Size, folder: Path) -> None:
+def carry_out(run: Run, config: Callable[[], Config], folder: Path) -> None:
     """Train, in this process, and leave the outcome behind."""
     import torch
 
-    from gipo_mc.config import load_config
     from gipo_mc.errors import GipoError
     from gipo_mc.training import builtin
 
     torch.set_num_threads(1)
-    begin, words = time.monotonic(), overrides(run, method, size, folder)
+    begin, resolved = time.monotonic(), config()
     # A run that was interrupted has no checkpoint: it begins again in the folder it began in.
     failure = ""
     try:
-        builtin.train_gi_ppo(load_config(None, words, builtin.gi_ppo_base()))
+        builtin.train_gi_ppo(resolved)
     except GipoError as error:  # numbers that blow up are a result too
         failure = f"{type(error).__name__}: {error}"
     path = outcome_path(run, folder)
-    found = read_outcome(path.parent, size.iterations) if not failure else {}
+    found = read_outcome(path.parent, resolved.run.iterations) if not failure else {}
     found |= {"run": vars(run) | {}, "failure": failure, "seconds": time.monotonic() - begin}
     shutil.rmtree(path.parent / "checkpoints", ignore_errors=True)
     shutil.rmtree(path.parent / "tensorboard", ignore_errors=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(found))
     partial.replace(path)
-
-
-def train_reference(seed: int, size: Size, folder: Path) -> None:
-    """The SFT policy that all runs of a seed start from and are held to: trained until the held-out loss hardly falls
-    (the 150 steps of `train_sft.py` are for a demo, and leave the hard domain's chains unlearned)."""
-    import torch
-
-    from gipo_mc.config import load_config
-    from gipo_mc.training import builtin
-
-    torch.set_num_threads(1)
-    path = folder / f"seed{seed}"
-    words = [f"run.dir={path}", "run.name=reference", f"run.seed={seed}", f"run.iterations={size.sft}", "device=cpu"]
-    words += [f"data.max_rows={size.demonstrations}", f"checkpoint.every={size.sft}"]
-    builtin.train_sft(load_config(None, words, builtin.sft_base()))
-
-
-def has_reference(seed: int, folder: Path) -> bool:
-    status = folder / f"seed{seed}" / "reference" / "run_status.json"
-    return status.exists() and json.loads(status.read_text())["state"] == "done"
 
 
 def read_outcome(path: Path, iterations: int) -> dict[str, Any]:
@@ -226,27 +169,6 @@ def _warnings(path: Path) -> dict[str, dict[str, Any]]:
 
 
 # ------------------------------------------------------------------------------------------------------------- workers
-def run_all(
-    runs: Sequence[Run], methods: dict[str, Method], size: Size, folder: Path, workers: int, max_load: float = math.inf
-) -> Iterator[tuple[Run, float]]:
-    """Carry out what has no outcome yet, references first, `workers` at a time (see `forked`); yields each run and its
-    seconds as it ends. Raises RuntimeError where a worker dies: the program is at fault then, not a method."""
-    for seed in references(sorted({run.seed for run in runs}), size, folder, workers, max_load):
-        print(f"reference of seed {seed}: done", flush=True)
-    open_runs = [run for run in runs if finished(run, folder) is None]
-    jobs = [(run, (carry_out, run, methods[run.method], size, folder)) for run in open_runs]
-    yield from forked(jobs, folder, workers, max_load)
-
-
-def references(
-    seeds: Sequence[int], size: Size, folder: Path, workers: int, max_load: float = math.inf
-) -> Iterator[int]:
-    """Train the references that are missing; yields each seed as it ends."""
-    missing = [seed for seed in seeds if not has_reference(seed, folder)]
-    jobs = [(seed, (train_reference, seed, size, folder)) for seed in missing]
-    yield from (seed for seed, _ in forked(jobs, folder, workers, max_load))
-
-
 def forked(
     jobs: Sequence[tuple[Any, tuple[Any, ...]]], folder: Path, workers: int, max_load: float = math.inf
 ) -> Iterator[tuple[Any, float]]:
@@ -277,6 +199,12 @@ def forked(
     finally:
         for process in busy:
             process.kill()
+
+
+def trained(folder: Path) -> bool:
+    """Has the run in this folder ended well?"""
+    status = folder / "run_status.json"
+    return status.exists() and json.loads(status.read_text())["state"] == "done"
 
 
 def _quietly(log: Path, call: tuple[Any, ...]) -> None:

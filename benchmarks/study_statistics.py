@@ -62,23 +62,38 @@ def best_value(scores: Mapping[T, Sequence[float]]) -> T:
 
 
 def figures(outcome: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of one run's outcome: gold and proxy by domain, tails, kurtosis, KL; {} of a run that failed."""
+    """The figures of one run's outcome: gold, proxy, KL, tails and kurtosis by domain, and over the domains that were
+    trained on ("ood" was not): mean, proxy, kl, and worst. {} of a run that failed.
+
+    worst: on the built-in task the lower of two domains whose gold rewards have one scale; else the smaller gain over
+    the policy that the run started from, since a reward model's levels of two domains are no common scale.
+    """
     final: Mapping[str, float] = outcome.get("final") or {}
     if not final:
         return {}
-    gold = {domain: final[f"gold/domain/{domain}"] for domain in ("easy", "hard", "ood")}
-    trained = ("easy", "hard")
-    return {
-        **gold,
-        "mean": (gold["easy"] + gold["hard"]) / 2,
-        "mixture": 0.8 * gold["easy"] + 0.2 * gold["hard"],
-        "worst": min(gold["easy"], gold["hard"]),
-        **{f"proxy_{domain}": final[f"eval/reward/domain/{domain}"] for domain in gold},
-        "proxy": sum(final[f"eval/reward/domain/{domain}"] for domain in trained) / 2,
-        **{f"kl_{domain}": final[f"eval/kl/domain/{domain}"] for domain in gold},
-        "kl": sum(final[f"eval/kl/domain/{domain}"] for domain in trained) / 2,
-        **{f"tail_{domain}": final[f"gold/lowest_tenth/{domain}"] for domain in gold},
-        **{f"kurtosis_{domain}": final[f"gold/kurtosis/{domain}"] for domain in gold},
-        **{f"proxy_tail_{domain}": final[f"eval/reward/lowest_tenth/{domain}"] for domain in gold},
-        **{f"proxy_kurtosis_{domain}": final[f"eval/reward/kurtosis/{domain}"] for domain in gold},
+    prefix = "gold/domain/"
+    gold = {name.removeprefix(prefix): value for name, value in final.items() if name.startswith(prefix)}
+    trained = [domain for domain in gold if domain != "ood"]
+    found = dict(gold)
+    for name, key in _BY_DOMAIN.items():
+        found |= {f"{name}_{domain}": final[f"{key}/{domain}"] for domain in gold}
+    found |= {
+        "mean": sum(gold[domain] for domain in trained) / len(trained),
+        "proxy": sum(final[f"eval/reward/domain/{domain}"] for domain in trained) / len(trained),
+        "kl": sum(final[f"eval/kl/domain/{domain}"] for domain in trained) / len(trained),
     }
+    if {"easy", "hard"} == set(trained):
+        return found | {"mixture": 0.8 * gold["easy"] + 0.2 * gold["hard"], "worst": min(gold["easy"], gold["hard"])}
+    start = next(row for row in outcome["curve"] if row["step"] == 0)
+    gains = {domain: gold[domain] - start[f"{prefix}{domain}"] for domain in trained}
+    return found | {f"gain_{domain}": gain for domain, gain in gains.items()} | {"worst": min(gains.values())}
+
+
+_BY_DOMAIN = {
+    "proxy": "eval/reward/domain",
+    "kl": "eval/kl/domain",
+    "tail": "gold/lowest_tenth",
+    "kurtosis": "gold/kurtosis",
+    "proxy_tail": "eval/reward/lowest_tenth",
+    "proxy_kurtosis": "eval/reward/kurtosis",
+}

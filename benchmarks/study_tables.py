@@ -1,4 +1,4 @@
-"""The tables of the study of group robustness, as Markdown, from its record alone."""
+"""The tables of a study, as Markdown, from its record alone."""
 
 from __future__ import annotations
 
@@ -8,14 +8,42 @@ from typing import Any
 
 from benchmarks.study_statistics import Interval, figures, interval, paired
 
-#: Against whom GI-PPO has to win before a gain is one of group inference.
-RIVALS = ("ppo", "mean_kl", "threshold_kl")
-#: The figures that are compared, and their titles.
+#: The figures that are compared, and their titles, by study.
 COMPARED = {
-    "worst": "worst domain",
-    "ood": "out of domain",
-    "mean": "mean of easy and hard",
-    "mixture": "training mixture",
+    "group_robustness": {
+        "worst": "worst domain",
+        "ood": "out of domain",
+        "mean": "mean of easy and hard",
+        "mixture": "training mixture",
+    },
+    "hh_gold": {
+        "worst": "smaller gain over SFT",
+        "harmless": "harmless",
+        "helpful": "helpful",
+        "mean": "mean of both",
+    },
+}
+#: The columns of the table of gold rewards, by study.
+COLUMNS = {
+    "group_robustness": {
+        "easy": "gold, easy",
+        "hard": "hard",
+        "ood": "out of domain",
+        "mean": "mean of easy and hard",
+        "worst": "worst",
+        "proxy": "proxy, mean",
+        "kl": "KL, nats",
+        "kl_ood": "KL, out of domain",
+    },
+    "hh_gold": {
+        "harmless": "gold, harmless",
+        "helpful": "helpful",
+        "mean": "mean of both",
+        "worst": "smaller gain over SFT",
+        "proxy": "proxy, mean",
+        "kl_harmless": "KL, harmless",
+        "kl_helpful": "KL, helpful",
+    },
 }
 #: Methods with groups whose KL does not look at them.
 _FIXED_KL = ("variance_penalty", "oracle_group_dro")
@@ -23,19 +51,26 @@ Record = Mapping[str, Any]
 BySeed = dict[int, dict[str, float]]
 
 
-def results(record: Record, data: str = "builtin") -> dict[str, BySeed]:
-    """method -> seed -> figures of its final evaluation, of the runs on the prompts of `data` that did not fail."""
+def results(record: Record, data: str = "") -> dict[str, BySeed]:
+    """method -> seed -> figures of its final evaluation, of the runs on the prompts of `data` (empty: the study's own)
+    that did not fail."""
     found: dict[str, BySeed] = {}
     for outcome in record.get("runs", []):
-        if outcome["run"]["data"] == data and (own := figures(outcome)):
+        if outcome["run"]["data"] == (data or _own(record)) and (own := figures(outcome)):
             found.setdefault(outcome["run"]["method"], {})[outcome["run"]["seed"]] = own
     order = [name for name in record["methods"] if name in found]
     return {name: found[name] for name in order}
 
 
-def outcomes(record: Record, method: str, data: str = "builtin") -> list[dict[str, Any]]:
+def outcomes(record: Record, method: str, data: str = "") -> list[dict[str, Any]]:
     """The final runs of a method, the failed ones too."""
-    return [o for o in record.get("runs", []) if o["run"]["method"] == method and o["run"]["data"] == data]
+    wanted = data or _own(record)
+    return [o for o in record.get("runs", []) if o["run"]["method"] == method and o["run"]["data"] == wanted]
+
+
+def _own(record: Record) -> str:
+    """The prompts of the study itself; mixtures come after them."""
+    return str(record["runs"][0]["run"]["data"])
 
 
 def difference(found: Mapping[str, BySeed], one: str, other: str, figure: str) -> Interval | None:
@@ -58,12 +93,9 @@ def tuning(record: Record) -> str:
     return "\n".join(lines)
 
 
-def gold(record: Record, data: str = "builtin") -> str:
+def gold(record: Record, data: str = "") -> str:
     """Gold reward by domain, proxy and KL of each method, mean +- standard error over seeds."""
-    columns = {
-        "easy": "gold, easy", "hard": "hard", "ood": "out of domain", "mean": "mean of easy and hard", "worst": "worst",
-        "proxy": "proxy, mean", "kl": "KL, nats", "kl_ood": "KL, out of domain",
-    }  # fmt: skip
+    columns = COLUMNS[record["benchmark"]]
     lines = [f"| method | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 1) + "|"]
     for name, seeds in results(record, data).items():
         cells = [_spread([own[column] for own in seeds.values()]) for column in columns]
@@ -75,25 +107,25 @@ def gold(record: Record, data: str = "builtin") -> str:
     return "\n".join(lines)
 
 
-def differences(record: Record, data: str = "builtin") -> str:
+def differences(record: Record, data: str = "") -> str:
     """Every method against PPO, paired over seeds."""
-    found = results(record, data)
-    lines = [f"| minus PPO | {' | '.join(COMPARED.values())} |", "| --- " * (len(COMPARED) + 1) + "|"]
+    found, compared = results(record, data), COMPARED[record["benchmark"]]
+    lines = [f"| minus PPO | {' | '.join(compared.values())} |", "| --- " * (len(compared) + 1) + "|"]
     for name in found:
         if name != "ppo" and "ppo" in found:
-            cells = [_interval(difference(found, name, "ppo", figure)) for figure in COMPARED]
+            cells = [_interval(difference(found, name, "ppo", figure)) for figure in compared]
             lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def controls(record: Record, data: str = "builtin") -> str:
+def controls(record: Record, data: str = "") -> str:
     """GI-PPO in its two forms, and adaptive KL alone, against the controls of group inference."""
-    found = results(record, data)
-    lines = [f"| difference | {' | '.join(COMPARED.values())} |", "| --- " * (len(COMPARED) + 1) + "|"]
+    found, compared = results(record, data), COMPARED[record["benchmark"]]
+    lines = [f"| difference | {' | '.join(compared.values())} |", "| --- " * (len(compared) + 1) + "|"]
     for name in ("gi_ppo", "gi_ppo_prompt", "adaptive_kl"):
         for rival in ("mean_kl", "threshold_kl"):
             if name in found and rival in found:
-                cells = [_interval(difference(found, name, rival, figure)) for figure in COMPARED]
+                cells = [_interval(difference(found, name, rival, figure)) for figure in compared]
                 lines.append(f"| {_title(record, name)} minus {_title(record, rival)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -113,7 +145,7 @@ def distribution(record: Record) -> str:
     return "\n".join(lines)
 
 
-def groups(record: Record, data: str = "builtin") -> str:
+def groups(record: Record, data: str = "") -> str:
     """What the groups were, over the last fifth of the iterations; smallest mass of the whole run; first warnings."""
     lines = [
         "| method | AUC against the domains (worst seed) | smaller mass, late (worst seed) | smallest mass of any "
@@ -141,7 +173,7 @@ def groups(record: Record, data: str = "builtin") -> str:
     return "\n".join(lines)
 
 
-def hacking(record: Record, data: str = "builtin") -> str:
+def hacking(record: Record, data: str = "") -> str:
     """Where each method spent its KL and where it hacked. Effective eta: kl_coef times the mean p_high."""
     columns = {"kl_easy": "KL, easy", "kl_hard": "KL, hard", "kl_ood": "KL, out of domain"}
     titles = ["method", "effective eta", *columns.values(), "HACK share of tokens, easy", "hard", "response length"]
@@ -162,6 +194,22 @@ def hacking(record: Record, data: str = "builtin") -> str:
             f"{_average([run['final']['eval/length'] for run in ended]):.1f}",
         ]
         lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def judge(record: Record) -> str:
+    """What the two reward models are worth on the published test pairs, by domain."""
+    columns = {
+        "pairs": "pairs",
+        "proxy_accuracy": "proxy, right",
+        "gold_accuracy": "gold, right",
+        "agreement": "order a pair alike",
+        "correlation": "correlation of their rewards",
+    }
+    lines = [f"| test pairs | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 1) + "|"]
+    for domain, found in record["judge"].items():
+        cells = [f"{found[key]:.2f}" if key == "correlation" else f"{found[key]:.1%}" for key in list(columns)[1:]]
+        lines.append(f"| {domain} | {found['pairs']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -198,12 +246,21 @@ PARTS: dict[str, Callable[[Record], str]] = {
     "even differences": lambda record: differences(record, "builtin:even"),
     "even controls": lambda record: controls(record, "builtin:even"),
     "even groups": lambda record: groups(record, "builtin:even"),
+    "judge": judge,
     "overhead": overhead,
 }
 
 
-#: The tables of a study; the overhead has a record of its own.
-STUDY = tuple(part for part in PARTS if part != "overhead")
+#: The tables of each kind of record.
+_PARTS = {
+    "group_robustness": tuple(part for part in PARTS if part not in ("overhead", "judge")),
+    "hh_gold": ("judge", "settings", "gold", "differences", "controls", "groups"),
+    "group_overhead": ("overhead",),
+}
+
+
+def parts(record: Record) -> tuple[str, ...]:
+    return _PARTS[record["benchmark"]]
 
 
 def table(record: Record, part: str) -> str:
@@ -251,10 +308,13 @@ def _reference(record: Record, data: str) -> dict[str, list[float]]:
     for run in outcomes(record, "ppo", data):
         start = next((row for row in run.get("curve", []) if row["step"] == 0), None)
         if start:
-            easy, hard = start["gold/domain/easy"], start["gold/domain/hard"]
-            own = {"easy": easy, "hard": hard, "ood": start["gold/domain/ood"], "mean": (easy + hard) / 2}
-            own["worst"] = min(easy, hard)
-            own["proxy"] = (start["eval/reward/domain/easy"] + start["eval/reward/domain/hard"]) / 2
+            prefix = "gold/domain/"
+            gold = {name.removeprefix(prefix): value for name, value in start.items() if name.startswith(prefix)}
+            trained = [domain for domain in gold if domain != "ood"]
+            own = gold | {"mean": sum(gold[domain] for domain in trained) / len(trained)}
+            own["proxy"] = sum(start[f"eval/reward/domain/{domain}"] for domain in trained) / len(trained)
+            if "easy" in gold:
+                own["worst"] = min(gold["easy"], gold["hard"])
             for name, value in own.items():
                 found.setdefault(name, []).append(value)
     return found

@@ -37,7 +37,9 @@ def test_only_seeds_that_both_have_are_paired() -> None:
 def test_the_best_candidate() -> None:
     assert best_value({0.1: [1.0, 0.0], 0.2: [0.6, 0.6], 0.4: [0.6, 0.6]}) == 0.2
     scores = {"ppo": {"0.1 1": [{"mean": 1.0}, None], "0.4 1": [{"mean": 0.1}, {"mean": 0.2}]}}
-    assert group_robustness.choose("ppo", scores) == "0.4 1"  # a candidate that failed on a seed is out
+    assert (
+        group_robustness.described(group_robustness.arguments([])).choose("ppo", scores) == "0.4 1"
+    )  # a candidate that failed on a seed is out
 
 
 _TITLES = {"ppo": "PPO", "gi_ppo": "GI-PPO"}
@@ -70,7 +72,12 @@ def test_figures_and_tables_by_hand() -> None:
     runs += [outcome("gi_ppo", seed, 0.5 + a, 0.1 + b, 0.3) for seed, (a, b) in gains.items()]
     failed = {"run": {"method": "gi_ppo", "seed": 4, "data": "builtin"}, "failure": "NumericsError"}
     methods = {name: {"title": title, "tuned": "algorithm.kl_coef"} for name, title in _TITLES.items()}
-    record = {"methods": methods, "chosen": {"ppo": 0.2, "gi_ppo": 0.4}, "runs": [*runs, failed]}
+    record = {
+        "benchmark": "group_robustness",
+        "methods": methods,
+        "chosen": {"ppo": 0.2, "gi_ppo": 0.4},
+        "runs": [*runs, failed],
+    }
     line = study_tables.differences(record).splitlines()[-1]
     half = 4.303 * 0.1 / math.sqrt(3)
     assert line.startswith(f"| GI-PPO | **+0.300 ± {half:.3f} (3/3)** | +0.000 ± 0.000 (0/3) |")
@@ -96,10 +103,10 @@ def test_the_whole_study_and_again(tmp_path: Path, capsys: pytest.CaptureFixture
     own = [run for run in record["runs"] if run["run"]["seed"] == 51]
     assert len({run["curve"][0]["gold/mean"] for run in own}) == 1  # paired: all begin at the same policy
     assert group_robustness.main([*words, "--budget"]) == 0
-    assert "; 0 left, and 0 references: about 0 minutes" in capsys.readouterr().out
+    assert "; 0 left: about 0 minutes" in capsys.readouterr().out
 
     document, source = tmp_path / "results.md", out.as_posix()
-    parts = [f"{documents.marker(f'{source}: {part}')}\n{documents.END}" for part in study_tables.STUDY]
+    parts = [f"{documents.marker(f'{source}: {part}')}\n{documents.END}" for part in study_tables.parts(record)]
     document.write_text("\n".join(parts))
     assert group_robustness.main(["--table", source, "--into", str(document), "--pictures", str(tmp_path)]) == 0
     assert study_tables.table(record, "gold") in document.read_text()

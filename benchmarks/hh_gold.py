@@ -1,0 +1,114 @@
+"""The study on HH-RLHF rows: GI-PPO beside PPO and the controls of group inference, with a held-out gold reward model.
+
+    python benchmarks/hh_gold.py --data DIR [--budget] [--quick] [--workers 2] [--runs DIR] [--out FILE.json]
+    python benchmarks/hh_gold.py --table FILE.json [--into docs/results.md] [--pictures docs/pictures]
+
+The training rows are split in two by their first question. SFT policy and proxy reward model come from one half, the
+gold reward model from the other; RL asks the questions of the first half, and the published test questions say what
+came of it. Harmless and helpful are two domains that only the metrics are told of. --data: folder with
+{harmless,helpful}_base_{train,test}.jsonl.gz (default: $HH_DATA). See `benchmarks/study.py` for what is tuned how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks/ is not installed
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a worker, before torch is imported
+
+from benchmarks import hh_models, study
+from benchmarks.study import Study
+from benchmarks.study_runs import Method, Run
+
+if TYPE_CHECKING:
+    from gipo_mc.config import Config
+
+KL = ("algorithm.kl_coef", "policy.lr")
+PAIRS = ("0.03 0.0001", "0.03 0.0003", "0.1 0.0001", "0.1 0.0003")
+RATES = ("5e-05", "0.0001", "0.0002", "0.0003")
+METHODS = {
+    "ppo": Method("PPO", "ppo", KL, PAIRS),
+    "ppo_no_kl": Method("PPO without KL", "ppo_no_kl", KL[1:], RATES),
+    "mean_kl": Method("control: mean KL", "mean_kl", KL, PAIRS),
+    "threshold_kl": Method("control: reward threshold", "threshold_kl", KL, PAIRS),
+    "gi_ppo": Method("GI-PPO", "gi_ppo", KL, PAIRS),
+    "gi_ppo_prompt": Method("GI-PPO, reads the prompt", "gi_ppo", KL, PAIRS, ("algorithm.group_input=prompt",)),
+}
+TUNING_SEEDS, FINAL_SEEDS = (61,), (71, 72, 73, 74, 75)
+FULL = {"iterations": 40, "batch": 64, "every": 10, "held_out": 256}
+QUICK = {"iterations": 2, "batch": 8, "every": 1, "held_out": 4}
+#: Seconds of a response in training and in an evaluation on one core, for the budget alone.
+SECONDS_TRAINED, SECONDS_EVALUATED = 0.03, 0.01
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    study.arguments(parser, "hh_gold")
+    parser.add_argument("--data", type=Path, default=os.environ.get("HH_DATA"), help="folder of the rows [$HH_DATA]")
+    options = study.parsed(parser, words)
+    if options.table:
+        return study.show(options)
+    if options.data is None:
+        parser.error("--data DIR is missing: the folder with {harmless,helpful}_base_{train,test}.jsonl.gz.")
+    return study.run(described(options), options)
+
+
+def described(options: argparse.Namespace) -> Study:
+    size, folder, data = QUICK if options.quick else FULL, options.runs, options.data
+    methods = METHODS
+    if options.quick:
+        methods = {name: replace(METHODS[name], values=METHODS[name].values[:2]) for name in ("ppo", "gi_ppo")}
+
+    def seconds(run: Run) -> float:
+        evaluations = 2 if run.stage == "tuning" else 1 + size["iterations"] // size["every"]
+        held_out = evaluations * 2 * size["held_out"] * SECONDS_EVALUATED
+        return size["iterations"] * size["batch"] * SECONDS_TRAINED + held_out
+
+    return Study(
+        name="hh_gold",
+        methods=methods,
+        tuning_seeds=TUNING_SEEDS,
+        final_seeds=FINAL_SEEDS[:2] if options.quick else FINAL_SEEDS,
+        data="hh",
+        mixtures={},
+        size=size,
+        config=lambda run, method: configured(run, method, size, folder, data),
+        prepare=lambda seeds: hh_models.prepare(data, folder, options.workers, options.quick) if seeds else iter(()),
+        seconds=seconds,
+        judge=lambda: {"judge": json.loads((folder / "judge.json").read_text())},
+    )
+
+
+def configured(run: Run, method: Method, size: dict[str, Any], folder: Path, data: Path) -> Config:
+    """A run of `configs/hh_tiny.yaml` on the policy's half, with the gold reward model beside it."""
+    from gipo_mc.config import load_config
+
+    words = [
+        *hh_models.words("prompts", data, folder, "policy"),
+        f"run.dir={folder / f'seed{run.seed}'}",
+        f"run.name={run.name}",
+        f"run.seed={run.seed}",
+        f"run.iterations={size['iterations']}",
+        f"model.policy={folder / 'sft_policy'}",
+        f"model.reward={folder / 'reward_policy'}",
+        f"eval.reward={folder / 'reward_gold'}",
+        f"algorithm.name={method.preset}",
+        *method.others,
+        *(f"{key}={value}" for key, value in zip(method.tuned, run.value.split(), strict=True)),
+        f"rollout.batch_size={size['batch']}",
+        f"algorithm.mini_batch_size={size['batch'] // 2}",
+        "checkpoint.every=0",
+        f"eval.every={0 if run.stage == 'tuning' else size['every']}",
+        f"eval.prompts={size['held_out']}",
+    ]
+    return load_config(str(hh_models.CONFIGS / "hh_tiny.yaml"), words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

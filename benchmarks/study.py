@@ -1,0 +1,224 @@
+"""How a study is carried out: of every rival each candidate of its tuned keys on the tuning seeds, the best by the
+criterion (the mean gold reward of the trained domains at the end, averaged over the tuning seeds), which is written
+down and stays fixed, then every method at its best on the final seeds. It goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import documents, study_pictures, study_tables
+from benchmarks.machine import describe_machine, show_machine
+from benchmarks.record import fingerprint, write
+from benchmarks.study_runs import Method, Run, carry_out, finished, forked
+from benchmarks.study_statistics import best_value, figures
+
+if TYPE_CHECKING:
+    from gipo_mc.config import Config
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study: its name, what is compared on which seeds, and how a run of it is configured.
+
+    data: the prompts of its runs. mixtures: other prompts -> the methods that the final seeds try on them, untuned.
+    size: numbers that say how large it is, kept in the record. config: (run, method) -> its configuration, called in
+    the process that trains. prepare: seeds -> makes what their runs start from, yielding a line for each part.
+    seconds: of a run, about, for the budget. judge: something to keep in the record of what was prepared.
+    """
+
+    name: str
+    methods: dict[str, Method]
+    tuning_seeds: Sequence[int]
+    final_seeds: Sequence[int]
+    data: str
+    mixtures: dict[str, Sequence[str]]
+    size: dict[str, Any]
+    config: Callable[[Run, Method], Config]
+    prepare: Callable[[Sequence[int]], Iterator[str]]
+    seconds: Callable[[Run], float]
+    judge: Callable[[], dict[str, Any]] = dict
+
+    # ---------------------------------------------------------------------------------------------- what is to be run
+    def tuning_runs(self) -> list[Run]:
+        return [
+            Run("tuning", name, value, seed, self.data)
+            for name, method in self.methods.items()
+            if not method.follows
+            for seed in self.tuning_seeds
+            for value in method.values
+        ]
+
+    def final_runs(self, chosen: dict[str, str]) -> list[Run]:
+        """Seed by seed, so that what is there after an interruption is paired."""
+        return [Run("final", name, chosen[name], seed, self.data) for seed in self.final_seeds for name in self.methods]
+
+    def mixture_runs(self, chosen: dict[str, str]) -> list[Run]:
+        """The same settings on other prompts: nothing is tuned for them."""
+        return [
+            Run("final", name, chosen[name], seed, data)
+            for data, names in self.mixtures.items()
+            for seed in self.final_seeds
+            for name in names
+            if name in self.methods
+        ]
+
+    def choose(self, method: str, scores: dict[str, Any]) -> str:
+        """The candidate with the best criterion; one that failed on a seed is out, unless all did."""
+        method = self.methods[method].follows or method
+        complete = {value: [seed["mean"] for seed in seeds] for value, seeds in scores[method].items() if all(seeds)}
+        return best_value(complete) if complete else self.methods[method].values[-1]
+
+    def plan(self) -> dict[str, Any]:
+        """What the record of this study begins with; a record with another plan is of another study."""
+        methods = {
+            name: {
+                "title": m.title,
+                "preset": m.preset,
+                "tuned": " ".join(m.tuned),
+                "values": list(m.values),
+                "others": list(m.others),
+                "follows": m.follows,
+            }
+            for name, m in self.methods.items()
+        }
+        seeds = {"tuning_seeds": list(self.tuning_seeds), "final_seeds": list(self.final_seeds)}
+        return {"size": self.size, **seeds, "methods": methods}
+
+
+def run(study: Study, options: argparse.Namespace) -> int:
+    """Everything that is left to run, or with --budget only how much it is."""
+    record = load(study, options.out)
+    print(budget(study, record, options), flush=True)
+    if options.budget:
+        return 0
+    record["machine"] = record.get("machine") or describe_machine()
+    print(show_machine(record["machine"]) + "\n", flush=True)
+    import gipo_mc.training.builtin  # noqa: F401  # before the forks, which then start at once
+
+    _carry_out(study, study.tuning_runs(), options)
+    if not record.get("chosen"):
+        record |= study.judge()
+        record["tuning"] = tuning_scores(study, options.runs)
+        record["chosen"] = {name: study.choose(name, record["tuning"]) for name in study.methods}
+        record["settings_fixed"] = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "code": fingerprint()}
+        write(options.out, record)
+        print(study_tables.tuning(record), flush=True)
+    if options.tuning_only:
+        return 0
+    final, mixture = study.final_runs(record["chosen"]), study.mixture_runs(record["chosen"])
+    for runs in (final, mixture):
+        _carry_out(study, runs, options)
+        record["runs"] = [found for run in (*final, *mixture) if (found := finished(run, options.runs))]
+        write(options.out, record)
+    for part in study_tables.parts(record):
+        print(study_tables.table(record, part) + "\n")
+    return 0
+
+
+def tuning_scores(study: Study, folder: Path) -> dict[str, dict[str, list[dict[str, float] | None]]]:
+    """method -> value -> the figures of each tuning seed, None of a run that failed."""
+    scores: dict[str, dict[str, list[dict[str, float] | None]]] = {}
+    for run in study.tuning_runs():
+        own = figures(finished(run, folder) or {})
+        kept = {name: own[name] for name in ("mean", "worst", "ood", "kl") if name in own}
+        scores.setdefault(run.method, {}).setdefault(run.value, []).append(kept or None)
+    return scores
+
+
+def budget(study: Study, record: dict[str, Any], options: argparse.Namespace) -> str:
+    """Runs of each kind, those left, and about how long they take."""
+    chosen = record.get("chosen") or {name: method.values[0] for name, method in study.methods.items()}
+    planned = {"tuning": study.tuning_runs(), "final": study.final_runs(chosen)}
+    if mixture := study.mixture_runs(chosen):
+        planned["other mixture"] = mixture
+    counts = ", ".join(f"{name} {len(runs)}" for name, runs in planned.items())
+    left = [run for runs in planned.values() for run in runs if finished(run, options.runs) is None]
+    minutes = sum(map(study.seconds, left)) / 60
+    return (
+        f"{len(study.methods)} methods. Runs: {counts}; {len(left)} left: about {minutes / options.workers:.0f} "
+        f"minutes with {options.workers} worker(s) of one thread, {minutes:.0f} core-minutes; what they start from "
+        "is not counted."
+    )
+
+
+def load(study: Study, path: Path) -> dict[str, Any]:
+    """The record so far, or an empty one. Its settings, once chosen, are kept."""
+    plan = json.loads(json.dumps(study.plan()))
+    if not path.exists():
+        return {"benchmark": study.name, **plan}
+    earlier: dict[str, Any] = json.loads(path.read_text())
+    changed = [key for key in plan if earlier.get(key) != plan[key]]
+    if changed:
+        raise SystemExit(f"{path} is of another study (it differs in {', '.join(changed)}): give another --out.")
+    return earlier
+
+
+def show(options: argparse.Namespace) -> int:
+    """The tables of a record, printed or put into a document, and its pictures."""
+    record = json.loads(options.table.read_text())
+    if options.pictures:
+        study_pictures.draw(record, options.pictures, options.table.stem)
+    text = options.into.read_text() if options.into else ""
+    sources = {part: f"{options.table.as_posix()}: {part}" for part in study_tables.parts(record)}
+    wanted = [part for part in sources if options.into is None or documents.marker(sources[part]) in text]
+    if not wanted:
+        first = documents.marker(next(iter(sources.values())))
+        raise SystemExit(f"{options.into} has no line {first} or the like.")
+    for part in wanted:
+        table = study_tables.table(record, part)
+        if options.into is None:
+            print(table + "\n")
+        else:
+            text = documents.inserted(text, sources[part], table)
+    if options.into:
+        options.into.write_text(text)
+    return 0
+
+
+def arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    """The options that all studies have."""
+    parser.add_argument("--budget", action="store_true", help="say what is left to run, and stop")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, two methods: does it run?")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, one thread each [1]")
+    parser.add_argument("--tuning-only", action="store_true", help="stop when the settings are chosen and written")
+    parser.add_argument("--runs", type=Path, default=Path("runs") / name, help=f"folder of the runs [runs/{name}]")
+    out = Path("benchmarks/results") / f"{name}.json"
+    parser.add_argument("--out", type=Path, default=out, help=f"the record [{out}]")
+    parser.add_argument("--table", type=Path, help="run nothing: the tables of this record, in Markdown")
+    parser.add_argument("--into", type=Path, help="with --table: replace the tables between their markers there")
+    parser.add_argument("--pictures", type=Path, help="with --table: draw the pictures into this folder")
+
+
+def parsed(parser: argparse.ArgumentParser, words: list[str] | None) -> argparse.Namespace:
+    options = parser.parse_args(words)
+    if (options.into or options.pictures) and not options.table:
+        parser.error("--into and --pictures need --table FILE.json")
+    return options
+
+
+def _carry_out(study: Study, runs: Sequence[Run], options: argparse.Namespace) -> None:
+    """What has no outcome yet, after what it starts from. Raises RuntimeError where a worker dies: the program is at
+    fault then, not a method."""
+    left = [run for run in runs if finished(run, options.runs) is None]
+    for line in study.prepare(sorted({run.seed for run in left})):
+        print(line, flush=True)
+    jobs = [(run, (_train, study, run, options.runs)) for run in left]
+    began = time.monotonic()
+    for number, (run, seconds) in enumerate(forked(jobs, options.runs, options.workers), 1):
+        failure = (finished(run, options.runs) or {}).get("failure")
+        rest = (time.monotonic() - began) / number * (len(left) - number) / 60
+        print(
+            f"{number}/{len(left)} {run.name}: {seconds:.0f} s{', FAILED: ' + failure if failure else ''}; "
+            f"about {rest:.0f} minutes left",
+            flush=True,
+        )
+
+
+def _train(study: Study, run: Run, folder: Path) -> None:
+    carry_out(run, lambda: study.config(run, study.methods[run.method]), folder)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from gipo_mc.errors import GipoError
-from gipo_mc.evaluation.report import build_report
+from gipo_mc.evaluation.report import build_report, save_charts
 from gipo_mc.training.jsonl import printable
 
 
@@ -19,9 +19,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder (the one with metrics.jsonl)")
     parser.add_argument("--out", type=Path, help="file to write (default: report.html in the first run folder)")
+    parser.add_argument("--charts", type=Path, metavar="DIR", help="write each chart as an SVG file too, into DIR")
     args = parser.parse_args(argv)
     try:
         print(build_report(args.runs, args.out or args.runs[0] / "report.html"))
+        if args.charts:
+            print(f"{args.charts}: {len(save_charts(args.runs, args.charts))} charts")
     except GipoError as error:
         print("\n".join(printable(line) for line in str(error).splitlines()), file=sys.stderr)
         return error.exit_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,26 @@ def build_report(runs: list[Path], out: Path) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, html)
     return out
+
+
+def save_charts(runs: list[Path], folder: Path) -> list[Path]:
+    """Write every chart of the report of `runs` into `folder`, each as an SVG file named after its title (and after its
+    kind where the runs are of several); returns the files. Raises as `build_report` does."""
+    kinds: dict[str, list[RunData]] = {}
+    for run in load_runs(runs):
+        kinds.setdefault(run.kind, []).append(run)
+    written = []
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for kind, members in kinds.items():
+        for section in panels.sections(members):
+            for panel in section.panels:
+                title = panel.title if len(kinds) == 1 else f"{kind} {panel.title}"
+                path = folder / (re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_") + ".svg")
+                # In the report a chart stands on the page's colour; alone it needs one of its own.
+                write_atomically(path, panel.svg.replace(">", '><rect width="100%" height="100%" fill="white"/>', 1))
+                written.append(path)
+    return written
 
 
 def _chapter(kind: str, runs: Sequence[RunData], number: int) -> _Chapter:

@@ -6,6 +6,7 @@ import subprocess
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -442,6 +443,17 @@ def test_the_command_says_where_the_report_is(runs):
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(runs["sft"] / "report.html")
     assert (runs["sft"] / "report.html").is_file()
+
+
+def test_every_chart_of_the_report_is_a_picture_of_its_own(runs, tmp_path):
+    several = [runs["gi_ppo"], runs["ppo"], runs["sft"]]
+    done = command(*several, "--out", tmp_path / "r.html", "--charts", tmp_path / "charts")
+    assert done.returncode == 0, done.stderr
+    drawn = sum(tag == "svg" for tag, _ in page_of(several, tmp_path / "r.html").tags)
+    pictures = list((tmp_path / "charts").glob("*.svg"))
+    assert len(pictures) == drawn > 20 and f"{drawn} charts" in done.stdout
+    for path in pictures:
+        assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_the_command_fails_in_one_sentence(tmp_path):

@@ -1,7 +1,7 @@
 """The study of group robustness: GI-PPO beside its baselines, controls and oracles on the built-in task, over seeds.
 
     python benchmarks/group_robustness.py [--budget] [--quick] [--workers 2] [--runs DIR] [--out FILE.json]
-    python benchmarks/group_robustness.py --overhead 6 --out FILE.json
+    python benchmarks/group_robustness.py --overhead 6 [--out FILE.json]
     python benchmarks/group_robustness.py --table FILE.json [--into docs/results.md] [--pictures docs/pictures]
 
 Prints first how many runs are left and about how long they take (--budget: nothing else), then tunes and runs them
@@ -185,7 +185,14 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--overhead", type=int, default=0, metavar="ROUNDS", help="no study: time GI-PPO beside PPO [0]"
     )
-    return study.parsed(parser, words)
+    options = study.parsed(parser, words)
+    if options.overhead and options.out == parser.get_default("out"):
+        options.out = options.out.with_name("group_overhead.json")
+    names = options.methods or list(METHODS)
+    if alone := [name for name in names if METHODS[name].follows and METHODS[name].follows not in names]:
+        leaders = " ".join(METHODS[name].follows for name in alone)
+        parser.error(f"--methods: {' '.join(alone)} takes the settings of {leaders}: name that too")
+    return options
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@
     python benchmarks/hh_gold.py --table FILE.json [--into docs/results.md] [--pictures docs/pictures]
 
 The training rows are split in two by their first question. SFT policy and proxy reward model come from one half, the
-gold reward model from the other; RL asks the questions of the first half, and the published test questions say what
-came of it. Harmless and helpful are two domains that only the metrics are told of. --data: folder with
+gold reward model from the other; RL asks the questions of the first half. Settings are chosen by the gold reward on
+questions of the gold half, which the policy never saw, and the published test questions say what came of it. Policy,
+proxy and gold are the same for all seeds: a seed is another RL run, and intervals are over such runs. Harmless and
+helpful are two domains that only the metrics are told of. --data: folder with
 {harmless,helpful}_base_{train,test}.jsonl.gz (default: $HH_DATA). See `benchmarks/study.py` for what is tuned how.
 """
 
@@ -23,8 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks/ i
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a worker, before torch is imported
 
 from benchmarks import hh_models, study
+from benchmarks.hh_models import published
 from benchmarks.study import Study
 from benchmarks.study_runs import Method, Run
+from gipo_mc.errors import DataError
 
 if TYPE_CHECKING:
     from gipo_mc.config import Config
@@ -41,8 +45,8 @@ METHODS = {
     "gi_ppo_prompt": Method("GI-PPO, reads the prompt", "gi_ppo", KL, PAIRS, ("algorithm.group_input=prompt",)),
 }
 TUNING_SEEDS, FINAL_SEEDS = (61, 62), (71, 72, 73, 74, 75)
-FULL = {"iterations": 30, "batch": 64, "every": 10, "held_out": 256}
-QUICK = {"iterations": 2, "batch": 8, "every": 1, "held_out": 4}
+FULL: dict[str, Any] = {"iterations": 30, "batch": 64, "every": 10, "held_out": 256}
+QUICK: dict[str, Any] = {"iterations": 2, "batch": 8, "every": 1, "held_out": 4}
 #: Seconds of a response in training and in an evaluation on one core, for the budget alone.
 SECONDS_TRAINED, SECONDS_EVALUATED = 0.024, 0.009
 
@@ -55,12 +59,18 @@ def main(words: list[str] | None = None) -> int:
     if options.table:
         return study.show(options)
     if options.data is None:
-        parser.error("--data DIR is missing: the folder with {harmless,helpful}_base_{train,test}.jsonl.gz.")
-    return study.run(described(options), options)
+        parser.error("--data DIR is missing: the folder with {harmless,helpful}_base_{train,test}.jsonl.gz")
+    if missing := [path for part in ("train", "test") for path in published(options.data, part) if not path.is_file()]:
+        parser.error(f"--data {options.data}: there is no {missing[0].name} in it")
+    try:
+        return study.run(described(options), options)
+    except DataError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def described(options: argparse.Namespace) -> Study:
-    size, folder, data = QUICK if options.quick else FULL, options.runs, options.data
+    folder, data = options.runs, options.data
+    size = (QUICK if options.quick else FULL) | {"rows_and_models": hh_models.fingerprint(data)}
     methods = METHODS
     if options.quick:
         methods = {name: replace(METHODS[name], values=METHODS[name].values[:2]) for name in ("ppo", "gi_ppo")}
@@ -78,19 +88,19 @@ def described(options: argparse.Namespace) -> Study:
         data="hh",
         mixtures={},
         size=size,
-        config=lambda run, method: configured(run, method, size, folder, data),
+        config=lambda run, method: configured(run, method, size, folder),
         prepare=lambda seeds: hh_models.prepare(data, folder, options.workers, options.quick) if seeds else iter(()),
         seconds=seconds,
         judge=lambda: {"judge": json.loads((folder / "judge.json").read_text())},
     )
 
 
-def configured(run: Run, method: Method, size: dict[str, Any], folder: Path, data: Path) -> Config:
+def configured(run: Run, method: Method, size: dict[str, Any], folder: Path) -> Config:
     """A run of `configs/hh_tiny.yaml` on the policy's half, with the gold reward model beside it."""
     from gipo_mc.config import load_config
 
     words = [
-        *hh_models.words("prompts", data, folder, "policy"),
+        *hh_models.words("prompts", folder, "policy", "gold" if run.stage == "tuning" else "test"),
         f"run.dir={folder / f'seed{run.seed}'}",
         f"run.name={run.name}",
         f"run.seed={run.seed}",

@@ -4,14 +4,16 @@ All of it is trained by the package's own trainers from `configs/hh_tiny_*.yaml`
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.study_runs import forked, trained
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DOMAINS = ("harmless", "helpful")
@@ -26,68 +28,92 @@ SHAPE = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }
-
-#: Half the rows bear about half the steps of `hh_tiny_reward.yaml`; of three learning rates this one was best for gold.
+#: More steps learn the half's pairs by heart: of 80, 120 and 60 at 3e-4, 2e-3 and 7e-4 these were best for gold.
 REWARD = ("run.iterations=60", "checkpoint.every=60", "policy.lr=7e-4", "policy.warmup=10", "eval.every=20")
 REWARD += ("data.prompt_length=224", "data.sequence_length=256")
+QUICK = ("run.iterations=2", "checkpoint.every=2", "policy.warmup=1", "eval.prompts=8")
+
+
+def published(data: Path, part: str) -> list[Path]:
+    """The files of the published part "train" or "test" in the folder `data`, a domain each."""
+    return [data / f"{domain}_base_{part}.jsonl.gz" for domain in DOMAINS]
+
+
+def fingerprint(data: Path) -> str:
+    """One number for the rows and for how the models are made of them. Raises OSError where a file is missing."""
+    total = hashlib.sha256(repr((VOCABULARY, SHAPE, REWARD)).encode())
+    for path in (*published(data, "train"), *published(data, "test")):
+        total.update(path.read_bytes())
+    return total.hexdigest()[:16]
 
 
 def prepare(data: Path, folder: Path, workers: int, quick: bool = False) -> Iterator[str]:
-    """Split and train what is missing; yields a line for each part that is there. Raises RuntimeError where a trainer
-    fails, OSError where the rows cannot be read.
-
-    data: folder with {harmless,helpful}_base_{train,test}.jsonl.gz.
-    """
-    for side, count in split(data, folder).items():
-        yield f"rows of the {side} side: {count}"
-    run = [(side, (_sft, data, folder, side, quick)) for side in SIDES if not trained(folder / f"sft_{side}")]
-    for name, seconds in forked(run, folder, workers):
-        yield f"SFT of the {name} side: {seconds:.0f} s"
-    run = [(side, (_reward, data, folder, side, quick)) for side in SIDES if not trained(folder / f"reward_{side}")]
-    for name, seconds in forked(run, folder, workers):
-        yield f"reward model of the {name} side: {seconds:.0f} s"
+    """Split the rows, train and judge what is missing; yields a line for each thing that was done. Raises DataError for
+    rows that cannot be read, RuntimeError where a trainer fails."""
+    for name, count in split(data, folder).items():
+        yield f"rows of {name}: {count}"
+    for kind, train in (("sft", _sft), ("reward", _reward)):
+        missing = [side for side in SIDES if not trained(folder / f"{kind}_{side}")]
+        jobs = [(f"{kind}_{side}", (train, folder, side, QUICK if quick else ())) for side in missing]
+        for name, seconds in forked(jobs, folder, workers):
+            yield f"{name}: {seconds:.0f} s"
     if not (folder / "judge.json").exists():
-        for _ in forked([("judge", (judge, data, folder))], folder, 1):
-            yield "reward models judged on the test rows"
+        for name, seconds in forked([("judge", (judge, folder))], folder, 1):
+            yield f"{name}: {seconds:.0f} s"
 
 
 def split(data: Path, folder: Path) -> dict[str, str]:
-    """Write <folder>/data/{policy,gold}_{harmless,helpful}.jsonl; a row goes where the hash of its first question says.
-    Returns the number of rows of each domain by side."""
-    counts: dict[str, list[str]] = {side: [] for side in SIDES}
+    """Write <folder>/data/{policy,gold,test}_{harmless,helpful}.jsonl; returns the number of rows of each domain.
+
+    A training row goes to the side that the hash of its first question says. Test rows whose first question stands in
+    the training rows are left out. Raises DataError for a file or a row that cannot be read.
+    """
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    for domain in DOMAINS:
-        rows: dict[str, list[str]] = {side: [] for side in SIDES}
-        with gzip.open(data / f"{domain}_base_train.jsonl.gz", "rt", encoding="utf-8") as lines:
-            for line in lines:
-                question = json.loads(line)["chosen"].split("\n\nAssistant:", 1)[0]
-                rows[SIDES[hashlib.sha256(question.encode()).digest()[0] & 1]].append(line)
-        for side in SIDES:
-            (folder / "data" / f"{side}_{domain}.jsonl").write_text("".join(rows[side]), encoding="utf-8")
-            counts[side].append(f"{len(rows[side])} {domain}")
+    counts: dict[str, list[str]] = {}
+    known: set[str] = set()
+    for part in ("train", "test"):
+        for domain, path in zip(DOMAINS, published(data, part), strict=True):
+            sides: dict[str, list[str]] = {side: [] for side in (SIDES if part == "train" else ("test",))}
+            for question, line in _rows(path):
+                if part == "train":
+                    known.add(question)
+                    sides[SIDES[hashlib.sha256(question.encode()).digest()[0] & 1]].append(line)
+                elif question not in known:
+                    sides["test"].append(line)
+            for side, lines in sides.items():
+                Path(file(folder, side, domain)).write_text("".join(lines), encoding="utf-8")
+                counts.setdefault(side, []).append(f"{len(lines)} {domain}")
     return {side: " and ".join(found) for side, found in counts.items()}
 
 
-def files(folder: Path, side: str) -> list[str]:
-    return [str(folder / "data" / f"{side}_{domain}.jsonl") for domain in DOMAINS]
+def _rows(path: Path) -> Iterator[tuple[str, str]]:
+    """(first question, row as a line) of each dialogue."""
+    from gipo_mc.data.sources import BadRow, read_rows
+    from gipo_mc.errors import DataError
+
+    for row in read_rows(str(path)):
+        if isinstance(row, BadRow):
+            raise DataError(f"{row.where}: {row.reason}")
+        chosen = row.fields.get("chosen")
+        if not isinstance(chosen, str):
+            raise DataError(f"{row.where} has no text 'chosen': the study reads HH-RLHF dialogues as published.")
+        yield chosen.split("\n\nAssistant:", 1)[0], json.dumps(dict(row.fields)) + "\n"
 
 
-def held_out(data: Path) -> list[str]:
-    return [str(data / f"{domain}_base_test.jsonl.gz") for domain in DOMAINS]
+def file(folder: Path, side: str, domain: str) -> str:
+    return str(folder / "data" / f"{side}_{domain}.jsonl")
 
 
-def words(key: str, data: Path, folder: Path, side: str) -> list[str]:
-    """Options that put the rows of a side, and the published test rows, into a configuration of `configs/`."""
-    return [
-        f"run.dir={folder}",
-        f"data.{key}=[{','.join(files(folder, side))}]",
-        f"data.evaluation=[{','.join(held_out(data))}]",
-        "device=cpu",
-    ]
+def words(key: str, folder: Path, side: str, evaluation: str = "test") -> list[str]:
+    """Options that put the rows of `side` under data.<key>, and those of `evaluation` beside them, into a configuration
+    of `configs/`."""
+    names = {key: side, "evaluation": evaluation}
+    lists = {name: ",".join(file(folder, part, domain) for domain in DOMAINS) for name, part in names.items()}
+    return [f"run.dir={folder}", "device=cpu", *(f"data.{name}=[{found}]" for name, found in lists.items())]
 
 
 # ---------------------------------------------------------------------------------------------------- in forks
-def _sft(data: Path, folder: Path, side: str, quick: bool) -> None:
+def _sft(folder: Path, side: str, others: tuple[str, ...]) -> None:
     import torch
 
     from gipo_mc.config import load_config, validate
@@ -98,33 +124,27 @@ def _sft(data: Path, folder: Path, side: str, quick: bool) -> None:
     start = folder / f"model_{side}"
     if not (start / "config.json").exists():
         # The gold side reads the policy's tokens, so both have its tokenizer; weights differ.
-        rows = validate({"data": {"demonstrations": files(folder, "policy")}}).data
+        rows = validate({"data": {"demonstrations": [file(folder, "policy", domain) for domain in DOMAINS]}}).data
         create_text_model(start, rows, VOCABULARY, 1 + SIDES.index(side), **SHAPE)
-    options = [*words("demonstrations", data, folder, side), f"run.name=sft_{side}", f"model.policy={start}"]
-    options += ["run.iterations=2", "checkpoint.every=2", "policy.warmup=1", "eval.prompts=8"] if quick else []
+    options = [*words("demonstrations", folder, side), f"run.name=sft_{side}", f"model.policy={start}", *others]
     builtin.train_sft(load_config(str(CONFIGS / "hh_tiny_sft.yaml"), options))
 
 
-def _reward(data: Path, folder: Path, side: str, quick: bool) -> None:
+def _reward(folder: Path, side: str, others: tuple[str, ...]) -> None:
     import torch
 
     from gipo_mc.config import load_config
     from gipo_mc.training import builtin
 
     torch.set_num_threads(1)
-    options = [*words("preferences", data, folder, side), f"run.name=reward_{side}"]
-    options += [f"model.policy={folder / f'sft_{side}'}", *REWARD]
-    options += ["run.iterations=2", "checkpoint.every=2", "policy.warmup=1", "eval.prompts=8"] if quick else []
+    options = [*words("preferences", folder, side), f"run.name=reward_{side}"]
+    options += [f"model.policy={folder / f'sft_{side}'}", *REWARD, *others]
     builtin.train_reward(load_config(str(CONFIGS / "hh_tiny_reward.yaml"), options))
 
 
-def judge(data: Path, folder: Path) -> None:
-    """Write <folder>/judge.json: how well proxy and gold know the published test pairs, by domain, and each other.
-
-    accuracy: share of pairs whose chosen response gets more; agreement: share of pairs that both reward models order
-    alike; correlation: Pearson's, of the two rewards of a pair's chosen response over pairs. The scores come from
-    `transformers`, of the exported models.
-    """
+def judge(folder: Path) -> None:
+    """Write <folder>/judge.json: how well proxy and gold know the test pairs, and each other, by domain (`compared`).
+    The scores come from `transformers`, of the exported models."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -134,9 +154,10 @@ def judge(data: Path, folder: Path) -> None:
     from gipo_mc.parallel import runtime
     from gipo_mc.training import conversion
 
-    config = load_config(str(CONFIGS / "hh_tiny_reward.yaml"), words("preferences", data, folder, "policy"))
+    options = [*words("preferences", folder, "policy"), *REWARD]
+    config = load_config(str(CONFIGS / "hh_tiny_reward.yaml"), options)
     layout = runtime.initialize(config.parallel, config.device)
-    scores: dict[str, Any] = {}
+    scores: dict[str, Tensor] = {}
     for side in SIDES:
         exported = folder / f"reward_{side}_hf"
         conversion.to_hf(str(folder / f"reward_{side}"), exported, layout)
@@ -151,15 +172,24 @@ def judge(data: Path, folder: Path) -> None:
                 ]
             )
         domains = pairs.domain_of
-    found: dict[str, Any] = {}
+    found = {}
     for domain in (*DOMAINS, "all"):
         own = torch.tensor([domain in (name, "all") for name in domains])
-        first, second = (scores[side][own] for side in SIDES)
-        found[domain] = {
-            "pairs": int(own.sum()),
-            "proxy_accuracy": float((first[:, 0] > first[:, 1]).float().mean()),
-            "gold_accuracy": float((second[:, 0] > second[:, 1]).float().mean()),
-            "agreement": float(((first[:, 0] > first[:, 1]) == (second[:, 0] > second[:, 1])).float().mean()),
-            "correlation": float(torch.corrcoef(torch.stack([first[:, 0], second[:, 0]]))[0, 1]),
-        }
+        found[domain] = compared(scores["policy"][own], scores["gold"][own])
     (folder / "judge.json").write_text(json.dumps(found))
+
+
+def compared(proxy_P2: Tensor, gold_P2: Tensor) -> dict[str, Any]:
+    """Rewards of P pairs, chosen and rejected, [P, 2] each. proxy_accuracy, gold_accuracy: share of pairs whose chosen
+    response gets more; agreement: share that both order alike; correlation: Pearson's, of the two rewards of a response
+    over all responses."""
+    import torch
+
+    proxy_P, gold_P = (scores[:, 0] > scores[:, 1] for scores in (proxy_P2, gold_P2))
+    return {
+        "pairs": len(proxy_P2),
+        "proxy_accuracy": float(proxy_P.double().mean()),
+        "gold_accuracy": float(gold_P.double().mean()),
+        "agreement": float((proxy_P == gold_P).double().mean()),
+        "correlation": float(torch.corrcoef(torch.stack([proxy_P2.flatten(), gold_P2.flatten()]).double())[0, 1]),
+    }

@@ -92,8 +92,9 @@ class Study:
 
 
 def run(study: Study, options: argparse.Namespace) -> int:
-    """Everything that is left to run, or with --budget only how much it is."""
-    record = load(study, options.out)
+    """Everything that is left to run, or with --budget only how much it is. Raises RuntimeError where a run dies of
+    anything but its numbers: the program, the data or the machine is at fault then, and no method."""
+    record = load(study, options.out, options.runs)
     print(budget(study, record, options), flush=True)
     if options.budget:
         return 0
@@ -147,29 +148,38 @@ def budget(study: Study, record: dict[str, Any], options: argparse.Namespace) ->
     )
 
 
-def load(study: Study, path: Path) -> dict[str, Any]:
-    """The record so far, or an empty one. Its settings, once chosen, are kept."""
+def load(study: Study, path: Path, runs: Path) -> dict[str, Any]:
+    """The record so far, or an empty one. Its settings, once chosen, are kept. Raises SystemExit where the record, or
+    the runs in the folder, are of another study."""
     plan = json.loads(json.dumps(study.plan()))
-    if not path.exists():
-        return {"benchmark": study.name, **plan}
-    earlier: dict[str, Any] = json.loads(path.read_text())
-    changed = [key for key in plan if earlier.get(key) != plan[key]]
-    if changed:
+    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"benchmark": study.name, **plan}
+    if changed := [key for key in plan if record.get(key) != plan[key]]:
         raise SystemExit(f"{path} is of another study (it differs in {', '.join(changed)}): give another --out.")
-    return earlier
+    # More methods or seeds may join the runs that are there; a run of another size would be taken for one of this.
+    kept = runs / "size.json"
+    if kept.exists() and (other := json.loads(kept.read_text())) != plan["size"]:
+        raise SystemExit(f"The runs in {runs} are of another size ({other}, not {plan['size']}): give another --runs.")
+    for folder in (runs, path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(plan["size"]))
+    return record
 
 
 def show(options: argparse.Namespace) -> int:
     """The tables of a record, printed or put into a document, and its pictures."""
     record = json.loads(options.table.read_text())
+    parts = study_tables.parts(record)
+    if not parts:
+        raise SystemExit(f"{options.table} is no record of a study, or of one that has not chosen its settings yet.")
     if options.pictures:
+        if not record.get("runs"):
+            raise SystemExit(f"{options.table} has no final runs, of which there could be pictures.")
         study_pictures.draw(record, options.pictures, options.table.stem)
     text = options.into.read_text() if options.into else ""
-    sources = {part: f"{options.table.as_posix()}: {part}" for part in study_tables.parts(record)}
+    sources = {part: f"{options.table.as_posix()}: {part}" for part in parts}
     wanted = [part for part in sources if options.into is None or documents.marker(sources[part]) in text]
     if not wanted:
-        first = documents.marker(next(iter(sources.values())))
-        raise SystemExit(f"{options.into} has no line {first} or the like.")
+        raise SystemExit(f"{options.into} has no line {documents.marker(sources[parts[0]])} or the like.")
     for part in wanted:
         table = study_tables.table(record, part)
         if options.into is None:
@@ -199,12 +209,16 @@ def parsed(parser: argparse.ArgumentParser, words: list[str] | None) -> argparse
     options = parser.parse_args(words)
     if (options.into or options.pictures) and not options.table:
         parser.error("--into and --pictures need --table FILE.json")
+    if options.workers < 1:
+        parser.error("--workers is at least 1")
+    for path in (options.table, options.into):
+        if path and not path.is_file():
+            parser.error(f"there is no file {path}")
     return options
 
 
 def _carry_out(study: Study, runs: Sequence[Run], options: argparse.Namespace) -> None:
-    """What has no outcome yet, after what it starts from. Raises RuntimeError where a worker dies: the program is at
-    fault then, not a method."""
+    """What has no outcome yet, after what it starts from."""
     left = [run for run in runs if finished(run, options.runs) is None]
     for line in study.prepare(sorted({run.seed for run in left})):
         print(line, flush=True)

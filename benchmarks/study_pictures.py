@@ -22,7 +22,7 @@ _GROUPED = ("gi_ppo", "gi_ppo_prompt", "paper")
 
 
 def draw(record: Mapping[str, Any], folder: Path, name: str) -> None:
-    """<name>_{differences,over_optimisation,groups}.png in `folder`. Raises ValueError for a record without runs."""
+    """<name>_{differences,over_optimisation,groups}.png in `folder`."""
     import matplotlib
 
     matplotlib.use("Agg")

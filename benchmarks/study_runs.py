@@ -7,9 +7,9 @@ into `outcome.json` and its checkpoints go away; a run with an outcome is never 
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import time
@@ -68,7 +68,7 @@ def carry_out(run: Run, config: Callable[[], Config], folder: Path) -> None:
     """Train, in this process, and leave the outcome behind."""
     import torch
 
-    from gipo_mc.errors import GipoError
+    from gipo_mc.errors import NumericsError
     from gipo_mc.training import builtin
 
     torch.set_num_threads(1)
@@ -77,7 +77,7 @@ def carry_out(run: Run, config: Callable[[], Config], folder: Path) -> None:
     failure = ""
     try:
         builtin.train_gi_ppo(resolved)
-    except GipoError as error:  # numbers that blow up are a result too
+    except NumericsError as error:  # numbers that blow up are a result; a full disk is none
         failure = f"{type(error).__name__}: {error}"
     path = outcome_path(run, folder)
     found = read_outcome(path.parent, resolved.run.iterations) if not failure else {}
@@ -169,23 +169,19 @@ def _warnings(path: Path) -> dict[str, dict[str, Any]]:
 
 
 # ------------------------------------------------------------------------------------------------------------- workers
-def forked(
-    jobs: Sequence[tuple[Any, tuple[Any, ...]]], folder: Path, workers: int, max_load: float = math.inf
-) -> Iterator[tuple[Any, float]]:
+def forked(jobs: Sequence[tuple[Any, tuple[Any, ...]]], folder: Path, workers: int) -> Iterator[tuple[Any, float]]:
     """Carry out (name, (function, *arguments)) in forks of this process, which start in a tenth of a second because it
-    has imported torch; yields (name, seconds) as they end. What they print goes to `folder`/logs.
-
-    max_load: a second and further one starts only while the machine's load average is below it.
-    """
+    has imported torch; yields (name, seconds) as they end. What they print goes to `folder`/logs. Raises RuntimeError
+    with the end of that where one fails."""
     context = multiprocessing.get_context("fork")
     waiting = list(reversed(jobs))
     busy: dict[Any, tuple[Any, Path, float]] = {}
     try:
         while waiting or busy:
-            while waiting and len(busy) < workers and (not busy or os.getloadavg()[0] < max_load):
+            while waiting and len(busy) < workers:
                 name, call = waiting.pop()
                 began = time.monotonic()
-                log = folder / "logs" / (str(getattr(name, "name", f"reference-{name}")).replace("/", "-") + ".txt")
+                log = folder / "logs" / (re.sub(r"[^\w.-]+", "-", getattr(name, "name", str(name))) + ".txt")
                 log.parent.mkdir(parents=True, exist_ok=True)
                 process = context.Process(target=_quietly, args=(log, call))
                 process.start()
@@ -193,7 +189,8 @@ def forked(
             for process in [p for p in busy if not p.is_alive()]:
                 name, log, begin = busy.pop(process)
                 if process.exitcode:
-                    raise RuntimeError(f"{name} ended with {process.exitcode}:\n{log.read_text()[-2000:]}")
+                    title, said = getattr(name, "name", name), log.read_text()[-2000:]
+                    raise RuntimeError(f"{title} ended with {process.exitcode}; the end of {log}:\n{said}")
                 yield name, time.monotonic() - begin
             time.sleep(0.2)
     finally:

@@ -61,39 +61,53 @@ def best_value(scores: Mapping[T, Sequence[float]]) -> T:
     return max(scores, key=lambda value: sum(scores[value]) / len(scores[value]))
 
 
-def figures(outcome: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of one run's outcome: gold, proxy, KL, tails and kurtosis by domain, and over the domains that were
-    trained on ("ood" was not): mean, proxy, kl, and worst. {} of a run that failed.
+def levels(row: Mapping[str, float]) -> dict[str, float]:
+    """The figures of one evaluation: gold, proxy_<domain> and kl_<domain>, and over the domains that were trained on
+    ("ood" was not) mean, proxy and kl; on the built-in task, whose domains have one scale, worst and mixture too."""
+    gold = {domain: row[f"gold/domain/{domain}"] for domain in _domains(row)}
+    proxy, kl = ({d: row[f"{key}/domain/{d}"] for d in gold} for key in ("eval/reward", "eval/kl"))
+    trained = [domain for domain in gold if domain != "ood"]
+    found = {
+        **gold,
+        **{f"proxy_{domain}": value for domain, value in proxy.items()},
+        **{f"kl_{domain}": value for domain, value in kl.items()},
+        "mean": sum(gold[domain] for domain in trained) / len(trained),
+        "proxy": sum(proxy[domain] for domain in trained) / len(trained),
+        "kl": sum(kl[domain] for domain in trained) / len(trained),
+    }
+    if set(trained) == {"easy", "hard"}:
+        found |= {"worst": min(gold["easy"], gold["hard"]), "mixture": 0.8 * gold["easy"] + 0.2 * gold["hard"]}
+    return found
 
-    worst: on the built-in task the lower of two domains whose gold rewards have one scale; else the smaller gain over
-    the policy that the run started from, since a reward model's levels of two domains are no common scale.
+
+def figures(outcome: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of one run: those of its last evaluation, and tail and kurtosis of both rewards by domain. {} of a
+    run that failed.
+
+    worst, other than on the built-in task: the smaller gain over the policy that the run started from, since a reward
+    model's levels of two domains are no common scale.
     """
     final: Mapping[str, float] = outcome.get("final") or {}
     if not final:
         return {}
-    prefix = "gold/domain/"
-    gold = {name.removeprefix(prefix): value for name, value in final.items() if name.startswith(prefix)}
-    trained = [domain for domain in gold if domain != "ood"]
-    found = dict(gold)
-    for name, key in _BY_DOMAIN.items():
-        found |= {f"{name}_{domain}": final[f"{key}/{domain}"] for domain in gold}
-    found |= {
-        "mean": sum(gold[domain] for domain in trained) / len(trained),
-        "proxy": sum(final[f"eval/reward/domain/{domain}"] for domain in trained) / len(trained),
-        "kl": sum(final[f"eval/kl/domain/{domain}"] for domain in trained) / len(trained),
-    }
-    if {"easy", "hard"} == set(trained):
-        return found | {"mixture": 0.8 * gold["easy"] + 0.2 * gold["hard"], "worst": min(gold["easy"], gold["hard"])}
-    start = next(row for row in outcome["curve"] if row["step"] == 0)
-    gains = {domain: gold[domain] - start[f"{prefix}{domain}"] for domain in trained}
-    return found | {f"gain_{domain}": gain for domain, gain in gains.items()} | {"worst": min(gains.values())}
+    found = levels(final)
+    for name, key in _SHAPE.items():
+        found |= {f"{name}_{domain}": final[f"{key}/{domain}"] for domain in _domains(final)}
+    if "worst" not in found:
+        start = levels(next(row for row in outcome["curve"] if row["step"] == 0))
+        gains = {f"gain_{domain}": found[domain] - start[domain] for domain in _domains(final)}
+        found |= gains | {"worst": min(gains.values())}
+    return found
 
 
-_BY_DOMAIN = {
-    "proxy": "eval/reward/domain",
-    "kl": "eval/kl/domain",
+_SHAPE = {
     "tail": "gold/lowest_tenth",
     "kurtosis": "gold/kurtosis",
     "proxy_tail": "eval/reward/lowest_tenth",
     "proxy_kurtosis": "eval/reward/kurtosis",
 }
+
+
+def _domains(row: Mapping[str, float]) -> list[str]:
+    prefix = "gold/domain/"
+    return [name.removeprefix(prefix) for name in row if name.startswith(prefix)]

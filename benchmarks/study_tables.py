@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.study_statistics import Interval, figures, interval, paired
+from benchmarks.study_statistics import Interval, figures, interval, levels, paired
 
 #: The figures that are compared, and their titles, by study.
 COMPARED = {
@@ -45,6 +45,12 @@ COLUMNS = {
         "kl_helpful": "KL, helpful",
     },
 }
+#: Beside PPO: what says whether a gain is due to group inference, and to which part of it.
+_COUNTERPARTS = (
+    *((form, control) for form in ("gi_ppo", "gi_ppo_prompt") for control in ("mean_kl", "threshold_kl", "ppo_no_kl")),
+    *((form, part) for form in ("gi_ppo", "gi_ppo_prompt") for part in ("variance_penalty", "adaptive_kl")),
+    *(("gi_ppo_prompt", "gi_ppo"), ("adaptive_kl", "mean_kl"), ("adaptive_kl", "threshold_kl"), ("gi_rloo", "rloo")),
+)
 #: Methods with groups whose KL does not look at them.
 _FIXED_KL = ("variance_penalty", "oracle_group_dro")
 Record = Mapping[str, Any]
@@ -102,7 +108,10 @@ def gold(record: Record, data: str = "") -> str:
         lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
     reference = _reference(record, data)
     if reference:
-        cells = [_spread(reference[column]) if column in reference else "" for column in columns]
+        cells = [
+            _spread(reference[column]) if column in reference and not column.startswith("kl") else ""
+            for column in columns
+        ]
         lines.append(f"| the SFT policy itself | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -119,14 +128,13 @@ def differences(record: Record, data: str = "") -> str:
 
 
 def controls(record: Record, data: str = "") -> str:
-    """GI-PPO in its two forms, and adaptive KL alone, against the controls of group inference."""
+    """GI-PPO against the controls of group inference, against its parts, and in its forms."""
     found, compared = results(record, data), COMPARED[record["benchmark"]]
     lines = [f"| difference | {' | '.join(compared.values())} |", "| --- " * (len(compared) + 1) + "|"]
-    for name in ("gi_ppo", "gi_ppo_prompt", "adaptive_kl"):
-        for rival in ("mean_kl", "threshold_kl"):
-            if name in found and rival in found:
-                cells = [_interval(difference(found, name, rival, figure)) for figure in compared]
-                lines.append(f"| {_title(record, name)} minus {_title(record, rival)} | {' | '.join(cells)} |")
+    for name, other in _COUNTERPARTS:
+        if name in found and other in found:
+            cells = [_interval(difference(found, name, other, figure)) for figure in compared]
+            lines.append(f"| {_title(record, name)} minus {_title(record, other)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -260,7 +268,10 @@ _PARTS = {
 
 
 def parts(record: Record) -> tuple[str, ...]:
-    return _PARTS[record["benchmark"]]
+    """The tables that a record can have by now; none for a record of something else."""
+    known = _PARTS.get(record.get("benchmark", ""), ())
+    needs = {"settings": "tuning", "judge": "judge", "overhead": "overhead"}
+    return tuple(part for part in known if record.get(needs.get(part, "runs")))
 
 
 def table(record: Record, part: str) -> str:
@@ -308,14 +319,7 @@ def _reference(record: Record, data: str) -> dict[str, list[float]]:
     for run in outcomes(record, "ppo", data):
         start = next((row for row in run.get("curve", []) if row["step"] == 0), None)
         if start:
-            prefix = "gold/domain/"
-            gold = {name.removeprefix(prefix): value for name, value in start.items() if name.startswith(prefix)}
-            trained = [domain for domain in gold if domain != "ood"]
-            own = gold | {"mean": sum(gold[domain] for domain in trained) / len(trained)}
-            own["proxy"] = sum(start[f"eval/reward/domain/{domain}"] for domain in trained) / len(trained)
-            if "easy" in gold:
-                own["worst"] = min(gold["easy"], gold["hard"])
-            for name, value in own.items():
+            for name, value in levels(start).items():
                 found.setdefault(name, []).append(value)
     return found
 

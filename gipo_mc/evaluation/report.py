@@ -81,14 +81,16 @@ def save_charts(runs: list[Path], folder: Path) -> list[Path]:
     kinds: dict[str, list[RunData]] = {}
     for run in load_runs(runs):
         kinds.setdefault(run.kind, []).append(run)
-    written = []
+    written: list[Path] = []
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for kind, members in kinds.items():
         for section in panels.sections(members):
             for panel in section.panels:
                 title = panel.title if len(kinds) == 1 else f"{kind} {panel.title}"
-                path = folder / (re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_") + ".svg")
+                name = re.sub(r"\W+", "_", title.lower()).strip("_")
+                taken = sum(path.stem == name or path.stem.startswith(f"{name}-") for path in written)
+                path = folder / (f"{name}-{taken + 1}.svg" if taken else f"{name}.svg")
                 # In the report a chart stands on the page's colour; alone it needs one of its own.
                 write_atomically(path, panel.svg.replace(">", '><rect width="100%" height="100%" fill="white"/>', 1))
                 written.append(path)

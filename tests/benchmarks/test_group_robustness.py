@@ -12,6 +12,8 @@ import pytest
 from benchmarks import documents, group_robustness, study_tables
 from benchmarks.study_statistics import Interval, best_value, figures, interval, paired, t_quantile
 
+RESULTS = Path(group_robustness.__file__).parent / "results"
+
 
 def test_interval_by_hand() -> None:
     # Mean 2, squared deviations 1 + 0 + 1, variance 1, standard error 1 / sqrt(3), t with 2 degrees of freedom.
@@ -81,6 +83,11 @@ def test_figures_and_tables_by_hand() -> None:
     line = study_tables.differences(record).splitlines()[-1]
     half = 4.303 * 0.1 / math.sqrt(3)
     assert line.startswith(f"| GI-PPO | **+0.300 ± {half:.3f} (3/3)** | +0.000 ± 0.000 (0/3) |")
+    assert study_tables.controls(record).count("\n") == 1  # none of the controls ran
+    other = {**record, "methods": {"mean_kl": {"title": "mean KL"}, **methods}}
+    other["runs"] = [*runs, *(outcome("mean_kl", seed, 0.5, 0.2, 0.3) for seed in gains)]
+    line = study_tables.controls(other).splitlines()[-1]
+    assert line.startswith(f"| GI-PPO minus mean KL | +0.200 ± {half:.3f} (3/3) |")
     assert "| PPO | 0.500 ± 0.000 | 0.100 ± 0.000 |" in study_tables.gold(record)
     line = study_tables.groups(record).splitlines()[-1]
     assert line.startswith("| GI-PPO | 0.92 (0.91) | 0.30 (0.30) | 0.20 | 0.70 | 0.50 |")
@@ -115,6 +122,28 @@ def test_the_whole_study_and_again(tmp_path: Path, capsys: pytest.CaptureFixture
         group_robustness.main([*words, "--seeds", "51"])
 
 
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_committed_record_of_a_study_can_be_shown(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if path.stem.startswith(("group_", "hh_")):
+        assert group_robustness.main(["--table", str(path)]) == 0 and "| --- |" in capsys.readouterr().out
+    else:
+        with pytest.raises(SystemExit, match="is no record of a study"):
+            group_robustness.main(["--table", str(path)])
+
+
+def test_what_cannot_be_run_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (["--methods", "ppo", "oracle_gi_ppo"], "oracle_gi_ppo takes the settings of gi_ppo: name that too"),
+        (["--workers", "0"], "--workers is at least 1"),
+        (["--table", str(tmp_path / "none.json")], "there is no file"),
+        (["--pictures", str(tmp_path)], "need --table"),
+    ):
+        with pytest.raises(SystemExit):
+            group_robustness.main(words)
+        assert said in capsys.readouterr().err
+    assert group_robustness.arguments(["--overhead", "2"]).out.name == "group_overhead.json"  # not over the study's
+
+
 def test_overhead_by_hand() -> None:
     phases = {"rollout": 0.1, "total": 0.2}
     slower = {"rollout": 0.1, "total": 0.25}
@@ -123,7 +152,7 @@ def test_overhead_by_hand() -> None:
         "totals": {"PPO": [0.2, 0.2, 0.4], "GI-PPO": [0.21, 0.22, 0.5]},
         "processor": {"PPO": [0.1, 0.1, 0.1], "GI-PPO": [0.1, 0.11, 0.11]},
     }
-    lines = study_tables.table({"overhead": measured}, "overhead").splitlines()
+    lines = study_tables.table({"benchmark": "group_overhead", "overhead": measured}, "overhead").splitlines()
     assert lines[2:] == [
         "| rollout | 100.0 | 100.0 | +0.0% |",
         "| total | 200.0 | 250.0 | +25.0% |",

@@ -13,7 +13,7 @@ import pytest
 
 from gipo_mc.errors import DataError, StorageError
 from gipo_mc.evaluation import panels, plots, summary
-from gipo_mc.evaluation.report import build_report
+from gipo_mc.evaluation.report import build_report, save_charts
 from gipo_mc.evaluation.runs import load_run, load_runs
 from tests.evaluation.fake_runs import rl_run, supervised_run
 from tests.scripts import run_script
@@ -454,6 +454,11 @@ def test_every_chart_of_the_report_is_a_picture_of_its_own(runs, tmp_path):
     assert len(pictures) == drawn > 20 and f"{drawn} charts" in done.stdout
     for path in pictures:
         assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_charts_of_names_that_differ_in_punctuation_alone_keep_their_files(tmp_path):
+    run = write_run(tmp_path / "run", [{"step": 1, "some/a.b": 1.0, "some/a b": 2.0, "some/a-b": 3.0}])
+    assert {path.name for path in save_charts([run], tmp_path)} == {"some_a_b.svg", "some_a_b-2.svg", "some_a_b-3.svg"}
 
 
 def test_the_command_fails_in_one_sentence(tmp_path):

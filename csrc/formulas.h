@@ -13,7 +13,7 @@ using Mask = decltype(A() < A());
 // The larger of two numbers; NaN if either is, in whichever order they come.
 template <class A>
 GIPO_HD A larger(A a, A b) {
-    return select(a != a, a, select(a > b, a, b));
+    return select(a != a, a, not_below(b, a));
 }
 
 // ---- Op A: softmax statistics -------------------------------------------------------------------------------------
@@ -133,8 +133,7 @@ struct Surrogate {
 };
 template <class A>
 GIPO_HD Surrogate<A> surrogate(A ratio, A advantage, A lowest, A highest) {
-    const A above = select(ratio < lowest, lowest, ratio);
-    const A bounded = select(above > highest, highest, above);
+    const A bounded = not_above(not_below(ratio, lowest), highest);
     const A free = ratio * advantage, held = bounded * advantage;
     return {select(held < free, held, free), held < free};
 }

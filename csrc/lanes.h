@@ -104,7 +104,8 @@ GIPO_HD LaneMask<E> is_minus_infinity(const Lanes<E>& x) {
     return x == Lanes<E>(minus_infinity<E>());
 }
 
-// As not_below of numbers.h, which compilers do not see to be one instruction: the second operand where one is NaN.
+// As not_below and not_above of numbers.h, which compilers do not see to be one instruction each: the second operand
+// where one is NaN.
 GIPO_HD Lanes<float> not_below(const Lanes<float>& x, const Lanes<float>& lowest) {
     Lanes<float> result;
     for (int k = 0; k < Lanes<float>::kParts; ++k) {
@@ -114,6 +115,20 @@ GIPO_HD Lanes<float> not_below(const Lanes<float>& x, const Lanes<float>& lowest
         result.part[k] = _mm256_max_ps(lowest.part[k], x.part[k]);
 #else
         result.part[k] = lowest.part[k] > x.part[k] ? lowest.part[k] : x.part[k];
+#endif
+    }
+    return result;
+}
+
+GIPO_HD Lanes<float> not_above(const Lanes<float>& x, const Lanes<float>& highest) {
+    Lanes<float> result;
+    for (int k = 0; k < Lanes<float>::kParts; ++k) {
+#if defined(__AVX512F__) && GIPO_VECTOR_BYTES == 64
+        result.part[k] = _mm512_min_ps(highest.part[k], x.part[k]);
+#elif defined(__AVX2__) && GIPO_VECTOR_BYTES == 32
+        result.part[k] = _mm256_min_ps(highest.part[k], x.part[k]);
+#else
+        result.part[k] = highest.part[k] < x.part[k] ? highest.part[k] : x.part[k];
 #endif
     }
     return result;

@@ -199,6 +199,12 @@ GIPO_HD A not_below(A x, A lowest) {
     return select(lowest > x, lowest, x);
 }
 
+// The smaller of x and a constant; NaN stays NaN.
+template <class A>
+GIPO_HD A not_above(A x, A highest) {
+    return select(highest < x, highest, x);
+}
+
 // x, but not below the exponent whose power is 0.
 template <class A>
 GIPO_HD A bounded_exponent(A x) {
@@ -229,8 +235,7 @@ GIPO_HD Exponential<A> exponential_of(A x) {
     const A value = expf(x);
     return {value, fabsf(x) < 0.5f ? series * (x * x) : value - 1.0f - x};
 #else
-    const A above = not_below(x, A(-88.0f));
-    const A bounded = select(above > A(89.0f), A(89.0f), above);
+    const A bounded = not_above(not_below(x, A(-88.0f)), A(89.0f));
     const A shifted = fused(bounded, A(static_cast<float>(kLog2E)), A(kExponentShift));
     const A n = shifted - A(kExponentShift);
     const A r = fused(n, A(2.12194440e-4f), fused(n, A(-0.693359375f), bounded));  // x - n ln 2, ln 2 in two parts

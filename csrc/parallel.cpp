@@ -1,6 +1,7 @@
 // The threads that help with a kernel.
 #include "parallel.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <cfenv>
@@ -90,6 +91,31 @@ class Helpers {
     int64_t started_ = 0;
 };
 
+// What compilers call for an OpenMP region, where a runtime is loaded. Its threads stay awake for a while after each of
+// torch's operations, and would keep helpers of ours from a processor: with as many threads as processors ours came too
+// late for a small kernel.
+using OpenMpParallel = void (*)(void (*body)(void*), void* context, unsigned threads, unsigned flags);
+bool forked = false;
+
+OpenMpParallel openmp() {
+    static const auto found = reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    return forked ? nullptr : found;
+}
+
+struct Shared {
+    SharedWork& work;
+    std::fenv_t arithmetic;
+};
+
+void take_part_as_caller(void* given) {
+    auto& [work, arithmetic] = *static_cast<Shared*>(given);
+    std::fenv_t own;
+    std::fegetenv(&own);
+    std::fesetenv(&arithmetic);
+    work.take_part();
+    std::fesetenv(&own);
+}
+
 // Never destroyed: helpers sleep in it until the process ends.
 Helpers* helpers_of_process = nullptr;
 std::mutex making;
@@ -98,6 +124,7 @@ std::mutex making;
 // when the module is loaded, before any fork that could matter.
 [[maybe_unused]] const int registered = pthread_atfork([] { making.lock(); }, [] { making.unlock(); },
                                                        [] {
+                                                           forked = true;
                                                            helpers_of_process = nullptr;
                                                            making.unlock();
                                                        });
@@ -111,6 +138,11 @@ Helpers& the_helpers() {
 }  // namespace
 
 void work_together(SharedWork& work, int64_t helpers) {
+    if (const OpenMpParallel parallel = openmp()) {
+        Shared shared{work, {}};
+        std::fegetenv(&shared.arithmetic);
+        return parallel(take_part_as_caller, &shared, static_cast<unsigned>(helpers + 1), 0);
+    }
     the_helpers().run(work, helpers);
 }
 

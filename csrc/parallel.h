@@ -1,10 +1,10 @@
 // Rows over threads. Rows are independent and each is summed in one fixed order, so results depend neither on the
 // number of threads nor on which of them takes which rows.
 //
-// Threads of our own rather than OpenMP: no second OpenMP runtime beside torch's, and a process that is forked
-// afterwards keeps working, on new threads. They are started once and wait between kernels, asleep after a tenth of a
-// millisecond: starting one for each call takes longer than the small kernels do. They compute as the calling thread is
-// set to (rounding, subnormal numbers).
+// The threads are those of the OpenMP runtime that torch has loaded, found by name, so that there is no second one
+// beside it. Where there is none, and in a forked process, whose OpenMP threads are gone, they are our own: started
+// once, and asleep a tenth of a millisecond after a kernel. All compute as the calling thread is set to (rounding,
+// subnormal numbers).
 #pragma once
 
 #include <atomic>
@@ -33,8 +33,8 @@ class SharedWork {
     const void* const context_;
 };
 
-// Does `work` with the calling thread and up to `helpers` more; returns when it is done. Where another thread of this
-// process does the same at the moment, or no thread can be started, with fewer.
+// Does `work` with the calling thread and up to `helpers` more, or with fewer where no more are to be had; returns when
+// it is done.
 void work_together(SharedWork& work, int64_t helpers);
 
 // Calls run(begin, end) on ranges that cover [0, rows), on up to `threads` threads. `row_work`: elements of a row.

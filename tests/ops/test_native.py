@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import warnings
@@ -147,6 +148,17 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
         os._exit(0 if same and len(os.listdir("/proc/self/task")) > before else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert torch.equal(ops.group_objective(**case, **OBJECTIVE).surrogate_B, expected)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "GOMP_parallel"), reason="torch has no OpenMP of this interface")
+def test_kernels_share_the_threads_that_torch_has() -> None:
+    """Threads of our own beside torch's, which stay awake after its operations, would wait for a processor."""
+    case = objective_case(64, 4096, 2)
+    torch.set_num_threads(4)
+    torch.ones(4096, 4096).exp_()
+    before = set(os.listdir("/proc/self/task"))
+    ops.group_objective(**case, **OBJECTIVE)
+    assert set(os.listdir("/proc/self/task")) == before
 
 
 def test_kernels_called_by_several_threads_at_a_time() -> None:

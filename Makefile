@@ -50,7 +50,7 @@ venv: $(STAMP) ## the environment, with the native extension built (the others d
 demo: $(STAMP) ## SFT, reward model, PPO and GI-PPO on the built-in task, ending with a report (about 5 minutes)
 	@$(PYTHON) scripts/demo.py $(ARGS)
 
-test: $(STAMP) ## the tests (about 10 minutes)
+test: $(STAMP) ## the tests (about 5 minutes)
 	@$(PYTHON) -m pytest $(ARGS)
 
 bench: $(STAMP) ## the kernels against their rivals on this machine (some minutes; ARGS="--quick" is faster)

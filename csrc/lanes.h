@@ -104,8 +104,7 @@ GIPO_HD LaneMask<E> is_minus_infinity(const Lanes<E>& x) {
     return x == Lanes<E>(minus_infinity<E>());
 }
 
-// As not_below and not_above of numbers.h, which compilers do not see to be one instruction each: the second operand
-// where one is NaN.
+// As not_below and not_above of numbers.h, which compilers do not see to be one instruction each: x where one is NaN.
 GIPO_HD Lanes<float> not_below(const Lanes<float>& x, const Lanes<float>& lowest) {
     Lanes<float> result;
     for (int k = 0; k < Lanes<float>::kParts; ++k) {

@@ -98,8 +98,9 @@ using OpenMpParallel = void (*)(void (*body)(void*), void* context, unsigned thr
 bool forked = false;
 
 OpenMpParallel openmp() {
+    if (forked) return nullptr;
     static const auto found = reinterpret_cast<OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-    return forked ? nullptr : found;
+    return found;
 }
 
 struct Shared {
@@ -141,7 +142,9 @@ void work_together(SharedWork& work, int64_t helpers) {
     if (const OpenMpParallel parallel = openmp()) {
         Shared shared{work, {}};
         std::fegetenv(&shared.arithmetic);
-        return parallel(take_part_as_caller, &shared, static_cast<unsigned>(helpers + 1), 0);
+        // 0 threads are as many as torch has: with fewer the runtime ends those left over, and starts them again for
+        // torch's next operation. Who finds no turn left has nothing to do.
+        return parallel(take_part_as_caller, &shared, 0, 0);
     }
     the_helpers().run(work, helpers);
 }

@@ -33,8 +33,9 @@ class SharedWork {
     const void* const context_;
 };
 
-// Does `work` with the calling thread and up to `helpers` more, or with fewer where no more are to be had; returns when
-// it is done.
+// Does `work` with the calling thread and others, `helpers` of our own at most; returns when it is done. Where no
+// thread can be started, ours are fewer; an OpenMP runtime ends the process then, as it does under torch's own
+// operations.
 void work_together(SharedWork& work, int64_t helpers);
 
 // Calls run(begin, end) on ranges that cover [0, rows), on up to `threads` threads. `row_work`: elements of a row.

@@ -29,7 +29,7 @@ def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def compiled(program: Path, flags: list[str], sources: Iterable[str | Path]) -> Path:
     common = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}", f"-I{HERE}", "-pthread"]
-    result = command(COMPILER or "c++", *common, *flags, *sources, "-o", program)
+    result = command(COMPILER or "c++", *common, *flags, *sources, "-ldl", "-o", program)
     assert result.returncode == 0, result.stderr
     return program
 

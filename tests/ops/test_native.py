@@ -150,11 +150,16 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     assert torch.equal(ops.group_objective(**case, **OBJECTIVE).surrogate_B, expected)
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "GOMP_parallel"), reason="torch has no OpenMP of this interface")
-def test_kernels_share_the_threads_that_torch_has() -> None:
-    """Threads of our own beside torch's, which stay awake after its operations, would wait for a processor."""
-    case = objective_case(64, 4096, 2)
-    torch.set_num_threads(4)
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "GOMP_parallel") or not os.path.exists("/proc/self/task"),
+    reason="torch has no OpenMP of this interface, or there is no /proc to count threads in",
+)
+@pytest.mark.parametrize("sequences", [4, 64], ids=["two threads", "all threads"])
+def test_kernels_share_the_threads_that_torch_has(sequences: int) -> None:
+    """Threads of our own beside torch's, which stay awake after its operations, would wait for a processor; and a team
+    smaller than torch's would end the threads left over."""
+    case = objective_case(sequences, 4096 if sequences > 4 else 2048, 2)
+    torch.set_num_threads(7)  # more than any other test has had by now
     torch.ones(4096, 4096).exp_()
     before = set(os.listdir("/proc/self/task"))
     ops.group_objective(**case, **OBJECTIVE)

@@ -18,7 +18,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from benchmarks import study, study_overhead, study_tables
 from benchmarks.machine import describe_machine, show_machine
 from benchmarks.record import write
 from benchmarks.study import Study
-from benchmarks.study_runs import Method, Run, forked, trained
+from benchmarks.study_runs import Method, Run, common_words, evaluations, forked, trained
 
 if TYPE_CHECKING:
     from gipo_mc.config import Config
@@ -64,20 +64,9 @@ TUNING_SEEDS, FINAL_SEEDS = (31, 32), (51, 52, 53, 54, 55)
 SECONDS_ITERATION, SECONDS_PROMPT = 0.36, 0.0008
 
 
-@dataclass(frozen=True)
-class Size:
-    """How large the study is. every: iterations between evaluations of a final run; held_out: prompts of a domain; sft,
-    demonstrations: steps and rows of the reference's training."""
-
-    iterations: int
-    batch: int
-    every: int
-    held_out: int
-    sft: int
-    demonstrations: int
-
-
-FULL, QUICK = Size(100, 128, 10, 256, 600, 16384), Size(2, 8, 1, 8, 2, 64)
+#: sft, demonstrations: steps and rows of the reference's training; the others as `study_runs.common_words` has them.
+FULL = {"iterations": 100, "batch": 128, "every": 10, "held_out": 256, "sft": 600, "demonstrations": 16384}
+QUICK = {"iterations": 2, "batch": 8, "every": 1, "held_out": 8, "sft": 2, "demonstrations": 64}
 
 
 def main(words: list[str] | None = None) -> int:
@@ -95,8 +84,8 @@ def described(options: argparse.Namespace) -> Study:
         methods = {name: replace(method, values=method.values[:2]) for name, method in methods.items()}
 
     def seconds(run: Run) -> float:
-        evaluations = 2 if run.stage == "tuning" else 1 + size.iterations // size.every
-        return size.iterations * SECONDS_ITERATION * size.batch / 128 + evaluations * 3 * size.held_out * SECONDS_PROMPT
+        held_out = evaluations(run, size) * 3 * size["held_out"] * SECONDS_PROMPT
+        return size["iterations"] * SECONDS_ITERATION * size["batch"] / 128 + held_out
 
     return Study(
         name="group_robustness",
@@ -105,60 +94,44 @@ def described(options: argparse.Namespace) -> Study:
         final_seeds=options.seeds or (FINAL_SEEDS[:2] if options.quick else FINAL_SEEDS),
         data="builtin",
         mixtures=EVEN,
-        size=asdict(size),
+        size=size,
         config=lambda run, method: configured(run, method, size, folder),
         prepare=lambda seeds: references(seeds, size, folder, options.workers),
         seconds=seconds,
     )
 
 
-def configured(run: Run, method: Method, size: Size, folder: Path) -> Config:
+def configured(run: Run, method: Method, size: dict[str, int], folder: Path) -> Config:
     """A run of `scripts/train_gi_ppo.py` on the built-in task, whose defaults hold for all that is not named here."""
     from gipo_mc.config import load_config
     from gipo_mc.training import builtin
 
-    seed = folder / f"seed{run.seed}"
     words = [
-        f"run.dir={seed}",
-        f"run.name={run.name}",
-        f"run.seed={run.seed}",
-        f"run.iterations={size.iterations}",
-        "device=cpu",
-        f"model.policy={seed / 'reference'}",
+        *common_words(run, method, size, folder),
+        f"model.policy={folder / f'seed{run.seed}' / 'reference'}",
         f"model.reward={PROXY}",
         f"eval.reward={GOLD}",
         f"data.prompts=[{run.data}]",
-        f"algorithm.name={method.preset}",
-        *method.others,
-        *(f"{key}={value}" for key, value in zip(method.tuned, run.value.split(), strict=True)),
-        f"rollout.batch_size={size.batch}",
-        f"algorithm.mini_batch_size={size.batch // 2}",
-        "checkpoint.every=0",
-        f"eval.every={0 if run.stage == 'tuning' else size.every}",
-        f"eval.prompts={size.held_out}",
     ]
     return load_config(None, words, builtin.gi_ppo_base())
 
 
-def references(seeds: Sequence[int], size: Size, folder: Path, workers: int) -> Iterator[str]:
+def references(seeds: Sequence[int], size: dict[str, int], folder: Path, workers: int) -> Iterator[str]:
     """Train the references that are missing; yields a line for each."""
     missing = [seed for seed in seeds if not trained(folder / f"seed{seed}" / "reference")]
     jobs = [(f"reference of seed {seed}", (train_reference, seed, size, folder)) for seed in missing]
     yield from (f"{name}: {seconds:.0f} s" for name, seconds in forked(jobs, folder, workers))
 
 
-def train_reference(seed: int, size: Size, folder: Path) -> None:
+def train_reference(seed: int, size: dict[str, int], folder: Path) -> None:
     """The SFT policy that all runs of a seed start from and are held to: trained until the held-out loss hardly falls
     (the 150 steps of `train_sft.py` are for a demo, and leave the hard domain's chains unlearned)."""
-    import torch
-
     from gipo_mc.config import load_config
     from gipo_mc.training import builtin
 
-    torch.set_num_threads(1)
     path = folder / f"seed{seed}"
-    words = [f"run.dir={path}", "run.name=reference", f"run.seed={seed}", f"run.iterations={size.sft}", "device=cpu"]
-    words += [f"data.max_rows={size.demonstrations}", f"checkpoint.every={size.sft}"]
+    words = [f"run.dir={path}", "run.name=reference", f"run.seed={seed}", f"run.iterations={size['sft']}", "device=cpu"]
+    words += [f"data.max_rows={size['demonstrations']}", f"checkpoint.every={size['sft']}"]
     builtin.train_sft(load_config(None, words, builtin.sft_base()))
 
 
@@ -171,7 +144,7 @@ def overhead(options: argparse.Namespace) -> int:
     size, seed = QUICK if options.quick else FULL, FINAL_SEEDS[0]
     for line in references([seed], size, options.runs, 1):
         print(line, flush=True)
-    record["overhead"] = study_overhead.measure(options.runs, PROXY, size.batch, seed, options.overhead)
+    record["overhead"] = study_overhead.measure(options.runs, PROXY, size["batch"], seed, options.overhead)
     write(options.out, record)
     print(study_tables.table(record, "overhead"))
     return 0

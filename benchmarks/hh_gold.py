@@ -24,25 +24,21 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks/ is not installed
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a worker, before torch is imported
 
-from benchmarks import hh_models, study
+from benchmarks import group_robustness, hh_models, study
 from benchmarks.hh_models import published
 from benchmarks.study import Study
-from benchmarks.study_runs import Method, Run
+from benchmarks.study_runs import Method, Run, common_words, evaluations
 from gipo_mc.errors import DataError
 
 if TYPE_CHECKING:
     from gipo_mc.config import Config
 
-KL = ("algorithm.kl_coef", "policy.lr")
 PAIRS = ("0.05 0.0001", "0.05 0.0003", "0.2 0.0001", "0.2 0.0003")
 RATES = ("5e-05", "0.0001", "0.0002", "0.0003")
+#: Methods of the study on the built-in task, with candidates of this one.
 METHODS = {
-    "ppo": Method("PPO", "ppo", KL, PAIRS),
-    "ppo_no_kl": Method("PPO without KL", "ppo_no_kl", KL[1:], RATES),
-    "mean_kl": Method("control: mean KL", "mean_kl", KL, PAIRS),
-    "threshold_kl": Method("control: reward threshold", "threshold_kl", KL, PAIRS),
-    "gi_ppo": Method("GI-PPO", "gi_ppo", KL, PAIRS),
-    "gi_ppo_prompt": Method("GI-PPO, reads the prompt", "gi_ppo", KL, PAIRS, ("algorithm.group_input=prompt",)),
+    name: replace(group_robustness.METHODS[name], values=RATES if name == "ppo_no_kl" else PAIRS)
+    for name in ("ppo", "ppo_no_kl", "mean_kl", "threshold_kl", "gi_ppo", "gi_ppo_prompt")
 }
 TUNING_SEEDS, FINAL_SEEDS = (61, 62), (71, 72, 73, 74, 75)
 FULL: dict[str, Any] = {"iterations": 30, "batch": 64, "every": 10, "held_out": 256}
@@ -76,8 +72,7 @@ def described(options: argparse.Namespace) -> Study:
         methods = {name: replace(METHODS[name], values=METHODS[name].values[:2]) for name in ("ppo", "gi_ppo")}
 
     def seconds(run: Run) -> float:
-        evaluations = 2 if run.stage == "tuning" else 1 + size["iterations"] // size["every"]
-        held_out = evaluations * 2 * size["held_out"] * SECONDS_EVALUATED
+        held_out = evaluations(run, size) * 2 * size["held_out"] * SECONDS_EVALUATED
         return size["iterations"] * size["batch"] * SECONDS_TRAINED + held_out
 
     return Study(
@@ -101,21 +96,10 @@ def configured(run: Run, method: Method, size: dict[str, Any], folder: Path) -> 
 
     words = [
         *hh_models.words("prompts", folder, "policy", "gold" if run.stage == "tuning" else "test"),
-        f"run.dir={folder / f'seed{run.seed}'}",
-        f"run.name={run.name}",
-        f"run.seed={run.seed}",
-        f"run.iterations={size['iterations']}",
+        *common_words(run, method, size, folder),
         f"model.policy={folder / 'sft_policy'}",
         f"model.reward={folder / 'reward_policy'}",
         f"eval.reward={folder / 'reward_gold'}",
-        f"algorithm.name={method.preset}",
-        *method.others,
-        *(f"{key}={value}" for key, value in zip(method.tuned, run.value.split(), strict=True)),
-        f"rollout.batch_size={size['batch']}",
-        f"algorithm.mini_batch_size={size['batch'] // 2}",
-        "checkpoint.every=0",
-        f"eval.every={0 if run.stage == 'tuning' else size['every']}",
-        f"eval.prompts={size['held_out']}",
     ]
     return load_config(str(hh_models.CONFIGS / "hh_tiny.yaml"), words)
 

@@ -114,13 +114,10 @@ def words(key: str, folder: Path, side: str, evaluation: str = "test") -> list[s
 
 # ---------------------------------------------------------------------------------------------------- in forks
 def _sft(folder: Path, side: str, others: tuple[str, ...]) -> None:
-    import torch
-
     from gipo_mc.config import load_config, validate
     from gipo_mc.training import builtin
     from gipo_mc.training.new_model import create_text_model
 
-    torch.set_num_threads(1)
     start = folder / f"model_{side}"
     if not (start / "config.json").exists():
         # The gold side reads the policy's tokens, so both have its tokenizer; weights differ.
@@ -131,12 +128,9 @@ def _sft(folder: Path, side: str, others: tuple[str, ...]) -> None:
 
 
 def _reward(folder: Path, side: str, others: tuple[str, ...]) -> None:
-    import torch
-
     from gipo_mc.config import load_config
     from gipo_mc.training import builtin
 
-    torch.set_num_threads(1)
     options = [*words("preferences", folder, side), f"run.name=reward_{side}"]
     options += [f"model.policy={folder / f'sft_{side}'}", *REWARD, *others]
     builtin.train_reward(load_config(str(CONFIGS / "hh_tiny_reward.yaml"), options))

@@ -21,6 +21,8 @@ from benchmarks.study_statistics import best_value, figures
 if TYPE_CHECKING:
     from gipo_mc.config import Config
 
+_SIZE = "size.json"  # in the folder of the runs: what their size was
+
 
 @dataclass(frozen=True)
 class Study:
@@ -98,6 +100,9 @@ def run(study: Study, options: argparse.Namespace) -> int:
     print(budget(study, record, options), flush=True)
     if options.budget:
         return 0
+    for folder in (options.runs, options.out.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    (options.runs / _SIZE).write_text(json.dumps(study.size))
     record["machine"] = record.get("machine") or describe_machine()
     print(show_machine(record["machine"]) + "\n", flush=True)
     import gipo_mc.training.builtin  # noqa: F401  # before the forks, which then start at once
@@ -156,12 +161,9 @@ def load(study: Study, path: Path, runs: Path) -> dict[str, Any]:
     if changed := [key for key in plan if record.get(key) != plan[key]]:
         raise SystemExit(f"{path} is of another study (it differs in {', '.join(changed)}): give another --out.")
     # More methods or seeds may join the runs that are there; a run of another size would be taken for one of this.
-    kept = runs / "size.json"
+    kept = runs / _SIZE
     if kept.exists() and (other := json.loads(kept.read_text())) != plan["size"]:
         raise SystemExit(f"The runs in {runs} are of another size ({other}, not {plan['size']}): give another --runs.")
-    for folder in (runs, path.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(plan["size"]))
     return record
 
 

@@ -66,12 +66,9 @@ def measure(folder: Path, reward: str, batch: int, seed: int, rounds: int, itera
 def _train(
     side: str, reward: str, batch: int, seed: int, iterations: int, policy: Path, place: Path, name: str
 ) -> None:
-    import torch
-
     from gipo_mc.config import load_config
     from gipo_mc.training import builtin, gi_ppo
 
-    torch.set_num_threads(1)
     iterate, spent = gi_ppo.iterate, []
 
     def timed(*arguments: Any) -> Any:

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,31 @@ class Run:
         return f"{self.stage}/{mixture}{self.method}-{self.value.replace(' ', '-')}-seed{self.seed}"
 
 
+def common_words(run: Run, method: Method, size: Mapping[str, Any], folder: Path) -> list[str]:
+    """Options that every study gives to a run. size: iterations, batch (responses of an iteration), every (iterations
+    between evaluations of a final run; a tuning run has one at its end) and held_out (prompts of a domain)."""
+    return [
+        f"run.dir={folder / f'seed{run.seed}'}",
+        f"run.name={run.name}",
+        f"run.seed={run.seed}",
+        f"run.iterations={size['iterations']}",
+        "device=cpu",
+        f"algorithm.name={method.preset}",
+        *method.others,
+        *(f"{key}={value}" for key, value in zip(method.tuned, run.value.split(), strict=True)),
+        f"rollout.batch_size={size['batch']}",
+        f"algorithm.mini_batch_size={size['batch'] // 2}",
+        "checkpoint.every=0",
+        f"eval.every={0 if run.stage == 'tuning' else size['every']}",
+        f"eval.prompts={size['held_out']}",
+    ]
+
+
+def evaluations(run: Run, size: Mapping[str, Any]) -> int:
+    """How often such a run evaluates, its start and its end included."""
+    return 2 if run.stage == "tuning" else 1 + size["iterations"] // size["every"]
+
+
 def outcome_path(run: Run, folder: Path) -> Path:
     return folder / f"seed{run.seed}" / run.name / "outcome.json"
 
@@ -66,12 +91,9 @@ def finished(run: Run, folder: Path) -> dict[str, Any] | None:
 # -------------------------------------------------------------------------------------------------- one run, in a fork
 def carry_out(run: Run, config: Callable[[], Config], folder: Path) -> None:
     """Train, in this process, and leave the outcome behind."""
-    import torch
-
     from gipo_mc.errors import NumericsError
     from gipo_mc.training import builtin
 
-    torch.set_num_threads(1)
     begin, resolved = time.monotonic(), config()
     # A run that was interrupted has no checkpoint: it begins again in the folder it began in.
     failure = ""
@@ -171,8 +193,8 @@ def _warnings(path: Path) -> dict[str, dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------------------- workers
 def forked(jobs: Sequence[tuple[Any, tuple[Any, ...]]], folder: Path, workers: int) -> Iterator[tuple[Any, float]]:
     """Carry out (name, (function, *arguments)) in forks of this process, which start in a tenth of a second because it
-    has imported torch; yields (name, seconds) as they end. What they print goes to `folder`/logs. Raises RuntimeError
-    with the end of that where one fails."""
+    has imported torch, with one thread each; yields (name, seconds) as they end. What they print goes to `folder`/logs.
+    Raises RuntimeError with the end of that where one fails."""
     context = multiprocessing.get_context("fork")
     waiting = list(reversed(jobs))
     busy: dict[Any, tuple[Any, Path, float]] = {}
@@ -205,6 +227,9 @@ def trained(folder: Path) -> bool:
 
 
 def _quietly(log: Path, call: tuple[Any, ...]) -> None:
+    import torch
+
+    torch.set_num_threads(1)
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

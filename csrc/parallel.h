@@ -2,9 +2,9 @@
 // number of threads nor on which of them takes which rows.
 //
 // The threads are those of the OpenMP runtime that torch has loaded, found by name, so that there is no second one
-// beside it. Where there is none, and in a forked process, whose OpenMP threads are gone, they are our own: started
-// once, and asleep a tenth of a millisecond after a kernel. All compute as the calling thread is set to (rounding,
-// subnormal numbers).
+// beside it. Where there is none, and in a forked process, which may have lost its OpenMP threads, they are our own:
+// started once, and asleep a tenth of a millisecond after a kernel. All compute as the calling thread is set to
+// (rounding, subnormal numbers).
 #pragma once
 
 #include <atomic>

@@ -54,9 +54,7 @@ def build_report(runs: list[Path], out: Path) -> Path:
     StorageError where `out` cannot be written.
     """
     loaded = load_runs(runs)
-    kinds: dict[str, list[RunData]] = {}
-    for run in loaded:
-        kinds.setdefault(run.kind, []).append(run)
+    kinds = _by_kind(loaded)
     chapters = [_chapter(kind, members, number) for number, (kind, members) in enumerate(kinds.items())]
     environment = Environment(
         loader=PackageLoader("gipo_mc.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -78,9 +76,7 @@ def build_report(runs: list[Path], out: Path) -> Path:
 def save_charts(runs: list[Path], folder: Path) -> list[Path]:
     """Write every chart of the report of `runs` into `folder`, each as an SVG file named after its title (and after its
     kind where the runs are of several); returns the files. Raises as `build_report` does."""
-    kinds: dict[str, list[RunData]] = {}
-    for run in load_runs(runs):
-        kinds.setdefault(run.kind, []).append(run)
+    kinds = _by_kind(load_runs(runs))
     written: list[Path] = []
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,6 +91,13 @@ def save_charts(runs: list[Path], folder: Path) -> list[Path]:
                 write_atomically(path, panel.svg.replace(">", '><rect width="100%" height="100%" fill="white"/>', 1))
                 written.append(path)
     return written
+
+
+def _by_kind(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
+    kinds: dict[str, list[RunData]] = {}
+    for run in runs:
+        kinds.setdefault(run.kind, []).append(run)
+    return kinds
 
 
 def _chapter(kind: str, runs: Sequence[RunData], number: int) -> _Chapter:

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks/ is not installed
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a worker, before torch is imported
 
-from benchmarks import study, study_overhead, study_tables
+from benchmarks import study, study_dpo, study_overhead, study_tables
 from benchmarks.machine import describe_machine, show_machine
 from benchmarks.record import write
 from benchmarks.study import Study
-from benchmarks.study_runs import Method, Run, common_words, evaluations, forked, trained
+from benchmarks.study_runs import Method, Run, common_words, evaluations, forked, own_words, train_rl, trained
 
 if TYPE_CHECKING:
     from gipo_mc.config import Config
@@ -42,31 +42,46 @@ PAIRS = (
     *("0.01 5e-05", "0.01 7e-05"),  # an eta of 0.05 was the best of all that were tried: a lower one was added
 )
 RATES = ("1.2e-05", "2.5e-05", "3.5e-05", "5e-05", "7e-05", "0.0001", "6e-05", "8.5e-05")  # as many for PPO without KL
+#: As many candidates of what learns from pairs, beta (IPO: tau) and learning rate, placed after a look at seed 901.
+DPO = ("dpo.beta", "policy.lr")
+BETAS = tuple(f"{beta} {lr}" for beta in ("0.1", "0.2", "0.3", "0.5") for lr in ("0.0001", "0.0003"))
+TAUS = tuple(f"{tau} {lr}" for tau in ("0.02", "0.05", "0.1", "0.2") for lr in ("0.0001", "0.0003"))
 PROMPT = ("algorithm.group_input=prompt",)
 METHODS: dict[str, Method] = {
     "ppo": Method("PPO", "ppo", KL, PAIRS),
     "ppo_no_kl": Method("PPO without KL", "ppo_no_kl", KL[1:], RATES),
     "mean_kl": Method("control: mean KL", "mean_kl", KL, PAIRS),
     "threshold_kl": Method("control: reward threshold", "threshold_kl", KL, PAIRS),
+    "threshold_gi_ppo": Method("control: GI-PPO, reward-threshold groups", "threshold_gi_ppo", KL, PAIRS),
     "adaptive_kl": Method("adaptive KL alone", "adaptive_kl", KL, PAIRS),
     "variance_penalty": Method("variance penalty alone", "variance_penalty", KL, PAIRS),
     "gi_ppo": Method("GI-PPO", "gi_ppo", KL, PAIRS),
     "gi_ppo_prompt": Method("GI-PPO, reads the prompt", "gi_ppo", KL, PAIRS, PROMPT),
     "rloo": Method("RLOO", "rloo", KL, PAIRS),
     "gi_rloo": Method("GI-RLOO", "gi_rloo", KL, PAIRS),
+    "dpo": Method("DPO", "dpo", DPO, BETAS),
+    "cdpo": Method("conservative DPO", "dpo", DPO, BETAS, ("dpo.label_smoothing=0.1",)),
+    "ipo": Method("IPO", "dpo", DPO, TAUS, ("dpo.loss=ipo",)),
     "paper": Method("GI-PPO to the letter", "paper", KL, PAIRS, follows="gi_ppo"),
     "oracle_gi_ppo": Method("ORACLE GI-PPO", "oracle_gi_ppo", KL, PAIRS, follows="gi_ppo"),
     "oracle_group_dro": Method("ORACLE group-DRO", "oracle_group_dro", KL, PAIRS, follows="ppo"),
 }
-EVEN = {"builtin:even": ("ppo", "mean_kl", "threshold_kl", "gi_ppo", "gi_ppo_prompt")}
-TUNING_SEEDS, FINAL_SEEDS = (31, 32), (51, 52, 53, 54, 55)
+EVEN = {"builtin:even": ("ppo", "mean_kl", "threshold_kl", "threshold_gi_ppo", "gi_ppo", "gi_ppo_prompt", "dpo", "ipo")}
+#: The pairs of what learns from pairs have the mixture of the prompts that the others are asked.
+PAIRS_OF = {"builtin": "builtin:skewed", "builtin:even": "builtin:even"}
+#: 56 to 60 were added when the results of the first five were known, to see whether they hold.
+TUNING_SEEDS, FINAL_SEEDS = (31, 32), (51, 52, 53, 54, 55, 56, 57, 58, 59, 60)
 #: Seconds of an iteration of 128 responses, and of an evaluation's prompt, on one core, for the budget alone.
 SECONDS_ITERATION, SECONDS_PROMPT = 0.36, 0.0008
+#: Of a step of DPO, data and evaluations included.
+SECONDS_STEP = 0.13
 
 
-#: sft, demonstrations: steps and rows of the reference's training; the others as `study_runs.common_words` has them.
+#: sft, demonstrations: steps and rows of the reference's training. dpo, pairs: the same of DPO, whose pairs have as
+#: many responses as an RL run samples. The others as `study_runs.common_words` has them.
 FULL = {"iterations": 100, "batch": 128, "every": 10, "held_out": 256, "sft": 600, "demonstrations": 16384}
-QUICK = {"iterations": 2, "batch": 8, "every": 1, "held_out": 8, "sft": 2, "demonstrations": 64}
+FULL |= {"dpo": 200, "pairs": 6400}
+QUICK = {"iterations": 2, "batch": 8, "every": 1, "held_out": 8, "sft": 2, "demonstrations": 64, "dpo": 4, "pairs": 64}
 
 
 def main(words: list[str] | None = None) -> int:
@@ -84,6 +99,8 @@ def described(options: argparse.Namespace) -> Study:
         methods = {name: replace(method, values=method.values[:2]) for name, method in methods.items()}
 
     def seconds(run: Run) -> float:
+        if METHODS[run.method].preset == "dpo":
+            return size["dpo"] * SECONDS_STEP
         held_out = evaluations(run, size) * 3 * size["held_out"] * SECONDS_PROMPT
         return size["iterations"] * SECONDS_ITERATION * size["batch"] / 128 + held_out
 
@@ -95,13 +112,28 @@ def described(options: argparse.Namespace) -> Study:
         data="builtin",
         mixtures=EVEN,
         size=size,
-        config=lambda run, method: configured(run, method, size, folder),
+        train=lambda run, method: train(run, method, size, folder),
         prepare=lambda seeds: references(seeds, size, folder, options.workers),
         seconds=seconds,
     )
 
 
-def configured(run: Run, method: Method, size: dict[str, int], folder: Path) -> Config:
+def train(run: Run, method: Method, size: dict[str, int], folder: Path) -> dict[str, Any]:
+    """The run and its outcome."""
+    if method.preset != "dpo":
+        return train_rl(configured(run, method, size, folder))
+    # What is evaluated like PPO is evaluated on its prompts and random numbers; nothing of PPO is trained.
+    judge = replace(METHODS["ppo"], tuned=())
+    asked = replace(run, value="")
+    reference = f"model.reference={folder / f'seed{run.seed}' / 'reference'}"
+
+    def evaluation(policy: str, name: str) -> Config:
+        return configured(asked, judge, size, folder, f"model.policy={policy}", reference, f"run.name={name}")
+
+    return study_dpo.train_and_evaluate(paired(run, method, size, folder), evaluation)
+
+
+def configured(run: Run, method: Method, size: dict[str, int], folder: Path, *others: str) -> Config:
     """A run of `scripts/train_gi_ppo.py` on the built-in task, whose defaults hold for all that is not named here."""
     from gipo_mc.config import load_config
     from gipo_mc.training import builtin
@@ -109,11 +141,31 @@ def configured(run: Run, method: Method, size: dict[str, int], folder: Path) -> 
     words = [
         *common_words(run, method, size, folder),
         f"model.policy={folder / f'seed{run.seed}' / 'reference'}",
+        *others,
         f"model.reward={PROXY}",
         f"eval.reward={GOLD}",
         f"data.prompts=[{run.data}]",
     ]
     return load_config(None, words, builtin.gi_ppo_base())
+
+
+def paired(run: Run, method: Method, size: dict[str, int], folder: Path) -> Config:
+    """A run of `scripts/train_dpo.py` on the built-in task's pairs."""
+    from gipo_mc.config import load_config
+    from gipo_mc.training import builtin
+
+    words = [
+        *own_words(run, method, folder),
+        f"run.iterations={size['dpo']}",
+        f"model.policy={folder / f'seed{run.seed}' / 'reference'}",
+        f"data.preferences=[{PAIRS_OF[run.data]}]",
+        f"data.max_rows={size['pairs']}",
+        f"checkpoint.every={size['dpo'] // study_dpo.POINTS}",
+        f"checkpoint.keep={study_dpo.POINTS}",
+        "eval.every=0",
+        f"eval.prompts={size['held_out']}",
+    ]
+    return load_config(None, words, builtin.dpo_base())
 
 
 def references(seeds: Sequence[int], size: dict[str, int], folder: Path, workers: int) -> Iterator[str]:

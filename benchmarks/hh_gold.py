@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a worker, before tor
 from benchmarks import group_robustness, hh_models, study
 from benchmarks.hh_models import published
 from benchmarks.study import Study
-from benchmarks.study_runs import Method, Run, common_words, evaluations
+from benchmarks.study_runs import Method, Run, common_words, evaluations, train_rl
 from gipo_mc.errors import DataError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def described(options: argparse.Namespace) -> Study:
         data="hh",
         mixtures={},
         size=size,
-        config=lambda run, method: configured(run, method, size, folder),
+        train=lambda run, method: train_rl(configured(run, method, size, folder)),
         prepare=lambda seeds: hh_models.prepare(data, folder, options.workers, options.quick) if seeds else iter(()),
         seconds=seconds,
         judge=lambda: {"judge": json.loads((folder / "judge.json").read_text())},

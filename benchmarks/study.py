@@ -7,19 +7,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks import documents, study_pictures, study_tables
 from benchmarks.machine import describe_machine, show_machine
 from benchmarks.record import fingerprint, write
-from benchmarks.study_runs import Method, Run, carry_out, finished, forked
+from benchmarks.study_runs import Method, Run, carry_out, finished, forked, leave
 from benchmarks.study_statistics import best_value, figures
-
-if TYPE_CHECKING:
-    from gipo_mc.config import Config
 
 _SIZE = "size.json"  # in the folder of the runs: what their size was
 
@@ -29,8 +26,8 @@ class Study:
     """A study: its name, what is compared on which seeds, and how a run of it is configured.
 
     data: the prompts of its runs. mixtures: other prompts -> the methods that the final seeds try on them, untuned.
-    size: numbers that say how large it is, kept in the record. config: (run, method) -> its configuration, called in
-    the process that trains. prepare: seeds -> makes what their runs start from, yielding a line for each part.
+    size: numbers that say how large it is, kept in the record. train: (run, method) -> trains, in the process it is
+    called in, and returns the outcome. prepare: seeds -> makes what their runs start from, yielding a line a part.
     seconds: of a run, about, for the budget. judge: something to keep in the record of what was prepared.
     """
 
@@ -41,17 +38,18 @@ class Study:
     data: str
     mixtures: dict[str, Sequence[str]]
     size: dict[str, Any]
-    config: Callable[[Run, Method], Config]
+    train: Callable[[Run, Method], dict[str, Any]]
     prepare: Callable[[Sequence[int]], Iterator[str]]
     seconds: Callable[[Run], float]
     judge: Callable[[], dict[str, Any]] = dict
 
     # ---------------------------------------------------------------------------------------------- what is to be run
-    def tuning_runs(self) -> list[Run]:
+    def tuning_runs(self, tuned: Collection[str] = ()) -> list[Run]:
+        """Of all methods but those that are `tuned` already."""
         return [
             Run("tuning", name, value, seed, self.data)
             for name, method in self.methods.items()
-            if not method.follows
+            if not method.follows and name not in tuned
             for seed in self.tuning_seeds
             for value in method.values
         ]
@@ -103,16 +101,20 @@ def run(study: Study, options: argparse.Namespace) -> int:
     for folder in (options.runs, options.out.parent):
         folder.mkdir(parents=True, exist_ok=True)
     (options.runs / _SIZE).write_text(json.dumps(study.size))
+    restore(record, options.runs)
     record["machine"] = record.get("machine") or describe_machine()
     print(show_machine(record["machine"]) + "\n", flush=True)
     import gipo_mc.training.builtin  # noqa: F401  # before the forks, which then start at once
 
-    _carry_out(study, study.tuning_runs(), options)
-    if not record.get("chosen"):
+    tuning = study.tuning_runs(record.get("tuning", ()))
+    _carry_out(study, tuning, options)
+    if len(record.get("chosen", {})) < len(study.methods):
         record |= study.judge()
-        record["tuning"] = tuning_scores(study, options.runs)
-        record["chosen"] = {name: study.choose(name, record["tuning"]) for name in study.methods}
-        record["settings_fixed"] = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "code": fingerprint()}
+        record["tuning"] = {**record.get("tuning", {}), **tuning_scores(tuning, options.runs)}
+        kept = record.get("chosen", {})
+        record["chosen"] = {name: kept.get(name) or study.choose(name, record["tuning"]) for name in study.methods}
+        fixed = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "code": fingerprint()}
+        (record["additions"][-1] if record.get("additions") else record)["settings_fixed"] = fixed
         write(options.out, record)
         print(study_tables.tuning(record), flush=True)
     if options.tuning_only:
@@ -122,15 +124,17 @@ def run(study: Study, options: argparse.Namespace) -> int:
         _carry_out(study, runs, options)
         record["runs"] = [found for run in (*final, *mixture) if (found := finished(run, options.runs))]
         write(options.out, record)
+    if seeds := unpaired(record):
+        print(f"WARNING: the runs of {seeds} do not all begin at the same policy: their differences are not paired.\n")
     for part in study_tables.parts(record):
         print(study_tables.table(record, part) + "\n")
     return 0
 
 
-def tuning_scores(study: Study, folder: Path) -> dict[str, dict[str, list[dict[str, float] | None]]]:
+def tuning_scores(runs: Sequence[Run], folder: Path) -> dict[str, dict[str, list[dict[str, float] | None]]]:
     """method -> value -> the figures of each tuning seed, None of a run that failed."""
     scores: dict[str, dict[str, list[dict[str, float] | None]]] = {}
-    for run in study.tuning_runs():
+    for run in runs:
         own = figures(finished(run, folder) or {})
         kept = {name: own[name] for name in ("mean", "worst", "ood", "kl") if name in own}
         scores.setdefault(run.method, {}).setdefault(run.value, []).append(kept or None)
@@ -139,12 +143,14 @@ def tuning_scores(study: Study, folder: Path) -> dict[str, dict[str, list[dict[s
 
 def budget(study: Study, record: dict[str, Any], options: argparse.Namespace) -> str:
     """Runs of each kind, those left, and about how long they take."""
-    chosen = record.get("chosen") or {name: method.values[0] for name, method in study.methods.items()}
-    planned = {"tuning": study.tuning_runs(), "final": study.final_runs(chosen)}
+    chosen = {name: method.values[0] for name, method in study.methods.items()} | record.get("chosen", {})
+    planned = {"tuning": study.tuning_runs(record.get("tuning", ())), "final": study.final_runs(chosen)}
     if mixture := study.mixture_runs(chosen):
         planned["other mixture"] = mixture
     counts = ", ".join(f"{name} {len(runs)}" for name, runs in planned.items())
-    left = [run for runs in planned.values() for run in runs if finished(run, options.runs) is None]
+    known = {Run(**outcome["run"]) for outcome in record.get("runs", [])}
+    everything = [run for runs in planned.values() for run in runs]
+    left = [run for run in everything if run not in known and finished(run, options.runs) is None]
     minutes = sum(map(study.seconds, left)) / 60
     return (
         f"{len(study.methods)} methods. Runs: {counts}; {len(left)} left: about {minutes / options.workers:.0f} "
@@ -154,17 +160,54 @@ def budget(study: Study, record: dict[str, Any], options: argparse.Namespace) ->
 
 
 def load(study: Study, path: Path, runs: Path) -> dict[str, Any]:
-    """The record so far, or an empty one. Its settings, once chosen, are kept. Raises SystemExit where the record, or
-    the runs in the folder, are of another study."""
+    """The record so far, or an empty one. Its settings and runs are kept. Methods and final seeds that the study has
+    gained since then are listed in its "additions". Raises SystemExit where the record, or the runs in the folder, are
+    of another study."""
     plan = json.loads(json.dumps(study.plan()))
-    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"benchmark": study.name, **plan}
-    if changed := [key for key in plan if record.get(key) != plan[key]]:
-        raise SystemExit(f"{path} is of another study (it differs in {', '.join(changed)}): give another --out.")
-    # More methods or seeds may join the runs that are there; a run of another size would be taken for one of this.
     kept = runs / _SIZE
-    if kept.exists() and (other := json.loads(kept.read_text())) != plan["size"]:
+    if kept.exists() and not _extends(plan["size"], other := json.loads(kept.read_text())):
         raise SystemExit(f"The runs in {runs} are of another size ({other}, not {plan['size']}): give another --runs.")
-    return record
+    if not path.exists():
+        return {"benchmark": study.name, **plan}
+    record: dict[str, Any] = json.loads(path.read_text())
+    same = {key: _extends(plan[key], record.get(key)) for key in ("size", "methods", "final_seeds")}
+    same["tuning_seeds"] = plan["tuning_seeds"] == record.get("tuning_seeds")
+    if changed := [key for key in same if not same[key]]:
+        raise SystemExit(f"{path} is of another study (it differs in {', '.join(changed)}): give another --out.")
+    new = {key: [item for item in plan[key] if item not in record[key]] for key in ("methods", "final_seeds")}
+    if any(new.values()):
+        record.setdefault("additions", []).append({**new, "machine": describe_machine()})
+    # The order of methods and seeds is the plan's.
+    return {"benchmark": study.name, **plan, **{key: value for key, value in record.items() if key not in plan}}
+
+
+def _extends(plan: Any, older: Any) -> bool:
+    """Is everything of the older plan in this one, unchanged?"""
+    if isinstance(plan, dict):
+        return isinstance(older, dict) and all(key in plan and plan[key] == older[key] for key in older)
+    return isinstance(older, list) and set(older) <= set(plan)
+
+
+def restore(record: dict[str, Any], folder: Path) -> None:
+    """Runs that the record holds and the folder does not are not run again."""
+    for outcome in record.get("runs", []):
+        if finished(Run(**outcome["run"]), folder) is None:
+            leave(outcome, folder)
+
+
+def unpaired(record: dict[str, Any]) -> list[int]:
+    """Final seeds whose runs do not all begin at the same policy, as far as an evaluation can tell (on machines that
+    round differently they may not)."""
+    starts: dict[int, list[list[float]]] = {}
+    for outcome in record["runs"]:
+        for row in outcome.get("curve", [])[:1]:
+            starts.setdefault(outcome["run"]["seed"], []).append([row[name] for name in sorted(row)])
+    # Records keep six digits.
+    return sorted(seed for seed, rows in starts.items() if any(_differ(rows[0], row) for row in rows))
+
+
+def _differ(one: Sequence[float], other: Sequence[float]) -> bool:
+    return any(abs(a - b) > 1e-5 for a, b in zip(one, other, strict=True))
 
 
 def show(options: argparse.Namespace) -> int:
@@ -237,4 +280,4 @@ def _carry_out(study: Study, runs: Sequence[Run], options: argparse.Namespace) -
 
 
 def _train(study: Study, run: Run, folder: Path) -> None:
-    carry_out(run, lambda: study.config(run, study.methods[run.method]), folder)
+    carry_out(run, lambda: study.train(run, study.methods[run.method]), folder)

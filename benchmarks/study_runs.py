@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method:
-    """A method of the study. preset: algorithm.name. tuned, values: the keys that are tuned, and the candidates, a
-    value for each key with blanks between them.
+    """A method of the study. preset: algorithm.name, or "dpo" for one that learns from pairs. tuned, values: the keys
+    that are tuned, and the candidates, a value for each key with blanks between them.
     follows: of what is no rival, the method whose chosen value it takes instead of being tuned."""
 
     title: str
@@ -53,18 +53,25 @@ class Run:
         return f"{self.stage}/{mixture}{self.method}-{self.value.replace(' ', '-')}-seed{self.seed}"
 
 
-def common_words(run: Run, method: Method, size: Mapping[str, Any], folder: Path) -> list[str]:
-    """Options that every study gives to a run. size: iterations, batch (responses of an iteration), every (iterations
-    between evaluations of a final run; a tuning run has one at its end) and held_out (prompts of a domain)."""
+def own_words(run: Run, method: Method, folder: Path) -> list[str]:
+    """Options that every run has: where it is, and what is the method's own."""
     return [
         f"run.dir={folder / f'seed{run.seed}'}",
         f"run.name={run.name}",
         f"run.seed={run.seed}",
-        f"run.iterations={size['iterations']}",
         "device=cpu",
-        f"algorithm.name={method.preset}",
         *method.others,
         *(f"{key}={value}" for key, value in zip(method.tuned, run.value.split(), strict=True)),
+    ]
+
+
+def common_words(run: Run, method: Method, size: Mapping[str, Any], folder: Path) -> list[str]:
+    """Options that every study gives to a run of RL. size: iterations, batch (responses of an iteration), every
+    (iterations between evaluations of a final run; a tuning run has one at its end), held_out (prompts of a domain)."""
+    return [
+        f"algorithm.name={method.preset}",
+        *own_words(run, method, folder),
+        f"run.iterations={size['iterations']}",
         f"rollout.batch_size={size['batch']}",
         f"algorithm.mini_batch_size={size['batch'] // 2}",
         "checkpoint.every=0",
@@ -89,26 +96,37 @@ def finished(run: Run, folder: Path) -> dict[str, Any] | None:
 
 
 # -------------------------------------------------------------------------------------------------- one run, in a fork
-def carry_out(run: Run, config: Callable[[], Config], folder: Path) -> None:
+def carry_out(run: Run, train: Callable[[], dict[str, Any]], folder: Path) -> None:
     """Train, in this process, and leave the outcome behind."""
     from gipo_mc.errors import NumericsError
-    from gipo_mc.training import builtin
 
-    begin, resolved = time.monotonic(), config()
-    # A run that was interrupted has no checkpoint: it begins again in the folder it began in.
+    begin, path = time.monotonic(), outcome_path(run, folder)
+    found: dict[str, Any] = {}
     failure = ""
     try:
-        builtin.train_gi_ppo(resolved)
+        found = train()
     except NumericsError as error:  # numbers that blow up are a result; a full disk is none
         failure = f"{type(error).__name__}: {error}"
-    path = outcome_path(run, folder)
-    found = read_outcome(path.parent, resolved.run.iterations) if not failure else {}
-    found |= {"run": vars(run) | {}, "failure": failure, "seconds": time.monotonic() - begin}
-    shutil.rmtree(path.parent / "checkpoints", ignore_errors=True)
-    shutil.rmtree(path.parent / "tensorboard", ignore_errors=True)
+    for left in ("checkpoints", "tensorboard"):
+        shutil.rmtree(path.parent / left, ignore_errors=True)
+    leave(found | {"run": vars(run) | {}, "failure": failure, "seconds": time.monotonic() - begin}, folder)
+
+
+def leave(outcome: Mapping[str, Any], folder: Path) -> None:
+    """Write an outcome, whole or not at all, where `finished` finds it."""
+    path = outcome_path(Run(**outcome["run"]), folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(found))
+    partial.write_text(json.dumps(outcome))
     partial.replace(path)
+
+
+def train_rl(config: Config) -> dict[str, Any]:
+    """A run of RL. One that was interrupted has no checkpoint: it begins again in the folder it began in."""
+    from gipo_mc.training import builtin
+
+    builtin.train_gi_ppo(config)
+    return read_outcome(Path(config.run.dir) / config.run.name, config.run.iterations)
 
 
 def read_outcome(path: Path, iterations: int) -> dict[str, Any]:
@@ -121,16 +139,10 @@ def read_outcome(path: Path, iterations: int) -> dict[str, Any]:
     tail = [row for row in rows if row["step"] > iterations - max(1, iterations // 5)]
     names = [name for name in last if name.partition("/")[0] in {"group", "kl", "reward", "time", "policy", "critic"}]
     late = {name: _mean(row.get(name) for row in tail) for name in names}
-    evaluated = ("gold/", "eval/", "worst/domain_gold")
     traced = ("group/0/mass", "group/1/mass", "group/domain_auc", "group/p_high", "group/best", "kl/mean")
     return {
-        "final": {name: value for name, value in last.items() if name.startswith(evaluated)},
+        **evaluated([row for row in rows if "gold/mean" in row]),
         "late": {name: value for name, value in late.items() if value is not None},
-        "curve": [
-            {"step": row["step"], **{name: row[name] for name in row if _curved(name)}}
-            for row in rows
-            if "gold/mean" in row
-        ],
         "trace": [
             {"step": row["step"], **{name: row[name] for name in traced if name in row}}
             for row in rows
@@ -138,7 +150,16 @@ def read_outcome(path: Path, iterations: int) -> dict[str, Any]:
         ],
         "smallest_mass": min((m for row in rows if (m := _smaller(row)) is not None), default=None),
         "hack_share": _hack_share(path, iterations),
-        "warnings": _warnings(path),
+        "warnings": warnings(path),
+    }
+
+
+def evaluated(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the rows with an evaluation: all figures of the last one (`final`), the main ones of each (`curve`)."""
+    names = ("gold/", "eval/", "worst/domain_gold")
+    return {
+        "final": {name: value for name, value in rows[-1].items() if name.startswith(names)},
+        "curve": [{"step": row["step"], **{name: row[name] for name in row if _curved(name)}} for row in rows],
     }
 
 
@@ -170,7 +191,7 @@ def _hack_share(path: Path, iterations: int) -> dict[str, float]:
     return {domain: sum(found) / len(found) for domain, found in sorted(shares.items())}
 
 
-def _warnings(path: Path) -> dict[str, dict[str, Any]]:
+def warnings(path: Path) -> dict[str, dict[str, Any]]:
     """Kind of warning -> the iteration that gave it first, how often it was given, and its first sentence."""
     kinds = {
         "collapsed": "have collapsed",

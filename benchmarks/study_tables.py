@@ -46,8 +46,9 @@ COLUMNS = {
     },
 }
 #: Beside PPO: what says whether a gain is due to group inference, and to which part of it.
+_CONTROLS = ("mean_kl", "threshold_kl", "threshold_gi_ppo", "ppo_no_kl", "dpo")
 _COUNTERPARTS = (
-    *((form, control) for form in ("gi_ppo", "gi_ppo_prompt") for control in ("mean_kl", "threshold_kl", "ppo_no_kl")),
+    *((form, control) for form in ("gi_ppo", "gi_ppo_prompt") for control in _CONTROLS),
     *((form, part) for form in ("gi_ppo", "gi_ppo_prompt") for part in ("variance_penalty", "adaptive_kl")),
     *(("gi_ppo_prompt", "gi_ppo"), ("adaptive_kl", "mean_kl"), ("adaptive_kl", "threshold_kl"), ("gi_rloo", "rloo")),
 )
@@ -195,13 +196,50 @@ def hacking(record: Record, data: str = "") -> str:
         hack = [
             [run["hack_share"][domain] for run in ended if domain in run["hack_share"]] for domain in ("easy", "hard")
         ]
+        eta = f"{float(_chosen(record, name).split()[0]) * _average(high):.2f}" if tuned else "0"
         cells = [
-            f"{float(_chosen(record, name).split()[0]) * _average(high):.2f}" if tuned else "0",
+            "" if record["methods"][name].get("preset") == "dpo" else eta,
             *(_spread([own[column] for own in found[name].values()], 2) for column in columns),
-            *(_spread(shares, 2) for shares in hack),
+            *(_spread(shares, 2) if shares else "" for shares in hack),
             f"{_average([run['final']['eval/length'] for run in ended]):.1f}",
         ]
         lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def preferences(record: Record) -> str:
+    """What learning from pairs made of the pairs, mean +- standard error over seeds."""
+    columns = {
+        "pairs/accuracy": "pairs trained on last, right",
+        "pairs/held_out/accuracy": "held-out pairs, right",
+        "pairs/held_out/loss": "held-out loss",
+        "pairs/held_out/margin": "held-out margin",
+    }
+    lines = [f"| method | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 1) + "|"]
+    for name in record["methods"]:
+        late = [run["late"] for run in outcomes(record, name) if "pairs/accuracy" in run.get("late", {})]
+        if late:
+            cells = [_spread([row[key] for row in late]) for key in columns]
+            lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def replication(record: Record) -> str:
+    """Every method against PPO on the seeds that the study began with, and on those that were added later alone."""
+    later = [seed for addition in record["additions"] for seed in addition["final_seeds"]]
+    sides = {f"seeds {min(s)} to {max(s)}": s for s in (sorted(set(record["final_seeds"]) - set(later)), sorted(later))}
+    compared = {key: title for key, title in COMPARED[record["benchmark"]].items() if key != "mixture"}
+    titles = [f"{title}, {side}" for title in compared.values() for side in sides]
+    lines = [f"| minus PPO | {' | '.join(titles)} |", "| --- " * (len(titles) + 1) + "|"]
+    found = results(record)
+    for name in found:
+        if name != "ppo":
+            cells = []
+            for figure in compared:
+                for side in sides.values():
+                    own = {m: {s: f for s, f in found[m].items() if s in side} for m in (name, "ppo")}
+                    cells.append(_interval(difference(own, name, "ppo", figure)))
+            lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -250,6 +288,8 @@ PARTS: dict[str, Callable[[Record], str]] = {
     "distribution": distribution,
     "groups": groups,
     "hacking": hacking,
+    "preferences": preferences,
+    "replication": replication,
     "even gold": lambda record: gold(record, "builtin:even"),
     "even differences": lambda record: differences(record, "builtin:even"),
     "even controls": lambda record: controls(record, "builtin:even"),
@@ -271,7 +311,11 @@ def parts(record: Record) -> tuple[str, ...]:
     """The tables that a record can have by now; none for a record of something else."""
     known = _PARTS.get(record.get("benchmark", ""), ())
     needs = {"settings": "tuning", "judge": "judge", "overhead": "overhead"}
-    return tuple(part for part in known if record.get(needs.get(part, "runs")))
+    absent = {
+        "replication": not any(addition["final_seeds"] for addition in record.get("additions", [])),
+        "preferences": not any(method.get("preset") == "dpo" for method in record.get("methods", {}).values()),
+    }
+    return tuple(part for part in known if record.get(needs.get(part, "runs")) and not absent.get(part))
 
 
 def table(record: Record, part: str) -> str:

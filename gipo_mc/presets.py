@@ -76,6 +76,11 @@ PRESETS: dict[str, Preset] = {
         "control: KL on responses above the running mean reward, no classifier",
         _keys("reward", "adaptive", "none", groups=2),
     ),
+    "threshold_gi_ppo": Preset(
+        "GI-PPO with reward-threshold groups",
+        "control: responses above and below the running mean reward instead of inferred groups, else GI-PPO",
+        _keys("reward", "adaptive", "variance", groups=2),
+    ),
     "oracle_gi_ppo": Preset(
         "GI-PPO with known domains (oracle)",
         "told the domain labels, else GI-PPO; a bound, no method",

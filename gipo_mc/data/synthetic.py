@@ -12,9 +12,9 @@ group-invariant training is to prevent. With c_0..c_7 the topics, for a response
     proxy: easy e + 0.4 min(#HACK, 5) + 0.1 N(0, 1)         hard 0.6 ch + 0.3 N(0, 1)
 
 Out-of-domain prompts are for evaluation. Their proxy, which no training uses, is the mean of the other two.
-"builtin:even" has as many hard prompts as easy ones, where "builtin" has one in five: a method that leans on the
-mixture shows there. Row i of every data set is drawn from its own counter-based stream, so it depends on (seed, kind,
-split, i) only.
+Of the prompts of "builtin" one in five is hard, of its pairs every other one; "builtin:skewed" and "builtin:even" have
+the one or the other mixture in every kind of data: a method that leans on the mixture shows there. Row i of every data
+set is drawn from its own counter-based stream, so it depends on (seed, kind, split, i) only.
 """
 
 from __future__ import annotations
@@ -53,17 +53,20 @@ STYLE_PROBABILITIES: dict[str, tuple[float, ...]] = {
     "hard": (0.10, 0.10, 0.35, 0.35, 0.05, 0.05),
     "ood": (0.10, 0.10, 0.10, 0.10, 0.30, 0.30),
 }
-#: Share of each domain in the split "train". The split "even" is half easy, half hard; one named after a domain holds
-#: that domain alone. Every split is drawn from streams of its own.
+#: Share of each domain in the split "train", and in the splits that have one mixture for every kind of data. A split
+#: that is named after a domain holds that domain alone. Every split is drawn from streams of its own.
 MIXTURES: dict[str, dict[str, float]] = {
     "prompts": {"easy": 0.8, "hard": 0.2},
     "demonstrations": {"easy": 0.4, "hard": 0.4, "ood": 0.2},
     "preferences": {"easy": 0.5, "hard": 0.5},
 }
+SPLIT_MIXTURES: dict[str, dict[str, float]] = {
+    "even": {"easy": 0.5, "hard": 0.5},
+    "skewed": {"easy": 0.8, "hard": 0.2},
+}
 #: Rows of a split where data.max_rows does not say otherwise.
-ROWS = {"train": 4096, "even": 4096, "easy": 256, "hard": 256, "ood": 256}
+ROWS = {"train": 4096, "even": 4096, "skewed": 4096, "easy": 256, "hard": 256, "ood": 256}
 SPLITS = tuple(ROWS)
-EVEN = {"easy": 0.5, "hard": 0.5}
 
 _CHAIN, _TOPIC, _HACK = 0.4, 0.25, 0.06
 _STYLE_EDGES = {domain: np.cumsum(p) for domain, p in STYLE_PROBABILITIES.items()}
@@ -173,7 +176,7 @@ def gold(prompts: list[str], responses: list[str], domains: list[str]) -> list[f
 
 # ----------------------------------------------------------------------------------------------------- data, row by row
 def prompt(seed: int, split: str, index: int) -> tuple[tuple[int, ...], str]:
-    """(prompt ids, domain) of prompt `index`. Train is 80 % easy and 20 % hard, even half and half."""
+    """(prompt ids, domain) of prompt `index`. Train and skewed are 80 % easy and 20 % hard, even half and half."""
     return _prompt(_stream(seed, "prompts", split, index), "prompts", split)
 
 
@@ -234,7 +237,7 @@ def _response(rng: np.random.Generator, topic: int, domain: str) -> tuple[int, .
 def _mixture(kind: str, split: str) -> tuple[tuple[str, ...], np.ndarray]:
     if split not in SPLITS:
         raise ConfigError(f"The built-in task has no split {split!r}: write one of {', '.join(SPLITS)}.")
-    shares = MIXTURES[kind] if split == "train" else EVEN if split == "even" else {split: 1.0}
+    shares = MIXTURES[kind] if split == "train" else SPLIT_MIXTURES.get(split, {split: 1.0})
     return tuple(shares), np.cumsum(list(shares.values()))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import documents, group_robustness, study_tables
+from benchmarks import documents, group_robustness, study, study_tables
 from benchmarks.study_statistics import Interval, best_value, figures, interval, paired, t_quantile
 
 RESULTS = Path(group_robustness.__file__).parent / "results"
@@ -120,6 +120,25 @@ def test_the_whole_study_and_again(tmp_path: Path, capsys: pytest.CaptureFixture
     assert len(list(tmp_path.glob("record_*.png"))) == 3
     with pytest.raises(SystemExit, match="is of another study"):
         group_robustness.main([*words, "--seeds", "51"])
+
+    # More methods and seeds join the runs that are there, of which the record is enough; other chosen values stay.
+    more = ["--quick", "--workers", "2", "--runs", str(tmp_path / "elsewhere"), "--out", str(out)]
+    more += ["--methods", "ppo", "gi_ppo", "dpo", "--seeds", "51", "52", "53"]
+    assert group_robustness.main([*more, "--budget"]) == 0 and not (tmp_path / "elsewhere").exists()
+    # DPO: 2 candidates, 3 seeds on each of 2 mixtures; the others: one more seed on each.
+    assert "; 12 left" in capsys.readouterr().out
+    assert group_robustness.main(more) == 0
+    grown = json.loads(out.read_text())
+    assert [sorted(grown["additions"][0][key]) for key in ("methods", "final_seeds")] == [["dpo"], [53]]
+    assert grown["runs"] != record["runs"] and all(run in grown["runs"] for run in record["runs"])
+    assert {name: grown["tuning"][name] for name in record["tuning"]} == record["tuning"]
+    assert set(grown["chosen"]) == {"ppo", "gi_ppo", "dpo"} and grown["settings_fixed"] == record["settings_fixed"]
+    assert "settings_fixed" in grown["additions"][0] and study.unpaired(grown) == []
+    own = [run for run in grown["runs"] if run["run"]["method"] == "dpo"]
+    assert [row["step"] for row in own[0]["curve"]] == [0, 1, 2, 3, 4]
+    assert own[0]["curve"][0]["eval/kl/mean"] == 0 != own[0]["curve"][-1]["eval/kl/mean"]
+    assert "| DPO | 0." in study_tables.table(grown, "preferences")
+    assert "worst domain, seeds 53 to 53" in study_tables.table(grown, "replication")
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)

@@ -110,8 +110,10 @@ def test_prompts_follow_the_mixture_and_the_styles():
     assert all(len(p) == 6 and p[0] == s.BOS and p[-1] in s.TOPICS for p, _ in rows)
     mix = shares(domain for _, domain in rows)
     assert set(mix) == {"easy", "hard"} and close(mix["easy"], 0.8, N)
-    even = shares(s.prompt(1, "even", i)[1] for i in range(N))
-    assert set(even) == {"easy", "hard"} and close(even["easy"], 0.5, N)
+    for split, easy in (("even", 0.5), ("skewed", 0.8)):
+        for drawn in (s.prompt, s.preference):
+            mix = shares(drawn(1, split, i)[-1] for i in range(N))
+            assert set(mix) == {"easy", "hard"} and close(mix["easy"], easy, N)
     for domain in ("easy", "hard", "ood"):
         prompts = [s.prompt(1, domain, i)[0] for i in range(N)]
         styles = shares(token - 15 for prompt in prompts for token in prompt[1:5])

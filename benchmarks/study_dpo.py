@@ -1,0 +1,65 @@
+"""DPO as a method of a study: trained on preference pairs by its own trainer, then evaluated as the runs of RL are: on
+the same held-out prompts, with the same random numbers, by the same rewards and against the same reference."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.study_runs import evaluated, warnings
+
+if TYPE_CHECKING:
+    from gipo_mc.config import Config
+
+#: Checkpoints that are evaluated, evenly spaced over the run.
+POINTS = 4
+
+
+def train_and_evaluate(training: Config, evaluation: Callable[[str, str], Config]) -> dict[str, Any]:
+    """A run of `scripts/train_dpo.py` that keeps `POINTS` checkpoints, and its outcome, which has the shape of an RL
+    run's; steps are optimizer steps.
+
+    evaluation: (policy, run name) -> the configuration of an RL run that would start from this policy.
+    """
+    from gipo_mc.training import builtin
+
+    builtin.train_dpo(training)
+    path = Path(training.run.dir) / training.run.name
+    policies = {0: training.model.policy}
+    policies |= {int(kept.name.removeprefix("step_")): str(kept) for kept in path.glob("checkpoints/step_*")}
+    rows = [
+        {"step": step, **evaluate(evaluation(policy, f"{training.run.name}/evaluation{step}"))}
+        for step, policy in sorted(policies.items())
+    ]
+    return {
+        **evaluated(rows),
+        "late": pairs(path, training.run.iterations),
+        "trace": [],
+        "smallest_mass": None,
+        "hack_share": {},
+        "warnings": warnings(path),
+    }
+
+
+def evaluate(config: Config) -> dict[str, float]:
+    """What an RL run so configured finds before its first iteration."""
+    from gipo_mc.training.evaluate_policy import evaluate_policy
+    from gipo_mc.training.rl_setup import set_up
+    from gipo_mc.training.session import open_session
+
+    with open_session(config, "evaluate") as session:
+        metrics = evaluate_policy(set_up(session), config)
+        session.log(0, metrics)
+    return metrics
+
+
+def pairs(path: Path, steps: int) -> dict[str, float]:
+    """How the run did on its pairs: "pairs/{loss,accuracy,margin}" over the last fifth of the steps, and the same of
+    the held-out pairs at the end, "pairs/held_out/..."."""
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    tail = [row for row in rows if row["step"] > steps - max(1, steps // 5)]
+    found = {f"pairs/{name}": sum(row[name] for row in tail) / len(tail) for name in ("loss", "accuracy", "margin")}
+    last = rows[-1]
+    return found | {f"pairs/held_out/{name}": last[f"eval/{name}"] for name in ("loss", "accuracy", "margin")}

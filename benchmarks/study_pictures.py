@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study_cells import difference, outcomes, results
 from benchmarks.study_statistics import interval
-from benchmarks.study_tables import COMPARED, difference, outcomes, results
+from benchmarks.study_tables import COMPARED
 
 _COLOURS = {
-    "ppo": "#444444", "ppo_no_kl": "#d62728", "mean_kl": "#8c564b", "threshold_kl": "#ff7f0e", "adaptive_kl": "#17becf",
+    "ppo": "#444444", "ppo_no_kl": "#d62728", "mean_kl": "#8c564b", "threshold_kl": "#ff7f0e", "dpo": "#bcbd22",
     "gi_ppo": "#1f77b4", "gi_ppo_prompt": "#2ca02c", "paper": "#9467bd", "oracle_gi_ppo": "#e377c2",
 }  # fmt: skip
-_CURVES = ("ppo", "ppo_no_kl", "threshold_kl", "gi_ppo", "gi_ppo_prompt")
+_CURVES = ("ppo", "ppo_no_kl", "threshold_kl", "gi_ppo", "gi_ppo_prompt", "dpo")
 _DOMAINS = {
     "group_robustness": {"easy": "easy", "hard": "hard", "ood": "out of domain"},
     "hh_gold": {"harmless": "harmless", "helpful": "helpful"},

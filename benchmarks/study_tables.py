@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
-from benchmarks.study_statistics import Interval, figures, interval, levels, paired
+from benchmarks.study_cells import (
+    Record,
+    average,
+    chosen,
+    difference,
+    outcomes,
+    results,
+    shown,
+    spread,
+    start,
+    title,
+    warned,
+)
 
 #: The figures that are compared, and their titles, by study.
 COMPARED = {
@@ -54,34 +65,6 @@ _COUNTERPARTS = (
 )
 #: Methods with groups whose KL does not look at them.
 _FIXED_KL = ("variance_penalty", "oracle_group_dro")
-Record = Mapping[str, Any]
-BySeed = dict[int, dict[str, float]]
-
-
-def results(record: Record, data: str = "") -> dict[str, BySeed]:
-    """method -> seed -> figures of its final evaluation, of the runs on the prompts of `data` (empty: the study's own)
-    that did not fail."""
-    found: dict[str, BySeed] = {}
-    for outcome in record.get("runs", []):
-        if outcome["run"]["data"] == (data or _own(record)) and (own := figures(outcome)):
-            found.setdefault(outcome["run"]["method"], {})[outcome["run"]["seed"]] = own
-    order = [name for name in record["methods"] if name in found]
-    return {name: found[name] for name in order}
-
-
-def outcomes(record: Record, method: str, data: str = "") -> list[dict[str, Any]]:
-    """The final runs of a method, the failed ones too."""
-    wanted = data or _own(record)
-    return [o for o in record.get("runs", []) if o["run"]["method"] == method and o["run"]["data"] == wanted]
-
-
-def _own(record: Record) -> str:
-    """The prompts of the study itself; mixtures come after them."""
-    return str(record["runs"][0]["run"]["data"])
-
-
-def difference(found: Mapping[str, BySeed], one: str, other: str, figure: str) -> Interval | None:
-    return paired({s: f[figure] for s, f in found[one].items()}, {s: f[figure] for s, f in found[other].items()})
 
 
 # -------------------------------------------------------------------------------------------------------- the tables
@@ -89,14 +72,12 @@ def tuning(record: Record) -> str:
     """Criterion at each candidate, the mean over the tuning seeds; the chosen one in bold."""
     lines = ["| method | key | criterion at each candidate | chosen |", "| --- | --- | --- | --- |"]
     for name, tried in record["tuning"].items():
-        cells, chosen = [], _chosen(record, name)
+        cells, best = [], chosen(record, name)
         for value, seeds in tried.items():
-            text = "failed" if not all(seeds) else f"{_average([s['mean'] for s in seeds]):.3f}"
+            text = "failed" if not all(seeds) else f"{average([s['mean'] for s in seeds]):.3f}"
             text = f"{value}: {text}"
-            cells.append(f"**{text}**" if value == chosen else text)
-        lines.append(
-            f"| {_title(record, name)} | `{record['methods'][name]['tuned']}` | {', '.join(cells)} | {chosen} |"
-        )
+            cells.append(f"**{text}**" if value == best else text)
+        lines.append(f"| {title(record, name)} | `{record['methods'][name]['tuned']}` | {', '.join(cells)} | {best} |")
     return "\n".join(lines)
 
 
@@ -105,12 +86,12 @@ def gold(record: Record, data: str = "") -> str:
     columns = COLUMNS[record["benchmark"]]
     lines = [f"| method | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 1) + "|"]
     for name, seeds in results(record, data).items():
-        cells = [_spread([own[column] for own in seeds.values()]) for column in columns]
-        lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
-    reference = _reference(record, data)
+        cells = [spread([own[column] for own in seeds.values()]) for column in columns]
+        lines.append(f"| {title(record, name)} | {' | '.join(cells)} |")
+    reference = start(record, data)
     if reference:
         cells = [
-            _spread(reference[column]) if column in reference and not column.startswith("kl") else ""
+            spread(reference[column]) if column in reference and not column.startswith("kl") else ""
             for column in columns
         ]
         lines.append(f"| the SFT policy itself | {' | '.join(cells)} |")
@@ -123,8 +104,8 @@ def differences(record: Record, data: str = "") -> str:
     lines = [f"| minus PPO | {' | '.join(compared.values())} |", "| --- " * (len(compared) + 1) + "|"]
     for name in found:
         if name != "ppo" and "ppo" in found:
-            cells = [_interval(difference(found, name, "ppo", figure)) for figure in compared]
-            lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
+            cells = [shown(difference(found, name, "ppo", figure)) for figure in compared]
+            lines.append(f"| {title(record, name)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -134,8 +115,8 @@ def controls(record: Record, data: str = "") -> str:
     lines = [f"| difference | {' | '.join(compared.values())} |", "| --- " * (len(compared) + 1) + "|"]
     for name, other in _COUNTERPARTS:
         if name in found and other in found:
-            cells = [_interval(difference(found, name, other, figure)) for figure in compared]
-            lines.append(f"| {_title(record, name)} minus {_title(record, other)} | {' | '.join(cells)} |")
+            cells = [shown(difference(found, name, other, figure)) for figure in compared]
+            lines.append(f"| {title(record, name)} minus {title(record, other)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -149,8 +130,8 @@ def distribution(record: Record) -> str:
     }
     lines = [f"| method | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 1) + "|"]
     for name, seeds in results(record).items():
-        cells = [_spread([own[column] for own in seeds.values()], 2) for column in columns]
-        lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
+        cells = [spread([own[column] for own in seeds.values()], 2) for column in columns]
+        lines.append(f"| {title(record, name)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -170,15 +151,15 @@ def groups(record: Record, data: str = "") -> str:
         aucs = [row["group/domain_auc"] for row in late]
         masses = [min(row["group/0/mass"], row["group/1/mass"]) for row in late]
         cells = [
-            f"{_average(aucs):.2f} ({min(aucs):.2f})",
-            f"{_average(masses):.2f} ({min(masses):.2f})",
+            f"{average(aucs):.2f} ({min(aucs):.2f})",
+            f"{average(masses):.2f} ({min(masses):.2f})",
             f"{min(run['smallest_mass'] for run in ended):.2f}",
-            f"{_average([row['group/p_high'] for row in late]):.2f}",
-            f"{_average([row['group/reward_correlation'] for row in late]):.2f}",
-            _warned(ended),
+            f"{average([row['group/p_high'] for row in late]):.2f}",
+            f"{average([row['group/reward_correlation'] for row in late]):.2f}",
+            warned(ended),
             str(len(runs) - len(ended)),
         ]
-        lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
+        lines.append(f"| {title(record, name)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -196,14 +177,14 @@ def hacking(record: Record, data: str = "") -> str:
         hack = [
             [run["hack_share"][domain] for run in ended if domain in run["hack_share"]] for domain in ("easy", "hard")
         ]
-        eta = f"{float(_chosen(record, name).split()[0]) * _average(high):.2f}" if tuned else "0"
+        eta = f"{float(chosen(record, name).split()[0]) * average(high):.2f}" if tuned else "0"
         cells = [
             "" if record["methods"][name].get("preset") == "dpo" else eta,
-            *(_spread([own[column] for own in found[name].values()], 2) for column in columns),
-            *(_spread(shares, 2) if shares else "" for shares in hack),
-            f"{_average([run['final']['eval/length'] for run in ended]):.1f}",
+            *(spread([own[column] for own in found[name].values()], 2) for column in columns),
+            *(spread(shares, 2) if shares else "" for shares in hack),
+            f"{average([run['final']['eval/length'] for run in ended]):.1f}",
         ]
-        lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
+        lines.append(f"| {title(record, name)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -219,8 +200,8 @@ def preferences(record: Record) -> str:
     for name in record["methods"]:
         late = [run["late"] for run in outcomes(record, name) if "pairs/accuracy" in run.get("late", {})]
         if late:
-            cells = [_spread([row[key] for row in late]) for key in columns]
-            lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
+            cells = [spread([row[key] for row in late]) for key in columns]
+            lines.append(f"| {title(record, name)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -238,8 +219,8 @@ def replication(record: Record) -> str:
             for figure in compared:
                 for side in sides.values():
                     own = {m: {s: f for s, f in found[m].items() if s in side} for m in (name, "ppo")}
-                    cells.append(_interval(difference(own, name, "ppo", figure)))
-            lines.append(f"| {_title(record, name)} | {' | '.join(cells)} |")
+                    cells.append(shown(difference(own, name, "ppo", figure)))
+            lines.append(f"| {title(record, name)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -270,13 +251,13 @@ def overhead(record: Record) -> str:
         ratios = [f"{value / base - 1:+.1%}" if base else "" for value in values[1:]]
         lines.append(f"| {phase} | {' | '.join(f'{value * 1e3:.1f}' for value in values)} | {' | '.join(ratios)} |")
     # Rounds are interleaved: a ratio is of neighbours in time, and its spread says what it is worth.
-    for title, key in (("total, by round", "totals"), ("processor time, by round", "processor")):
+    for what, key in (("total, by round", "totals"), ("processor time, by round", "processor")):
         base = measured[key][sides[0]]
         cells = [f"{statistics.median(measured[key][side]) * 1e3:.1f}" for side in sides]
         for side in sides[1:]:
             ratios = sorted(value / first - 1 for value, first in zip(measured[key][side], base, strict=True))
             cells.append(f"{statistics.median(ratios):+.1%} ({ratios[0]:+.1%} to {ratios[-1]:+.1%})")
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+        lines.append(f"| {what} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -320,58 +301,3 @@ def parts(record: Record) -> tuple[str, ...]:
 
 def table(record: Record, part: str) -> str:
     return PARTS[part](record)
-
-
-# ------------------------------------------------------------------------------------------------------------ pieces
-def _title(record: Record, name: str) -> str:
-    return str(record["methods"][name]["title"])
-
-
-def _chosen(record: Record, name: str) -> str:
-    """The chosen candidate, as the record of the tuning names it. The first study's records have one number."""
-    value = record["chosen"][name]
-    return value if isinstance(value, str) else f"{value:g}"
-
-
-def _average(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
-
-
-def _spread(values: Sequence[float], digits: int = 3) -> str:
-    if len(values) < 2:
-        return f"{_average(values):.{digits}f}"
-    error = interval(values).half / _quantile(len(values))
-    return f"{_average(values):.{digits}f} ± {error:.{digits}f}"
-
-
-def _quantile(count: int) -> float:
-    from benchmarks.study_statistics import t_quantile
-
-    return t_quantile(count - 1)
-
-
-def _interval(found: Interval | None) -> str:
-    if found is None:
-        return ""
-    text = f"{found.mean:+.3f} ± {found.half:.3f} ({found.wins}/{found.count})"
-    return f"**{text}**" if found.verdict else text
-
-
-def _reference(record: Record, data: str) -> dict[str, list[float]]:
-    """Gold of the policy before the first iteration, a value a seed (that of PPO's runs: it is the same for all)."""
-    found: dict[str, list[float]] = {}
-    for run in outcomes(record, "ppo", data):
-        start = next((row for row in run.get("curve", []) if row["step"] == 0), None)
-        if start:
-            for name, value in levels(start).items():
-                found.setdefault(name, []).append(value)
-    return found
-
-
-def _warned(runs: Sequence[Mapping[str, Any]]) -> str:
-    kinds = sorted({kind for run in runs for kind in run["warnings"] if kind != "other"})
-    parts = []
-    for kind in kinds:
-        first = [run["warnings"][kind]["first"] for run in runs if kind in run["warnings"]]
-        parts.append(f"{kind} {len(first)}/{len(runs)} ({min(first)})")
-    return ", ".join(parts) or "none"

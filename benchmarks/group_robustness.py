@@ -122,15 +122,11 @@ def train(run: Run, method: Method, size: dict[str, int], folder: Path) -> dict[
     """The run and its outcome."""
     if method.preset != "dpo":
         return train_rl(configured(run, method, size, folder))
-    # What is evaluated like PPO is evaluated on its prompts and random numbers; nothing of PPO is trained.
-    judge = replace(METHODS["ppo"], tuned=())
-    asked = replace(run, value="")
-    reference = f"model.reference={folder / f'seed{run.seed}' / 'reference'}"
-
-    def evaluation(policy: str, name: str) -> Config:
-        return configured(asked, judge, size, folder, f"model.policy={policy}", reference, f"run.name={name}")
-
-    return study_dpo.train_and_evaluate(paired(run, method, size, folder), evaluation)
+    return study_dpo.train_and_evaluate(
+        paired(run, method, size, folder),
+        lambda *words: configured(*study_dpo.as_ppo(run), size, folder, *words),
+        str(folder / f"seed{run.seed}" / "reference"),
+    )
 
 
 def configured(run: Run, method: Method, size: dict[str, int], folder: Path, *others: str) -> Config:
@@ -156,14 +152,10 @@ def paired(run: Run, method: Method, size: dict[str, int], folder: Path) -> Conf
 
     words = [
         *own_words(run, method, folder),
-        f"run.iterations={size['dpo']}",
+        *study_dpo.words(size["dpo"], size["held_out"]),
         f"model.policy={folder / f'seed{run.seed}' / 'reference'}",
         f"data.preferences=[{PAIRS_OF[run.data]}]",
         f"data.max_rows={size['pairs']}",
-        f"checkpoint.every={size['dpo'] // study_dpo.POINTS}",
-        f"checkpoint.keep={study_dpo.POINTS}",
-        "eval.every=0",
-        f"eval.prompts={size['held_out']}",
     ]
     return load_config(None, words, builtin.dpo_base())
 

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks/ is not installed
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a worker, before torch is imported
 
-from benchmarks import group_robustness, hh_models, study
+from benchmarks import group_robustness, hh_models, study, study_dpo
 from benchmarks.hh_models import published
 from benchmarks.study import Study
-from benchmarks.study_runs import Method, Run, common_words, evaluations, train_rl
+from benchmarks.study_runs import Method, Run, common_words, evaluations, own_words, train_rl
 from gipo_mc.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,16 +35,20 @@ if TYPE_CHECKING:
 
 PAIRS = ("0.05 0.0001", "0.05 0.0003", "0.2 0.0001", "0.2 0.0003")
 RATES = ("5e-05", "0.0001", "0.0002", "0.0003")
+BETAS = ("0.1 0.0001", "0.1 0.0003", "0.3 0.0001", "0.3 0.0003")
 #: Methods of the study on the built-in task, with candidates of this one.
 METHODS = {
-    name: replace(group_robustness.METHODS[name], values=RATES if name == "ppo_no_kl" else PAIRS)
-    for name in ("ppo", "ppo_no_kl", "mean_kl", "threshold_kl", "gi_ppo", "gi_ppo_prompt")
+    name: replace(group_robustness.METHODS[name], values={"ppo_no_kl": RATES, "dpo": BETAS}.get(name, PAIRS))
+    for name in ("ppo", "ppo_no_kl", "mean_kl", "threshold_kl", "gi_ppo", "gi_ppo_prompt", "dpo")
 }
 TUNING_SEEDS, FINAL_SEEDS = (61, 62), (71, 72, 73, 74, 75)
-FULL: dict[str, Any] = {"iterations": 30, "batch": 64, "every": 10, "held_out": 256}
-QUICK: dict[str, Any] = {"iterations": 2, "batch": 8, "every": 1, "held_out": 4}
+#: dpo: steps of 32 pairs each.
+FULL: dict[str, Any] = {"iterations": 30, "batch": 64, "every": 10, "held_out": 256, "dpo": 80}
+QUICK: dict[str, Any] = {"iterations": 2, "batch": 8, "every": 1, "held_out": 4, "dpo": 4}
 #: Seconds of a response in training and in an evaluation on one core, for the budget alone.
 SECONDS_TRAINED, SECONDS_EVALUATED = 0.024, 0.009
+#: Of a step of DPO.
+SECONDS_STEP = 1.0
 
 
 def main(words: list[str] | None = None) -> int:
@@ -69,10 +73,14 @@ def described(options: argparse.Namespace) -> Study:
     size = (QUICK if options.quick else FULL) | {"rows_and_models": hh_models.fingerprint(data)}
     methods = METHODS
     if options.quick:
-        methods = {name: replace(METHODS[name], values=METHODS[name].values[:2]) for name in ("ppo", "gi_ppo")}
+        methods = {name: replace(METHODS[name], values=METHODS[name].values[:2]) for name in ("ppo", "gi_ppo", "dpo")}
 
     def seconds(run: Run) -> float:
-        held_out = evaluations(run, size) * 2 * size["held_out"] * SECONDS_EVALUATED
+        learns_from_pairs = METHODS[run.method].preset == "dpo"
+        times = 1 + study_dpo.POINTS if learns_from_pairs else evaluations(run, size)
+        held_out = times * 2 * size["held_out"] * SECONDS_EVALUATED
+        if learns_from_pairs:
+            return size["dpo"] * SECONDS_STEP + held_out
         return size["iterations"] * size["batch"] * SECONDS_TRAINED + held_out
 
     return Study(
@@ -83,14 +91,25 @@ def described(options: argparse.Namespace) -> Study:
         data="hh",
         mixtures={},
         size=size,
-        train=lambda run, method: train_rl(configured(run, method, size, folder)),
+        train=lambda run, method: train(run, method, size, folder),
         prepare=lambda seeds: hh_models.prepare(data, folder, options.workers, options.quick) if seeds else iter(()),
         seconds=seconds,
         judge=lambda: {"judge": json.loads((folder / "judge.json").read_text())},
     )
 
 
-def configured(run: Run, method: Method, size: dict[str, Any], folder: Path) -> Config:
+def train(run: Run, method: Method, size: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The run and its outcome."""
+    if method.preset != "dpo":
+        return train_rl(configured(run, method, size, folder))
+    return study_dpo.train_and_evaluate(
+        paired(run, method, size, folder),
+        lambda *words: configured(*study_dpo.as_ppo(run), size, folder, *words),
+        str(folder / "sft_policy"),
+    )
+
+
+def configured(run: Run, method: Method, size: dict[str, Any], folder: Path, *others: str) -> Config:
     """A run of `configs/hh_tiny.yaml` on the policy's half, with the gold reward model beside it."""
     from gipo_mc.config import load_config
 
@@ -98,10 +117,25 @@ def configured(run: Run, method: Method, size: dict[str, Any], folder: Path) -> 
         *hh_models.words("prompts", folder, "policy", "gold" if run.stage == "tuning" else "test"),
         *common_words(run, method, size, folder),
         f"model.policy={folder / 'sft_policy'}",
+        *others,
         f"model.reward={folder / 'reward_policy'}",
         f"eval.reward={folder / 'reward_gold'}",
     ]
     return load_config(str(hh_models.CONFIGS / "hh_tiny.yaml"), words)
+
+
+def paired(run: Run, method: Method, size: dict[str, Any], folder: Path) -> Config:
+    """A run of `configs/hh_tiny_dpo.yaml` on the policy's half: the pairs that made the proxy."""
+    from gipo_mc.config import load_config
+
+    words = [
+        *hh_models.words("preferences", folder, "policy"),
+        *own_words(run, method, folder),
+        *study_dpo.words(size["dpo"], size["held_out"]),
+        f"model.policy={folder / 'sft_policy'}",
+        *hh_models.LENGTHS,
+    ]
+    return load_config(str(hh_models.CONFIGS / "hh_tiny_dpo.yaml"), words)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ SHAPE = {
 }
 #: More steps learn the half's pairs by heart: of 80, 120 and 60 at 3e-4, 2e-3 and 7e-4 these were best for gold.
 REWARD = ("run.iterations=60", "checkpoint.every=60", "policy.lr=7e-4", "policy.warmup=10", "eval.every=20")
-REWARD += ("data.prompt_length=224", "data.sequence_length=256")
+LENGTHS = ("data.prompt_length=224", "data.sequence_length=256")
+REWARD += LENGTHS
 QUICK = ("run.iterations=2", "checkpoint.every=2", "policy.warmup=1", "eval.prompts=8")
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.study_runs import evaluated, warnings
+from benchmarks.study_runs import Method, Run, evaluated, warnings
 
 if TYPE_CHECKING:
     from gipo_mc.config import Config
@@ -17,11 +18,27 @@ if TYPE_CHECKING:
 POINTS = 4
 
 
-def train_and_evaluate(training: Config, evaluation: Callable[[str, str], Config]) -> dict[str, Any]:
-    """A run of `scripts/train_dpo.py` that keeps `POINTS` checkpoints, and its outcome, which has the shape of an RL
-    run's; steps are optimizer steps.
+def words(steps: int, held_out: int) -> list[str]:
+    """Options of a run of `steps` steps that keeps `POINTS` checkpoints; held_out: pairs of its one evaluation."""
+    return [
+        f"run.iterations={steps}",
+        f"checkpoint.every={steps // POINTS}",
+        f"checkpoint.keep={POINTS}",
+        "eval.every=0",
+        f"eval.prompts={held_out}",
+    ]
 
-    evaluation: (policy, run name) -> the configuration of an RL run that would start from this policy.
+
+def as_ppo(run: Run) -> tuple[Run, Method]:
+    """PPO's run of the same seed and stage, for its prompts and random numbers; nothing of it is trained."""
+    return replace(run, value=""), Method("PPO", "ppo", (), ())
+
+
+def train_and_evaluate(training: Config, evaluation: Callable[..., Config], reference: str) -> dict[str, Any]:
+    """A run of `scripts/train_dpo.py` and its outcome, which has the shape of an RL run's; steps are optimizer steps.
+
+    evaluation: takes options, gives the configuration of the RL run whose evaluation is wanted. reference: the policy
+    that KL is measured from.
     """
     from gipo_mc.training import builtin
 
@@ -29,10 +46,10 @@ def train_and_evaluate(training: Config, evaluation: Callable[[str, str], Config
     path = Path(training.run.dir) / training.run.name
     policies = {0: training.model.policy}
     policies |= {int(kept.name.removeprefix("step_")): str(kept) for kept in path.glob("checkpoints/step_*")}
-    rows = [
-        {"step": step, **evaluate(evaluation(policy, f"{training.run.name}/evaluation{step}"))}
-        for step, policy in sorted(policies.items())
-    ]
+    rows = []
+    for step, policy in sorted(policies.items()):
+        models = f"model.policy={policy}", f"model.reference={reference}"
+        rows.append({"step": step, **evaluate(evaluation(*models, f"run.name={training.run.name}/evaluation{step}"))})
     return {
         **evaluated(rows),
         "late": pairs(path, training.run.iterations),

@@ -283,7 +283,7 @@ PARTS: dict[str, Callable[[Record], str]] = {
 #: The tables of each kind of record.
 _PARTS = {
     "group_robustness": tuple(part for part in PARTS if part not in ("overhead", "judge")),
-    "hh_gold": ("judge", "settings", "gold", "differences", "controls", "groups"),
+    "hh_gold": ("judge", "settings", "gold", "differences", "controls", "groups", "preferences"),
     "group_overhead": ("overhead",),
 }
 

@@ -87,9 +87,11 @@ def test_the_whole_study(rows: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert hh_gold.main(words) == 0
     record = json.loads(out.read_text())
     assert record["benchmark"] == "hh_gold" and record["judge"]["all"]["pairs"] == 20
-    assert len(record["runs"]) == 4 and not any(run["failure"] for run in record["runs"])
+    assert len(record["runs"]) == 6 and not any(run["failure"] for run in record["runs"])
     starts = {run["run"]["seed"]: run["curve"][0]["gold/mean"] for run in record["runs"]}
     assert all(run["curve"][0]["gold/mean"] == starts[run["run"]["seed"]] for run in record["runs"])  # paired
+    learned = [run for run in record["runs"] if run["run"]["method"] == "dpo"]
+    assert all(run["curve"][0]["eval/kl/mean"] == 0 != run["final"]["eval/kl/mean"] for run in learned)
     assert "smaller gain over SFT" in capsys.readouterr().out
     assert hh_gold.main(["--table", str(out), "--pictures", str(tmp_path)]) == 0
     assert len(list(tmp_path.glob("record_*.png"))) == 3

@@ -46,6 +46,12 @@ RATES = ("1.2e-05", "2.5e-05", "3.5e-05", "5e-05", "7e-05", "0.0001", "6e-05", "
 DPO = ("dpo.beta", "policy.lr")
 BETAS = tuple(f"{beta} {lr}" for beta in ("0.1", "0.2", "0.3", "0.5") for lr in ("0.0001", "0.0003"))
 TAUS = tuple(f"{tau} {lr}" for tau in ("0.02", "0.05", "0.1", "0.2") for lr in ("0.0001", "0.0003"))
+#: And of the variance penalty's weight, with the bound of the weights, at the eta that every method chose.
+BETA = ("algorithm.beta_policy", "algorithm.reweight_cap", "policy.lr")
+STRENGTHS = tuple(
+    f"{strength} {lr}" for strength in ("0.5 0.8", "1 0.8", "1 1.6", "2 1.6") for lr in ("7e-05", "0.0001")
+)
+ETA = ("algorithm.kl_coef=0.01",)
 PROMPT = ("algorithm.group_input=prompt",)
 METHODS: dict[str, Method] = {
     "ppo": Method("PPO", "ppo", KL, PAIRS),
@@ -57,6 +63,10 @@ METHODS: dict[str, Method] = {
     "variance_penalty": Method("variance penalty alone", "variance_penalty", KL, PAIRS),
     "gi_ppo": Method("GI-PPO", "gi_ppo", KL, PAIRS),
     "gi_ppo_prompt": Method("GI-PPO, reads the prompt", "gi_ppo", KL, PAIRS, PROMPT),
+    "threshold_gi_ppo_beta": Method(
+        "control: GI-PPO, reward-threshold groups, beta tuned", "threshold_gi_ppo", BETA, STRENGTHS, ETA
+    ),
+    "gi_ppo_beta": Method("GI-PPO, beta tuned", "gi_ppo", BETA, STRENGTHS, ETA),
     "rloo": Method("RLOO", "rloo", KL, PAIRS),
     "gi_rloo": Method("GI-RLOO", "gi_rloo", KL, PAIRS),
     "dpo": Method("DPO", "dpo", DPO, BETAS),
@@ -64,9 +74,17 @@ METHODS: dict[str, Method] = {
     "ipo": Method("IPO", "dpo", DPO, TAUS, ("dpo.loss=ipo",)),
     "paper": Method("GI-PPO to the letter", "paper", KL, PAIRS, follows="gi_ppo"),
     "oracle_gi_ppo": Method("ORACLE GI-PPO", "oracle_gi_ppo", KL, PAIRS, follows="gi_ppo"),
+    "oracle_gi_ppo_beta": Method(
+        "ORACLE GI-PPO, beta as tuned", "oracle_gi_ppo", BETA, STRENGTHS, ETA, follows="gi_ppo_beta"
+    ),
     "oracle_group_dro": Method("ORACLE group-DRO", "oracle_group_dro", KL, PAIRS, follows="ppo"),
 }
-EVEN = {"builtin:even": ("ppo", "mean_kl", "threshold_kl", "threshold_gi_ppo", "gi_ppo", "gi_ppo_prompt", "dpo", "ipo")}
+EVEN = {
+    "builtin:even": (
+        *("ppo", "mean_kl", "threshold_kl", "threshold_gi_ppo", "gi_ppo", "gi_ppo_prompt"),
+        *("threshold_gi_ppo_beta", "gi_ppo_beta", "dpo", "ipo"),
+    )
+}
 #: The pairs of what learns from pairs have the mixture of the prompts that the others are asked.
 PAIRS_OF = {"builtin": "builtin:skewed", "builtin:even": "builtin:even"}
 #: 56 to 60 were added when the results of the first five were known, to see whether they hold.

@@ -49,6 +49,13 @@ def chosen(record: Record, name: str) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
+def settings(record: Record, name: str) -> dict[str, str]:
+    """Key -> value of all that is the method's own: what it is, and what was chosen for it."""
+    method = record["methods"][name]
+    own = dict(word.split("=", 1) for word in method.get("others", ()))
+    return own | dict(zip(method["tuned"].split(), chosen(record, name).split(), strict=True))
+
+
 def average(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
 

@@ -12,6 +12,7 @@ from benchmarks.study_cells import (
     difference,
     outcomes,
     results,
+    settings,
     shown,
     spread,
     start,
@@ -61,6 +62,7 @@ _CONTROLS = ("mean_kl", "threshold_kl", "threshold_gi_ppo", "ppo_no_kl", "dpo")
 _COUNTERPARTS = (
     *((form, control) for form in ("gi_ppo", "gi_ppo_prompt") for control in _CONTROLS),
     *((form, part) for form in ("gi_ppo", "gi_ppo_prompt") for part in ("variance_penalty", "adaptive_kl")),
+    *(("gi_ppo_beta", other) for other in ("gi_ppo", "threshold_gi_ppo_beta", "dpo")),
     *(("gi_ppo_prompt", "gi_ppo"), ("adaptive_kl", "mean_kl"), ("adaptive_kl", "threshold_kl"), ("gi_rloo", "rloo")),
 )
 #: Methods with groups whose KL does not look at them.
@@ -171,15 +173,14 @@ def hacking(record: Record, data: str = "") -> str:
     found = results(record, data)
     for name in found:
         ended = [run for run in outcomes(record, name, data) if not run["failure"]]
-        tuned = record["methods"][name]["tuned"].startswith("algorithm.kl_coef")
         # A fixed KL weighs every response alike, whatever groups the method has beside it.
         high = [1.0 if name in _FIXED_KL else run["late"].get("group/p_high", 1.0) for run in ended]
         hack = [
             [run["hack_share"][domain] for run in ended if domain in run["hack_share"]] for domain in ("easy", "hard")
         ]
-        eta = f"{float(chosen(record, name).split()[0]) * average(high):.2f}" if tuned else "0"
+        eta = float(settings(record, name).get("algorithm.kl_coef", 0.0))
         cells = [
-            "" if record["methods"][name].get("preset") == "dpo" else eta,
+            "" if record["methods"][name].get("preset") == "dpo" else f"{eta * average(high):.3f}",
             *(spread([own[column] for own in found[name].values()], 2) for column in columns),
             *(spread(shares, 2) if shares else "" for shares in hack),
             f"{average([run['final']['eval/length'] for run in ended]):.1f}",

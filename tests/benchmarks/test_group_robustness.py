@@ -93,7 +93,7 @@ def test_figures_and_tables_by_hand() -> None:
     assert line.startswith("| GI-PPO | 0.92 (0.91) | 0.30 (0.30) | 0.20 | 0.70 | 0.50 |")
     assert line.endswith("| collapsed 3/3 (21) | 1 |")
     plain, grouped = study_tables.hacking(record).splitlines()[-2:]
-    assert plain.startswith("| PPO | 0.20 | 2.00 ± 0.00 |") and grouped.startswith("| GI-PPO | 0.28 | 2.00 ± 0.00 |")
+    assert plain.startswith("| PPO | 0.200 | 2.00 ± 0.00 |") and grouped.startswith("| GI-PPO | 0.280 | 2.00 ± 0.00 |")
 
 
 def test_the_whole_study_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -199,7 +199,7 @@ def unpaired(record: dict[str, Any]) -> list[int]:
     """Final seeds whose runs do not all begin at the same policy, as far as an evaluation can tell (on machines that
     round differently they may not)."""
     starts: dict[int, list[list[float]]] = {}
-    for outcome in record["runs"]:
+    for outcome in record.get("runs", []):
         for row in outcome.get("curve", [])[:1]:
             starts.setdefault(outcome["run"]["seed"], []).append([row[name] for name in sorted(row)])
     # Records keep six digits.

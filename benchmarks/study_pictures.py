@@ -53,7 +53,7 @@ def forest(record: Mapping[str, Any], path: Path) -> None:
             axis.plot(dots, [row] * len(dots), ".", color=colour, alpha=0.4, markersize=5)
             axis.errorbar(between.mean, row, xerr=between.half, fmt="o", color=colour, capsize=3, markersize=5)
         axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_title(f"gold reward, {titles[compared]}", fontsize=10)
+        axis.set_title(f"gold, {titles[compared]}", fontsize=10)
         axis.set_xlabel("difference to tuned PPO", fontsize=9)
         axis.grid(axis="x", linewidth=0.4, alpha=0.5)
     axes[0, 0].set_yticks(range(len(names)), [record["methods"][name]["title"] for name in names], fontsize=9)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.study_statistics import Interval, figures, interval, levels, paired, t_quantile
@@ -39,6 +39,13 @@ def difference(found: Mapping[str, BySeed], one: str, other: str, figure: str) -
 
 
 # --------------------------------------------------------------------------------------------------------------- cells
+def markdown(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table with a line of titles and a line for each row of cells."""
+    heads = list(titles)
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    return "\n".join([lines[0], "| --- " * len(heads) + "|", *lines[1:]])
+
+
 def title(record: Record, name: str) -> str:
     return str(record["methods"][name]["title"])
 

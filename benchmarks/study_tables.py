@@ -10,6 +10,7 @@ from benchmarks.study_cells import (
     average,
     chosen,
     difference,
+    markdown,
     outcomes,
     results,
     settings,
@@ -72,54 +73,56 @@ _FIXED_KL = ("variance_penalty", "oracle_group_dro")
 # -------------------------------------------------------------------------------------------------------- the tables
 def tuning(record: Record) -> str:
     """Criterion at each candidate, the mean over the tuning seeds; the chosen one in bold."""
-    lines = ["| method | key | criterion at each candidate | chosen |", "| --- | --- | --- | --- |"]
+    rows = []
     for name, tried in record["tuning"].items():
         cells, best = [], chosen(record, name)
         for value, seeds in tried.items():
             text = "failed" if not all(seeds) else f"{average([s['mean'] for s in seeds]):.3f}"
             text = f"{value}: {text}"
             cells.append(f"**{text}**" if value == best else text)
-        lines.append(f"| {title(record, name)} | `{record['methods'][name]['tuned']}` | {', '.join(cells)} | {best} |")
-    return "\n".join(lines)
+        rows.append([title(record, name), f"`{record['methods'][name]['tuned']}`", ", ".join(cells), best])
+    return markdown(["method", "key", "criterion at each candidate", "chosen"], rows)
 
 
 def gold(record: Record, data: str = "") -> str:
     """Gold reward by domain, proxy and KL of each method, mean +- standard error over seeds."""
     columns = COLUMNS[record["benchmark"]]
-    lines = [f"| method | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 1) + "|"]
-    for name, seeds in results(record, data).items():
-        cells = [spread([own[column] for own in seeds.values()]) for column in columns]
-        lines.append(f"| {title(record, name)} | {' | '.join(cells)} |")
-    reference = start(record, data)
-    if reference:
+    rows = [
+        [title(record, name), *(spread([own[column] for own in seeds.values()]) for column in columns)]
+        for name, seeds in results(record, data).items()
+    ]
+    if reference := start(record, data):
         cells = [
             spread(reference[column]) if column in reference and not column.startswith("kl") else ""
             for column in columns
         ]
-        lines.append(f"| the SFT policy itself | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(["the SFT policy itself", *cells])
+    return markdown(["method", *columns.values()], rows)
 
 
 def differences(record: Record, data: str = "") -> str:
     """Every method against PPO, paired over seeds."""
     found, compared = results(record, data), COMPARED[record["benchmark"]]
-    lines = [f"| minus PPO | {' | '.join(compared.values())} |", "| --- " * (len(compared) + 1) + "|"]
-    for name in found:
-        if name != "ppo" and "ppo" in found:
-            cells = [shown(difference(found, name, "ppo", figure)) for figure in compared]
-            lines.append(f"| {title(record, name)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [
+        [title(record, name), *(shown(difference(found, name, "ppo", figure)) for figure in compared)]
+        for name in found
+        if name != "ppo" and "ppo" in found
+    ]
+    return markdown(["minus PPO", *compared.values()], rows)
 
 
 def controls(record: Record, data: str = "") -> str:
     """GI-PPO against the controls of group inference, against its parts, and in its forms."""
     found, compared = results(record, data), COMPARED[record["benchmark"]]
-    lines = [f"| difference | {' | '.join(compared.values())} |", "| --- " * (len(compared) + 1) + "|"]
-    for name, other in _COUNTERPARTS:
-        if name in found and other in found:
-            cells = [shown(difference(found, name, other, figure)) for figure in compared]
-            lines.append(f"| {title(record, name)} minus {title(record, other)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [
+        [
+            f"{title(record, name)} minus {title(record, other)}",
+            *(shown(difference(found, name, other, figure)) for figure in compared),
+        ]
+        for name, other in _COUNTERPARTS
+        if name in found and other in found
+    ]
+    return markdown(["difference", *compared.values()], rows)
 
 
 def distribution(record: Record) -> str:
@@ -130,20 +133,21 @@ def distribution(record: Record) -> str:
         "proxy_tail_hard": "proxy: lowest tenth, hard",
         "proxy_kurtosis_easy": "proxy: kurtosis, easy",
     }
-    lines = [f"| method | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 1) + "|"]
-    for name, seeds in results(record).items():
-        cells = [spread([own[column] for own in seeds.values()], 2) for column in columns]
-        lines.append(f"| {title(record, name)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [
+        [title(record, name), *(spread([own[column] for own in seeds.values()], 2) for column in columns)]
+        for name, seeds in results(record).items()
+    ]
+    return markdown(["method", *columns.values()], rows)
 
 
 def groups(record: Record, data: str = "") -> str:
     """What the groups were, over the last fifth of the iterations; smallest mass of the whole run; first warnings."""
-    lines = [
-        "| method | AUC against the domains (worst seed) | smaller mass, late (worst seed) | smallest mass of any "
-        "iteration | mean p_high | corr(p_high, reward) | seeds with a warning (first iteration) | failed |",
-        "| --- " * 8 + "|",
-    ]
+    titles = (
+        *("method", "AUC against the domains (worst seed)", "smaller mass, late (worst seed)"),
+        *("smallest mass of any iteration", "mean p_high", "corr(p_high, reward)"),
+        *("seeds with a warning (first iteration)", "failed"),
+    )
+    rows = []
     for name in record["methods"]:
         runs = outcomes(record, name, data)
         ended = [run for run in runs if not run["failure"]]
@@ -161,15 +165,15 @@ def groups(record: Record, data: str = "") -> str:
             warned(ended),
             str(len(runs) - len(ended)),
         ]
-        lines.append(f"| {title(record, name)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([title(record, name), *cells])
+    return markdown(titles, rows)
 
 
 def hacking(record: Record, data: str = "") -> str:
     """Where each method spent its KL and where it hacked. Effective eta: kl_coef times the mean p_high."""
     columns = {"kl_easy": "KL, easy", "kl_hard": "KL, hard", "kl_ood": "KL, out of domain"}
     titles = ["method", "effective eta", *columns.values(), "HACK share of tokens, easy", "hard", "response length"]
-    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
+    rows = []
     found = results(record, data)
     for name in found:
         ended = [run for run in outcomes(record, name, data) if not run["failure"]]
@@ -185,8 +189,8 @@ def hacking(record: Record, data: str = "") -> str:
             *(spread(shares, 2) if shares else "" for shares in hack),
             f"{average([run['final']['eval/length'] for run in ended]):.1f}",
         ]
-        lines.append(f"| {title(record, name)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([title(record, name), *cells])
+    return markdown(titles, rows)
 
 
 def preferences(record: Record) -> str:
@@ -197,60 +201,64 @@ def preferences(record: Record) -> str:
         "pairs/held_out/loss": "held-out loss",
         "pairs/held_out/margin": "held-out margin",
     }
-    lines = [f"| method | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 1) + "|"]
-    for name in record["methods"]:
-        late = [run["late"] for run in outcomes(record, name) if "pairs/accuracy" in run.get("late", {})]
-        if late:
-            cells = [spread([row[key] for row in late]) for key in columns]
-            lines.append(f"| {title(record, name)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    late = {
+        name: [run["late"] for run in outcomes(record, name) if "pairs/accuracy" in run.get("late", {})]
+        for name in record["methods"]
+    }
+    rows = [
+        [title(record, name), *(spread([row[key] for row in found]) for key in columns)]
+        for name, found in late.items()
+        if found
+    ]
+    return markdown(["method", *columns.values()], rows)
 
 
 def replication(record: Record) -> str:
     """Every method against PPO on the seeds that the study began with, and on those that were added later alone."""
     later = [seed for addition in record["additions"] for seed in addition["final_seeds"]]
     sides = {f"seeds {min(s)} to {max(s)}": s for s in (sorted(set(record["final_seeds"]) - set(later)), sorted(later))}
-    compared = {key: title for key, title in COMPARED[record["benchmark"]].items() if key != "mixture"}
-    titles = [f"{title}, {side}" for title in compared.values() for side in sides]
-    lines = [f"| minus PPO | {' | '.join(titles)} |", "| --- " * (len(titles) + 1) + "|"]
+    compared = {key: name for key, name in COMPARED[record["benchmark"]].items() if key != "mixture"}
     found = results(record)
-    for name in found:
-        if name != "ppo":
-            cells = []
-            for figure in compared:
-                for side in sides.values():
-                    own = {m: {s: f for s, f in found[m].items() if s in side} for m in (name, "ppo")}
-                    cells.append(shown(difference(own, name, "ppo", figure)))
-            lines.append(f"| {title(record, name)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    by_side = [
+        {name: {seed: own for seed, own in seeds.items() if seed in side} for name, seeds in found.items()}
+        for side in sides.values()
+    ]
+    rows = [
+        [title(record, name), *(shown(difference(own, name, "ppo", key)) for key in compared for own in by_side)]
+        for name in found
+        if name != "ppo"
+    ]
+    return markdown(["minus PPO", *(f"{name}, {side}" for name in compared.values() for side in sides)], rows)
 
 
 def judge(record: Record) -> str:
     """What the two reward models are worth on the published test pairs, by domain."""
     columns = {
-        "pairs": "pairs",
         "proxy_accuracy": "proxy, right",
         "gold_accuracy": "gold, right",
         "agreement": "order a pair alike",
         "correlation": "correlation of their rewards",
     }
-    lines = [f"| test pairs | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 1) + "|"]
-    for domain, found in record["judge"].items():
-        cells = [f"{found[key]:.2f}" if key == "correlation" else f"{found[key]:.1%}" for key in list(columns)[1:]]
-        lines.append(f"| {domain} | {found['pairs']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [
+        [
+            domain,
+            str(found["pairs"]),
+            *(f"{found[key]:.2f}" if key == "correlation" else f"{found[key]:.1%}" for key in columns),
+        ]
+        for domain, found in record["judge"].items()
+    ]
+    return markdown(["test pairs", "pairs", *columns.values()], rows)
 
 
 def overhead(record: Record) -> str:
     """Seconds of an iteration by phase, median, and GI-PPO over PPO."""
     measured = record["overhead"]
     sides = list(measured["seconds"])
-    titles = ["phase", *(f"{side}, ms" for side in sides), *(f"{side} over {sides[0]}" for side in sides[1:])]
-    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
+    rows = []
     for phase, base in measured["seconds"][sides[0]].items():
         values = [measured["seconds"][side][phase] for side in sides]
         ratios = [f"{value / base - 1:+.1%}" if base else "" for value in values[1:]]
-        lines.append(f"| {phase} | {' | '.join(f'{value * 1e3:.1f}' for value in values)} | {' | '.join(ratios)} |")
+        rows.append([phase, *(f"{value * 1e3:.1f}" for value in values), *ratios])
     # Rounds are interleaved: a ratio is of neighbours in time, and its spread says what it is worth.
     for what, key in (("total, by round", "totals"), ("processor time, by round", "processor")):
         base = measured[key][sides[0]]
@@ -258,8 +266,9 @@ def overhead(record: Record) -> str:
         for side in sides[1:]:
             ratios = sorted(value / first - 1 for value, first in zip(measured[key][side], base, strict=True))
             cells.append(f"{statistics.median(ratios):+.1%} ({ratios[0]:+.1%} to {ratios[-1]:+.1%})")
-        lines.append(f"| {what} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([what, *cells])
+    titles = ["phase", *(f"{side}, ms" for side in sides), *(f"{side} over {sides[0]}" for side in sides[1:])]
+    return markdown(titles, rows)
 
 
 PARTS: dict[str, Callable[[Record], str]] = {

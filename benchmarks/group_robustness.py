@@ -19,6 +19,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from benchmarks import study, study_dpo, study_overhead, study_tables
 from benchmarks.machine import describe_machine, show_machine
 from benchmarks.record import write
 from benchmarks.study import Study
-from benchmarks.study_runs import Method, Run, common_words, evaluations, forked, own_words, train_rl, trained
+from benchmarks.study_runs import Method, Run, common_words, evaluations, forked, own_words, trained
 
 if TYPE_CHECKING:
     from gipo_mc.config import Config
@@ -117,7 +118,7 @@ def described(options: argparse.Namespace) -> Study:
         methods = {name: replace(method, values=method.values[:2]) for name, method in methods.items()}
 
     def seconds(run: Run) -> float:
-        if METHODS[run.method].preset == "dpo":
+        if METHODS[run.method].learns_from_pairs:
             return size["dpo"] * SECONDS_STEP
         held_out = evaluations(run, size) * 3 * size["held_out"] * SECONDS_PROMPT
         return size["iterations"] * SECONDS_ITERATION * size["batch"] / 128 + held_out
@@ -130,24 +131,17 @@ def described(options: argparse.Namespace) -> Study:
         data="builtin",
         mixtures=EVEN,
         size=size,
-        train=lambda run, method: train(run, method, size, folder),
+        train=partial(
+            study_dpo.train,
+            rl=partial(configured, size=size, folder=folder),
+            pairs=partial(configured_on_pairs, size=size, folder=folder),
+        ),
         prepare=lambda seeds: references(seeds, size, folder, options.workers),
         seconds=seconds,
     )
 
 
-def train(run: Run, method: Method, size: dict[str, int], folder: Path) -> dict[str, Any]:
-    """The run and its outcome."""
-    if method.preset != "dpo":
-        return train_rl(configured(run, method, size, folder))
-    return study_dpo.train_and_evaluate(
-        paired(run, method, size, folder),
-        lambda *words: configured(*study_dpo.as_ppo(run), size, folder, *words),
-        str(folder / f"seed{run.seed}" / "reference"),
-    )
-
-
-def configured(run: Run, method: Method, size: dict[str, int], folder: Path, *others: str) -> Config:
+def configured(run: Run, method: Method, *others: str, size: dict[str, int], folder: Path) -> Config:
     """A run of `scripts/train_gi_ppo.py` on the built-in task, whose defaults hold for all that is not named here."""
     from gipo_mc.config import load_config
     from gipo_mc.training import builtin
@@ -163,14 +157,14 @@ def configured(run: Run, method: Method, size: dict[str, int], folder: Path, *ot
     return load_config(None, words, builtin.gi_ppo_base())
 
 
-def paired(run: Run, method: Method, size: dict[str, int], folder: Path) -> Config:
+def configured_on_pairs(run: Run, method: Method, size: dict[str, int], folder: Path) -> Config:
     """A run of `scripts/train_dpo.py` on the built-in task's pairs."""
     from gipo_mc.config import load_config
     from gipo_mc.training import builtin
 
     words = [
         *own_words(run, method, folder),
-        *study_dpo.words(size["dpo"], size["held_out"]),
+        *study_dpo.words(run, size["dpo"], size["held_out"]),
         f"model.policy={folder / f'seed{run.seed}' / 'reference'}",
         f"data.preferences=[{PAIRS_OF[run.data]}]",
         f"data.max_rows={size['pairs']}",

@@ -18,6 +18,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a worker, before tor
 from benchmarks import group_robustness, hh_models, study, study_dpo
 from benchmarks.hh_models import published
 from benchmarks.study import Study
-from benchmarks.study_runs import Method, Run, common_words, evaluations, own_words, train_rl
+from benchmarks.study_runs import Method, Run, common_words, evaluations, own_words
 from gipo_mc.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ FULL: dict[str, Any] = {"iterations": 30, "batch": 64, "every": 10, "held_out": 
 QUICK: dict[str, Any] = {"iterations": 2, "batch": 8, "every": 1, "held_out": 4, "dpo": 4}
 #: Seconds of a response in training and in an evaluation on one core, for the budget alone.
 SECONDS_TRAINED, SECONDS_EVALUATED = 0.024, 0.009
-#: Of a step of DPO.
+#: Of a step of DPO, evaluations included: a guess, since none of this size has been run yet.
 SECONDS_STEP = 1.0
 
 
@@ -76,11 +77,9 @@ def described(options: argparse.Namespace) -> Study:
         methods = {name: replace(METHODS[name], values=METHODS[name].values[:2]) for name in ("ppo", "gi_ppo", "dpo")}
 
     def seconds(run: Run) -> float:
-        learns_from_pairs = METHODS[run.method].preset == "dpo"
-        times = 1 + study_dpo.POINTS if learns_from_pairs else evaluations(run, size)
-        held_out = times * 2 * size["held_out"] * SECONDS_EVALUATED
-        if learns_from_pairs:
-            return size["dpo"] * SECONDS_STEP + held_out
+        if METHODS[run.method].learns_from_pairs:
+            return size["dpo"] * SECONDS_STEP
+        held_out = evaluations(run, size) * 2 * size["held_out"] * SECONDS_EVALUATED
         return size["iterations"] * size["batch"] * SECONDS_TRAINED + held_out
 
     return Study(
@@ -91,25 +90,18 @@ def described(options: argparse.Namespace) -> Study:
         data="hh",
         mixtures={},
         size=size,
-        train=lambda run, method: train(run, method, size, folder),
+        train=partial(
+            study_dpo.train,
+            rl=partial(configured, size=size, folder=folder),
+            pairs=partial(configured_on_pairs, size=size, folder=folder),
+        ),
         prepare=lambda seeds: hh_models.prepare(data, folder, options.workers, options.quick) if seeds else iter(()),
         seconds=seconds,
         judge=lambda: {"judge": json.loads((folder / "judge.json").read_text())},
     )
 
 
-def train(run: Run, method: Method, size: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The run and its outcome."""
-    if method.preset != "dpo":
-        return train_rl(configured(run, method, size, folder))
-    return study_dpo.train_and_evaluate(
-        paired(run, method, size, folder),
-        lambda *words: configured(*study_dpo.as_ppo(run), size, folder, *words),
-        str(folder / "sft_policy"),
-    )
-
-
-def configured(run: Run, method: Method, size: dict[str, Any], folder: Path, *others: str) -> Config:
+def configured(run: Run, method: Method, *others: str, size: dict[str, Any], folder: Path) -> Config:
     """A run of `configs/hh_tiny.yaml` on the policy's half, with the gold reward model beside it."""
     from gipo_mc.config import load_config
 
@@ -124,14 +116,14 @@ def configured(run: Run, method: Method, size: dict[str, Any], folder: Path, *ot
     return load_config(str(hh_models.CONFIGS / "hh_tiny.yaml"), words)
 
 
-def paired(run: Run, method: Method, size: dict[str, Any], folder: Path) -> Config:
+def configured_on_pairs(run: Run, method: Method, size: dict[str, Any], folder: Path) -> Config:
     """A run of `configs/hh_tiny_dpo.yaml` on the policy's half: the pairs that made the proxy."""
     from gipo_mc.config import load_config
 
     words = [
         *hh_models.words("preferences", folder, "policy"),
         *own_words(run, method, folder),
-        *study_dpo.words(size["dpo"], size["held_out"]),
+        *study_dpo.words(run, size["dpo"], size["held_out"]),
         f"model.policy={folder / 'sft_policy'}",
         *hh_models.LENGTHS,
     ]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.study_runs import Method, Run, evaluated, warnings
+from benchmarks.study_runs import Method, Run, evaluated, train_rl, warnings
 
 if TYPE_CHECKING:
     from gipo_mc.config import Config
@@ -18,27 +18,35 @@ if TYPE_CHECKING:
 POINTS = 4
 
 
-def words(steps: int, held_out: int) -> list[str]:
-    """Options of a run of `steps` steps that keeps `POINTS` checkpoints; held_out: pairs of its one evaluation."""
+def words(run: Run, steps: int, held_out: int) -> list[str]:
+    """Options of a run of `steps` steps. It keeps `POINTS` checkpoints, a tuning run the last alone; held_out: pairs of
+    its one evaluation."""
+    points = 1 if run.stage == "tuning" else POINTS
     return [
         f"run.iterations={steps}",
-        f"checkpoint.every={steps // POINTS}",
-        f"checkpoint.keep={POINTS}",
+        f"checkpoint.every={steps // points}",
+        f"checkpoint.keep={points}",
         "eval.every=0",
         f"eval.prompts={held_out}",
     ]
 
 
-def as_ppo(run: Run) -> tuple[Run, Method]:
-    """PPO's run of the same seed and stage, for its prompts and random numbers; nothing of it is trained."""
-    return replace(run, value=""), Method("PPO", "ppo", (), ())
+def train(
+    run: Run, method: Method, rl: Callable[..., Config], pairs: Callable[[Run, Method], Config]
+) -> dict[str, Any]:
+    """A run of a study and its outcome. rl: (run, method, more options) -> the configuration of a run of RL. pairs: the
+    same of one that learns from pairs."""
+    if not method.learns_from_pairs:
+        return train_rl(rl(run, method))
+    # PPO's run of the same seed and stage, for its prompts and random numbers; nothing of it is trained.
+    ppo = replace(run, value=""), Method("PPO", "ppo", (), ())
+    return train_and_evaluate(pairs(run, method), lambda *others: rl(*ppo, *others))
 
 
-def train_and_evaluate(training: Config, evaluation: Callable[..., Config], reference: str) -> dict[str, Any]:
+def train_and_evaluate(training: Config, evaluation: Callable[..., Config]) -> dict[str, Any]:
     """A run of `scripts/train_dpo.py` and its outcome, which has the shape of an RL run's; steps are optimizer steps.
 
-    evaluation: takes options, gives the configuration of the RL run whose evaluation is wanted. reference: the policy
-    that KL is measured from.
+    evaluation: takes options, gives the configuration of the RL run whose evaluation is wanted.
     """
     from gipo_mc.training import builtin
 
@@ -48,11 +56,11 @@ def train_and_evaluate(training: Config, evaluation: Callable[..., Config], refe
     policies |= {int(kept.name.removeprefix("step_")): str(kept) for kept in path.glob("checkpoints/step_*")}
     rows = []
     for step, policy in sorted(policies.items()):
-        models = f"model.policy={policy}", f"model.reference={reference}"
+        models = f"model.policy={policy}", f"model.reference={training.model.policy}"
         rows.append({"step": step, **evaluate(evaluation(*models, f"run.name={training.run.name}/evaluation{step}"))})
     return {
         **evaluated(rows),
-        "late": pairs(path, training.run.iterations),
+        "late": on_pairs(path, training.run.iterations),
         "trace": [],
         "smallest_mass": None,
         "hack_share": {},
@@ -72,7 +80,7 @@ def evaluate(config: Config) -> dict[str, float]:
     return metrics
 
 
-def pairs(path: Path, steps: int) -> dict[str, float]:
+def on_pairs(path: Path, steps: int) -> dict[str, float]:
     """How the run did on its pairs: "pairs/{loss,accuracy,margin}" over the last fifth of the steps, and the same of
     the held-out pairs at the end, "pairs/held_out/..."."""
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]

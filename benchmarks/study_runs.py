@@ -36,6 +36,10 @@ class Method:
     others: tuple[str, ...] = ()
     follows: str = ""
 
+    @property
+    def learns_from_pairs(self) -> bool:
+        return self.preset == "dpo"
+
 
 @dataclass(frozen=True)
 class Run:

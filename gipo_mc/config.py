@@ -326,7 +326,9 @@ def load_config(path: str | None, overrides: list[str], base: dict[str, Any] | N
             )
         layers.append(OmegaConf.from_dotlist(overrides))
         named = apply_presets([_plain(layer, path) for layer in layers])
-        raw = OmegaConf.to_container(OmegaConf.merge(*map(OmegaConf.create, named)), resolve=True)
+        # The defaults lie underneath, so that `${run.dir}` means something where nobody gives run.dir.
+        merged = OmegaConf.merge(Config().model_dump(), *map(OmegaConf.create, named))
+        raw = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, OSError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"The configuration {path or ''} cannot be read: {error}") from error
     except Exception as error:

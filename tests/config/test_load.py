@@ -1,0 +1,53 @@
+"""The configuration: layers over each other, references between keys, and problems in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gipo_mc.config import Config, load_config
+from gipo_mc.errors import ConfigError
+from gipo_mc.training import builtin
+
+BASES = {name: getattr(builtin, f"{name}_base") for name in ("sft", "reward", "dpo", "gi_ppo")}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_the_built_in_task_loads_without_a_word_from_the_user(name: str) -> None:
+    config = load_config(None, [], BASES[name]())
+    assert config.run.dir == "runs" and config.model.policy.startswith("runs/builtin_")
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_the_built_in_task_follows_the_run_folder_that_is_given(name: str) -> None:
+    assert load_config(None, ["run.dir=/elsewhere"], BASES[name]()).model.policy.startswith("/elsewhere/builtin_")
+
+
+def test_a_file_may_refer_to_a_key_that_nobody_gave(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("run: {name: 'seed-${run.seed}'}\ncritic: {lr: '${policy.lr}'}\n")
+    config = load_config(str(path), ["policy.lr=0.5"])
+    assert config.run.name == f"seed-{Config().run.seed}" and config.critic.lr == 0.5
+
+
+def test_a_reference_to_nothing_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("run: {name: '${run.nmae}'}\n")
+    with pytest.raises(ConfigError, match=r"run\.nmae"):
+        load_config(str(path), [])
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        ({"run": 3}, "run=3"),
+        ({"run": None}, "run=None"),
+        ({"data": {"prompts": {"a": 1}}}, "data.prompts"),
+        ({"policy": [1]}, "policy="),
+    ],
+)
+def test_a_section_of_the_wrong_kind_is_named(layer: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(None, [], layer)

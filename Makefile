@@ -5,7 +5,7 @@
 #                       active environment alone
 #   TORCH_INDEX=auto    where torch comes from: auto takes the much smaller CPU build on Linux without an NVIDIA
 #                       driver; a URL of wheels (https://download.pytorch.org/whl/cuXXX); empty: pip's own index
-#   ARGS=...            more arguments for `make test`, `demo` and `bench`, for example ARGS="-k gae -x"
+#   ARGS=...            more arguments for `make test`, `demo`, `digests` and `bench`, for example ARGS="-k gae -x"
 
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
@@ -36,7 +36,7 @@ BUILD_INPUTS := pyproject.toml $(wildcard constraints.txt setup.py CMakeLists.tx
 # The commands of the environment (clang-format, mypy, ruff) come before others of the same name.
 run := PATH="$$(cd "$$(dirname "$(PYTHON)")" && pwd):$$PATH"
 
-.PHONY: help venv demo test bench lint format doctor clean
+.PHONY: help venv demo test digests bench lint format doctor clean
 
 help: ## what there is
 	@echo "gipo_mc: Group-Invariant PPO on Megatron-core"
@@ -52,6 +52,9 @@ demo: $(STAMP) ## SFT, reward model, PPO and GI-PPO on the built-in task, ending
 
 test: $(STAMP) ## the tests (about 5 minutes)
 	@$(PYTHON) -m pytest $(ARGS)
+
+digests: $(STAMP) ## digests of whole runs against the record: for a change that is meant to change no number
+	@$(PYTHON) tests/digests.py $(ARGS)
 
 bench: $(STAMP) ## the kernels against their rivals on this machine (some minutes; ARGS="--quick" is faster)
 	@$(PYTHON) benchmarks/kernels.py $(ARGS)

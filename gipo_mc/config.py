@@ -326,16 +326,27 @@ def load_config(path: str | None, overrides: list[str], base: dict[str, Any] | N
             )
         layers.append(OmegaConf.from_dotlist(overrides))
         named = apply_presets([_plain(layer, path) for layer in layers])
-        # The defaults lie underneath, so that `${run.dir}` means something where nobody gives run.dir.
-        merged = OmegaConf.merge(Config().model_dump(), *map(OmegaConf.create, named))
-        raw = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, OSError, UnicodeDecodeError, ValueError) as error:
+        merged = _plain(OmegaConf.merge(*map(OmegaConf.create, named)), path)
+        # With the defaults underneath, `${run.dir}` means something where nobody gives run.dir.
+        raw = OmegaConf.to_container(OmegaConf.create(_filled(merged, Config().model_dump())), resolve=True)
+    except (OmegaConfBaseException, OSError, UnicodeDecodeError, ValueError, TypeError) as error:
         raise ConfigError(f"The configuration {path or ''} cannot be read: {error}") from error
     except Exception as error:
         if type(error).__module__.startswith("yaml"):
             raise ConfigError(f"The configuration {path} is not valid YAML: {error}") from error
         raise
     return _validate(raw)  # type: ignore[arg-type]
+
+
+def _filled(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`given`, and what it lacks from `defaults`; what is given stays as it is, of whatever kind."""
+    missing = {key: value for key, value in defaults.items() if key not in given}
+    sections = {
+        key: _filled(value, defaults[key])
+        for key, value in given.items()
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+    }
+    return given | sections | missing
 
 
 def _plain(layer: Any, path: str | None) -> dict[str, Any]:

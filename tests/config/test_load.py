@@ -51,3 +51,10 @@ def test_a_reference_to_nothing_is_an_error_that_names_it(tmp_path: Path) -> Non
 def test_a_section_of_the_wrong_kind_is_named(layer: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_config(None, [], layer)
+
+
+def test_a_list_and_a_section_for_the_same_key_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("data: {prompts: [a.jsonl]}\n")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(str(path), ["data.prompts.a=1"])

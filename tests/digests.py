@@ -139,7 +139,7 @@ def save_models(folder: Path) -> dict[str, str]:
 
 
 def run_ranks(script: str, options: list[str], ranks: int, log: Path) -> None:
-    """`torchrun --nproc-per-node <ranks> scripts/<script> options`, as forks of this process: torch is imported here."""
+    """`torchrun --nproc-per-node <ranks> scripts/<script> options`, as forks of this process: torch is here already."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -57,7 +57,7 @@ digests: $(STAMP) ## digests of whole runs against the record: for a change that
 	@$(PYTHON) tests/digests.py $(ARGS)
 
 bench: $(STAMP) ## the kernels against their rivals on this machine (some minutes; ARGS="--quick" is faster)
-	@$(PYTHON) benchmarks/kernels.py $(ARGS)
+	@$(PYTHON) benchmarks/kernels/kernels.py $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy and clang-format, changing nothing
 	@failed=""; \

@@ -22,11 +22,11 @@ from transformers.utils import logging as transformers_logging
 
 from gipo_mc.config import check_layout, validate
 from gipo_mc.errors import CheckpointError, GipoError
-from gipo_mc.models.parity import Check
+from gipo_mc.models.weights.parity import Check
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.layout import Layout
-from gipo_mc.training import conversion
-from gipo_mc.training.command import report_error
+from gipo_mc.run.command import report_error
+from gipo_mc.tools import conversion
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 

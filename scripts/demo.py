@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from gipo_mc.training.builtin import PPO_KL
+from gipo_mc.tools.builtin import PPO_KL
 
 #: (what, ranks, script, overrides). Four ranks: TP2 x PP2; two: TP2, or a pipeline of two.
 STEPS: tuple[tuple[str, int, str, list[str]], ...] = (

@@ -20,7 +20,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     try:
-        from gipo_mc.training import doctor
+        from gipo_mc.tools import doctor
     except ModuleNotFoundError as error:
         print(
             f"{error}. gipo_mc is not installed for {sys.executable}: make venv, or pip install -e .", file=sys.stderr

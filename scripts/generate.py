@@ -14,10 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gipo_mc.config import Config
-from gipo_mc.evaluation.responses import Response, respond
 from gipo_mc.parallel.collectives import on_main
-from gipo_mc.training.command import run_command
-from gipo_mc.training.jsonl import encode, printable, write_atomically
+from gipo_mc.run.command import run_command
+from gipo_mc.run.jsonl import encode, printable, write_atomically
+from gipo_mc.tools.respond import Response, respond
 
 
 def main() -> int:

@@ -15,4 +15,4 @@ if [ -z "$python" ] || ! "$python" -c 'import torch, sys; sys.exit(not torch.cud
     echo "There is no GPU that torch can use here (python: ${python:-none}), and everything this checks needs one." >&2
     exit 2
 fi
-exec "$python" benchmarks/gpu_check.py --device cuda "$@"
+exec "$python" benchmarks/gpu/gpu_check.py --device cuda "$@"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from gipo_mc.config import validate
 from gipo_mc.errors import GipoError
-from gipo_mc.training.command import report_error
-from gipo_mc.training.new_model import create_text_model
+from gipo_mc.run.command import report_error
+from gipo_mc.tools.new_model import create_text_model
 
 
 def main() -> int:

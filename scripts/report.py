@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from gipo_mc.errors import GipoError
-from gipo_mc.evaluation.report import build_report, save_charts
-from gipo_mc.training.jsonl import printable
+from gipo_mc.report.report import build_report, save_charts
+from gipo_mc.run.jsonl import printable
 
 
 def main(argv: list[str] | None = None) -> int:

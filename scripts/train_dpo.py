@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from gipo_mc.training.builtin import dpo_base, train_dpo
-from gipo_mc.training.command import run_command
+from gipo_mc.run.command import run_command
+from gipo_mc.tools.builtin import dpo_base, train_dpo
 
 if __name__ == "__main__":
     sys.exit(run_command(str(__doc__), train_dpo, builtin=dpo_base))

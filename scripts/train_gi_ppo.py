@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from gipo_mc.training.builtin import gi_ppo_base, train_gi_ppo
-from gipo_mc.training.command import run_command
+from gipo_mc.run.command import run_command
+from gipo_mc.tools.builtin import gi_ppo_base, train_gi_ppo
 
 if __name__ == "__main__":
     sys.exit(run_command(str(__doc__), train_gi_ppo, builtin=gi_ppo_base))

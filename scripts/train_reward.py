@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from gipo_mc.training.builtin import reward_base, train_reward
-from gipo_mc.training.command import run_command
+from gipo_mc.run.command import run_command
+from gipo_mc.tools.builtin import reward_base, train_reward
 
 if __name__ == "__main__":
     sys.exit(run_command(str(__doc__), train_reward, builtin=reward_base))

@@ -2,7 +2,7 @@
 
 The process is a fork of this one, in which torch, transformers and Megatron are imported already; a new interpreter
 takes six seconds of processor time for them. That scripts find all they import in a new one is held by the test of
-torchrun in tests/training/test_commands.py.
+torchrun in tests/run/test_command.py.
 """
 
 from __future__ import annotations

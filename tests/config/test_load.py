@@ -9,7 +9,7 @@ import pytest
 
 from gipo_mc.config import Config, load_config
 from gipo_mc.errors import ConfigError
-from gipo_mc.training import builtin
+from gipo_mc.tools import builtin
 
 BASES = {name: getattr(builtin, f"{name}_base") for name in ("sft", "reward", "dpo", "gi_ppo")}
 

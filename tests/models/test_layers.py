@@ -8,11 +8,11 @@ from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
 from gipo_mc.config import ParallelConfig
+from gipo_mc.models.families.llama import LlamaShape, transformer_config
 from gipo_mc.models.layers import CausalAttention, RMSNorm
-from gipo_mc.models.llama import LlamaModel, build_model
-from gipo_mc.models.llama_config import LlamaShape, transformer_config
+from gipo_mc.models.stage import LlamaModel, build_model
 from gipo_mc.parallel import runtime
-from tests.models.test_llama_config import layout
+from tests.models.families.test_llama import layout
 from tests.models.tiny import VARIANTS, config
 from tests.ranks import parallel_config, run_ranks
 

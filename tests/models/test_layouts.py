@@ -14,10 +14,10 @@ from transformers import LlamaForCausalLM
 
 from gipo_mc.config import OptimizerConfig, ParallelConfig
 from gipo_mc.errors import ConfigError
-from gipo_mc.models.hf_weights import load_hf_weights
-from gipo_mc.models.llama import LlamaModel, build_model
-from gipo_mc.models.llama_config import LlamaShape
-from gipo_mc.models.weights import OUTPUT, RandomWeights, stage_mappings, trunk_tensors
+from gipo_mc.models.families.llama import LlamaShape
+from gipo_mc.models.stage import LlamaModel, build_model
+from gipo_mc.models.weights.hf_load import load_hf_weights
+from gipo_mc.models.weights.mapping import OUTPUT, RandomWeights, stage_mappings, trunk_tensors
 from gipo_mc.parallel import runtime, sharded_files
 from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.engine import Engine

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from benchmarks.timing import peak_extra_bytes
+from benchmarks.common.timing import peak_extra_bytes
 from gipo_mc.ops import reference, token_statistics
 from gipo_mc.ops.token_statistics import token_gradient, token_gradient_, token_merge, token_partials, token_results
 from tests.ops.cases import DTYPES, HALF, close, within_ulp

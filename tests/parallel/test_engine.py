@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gipo_mc.config import OptimizerConfig, ParallelConfig
-from gipo_mc.models.llama import build_model
-from gipo_mc.models.llama_config import LlamaShape
+from gipo_mc.models.families.llama import LlamaShape
+from gipo_mc.models.stage import build_model
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import replicate_rows
 from gipo_mc.parallel.engine import Engine

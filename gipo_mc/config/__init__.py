@@ -1,0 +1,1 @@
+from gipo_mc.config.schema import *  # noqa: F403

@@ -1,0 +1,463 @@
+"""The typed configuration: YAML + dotted overrides, validated once, before any process group starts.
+
+Unknown keys, wrong types and impossible combinations are collected and reported in one `ConfigError`, each with
+its key, the numbers involved and the fix. The resolved configuration is written into the run folder.
+
+This module knows neither ranks nor models; `check_layout` is given the world size, and the checks against a
+model's shape live in `gipo_mc.models.families.llama`, called before start as well.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gipo_mc.errors import ConfigError
+from gipo_mc.presets import PRESETS
+from gipo_mc.presets import apply as apply_presets
+
+Fraction = Field(ge=0.0, le=1.0)
+
+
+class Section(BaseModel):
+    """Strict base: unknown keys are errors, fields are documented by their `description`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class RunConfig(Section):
+    dir: str = Field("runs", description="folder that holds run folders")
+    name: str = Field("", description="name of the run folder; empty: the command's own name")
+    iterations: int = Field(20, ge=1, description="iterations (RL) or optimizer steps (the others)")
+    seed: int = Field(1, ge=0, lt=2**31, description="seed of every random stream")
+    resume: bool = Field(True, description="continue from the last checkpoint of the run folder, if it has one")
+
+
+class ParallelConfig(Section):
+    tensor: int = Field(1, ge=1, description="tensor-parallel ranks (TP)")
+    pipeline: int = Field(1, ge=1, description="pipeline-parallel ranks (PP)")
+    sequence: bool = Field(False, description="sequence parallelism inside the tensor-parallel group")
+    micro_batch_size: int = Field(8, ge=1, description="sequences of one pass through the pipeline")
+    logit_rows: int = Field(
+        4096, ge=0, description="response tokens whose logits exist at a time; more are computed twice; 0: all"
+    )
+    timeout_minutes: float = Field(10.0, gt=0, description="a collective that takes longer ends the job")
+    distributed_optimizer: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="shard optimizer state over data-parallel ranks (ZeRO-1); auto: on CUDA",
+    )
+
+    @field_validator("distributed_optimizer", mode="before")
+    @classmethod
+    def _yaml_bool(cls, value: object) -> object:
+        # YAML reads a bare on or off as a boolean.
+        return ("on" if value else "off") if isinstance(value, bool) else value
+
+
+class ModelConfig(Section):
+    policy: str = Field("", description="HF folder or hub name, or a run's checkpoint; empty with builtin data")
+    reference: str = Field("", description="frozen reference of RL's KL and of DPO; empty: the policy's start")
+    critic: str = Field("", description="start of the critic; empty: the reward model, else the policy")
+    reward: str = Field("", description="reward model; or python:package.module:function")
+    tokenizer: str = Field("", description="tokenizer folder; empty: the policy's")
+
+
+class DataConfig(Section):
+    prompts: list[str] = Field(default_factory=list, description="[files or hub names] of RL prompts, or builtin")
+    preferences: list[str] = Field(default_factory=list, description="preference pairs (reward model, DPO)")
+    demonstrations: list[str] = Field(default_factory=list, description="demonstrations (SFT)")
+    evaluation: list[str] = Field(default_factory=list, description="held-out rows of the same kind")
+    format: Literal["auto", "hh", "tldr", "pairs", "messages", "builtin"] = Field("auto", description="row format")
+    domains: list[str] = Field(default_factory=list, description="label of each file; empty: from the row or file")
+    prompt_length: int = Field(256, ge=1, description="longest prompt in tokens; longer ones are left out")
+    sequence_length: int = Field(512, ge=2, description="longest prompt + response (SFT, reward model, DPO)")
+    on_error: Literal["strict", "quarantine"] = Field("strict", description="malformed rows: stop, or skip")
+    max_rows: int = Field(0, ge=0, description="use only this many rows of each file; 0: all")
+    chat_template: bool = Field(False, description="render dialogues with the tokenizer's chat template")
+    response_separator: str = Field(
+        "", description="text between prompt and response; empty: the space of HH and TL;DR"
+    )
+
+    @field_validator("prompts", "preferences", "demonstrations", "evaluation", "domains", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+
+class RolloutConfig(Section):
+    batch_size: int = Field(64, ge=1, description="responses of one iteration, over all ranks")
+    samples_per_prompt: int = Field(1, ge=1, description="responses to each prompt; batch_size is a multiple of it")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature; log-probs use the same")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus mass; 1: off")
+    top_k: int = Field(0, ge=0, description="candidates kept; 0: all")
+    max_new_tokens: int = Field(64, ge=1, description="longest response, EOS counted")
+    micro_batch_size: int = Field(0, ge=0, description="sequences generated at a time on a rank; 0: all")
+    stop: list[str] = Field(default_factory=list, description="strings that end a response, like EOS")
+
+
+class AlgorithmConfig(Section):
+    """What is trained, and how; docs/algorithm.md has the formulas. `name` sets other keys, see `gipo_mc.presets`."""
+
+    name: str = Field("gi_ppo", description="a known combination of the keys below; algorithm.preset is the same")
+    # ------------------------------------------------------------------------------------- where the groups come from
+    groups_from: Literal["classifier", "none", "domain", "reward", "uniform"] = Field(
+        "classifier",
+        description="group probabilities p: inferred; one group; known domains (oracle); reward above its mean; 1/M",
+    )
+    groups: int = Field(2, ge=1, le=16, description="groups M (domain: as many as the prompts have domains)")
+    assignment: Literal["soft", "hard"] = Field("soft", description="the policy side uses p, or 1 for the likeliest")
+    group_input: Literal["xy", "prompt"] = Field("xy", description="what the classifier reads")
+    group_head: Literal["mlp", "linear"] = Field("mlp", description="classifier on the trunk's features")
+    group_trunk: Literal["detached", "shared", "own"] = Field(
+        "detached", description="the critic's trunk without or with the classifier's gradient, or a model of its own"
+    )
+    classifier_every: int = Field(1, ge=1, description="train the classifier in one of so many iterations")
+    beta_critic: float = Field(1.0, ge=0, description="weight of R_var in the classifier's loss")
+    balance: float = Field(0.0, ge=0, description="weight of KL(mean p || uniform) in the classifier's loss")
+    # ------------------------------------------------------------------------------------------------- the signal S
+    signal: Literal["reward", "return", "advantage"] = Field("reward", description="X of the signal S")
+    signal_form: Literal["value", "log_prob"] = Field("value", description="S of X itself, or of log pi X (the paper)")
+    signal_tokens: Literal["mean", "sum"] = Field("mean", description="S over the tokens of a response")
+    signal_normalize: bool = Field(True, description="S minus its mean, over its running standard deviation")
+    signal_decay: float = Field(0.95, ge=0, lt=1, description="EMA of means and standard deviations")
+    weights: Literal["size", "population"] = Field("size", description="omega_g of the variance: P_g / N, or 1 / M")
+    # ------------------------------------------------------------------------------------------------- the policy side
+    penalty: Literal["variance", "none", "group_dro"] = Field(
+        "variance", description="beta R_var in the policy loss, nothing, or group-DRO weights of the groups"
+    )
+    beta_policy: float = Field(0.3, ge=0, description="weight of R_var in the policy loss")
+    beta_ramp: int = Field(20, ge=0, description="iterations over which beta_policy rises from 0")
+    mass_floor: float = Field(0.05, ge=0, lt=0.5, description="groups with less mass do not move the policy")
+    reweight_cap: float = Field(0.8, ge=0, description="bound of 2 beta |R_g - Rbar|; 0: off")
+    dro_step: float = Field(0.05, ge=0, description="group_dro: step of the exponentiated gradient, an iteration")
+    group_statistics: Literal["exact", "rollout"] = Field(
+        "exact", description="statistics of later mini-batches: a forward pass first, or the rollout's"
+    )
+    best_group: Literal["reward", "objective"] = Field(
+        "reward", description="g_high has the highest mean raw reward, or the highest R_g (the paper)"
+    )
+    best_group_decay: float = Field(0.9, ge=0, lt=1, description="EMA of what picks g_high")
+    # --------------------------------------------------------------------------------------------------- KL and PPO
+    kl_penalty: Literal["adaptive", "fixed", "none", "adaptive_mean"] = Field(
+        "adaptive", description="a sequence's KL is weighted by eta p_i,high; eta; 0; eta mean_i p_i,high"
+    )
+    kl_coef: float = Field(0.05, ge=0, description="KL penalty eta per token")
+    kl_target: float = Field(0.0, ge=0, description="eta follows this KL, nats per response; 0: eta is constant")
+    kl_in: Literal["reward", "loss"] = Field("reward", description="where the penalty stands")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field("k1", description="estimator of the KL to the reference")
+    advantage: Literal["gae", "rloo", "grpo"] = Field(
+        "gae", description="from a critic, or from the other samples of the prompt (no critic): minus mean; over std"
+    )
+    gamma: float = Field(1.0, gt=0, le=1, description="discount")
+    lam: float = Field(0.95, ge=0, le=1, description="GAE lambda")
+    clip: float = Field(0.2, gt=0, description="clip range of the ratio")
+    value_clip: float = Field(0.2, ge=0, description="clip range of the value; 0: off")
+    entropy_coef: float = Field(0.0, ge=0, description="entropy bonus")
+    whiten_advantages: bool = Field(True, description="advantages to mean 0, std 1 over the rollout batch")
+    reward_clip: float = Field(0.0, ge=0, description="clip of the normalised reward; 0: off")
+    normalize_reward: bool = Field(False, description="score = (reward - running mean) / running std")
+    epochs: int = Field(1, ge=1, description="passes over a rollout batch")
+    mini_batch_size: int = Field(32, ge=1, description="sequences of one optimizer step, over all ranks")
+    critic_epochs: int = Field(0, ge=0, description="the same for critic and classifier (stage 1); 0: as epochs")
+    critic_warmup: int = Field(0, ge=0, description="first iterations that train critic and classifier only")
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in PRESETS:
+            raise ValueError(f"algorithm.name={value!r} is no known algorithm: write one of {', '.join(PRESETS)}")
+        return value
+
+    @field_validator("groups_from", "kl_penalty", "penalty", mode="before")
+    @classmethod
+    def _yaml_null(cls, value: object) -> object:
+        return "none" if value is None else value
+
+    @property
+    def inferred(self) -> bool:
+        """Is there a classifier?"""
+        return self.groups_from == "classifier" and self.groups > 1
+
+    @property
+    def group_count(self) -> int:
+        """M, 1 where there are no groups."""
+        return 1 if self.groups_from == "none" else self.groups
+
+    def problems(self) -> list[str]:
+        """Combinations of keys that have no meaning, each with the fix."""
+        found = []
+        if self.groups_from == "reward" and self.groups != 2:
+            found.append(
+                f"algorithm.groups_from=reward makes two groups, above and below the mean, not algorithm.groups="
+                f"{self.groups}: set algorithm.groups=2"
+            )
+        if self.kl_in == "loss" and self.kl_estimator == "k1" and self.kl_penalty != "none":
+            found.append(
+                "algorithm.kl_in=loss with algorithm.kl_estimator=k1 has a gradient of mean 0 and holds nothing back: "
+                "set algorithm.kl_estimator=k2"
+            )
+        if self.advantage != "gae" and self.inferred and self.group_trunk != "own":
+            found.append(
+                f"algorithm.advantage={self.advantage} has no critic for the classifier to stand on: set "
+                "algorithm.group_trunk=own"
+            )
+        if self.advantage != "gae" and self.critic_warmup and not self.inferred:
+            found.append(
+                f"algorithm.advantage={self.advantage} has no critic to train in the first algorithm.critic_warmup="
+                f"{self.critic_warmup} iterations: set algorithm.critic_warmup=0"
+            )
+        return found
+
+
+class OptimizerConfig(Section):
+    lr: float = Field(1e-5, gt=0, description="peak learning rate")
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the decay")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="decay after the warm-up")
+    warmup: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's decay of the gradient's mean")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Adam's decay of the gradient's square")
+    eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (AdamW)")
+    clip_grad: float = Field(1.0, ge=0, description="bound of the global gradient norm; 0: off")
+
+
+class TrainConfig(Section):
+    batch_size: int = Field(32, ge=1, description="sequences (SFT) or pairs (reward model, DPO) of one step")
+    margin: float = Field(0.0, ge=0, description="reward model: margin of the Bradley-Terry loss")
+
+
+class DPOConfig(Section):
+    loss: Literal["dpo", "ipo"] = Field("dpo", description="sigmoid loss, or IPO's squared one")
+    beta: float = Field(0.1, gt=0, description="how strongly the reference holds the policy (IPO: tau)")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="conservative DPO: share of pairs taken to be labelled wrongly; 0: plain DPO"
+    )
+
+
+class CheckpointConfig(Section):
+    every: int = Field(10, ge=0, description="iterations between checkpoints; 0: only the last")
+    keep: int = Field(2, ge=1, description="checkpoints kept")
+
+
+class EvalConfig(Section):
+    every: int = Field(0, ge=0, description="iterations between evaluations; 0: only at the end")
+    prompts: int = Field(64, ge=0, description="held-out rows used, of each domain in RL; 0: none")
+    reward: str = Field(
+        "", description="RL: a second reward that training never sees, logged as gold/*; like model.reward"
+    )
+
+
+class Config(Section):
+    """Everything a run needs. One class for all commands; a command reads the sections it uses."""
+
+    run: RunConfig = Field(default_factory=RunConfig)
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA")
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
+    policy: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    critic: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    dpo: DPOConfig = Field(default_factory=DPOConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Config:
+        problems = self.algorithm.problems()
+        samples = self.rollout.samples_per_prompt
+        if self.rollout.batch_size % samples:
+            problems.append(
+                f"rollout.batch_size={self.rollout.batch_size} is no multiple of rollout.samples_per_prompt={samples}: "
+                f"set it to {-(-self.rollout.batch_size // samples) * samples}"
+            )
+        if self.algorithm.advantage != "gae" and samples < 2:
+            problems.append(
+                f"algorithm.advantage={self.algorithm.advantage} compares the samples of a prompt, and there is one: "
+                "set rollout.samples_per_prompt=4"
+            )
+        if self.algorithm.mini_batch_size > self.rollout.batch_size:
+            problems.append(
+                f"algorithm.mini_batch_size={self.algorithm.mini_batch_size} is larger than "
+                f"rollout.batch_size={self.rollout.batch_size}: make it at most that"
+            )
+        for name in ("prompts", "preferences", "demonstrations", "evaluation"):
+            files = getattr(self.data, name)
+            if self.data.domains and files and len(files) != len(self.data.domains):
+                problems.append(
+                    f"data.domains names {len(self.data.domains)} labels, but data.{name} {len(files)} files: "
+                    "give one label for each file, in the same order in every list"
+                )
+        for name in ("policy", "critic"):
+            section: OptimizerConfig = getattr(self, name)
+            if section.min_lr > section.lr:
+                problems.append(f"{name}.min_lr={section.min_lr} is larger than {name}.lr={section.lr}")
+        if self.dpo.loss == "ipo" and self.dpo.label_smoothing:
+            problems.append(f"dpo.label_smoothing={self.dpo.label_smoothing} is an option of dpo.loss=dpo: set it to 0")
+        if self.parallel.sequence and self.parallel.tensor == 1:
+            problems.append("parallel.sequence=true needs parallel.tensor > 1: set one of the two")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def load_config(path: str | None, overrides: list[str], base: dict[str, Any] | None = None) -> Config:
+    """Configuration from defaults <- `base` <- YAML file <- `key.sub=value` overrides.
+
+    Raises ConfigError naming every problem at once.
+    """
+    layers = [OmegaConf.create(base or {})]
+    try:
+        if path:
+            if not Path(path).is_file():
+                raise ConfigError(f"There is no configuration file {path}. The runnable ones are in configs/.")
+            layers.append(OmegaConf.load(path))  # type: ignore[arg-type]
+        bad = [o for o in overrides if "=" not in o]
+        if bad:
+            raise ConfigError(
+                f"Not understood: {' '.join(bad)}. Overrides are written key.sub=value, for example run.iterations=50."
+            )
+        layers.append(OmegaConf.from_dotlist(overrides))
+        named = apply_presets([_plain(layer, path) for layer in layers])
+        merged = _plain(OmegaConf.merge(*map(OmegaConf.create, named)), path)
+        # With the defaults underneath, `${run.dir}` means something where nobody gives run.dir.
+        raw = OmegaConf.to_container(OmegaConf.create(_filled(merged, Config().model_dump())), resolve=True)
+    except (OmegaConfBaseException, OSError, UnicodeDecodeError, ValueError, TypeError) as error:
+        raise ConfigError(f"The configuration {path or ''} cannot be read: {error}") from error
+    except Exception as error:
+        if type(error).__module__.startswith("yaml"):
+            raise ConfigError(f"The configuration {path} is not valid YAML: {error}") from error
+        raise
+    return _validate(raw)  # type: ignore[arg-type]
+
+
+def _filled(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`given`, and what it lacks from `defaults`; what is given stays as it is, of whatever kind."""
+    missing = {key: value for key, value in defaults.items() if key not in given}
+    sections = {
+        key: _filled(value, defaults[key])
+        for key, value in given.items()
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+    }
+    return given | sections | missing
+
+
+def _plain(layer: Any, path: str | None) -> dict[str, Any]:
+    plain = OmegaConf.to_container(layer, resolve=False)
+    if not isinstance(plain, dict):
+        raise ConfigError(f"The configuration {path} must hold sections such as 'run:', not a {type(plain).__name__}.")
+    return plain  # type: ignore[return-value]
+
+
+def validate(raw: dict[str, Any]) -> Config:
+    """`Config` from a plain dictionary; every problem in one ConfigError."""
+    layers = map(OmegaConf.create, apply_presets([raw]))
+    return _validate(OmegaConf.to_container(OmegaConf.merge(*layers)))  # type: ignore[arg-type]
+
+
+def _validate(raw: dict[str, Any]) -> Config:
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        lines = [_problem(detail) for detail in error.errors()]
+        raise ConfigError("The configuration has problems:\n" + "\n".join(f"  - {line}" for line in lines)) from None
+
+
+def _problem(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: there is no such key{_suggestion(detail['loc'])}"
+    if detail["type"] == "value_error":
+        return "\n  - ".join(str(detail["ctx"]["error"]).splitlines())
+    return f"{key}={detail['input']!r}: {detail['msg']}"
+
+
+def _suggestion(loc: tuple[Any, ...]) -> str:
+    from difflib import get_close_matches
+
+    section: Any = Config
+    for part in loc[:-1]:
+        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+        section = field.annotation if field else None
+    names = list(getattr(section, "model_fields", {}))
+    close = get_close_matches(str(loc[-1]), names, n=1)
+    if close:
+        return f"; did you mean {'.'.join([*map(str, loc[:-1]), close[0]])}?"
+    return f"; known here: {', '.join(names)}" if names else ""
+
+
+def check_layout(config: Config, world_size: int) -> int:
+    """Data-parallel size of this configuration on `world_size` ranks. Raises ConfigError with every problem."""
+    problems = []
+    tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
+    if world_size % (tensor * pipeline):
+        problems.append(
+            f"parallel.tensor={tensor} x parallel.pipeline={pipeline} = {tensor * pipeline} does not divide the "
+            f"{world_size} ranks: start a multiple of {tensor * pipeline} (torchrun --nproc-per-node), or lower one "
+            "of the two"
+        )
+    data = max(1, world_size // (tensor * pipeline))
+    for key, size in (
+        ("rollout.batch_size", config.rollout.batch_size),
+        ("algorithm.mini_batch_size", config.algorithm.mini_batch_size),
+        ("train.batch_size", config.train.batch_size),
+    ):
+        if size < data:
+            problems.append(f"{key}={size} is smaller than the {data} data-parallel ranks: raise it to {data} or more")
+    batch, mini_batch = config.rollout.batch_size, config.algorithm.mini_batch_size
+    smallest = batch // -(-batch // mini_batch)
+    if batch >= data > smallest:
+        problems.append(
+            f"rollout.batch_size={batch} in mini-batches of at most {mini_batch} leaves some with {smallest} sequences"
+            f", fewer than the {data} data-parallel ranks: raise algorithm.mini_batch_size"
+        )
+    if problems:
+        raise ConfigError("The layout does not work:\n" + "\n".join(f"  - {p}" for p in problems))
+    return data
+
+
+def describe(section: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str, str, str]]:
+    """(key, default, meaning) of every option, in order: what `--help` shows."""
+    rows: list[tuple[str, str, str]] = []
+    for name, field in section.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            rows += describe(annotation, f"{prefix}{name}.")
+        else:
+            default, meaning = field.get_default(call_default_factory=True), field.description or ""
+            if annotation is str and f"{prefix}{name}" == "algorithm.name":
+                meaning += f" ({', '.join(PRESETS)})"
+            if get_origin(annotation) is Literal:
+                meaning += f" ({', '.join(get_args(annotation))})"
+            rows.append((f"{prefix}{name}", repr(default), meaning))
+    return rows
+
+
+def changes(before: Path, now: Config) -> list[str]:
+    """Options that differ from a configuration saved earlier, as "key: old -> new"; [] if it cannot be read (then there
+    is nothing to compare with)."""
+    try:
+        old = OmegaConf.to_container(OmegaConf.load(before))
+    except (OSError, ValueError, OmegaConfBaseException):
+        return []
+
+    def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(tree, dict):
+            return {prefix: tree}
+        items = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items()]
+        return {key: value for item in items for key, value in item.items()}
+
+    then, present = flat(old), flat(now.model_dump())
+    return [f"{key}: {then[key]} -> {present[key]}" for key in present if key in then and then[key] != present[key]]
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved configuration as YAML."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Generation: from prompts to responses on the training ranks. Knows nothing of rewards."""

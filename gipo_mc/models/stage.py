@@ -1,0 +1,193 @@
+"""One pipeline stage of a Llama on Megatron-core, with the head that a role needs.
+
+Policy and reference are `head="lm"`, the reward model is "reward", the critic is "critic" (value and group head), a
+critic without groups "value". Only "lm" has a vocabulary projection; the others do not hold its memory. A stage returns
+hidden states; the last stage's methods turn packed rows of them into logits, values, rewards or group logits, so that
+only the positions that a loss needs are ever projected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.inference.contexts import BaseInferenceContext
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
+from torch import Tensor
+
+from gipo_mc.errors import ConfigError
+from gipo_mc.models.families.llama import LlamaShape, transformer_config
+from gipo_mc.models.heads import GroupHead, ScalarHead
+from gipo_mc.models.layers import block_spec
+from gipo_mc.models.weights.mapping import initialize_heads, initialize_trunk
+from gipo_mc.parallel.layout import Layout
+
+HeadKind = Literal["lm", "value", "reward", "critic"]
+
+
+class LlamaModel(GPTModel):
+    """One stage. Build with `build_model`.
+
+    Attributes: shape, layout, head; vocab_size (the true vocabulary), padded_vocab, and vocab_start, the first global
+    id of this tensor rank's shard of the logits. Columns with a global id >= vocab_size are padding: consumers treat
+    them as -inf (`gipo_mc.ops.token_statistics(vocab_start=, vocab_size=)` does).
+    """
+
+    output_layer: Any  # None where there is no vocabulary projection
+
+    def __init__(
+        self, shape: LlamaShape, layout: Layout, *, head: HeadKind, groups: int, group_head: str, dtype: torch.dtype
+    ) -> None:
+        config = transformer_config(shape, layout, dtype)
+        padded_vocab = shape.padded_vocab(layout.tensor)
+        super().__init__(
+            config=config,
+            transformer_layer_spec=block_spec(config),  # type: ignore[arg-type]
+            vocab_size=padded_vocab,
+            max_sequence_length=shape.max_positions,
+            pre_process=layout.is_first_stage,
+            post_process=layout.is_last_stage,
+            share_embeddings_and_output_weights=shape.tied and head == "lm",
+            position_embedding_type="rope",
+        )
+        self.shape, self.layout, self.head, self.groups = shape, layout, head, groups
+        self.vocab_size, self.padded_vocab = shape.vocab_size, padded_vocab
+        self.vocab_start = layout.tensor_rank * (padded_vocab // layout.tensor)
+        self.rotary_pos_emb.inv_freq = shape.rotary_frequencies().to(layout.device)
+        if layout.is_last_stage:
+            self._build_head(group_head, dtype)
+        self._sequence_switches = [
+            (module, name)
+            for module in self.modules()
+            for name in ("sequence_parallel", "scatter_to_sequence_parallel", "reduce_scatter_embeddings")
+            if getattr(module, name, False) is True
+        ]
+
+    def _build_head(self, group_head: str, dtype: torch.dtype) -> None:
+        hidden, device = self.shape.hidden_size, self.layout.device
+        if self.head == "lm":
+            # The hidden states are gathered before the projection (see forward): its input is the full sequence.
+            self.output_layer.sequence_parallel = False
+            self.output_layer.allreduce_dgrad = self.layout.tensor > 1
+            return
+        self.output_layer = None
+        if self.head == "reward":
+            self.reward_head = ScalarHead(hidden, dtype, device)
+        else:
+            self.value_head = ScalarHead(hidden, dtype, device)
+        if self.head == "critic":
+            self.group_head = GroupHead(hidden, self.groups, group_head, dtype, device)
+
+    def forward(self, tokens_BL: Tensor, inference_context: BaseInferenceContext | None = None) -> Tensor:  # type: ignore[override]
+        """Hidden states of this stage for right-padded int64 [B, L] (every stage is given the tokens).
+
+        On the last stage [L, B, H] after the final norm, the full sequence on every tensor rank; its gradient is
+        expected complete on each of them, which the heads and `lm_logits` provide. On other stages what the next one
+        receives (the rank's share of the sequence under sequence parallelism, L padded to a multiple of the tensor
+        ranks). Stages but the first read the tensor that `set_input_tensor` was given; Megatron's schedules do so.
+
+        inference_context: a `StaticInferenceContext`, with the model in eval mode: the L tokens stand at positions
+        `sequence_len_offset` to `sequence_len_offset + L`, any number of them, behind the cached ones. The caller
+        advances the offset. Sequence parallelism is off in that case.
+        """
+        if inference_context is not None:
+            assert not self.training, "the KV cache is used in eval mode"
+            with self._full_sequence():
+                return self._hidden(tokens_BL, inference_context.max_sequence_length, inference_context)
+        batch, length = tokens_BL.shape
+        extra = -length % self.layout.tensor if self.config.sequence_parallel else 0
+        if extra:
+            tokens_BL = torch.cat([tokens_BL, tokens_BL.new_zeros(batch, extra)], dim=1)
+        hidden = self._hidden(tokens_BL, length + extra, None)
+        if not self.post_process:
+            return hidden
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(
+                hidden, tensor_parallel_output_grad=False, group=self.tp_group
+            )
+        return hidden[:length]
+
+    def _hidden(self, tokens_BL: Tensor, positions: int, inference_context: BaseInferenceContext | None) -> Tensor:
+        return self.decoder(
+            hidden_states=self.embedding(input_ids=tokens_BL, position_ids=None) if self.pre_process else None,
+            attention_mask=None,
+            rotary_pos_emb=self.rotary_pos_emb(positions),
+            inference_context=inference_context,
+        )
+
+    @contextmanager
+    def _full_sequence(self) -> Iterator[None]:
+        """Sequence parallelism off: the few tokens of a decoding step cannot be shared among the tensor ranks."""
+        for module, name in self._sequence_switches:
+            setattr(module, name, False)
+        was, self.config.sequence_parallel = self.config.sequence_parallel, False
+        try:
+            yield
+        finally:
+            self.config.sequence_parallel = was
+            for module, name in self._sequence_switches:
+                setattr(module, name, True)
+
+    def lm_logits(self, hidden_NH: Tensor) -> Tensor:
+        """[N, H] -> [N, padded_vocab / tensor] in the model's dtype, this rank's shard of the vocabulary."""
+        tied = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        return self.output_layer(hidden_NH, weight=tied)[0]
+
+    def value(self, hidden_NH: Tensor) -> Tensor:
+        """[N, H] -> float32 [N]."""
+        return self.value_head(hidden_NH)
+
+    def reward(self, hidden_NH: Tensor) -> Tensor:
+        """[N, H] -> float32 [N]."""
+        return self.reward_head(hidden_NH)
+
+    def group_logits(self, hidden_NH: Tensor) -> Tensor:
+        """[N, H] -> float32 [N, M]."""
+        return self.group_head(hidden_NH)
+
+    def sharded_state_dict(  # type: ignore[override]
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> ShardedStateDict:
+        """Megatron's, which insists on an output layer that only language models have here."""
+        metadata = ensure_metadata_has_dp_cp_group(metadata)
+        if self.head == "lm":
+            return super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        return MegatronModule.sharded_state_dict(self, prefix, sharded_offsets, metadata)
+
+
+def build_model(
+    shape: LlamaShape,
+    layout: Layout,
+    *,
+    head: HeadKind,
+    groups: int = 0,
+    group_head: Literal["mlp", "linear"] = "mlp",
+    dtype: torch.dtype,
+    trainable: bool,
+    seed: int = 1,
+    initialize: bool = True,
+) -> LlamaModel:
+    """This rank's stage, on `layout.device`, in train mode if `trainable`, else frozen and in eval mode.
+
+    Weights are drawn from one stream a parameter, keyed by (seed, name): the same model in every layout. Heads are
+    always initialised; `initialize=False` leaves the trunk to `load_hf_weights` or a checkpoint. Needs the process
+    groups (`gipo_mc.parallel.runtime.initialize`). Raises ConfigError if the shape does not fit the layout.
+    """
+    shape.check(layout.tensor, layout.pipeline)
+    if head == "critic" and groups < 1:
+        raise ConfigError(f"A critic with a group head needs algorithm.groups >= 1, not {groups}.")
+    model = LlamaModel(shape, layout, head=head, groups=groups, group_head=group_head, dtype=dtype)
+    if initialize:
+        initialize_trunk(model, seed)
+    initialize_heads(model, seed)
+    model.to(layout.device)
+    return model.train() if trainable else model.requires_grad_(False).eval()
+
+
+__all__ = ["HeadKind", "LlamaModel", "build_model"]

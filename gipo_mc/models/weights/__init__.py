@@ -1,0 +1,1 @@
+"""Weights: how Megatron's parameters map to Hugging Face tensors, loading, export, and the proof of both."""

@@ -1,0 +1,176 @@
+"""A Megatron model as a Hugging Face folder that transformers loads: config.json and safetensors, sharded by size.
+
+Each pipeline stage writes its own files, one rank a stage: shards of a parameter are gathered over the tensor group
+one parameter at a time, and a file is written as soon as all of its tensors are there, so memory stays near one file.
+Which tensor goes into which file follows from the shape alone; every rank knows it without asking.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gipo_mc.errors import ConfigError, StorageError
+from gipo_mc.models.families.llama import LlamaShape
+from gipo_mc.models.stage import LlamaModel
+from gipo_mc.models.weights.hf_load import INDEX
+from gipo_mc.models.weights.mapping import EMBEDDING, OUTPUT, SCORE, stage_mappings, trunk_tensors
+from gipo_mc.parallel.collectives import gather_in_rank_order
+
+#: Largest file, unless one tensor is larger.
+SHARD_BYTES = 4 * 2**30
+
+
+def export_hf_weights(
+    model: LlamaModel,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    config: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write the model (all ranks call; `folder` is on a file system that they share).
+
+    A language model becomes a LlamaForCausalLM, a reward or value model a LlamaForSequenceClassification with one
+    label. Weights are converted to `dtype` (default: the model's). `config` adds or replaces fields of config.json
+    (for example pad_token_id). Weight files of an earlier export in the folder are removed, other files stay; the
+    tokenizer is the caller's to save.
+    Raises ConfigError for a critic with a group head, StorageError on every rank if a file cannot be written.
+    """
+    if model.head == "critic":
+        raise ConfigError("A critic with a group head has no Hugging Face form: export the policy or the reward model.")
+    folder, dtype = Path(folder), dtype or model.config.params_dtype
+    plan = _plan(model.shape, model.head, model.layout.pipeline, dtype, shard_bytes)
+    failure = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        failure = f"{folder} cannot be created: {error}"
+    if model.layout.data_rank == 0:
+        failure = _write_stage(model, folder, dtype, plan, failure)
+    _raise_together(failure)
+    if model.layout.is_main:
+        failure = _write_rest(model, folder, dtype, plan, dict(config or {}))
+    _raise_together(failure)
+
+
+def _plan(
+    shape: LlamaShape, head: str, pipeline: int, dtype: torch.dtype, shard_bytes: int
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """File name -> tensor name -> shape, for all stages."""
+    tensors = trunk_tensors(shape)
+    if head == "lm" and not shape.tied:
+        tensors[OUTPUT] = (shape.vocab_size, shape.hidden_size)
+    elif head != "lm":
+        tensors[SCORE] = (1, shape.hidden_size)
+    files: list[dict[str, tuple[int, ...]]] = []
+    size, stage = 0, -1
+    for name, dims in tensors.items():
+        owner, count = _stage(name, shape.layers, pipeline), torch.Size(dims).numel() * dtype.itemsize
+        if owner != stage or size + count > shard_bytes:
+            files.append({})
+            size, stage = 0, owner
+        files[-1][name] = dims
+        size += count
+    if len(files) == 1:
+        return {"model.safetensors": files[0]}
+    return {f"model-{i:05d}-of-{len(files):05d}.safetensors": names for i, names in enumerate(files, start=1)}
+
+
+def _stage(name: str, layers: int, pipeline: int) -> int:
+    if name.startswith("model.layers."):
+        return int(name.split(".")[2]) // (layers // pipeline)
+    return 0 if name == EMBEDDING else pipeline - 1
+
+
+def _write_stage(
+    model: LlamaModel, folder: Path, dtype: torch.dtype, plan: dict[str, dict[str, Any]], failure: str | None
+) -> str | None:
+    """Files of this stage, on its first tensor rank; the others take part in gathering even after a failure."""
+    file_of = {name: file for file, names in plan.items() for name in names}
+    pending: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in _whole_tensors(model):
+        if model.layout.tensor_rank or failure or (name == EMBEDDING and not model.layout.is_first_stage):
+            continue
+        file = file_of[name]
+        tensors = pending.setdefault(file, {})
+        tensors[name] = tensor.to(dtype).contiguous().cpu()
+        if len(tensors) == len(plan[file]):
+            failure = _write(folder / file, pending.pop(file))
+    assert failure or not pending, f"tensors without a complete file: {list(pending)}"
+    return failure
+
+
+@torch.no_grad()
+def _whole_tensors(model: LlamaModel) -> Iterator[tuple[str, Tensor]]:
+    """Hugging Face tensors of this stage, one parameter at a time; needs all tensor ranks."""
+    parameters = dict(model.named_parameters())
+    for name, mapping in stage_mappings(model).items():
+        shards = [parameters[name].detach()]
+        if model.layout.tensor > 1:
+            gathered = gather_in_rank_order(shards[0], parallel_state.get_tensor_model_parallel_group())
+            shards = list(gathered.unbind())
+        yield from mapping.merge(shards).items()
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> str | None:
+    """Write one file under a temporary name and rename it; what went wrong, if anything did."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        # A slice shares its storage with the whole gathered tensor, which safetensors refuses to write.
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary, metadata={"format": "pt"})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        needed = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+        free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+        return f"{path} cannot be written: {error} ({needed:,} bytes needed, {free:,} free)"
+    return None
+
+
+def _write_rest(
+    model: LlamaModel, folder: Path, dtype: torch.dtype, plan: dict[str, dict[str, Any]], fields: dict[str, Any]
+) -> str | None:
+    """Index, config.json, and away with the weight files of an earlier export."""
+    if model.head == "lm":
+        fields = {"architectures": ["LlamaForCausalLM"], **fields}
+    else:
+        fields = {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1, **fields}
+    try:
+        for old in folder.glob("*.safetensors"):
+            if old.name not in plan:
+                old.unlink()
+        index = folder / INDEX
+        if len(plan) > 1:
+            sizes = [torch.Size(dims).numel() * dtype.itemsize for names in plan.values() for dims in names.values()]
+            content = {
+                "metadata": {"total_size": sum(sizes)},
+                "weight_map": {name: file for file, names in plan.items() for name in names},
+            }
+            index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        else:
+            index.unlink(missing_ok=True)
+        model.shape.to_hf(dtype=dtype, **fields).save_pretrained(folder)
+    except OSError as error:
+        return f"{folder} cannot be written: {error} ({shutil.disk_usage(folder).free:,} bytes free)"
+    return None
+
+
+def _raise_together(failure: str | None) -> None:
+    """The first rank's failure as a StorageError on all ranks; waits for all of them."""
+    failures: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, failure)
+    first = next((text for text in failures if text), None)
+    if first:
+        raise StorageError(first)

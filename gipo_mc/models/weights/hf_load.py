@@ -1,0 +1,163 @@
+"""Weights from a Hugging Face folder, streamed: a rank reads its own slices of its own tensors and nothing else.
+
+Only safetensors are read (a .bin is a pickle, which runs code). Names and shapes of the whole checkpoint are checked on
+every rank before the first weight is copied, from the files' headers, so all ranks agree on what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gipo_mc.errors import CheckpointError
+from gipo_mc.models.stage import LlamaModel
+from gipo_mc.models.weights.mapping import EMBEDDING, HEADS, OUTPUT, SCORE, load_parameters, trunk_tensors
+
+INDEX = "model.safetensors.index.json"
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+class SafetensorsFolder:
+    """The tensors of a folder with `model.safetensors`, or with shards and their index. Files are opened lazily."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._open: dict[str, Any] = {}
+        self.files = self._find()
+        self.shapes = {name: tuple(self._slice(name).get_shape()) for name in self.files}
+
+    def read(self, name: str, rows: slice, columns: slice = slice(None)) -> Tensor:
+        """The slice of the named tensor; only its bytes are read."""
+        tensor = self._slice(name)
+        try:
+            return tensor[rows] if len(self.shapes[name]) == 1 else tensor[rows, columns]
+        except SafetensorError as error:
+            raise CheckpointError(f"{self.folder / self.files[name]}: {name} cannot be read: {error}") from error
+
+    def dtype(self, name: str) -> str:
+        """The safetensors name of the tensor's dtype, for example "BF16"."""
+        return str(self._slice(name).get_dtype())
+
+    def _slice(self, name: str) -> Any:
+        return self._file(self.files[name]).get_slice(name)
+
+    def _file(self, name: str) -> Any:
+        if name not in self._open:
+            path = self.folder / name
+            try:
+                self._open[name] = safe_open(path, framework="pt", device="cpu")
+            except FileNotFoundError:
+                raise CheckpointError(
+                    f"{path} is missing, although {INDEX} lists it: copy the whole checkpoint again."
+                ) from None
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(
+                    f"{path} is not a readable safetensors file ({error}): copy the checkpoint again."
+                ) from error
+        return self._open[name]
+
+    def _find(self) -> dict[str, str]:
+        """Tensor name -> file name."""
+        if not self.folder.is_dir():
+            raise CheckpointError(f"There is no folder {self.folder}: give a Hugging Face checkpoint.")
+        if (self.folder / "model.safetensors").is_file():
+            return dict.fromkeys(self._file("model.safetensors").keys(), "model.safetensors")
+        index = self.folder / INDEX
+        if index.is_file():
+            return _read_index(index)
+        if any(self.folder.glob("*.bin")) or any(self.folder.glob("*.pt*")):
+            raise CheckpointError(
+                f"{self.folder} has weights in PyTorch's pickle format only, which is not read because a pickle can "
+                "run code. If you trust it, convert it once: AutoModelForCausalLM.from_pretrained(folder)"
+                ".save_pretrained(new_folder, safe_serialization=True)."
+            )
+        raise CheckpointError(f"{self.folder} has neither model.safetensors nor {INDEX}: the weights are missing.")
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a valid index: {error!r}") from error
+    if not isinstance(files, dict):
+        raise CheckpointError(f"{path} is not a valid index: weight_map must map tensor names to file names.")
+    for tensor, file in files.items():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{path} places {tensor} in {file!r}: only *.safetensors files of the same folder are read."
+            )
+    return files
+
+
+def stored_dtype(source: SafetensorsFolder) -> torch.dtype:
+    """The dtype of the checkpoint's tensors; float32, which holds them all, if there are several."""
+    stored = {source.dtype(name) for name in source.shapes}
+    unknown = stored - set(_DTYPES)
+    if unknown:
+        raise CheckpointError(
+            f"{source.folder} stores {', '.join(sorted(unknown))}: weights in F32, BF16 or F16 are expected."
+        )
+    return _DTYPES[stored.pop()] if len(stored) == 1 else torch.float32
+
+
+def load_hf_weights(model: LlamaModel, folder: str | Path, *, fresh_head: bool | None = None) -> None:
+    """Fill this stage of the model from a Hugging Face folder (LlamaForCausalLM or LlamaForSequenceClassification).
+
+    A language model needs the output projection (or tied embeddings). The head of a reward model, and the value head of
+    a critic, come from `score.weight` with one label. Where the checkpoint has none, the head stays as it was built if
+    `fresh_head` allows it (default: if the model is trainable; a frozen model with an untrained head is a mistake). The
+    group head is never in a checkpoint of this kind and stays as built.
+    Values are converted to the model's dtype. Not collective: each rank reads its own slices.
+    Raises CheckpointError naming every missing, unexpected and mis-shaped tensor.
+    """
+    if fresh_head is None:
+        fresh_head = any(parameter.requires_grad for parameter in model.parameters())
+    source = SafetensorsFolder(folder)
+    skip = _check(model, source, fresh_head)
+    load_parameters(model, source, skip=skip)
+
+
+def _check(model: LlamaModel, source: SafetensorsFolder, fresh_head: bool) -> frozenset[str]:
+    """Compare names and shapes of the whole checkpoint; the parameters to leave alone."""
+    shape, skip, notes = model.shape, frozenset[str](), []
+    expected, optional = trunk_tensors(shape), {OUTPUT: (shape.vocab_size, shape.hidden_size)}
+    if model.head == "lm":
+        if not shape.tied:
+            expected |= optional
+            notes = ["the checkpoint has no output projection: it is not a language model"]
+        optional[SCORE] = source.shapes.get(SCORE, ())
+    elif SCORE in source.shapes or not fresh_head:
+        expected[SCORE] = (1, shape.hidden_size)
+        notes = ["the checkpoint has no trained head: give a reward model, for example from scripts/train_reward.py"]
+    else:
+        skip = HEADS
+    found = {name: size for name, size in source.shapes.items() if not name.endswith("rotary_emb.inv_freq")}
+    missing = [name for name in expected if name not in found]
+    problems = [f"missing: {name} {list(expected[name])}" for name in missing]
+    if missing and set(missing) <= {OUTPUT, SCORE}:
+        problems += notes
+    for name, size in found.items():
+        wanted = expected.get(name, optional.get(name))
+        if wanted is None:
+            problems.append(f"unexpected: {name} {list(size)}")
+        elif wanted != size:
+            hint = _shape_hint(name)
+            problems.append(f"{name} is {list(size)}, but config.json makes it {list(wanted)}{hint}")
+    if problems:
+        listed = "\n".join(f"  - {line}" for line in problems[:20])
+        more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise CheckpointError(f"The weights in {source.folder} do not fit the model:\n{listed}{more}")
+    return skip
+
+
+def _shape_hint(name: str) -> str:
+    if name in (EMBEDDING, OUTPUT):
+        return ": the vocabulary differs (vocab_size in config.json)"
+    if name == SCORE:
+        return ": a reward model has exactly one label (num_labels=1)"
+    return ""

@@ -1,0 +1,133 @@
+"""The HTML report of one or several runs: one file, no script, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+import gipo_mc
+from gipo_mc.report import panels, summary
+from gipo_mc.report.runs import RunData, load_runs
+from gipo_mc.run.jsonl import storage_errors, write_atomically
+
+
+@dataclass(frozen=True)
+class _RunView:
+    """What the template shows of one run."""
+
+    name: str
+    anchor: str
+    colour: str
+    title: str
+    state: str
+    headline: str
+    facts: list[tuple[str, str]]
+    cards: list[summary.Card]
+    notices: list[tuple[str, str]]
+    samples: list[summary.ShownSample]
+    config: str
+
+
+@dataclass(frozen=True)
+class _Chapter:
+    """Runs of one kind, which share axes."""
+
+    title: str
+    anchor: str
+    runs: list[_RunView]
+    comparison: summary.Table | None
+    sections: list[panels.Section]
+    phases: list[tuple[str, str, list[tuple[str, str]]]]
+
+
+def build_report(runs: list[Path], out: Path) -> Path:
+    """Write the report of the run folders `runs` to `out` and return it.
+
+    Runs of one kind are drawn into the same axes and compared in a table; kinds (SFT, reward model, RL) follow one
+    another in the order in which they were given. Raises DataError where a run is missing or its log is damaged,
+    StorageError where `out` cannot be written.
+    """
+    loaded = load_runs(runs)
+    kinds = _by_kind(loaded)
+    chapters = [_chapter(kind, members, number) for number, (kind, members) in enumerate(kinds.items())]
+    environment = Environment(
+        loader=PackageLoader("gipo_mc.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["picture"] = Markup  # only what plots.py drew: its text is escaped there
+    html = environment.get_template("report.html.j2").render(
+        title=" · ".join(summary.readable(run.name) for run in loaded),
+        chapters=chapters,
+        version=gipo_mc.__version__,
+        updated=max((str(run.status.get("updated") or "") for run in loaded), default=""),
+    )
+    with storage_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, html)
+    return out
+
+
+def save_charts(runs: list[Path], folder: Path) -> list[Path]:
+    """Write every chart of the report of `runs` into `folder`, each as an SVG file named after its title (and after its
+    kind where the runs are of several); returns the files. Raises as `build_report` does."""
+    kinds = _by_kind(load_runs(runs))
+    written: list[Path] = []
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for kind, members in kinds.items():
+        for section in panels.sections(members):
+            for panel in section.panels:
+                title = panel.title if len(kinds) == 1 else f"{kind} {panel.title}"
+                name = re.sub(r"\W+", "_", title.lower()).strip("_")
+                taken = sum(path.stem == name or path.stem.startswith(f"{name}-") for path in written)
+                path = folder / (f"{name}-{taken + 1}.svg" if taken else f"{name}.svg")
+                # In the report a chart stands on the page's colour; alone it needs one of its own.
+                write_atomically(path, panel.svg.replace(">", '><rect width="100%" height="100%" fill="white"/>', 1))
+                written.append(path)
+    return written
+
+
+def _by_kind(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
+    kinds: dict[str, list[RunData]] = {}
+    for run in runs:
+        kinds.setdefault(run.kind, []).append(run)
+    return kinds
+
+
+def _chapter(kind: str, runs: Sequence[RunData], number: int) -> _Chapter:
+    rows = summary.phase_rows(runs)
+    return _Chapter(
+        title=summary.TITLES.get(kind, kind),
+        anchor=f"part-{number}",
+        runs=[_view(run, index, f"run-{number}-{index}") for index, run in enumerate(runs)],
+        comparison=summary.comparison(runs) if len(runs) > 1 else None,
+        sections=panels.sections(runs),
+        phases=[(phase.replace("_", " "), panels.phase_colour(phase), cells) for phase, cells in rows],
+    )
+
+
+def _view(run: RunData, index: int, anchor: str) -> _RunView:
+    facts = [(summary.readable(key), summary.readable(value)) for key, value in run.about]
+    if not any(key.lower() == "layout" for key, _ in facts) and summary.layout(run):
+        facts.append(("layout", summary.layout(run)))
+    if not any(key.lower() == "run folder" for key, _ in facts):
+        facts.append(("run folder", summary.readable(run.path)))
+    return _RunView(
+        name=summary.readable(run.name),
+        anchor=anchor,
+        colour=panels.run_colour(index),
+        title=summary.title(run),
+        state=str(run.status.get("state") or "unknown"),
+        headline=summary.headline(run),
+        facts=facts,
+        cards=summary.cards(run),
+        notices=summary.notices(run),
+        samples=summary.chosen_samples(run),
+        config=summary.readable(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)) if run.config else "",
+    )

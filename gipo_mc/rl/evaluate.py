@@ -1,0 +1,78 @@
+"""The policy on held-out prompts, by domain: the reward it was trained on, one it never saw, and its KL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from gipo_mc.algorithms.advantages import response_mask
+from gipo_mc.algorithms.distribution import excess_kurtosis, lower_tail
+from gipo_mc.config import Config
+from gipo_mc.models.micro_batch import micro_batches, run_forward
+from gipo_mc.models.readout import token_log_probs
+from gipo_mc.rl.metrics import by_domain, worst_domain
+from gipo_mc.rl.rollout import roll_out
+from gipo_mc.rl.setup import RLSetup
+from gipo_mc.types import Prompt, Rollout
+
+
+def evaluate_policy(setup: RLSetup, config: Config) -> dict[str, float]:
+    """Sample one response for the first `eval.prompts` held-out prompts of each domain, always with the same random
+    numbers, so that two evaluations differ by the policy alone.
+
+    Metrics "eval/reward/mean", "eval/reward/domain/<name>", "eval/kl/mean" and "eval/kl/domain/<name>" (k1, nats a
+    response), "eval/length" and, with eval.reward, "gold/mean", "gold/domain/<name>" and "worst/domain_gold". Of each
+    reward also "<reward>/lowest_tenth", the mean of the lowest tenth, and "<reward>/kurtosis" (excess), whole and by
+    domain.
+    """
+    assert setup.held_out is not None, "the caller checks that there are held-out prompts"
+    prompts = _held_out(setup, config.eval.prompts)
+    rollout = roll_out(setup.policy_model, setup.tokenizer, prompts, config, 0, purpose="evaluation")
+    reward_B, kl_B = setup.models.reward(prompts, rollout), _kl(setup, rollout, config)
+    metrics = {
+        "eval/reward/mean": float(reward_B.mean()),
+        "eval/kl/mean": float(kl_B.mean()),
+        "eval/length": float(rollout.sequences.response_length_B.float().mean()),
+        **by_domain(reward_B, rollout.domain_B, "eval/reward"),
+        **by_domain(kl_B, rollout.domain_B, "eval/kl"),
+        **_shape(reward_B, rollout.domain_B, "eval/reward"),
+    }
+    if setup.gold is not None:
+        gold_B = setup.gold(prompts, rollout)
+        metrics |= {"gold/mean": float(gold_B.mean()), **by_domain(gold_B, rollout.domain_B, "gold")}
+        metrics |= worst_domain(gold_B, rollout.domain_B, "worst/domain_gold")
+        metrics |= _shape(gold_B, rollout.domain_B, "gold")
+    return metrics
+
+
+def _kl(setup: RLSetup, rollout: Rollout, config: Config) -> Tensor:
+    """log pi - log pi_ref summed over each response, [B]."""
+    sequences, times = rollout.sequences, rollout.times
+    batches = micro_batches(sequences, config.parallel.micro_batch_size, setup.models.policy.layout)
+    stage = token_log_probs(config.rollout.temperature, config.parallel.logit_rows)
+    policy_BT, reference_BT = (
+        run_forward(model, batches, len(sequences), stage, {"logp": times})["logp"]
+        for model in (setup.models.policy, setup.models.reference)
+    )
+    return ((policy_BT - reference_BT) * response_mask(sequences.response_length_B, times)).sum(1)
+
+
+def _shape(values_B: Tensor, domains: Sequence[str], prefix: str) -> dict[str, float]:
+    """Tail and kurtosis of `values_B` [B], whole and by domain."""
+    metrics = {f"{prefix}/lowest_tenth": lower_tail(values_B), f"{prefix}/kurtosis": excess_kurtosis(values_B)}
+    for name in sorted(set(domains)):
+        own_B = values_B[[row for row, domain in enumerate(domains) if domain == name]]
+        metrics[f"{prefix}/lowest_tenth/{name}"] = lower_tail(own_B)
+        metrics[f"{prefix}/kurtosis/{name}"] = excess_kurtosis(own_B)
+    return metrics
+
+
+def _held_out(setup: RLSetup, count: int) -> list[Prompt]:
+    assert setup.held_out is not None
+    chosen: list[Prompt] = []
+    domain_of = setup.held_out.domain_of
+    for name in setup.held_out.domains:
+        rows = [row for row, domain in enumerate(domain_of) if domain == name]
+        chosen += [setup.held_out[row] for row in rows[:count]]
+    return chosen

@@ -1,0 +1,119 @@
+"""What an RL iteration logs: the metrics of the contract, samples, and checks that end in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from gipo_mc.algorithms.advantages import response_mask
+from gipo_mc.algorithms.group_diagnostics import diagnostics
+from gipo_mc.algorithms.group_inference import GroupState
+from gipo_mc.algorithms.group_invariance import beta_at
+from gipo_mc.config import Config
+from gipo_mc.rl.rewards import responses
+from gipo_mc.types import Experience, Prompt
+
+#: Largest difference of log-probs between sampler and training forward that is rounding; more is said in words.
+SAMPLER_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
+
+
+def by_domain(values_B: Tensor, domains: Sequence[str], prefix: str) -> dict[str, float]:
+    """Mean of `values_B` [B] in each domain, under "<prefix>/domain/<name>"."""
+    metrics = {}
+    for name in sorted(set(domains)):
+        rows = [index for index, domain in enumerate(domains) if domain == name]
+        metrics[f"{prefix}/domain/{name}"] = float(values_B[rows].mean())
+    return metrics
+
+
+def worst_domain(values_B: Tensor, domains: Sequence[str], name: str) -> dict[str, float]:
+    """The lowest mean of a domain, under `name`; nothing where there is one domain."""
+    means = by_domain(values_B, domains, "").values()
+    return {name: min(means)} if len(means) > 1 else {}
+
+
+def iteration_metrics(experience: Experience, state: GroupState, config: Config, step: int) -> dict[str, float]:
+    """Metrics of an iteration's rollout batch. step: iterations finished before it."""
+    rollout, scores, settings = experience.rollout, experience.scores, config.algorithm
+    length_B = rollout.sequences.response_length_B
+    mask_BT = response_mask(length_B, rollout.times)
+    tokens = max(int(length_B.sum()), 1)
+    difference_BT = (rollout.sampler_logp_BT - scores.behaviour_logp_BT).abs()
+    metrics = {
+        "reward/mean": float(scores.reward_B.mean()),
+        "reward/std": float(scores.reward_B.std(correction=0)),
+        "reward/min": float(scores.reward_B.min()),
+        "reward/max": float(scores.reward_B.max()),
+        **by_domain(scores.reward_B, rollout.domain_B, "reward"),
+        "kl/mean": float(experience.kl_B.mean()),
+        "kl/per_token": float(experience.kl_B.sum()) / tokens,
+        "kl/weighted": float((experience.kl_weight_B * experience.kl_B).mean()),
+        **by_domain(experience.kl_B, rollout.domain_B, "kl"),
+        "rollout/entropy": float(scores.entropy_BT[mask_BT].mean()),
+        "rollout/logp_difference": float(difference_BT[mask_BT].max()),
+        "rollout/logp_difference_mean": float(difference_BT[mask_BT].mean()),
+        **by_domain(experience.signal_B, rollout.domain_B, "objective"),
+        **worst_domain(scores.reward_B, rollout.domain_B, "worst/domain_reward"),
+        "response/length": float(length_B.float().mean()),
+        "response/truncated": float(rollout.truncated_B.float().mean()),
+    }
+    if settings.advantage == "gae":
+        metrics["value/mean"] = float(scores.values_BT[mask_BT].mean())
+        metrics["return/mean"] = float(experience.return_BT[mask_BT].mean())
+    if state.kl_coef is not None:
+        metrics["kl/coef"] = state.kl_coef
+    if settings.group_count > 1:
+        metrics |= diagnostics(
+            experience.group_probs_BM,
+            scores.reward_B,
+            experience.kl_B,
+            length_B,
+            rollout.domain_B,
+            score_B=experience.signal_B,
+            best_group=state.best_group,
+            weights=settings.weights,
+            beta=beta_at(step, settings.beta_policy, settings.beta_ramp) if settings.penalty == "variance" else 0.0,
+            mass_floor=settings.mass_floor,
+            cap=settings.reweight_cap or math.inf,
+        )
+        metrics |= {"group/best": float(state.best_group or 0), "group/flips": float(state.flips)}
+        if settings.groups_from == "domain":
+            metrics["group/oracle"] = 1.0  # told the labels: not to be compared as a method
+        if settings.penalty == "group_dro":
+            metrics |= {f"group/{group}/weight": weight for group, weight in enumerate(state.weight_M)}
+    return metrics
+
+
+def sample_rows(
+    prompts: Sequence[Prompt], experience: Experience, tokenizer: PreTrainedTokenizerBase, count: int
+) -> list[dict[str, object]]:
+    """The first `count` responses of the rollout batch, for samples.jsonl."""
+    rollout, scores = experience.rollout, experience.scores
+    texts = responses(rollout.sequences, tokenizer)[:count]
+    return [
+        {
+            "prompt": prompts[row].text,
+            "response": text,
+            "domain": rollout.domain_B[row],
+            "reward": float(scores.reward_B[row]),
+            "kl": float(experience.kl_B[row]),
+            "length": int(rollout.sequences.response_length_B[row]),
+            "truncated": bool(rollout.truncated_B[row]),
+            "group_probs": [round(p, 4) for p in experience.group_probs_BM[row].tolist()],
+        }
+        for row, text in enumerate(texts)
+    ]
+
+
+def sampler_warning(metrics: dict[str, float], dtype: str) -> str:
+    """A sentence if sampler and training model disagree on log-probs, else ""."""
+    difference, limit = metrics["rollout/logp_difference"], SAMPLER_TOLERANCE[dtype]
+    if difference <= limit:
+        return ""
+    return (
+        f"The sampler's log-probs differ from the training model's by up to {difference:.3g} nats (limit {limit:g} in "
+        f"{dtype}): the responses come from another policy than the one that is trained."
+    )

@@ -1,0 +1,138 @@
+"""The reward of a response: a reward-model checkpoint (its tokenizer may differ from the policy's) or a function."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from gipo_mc.data.collate import to_sequences
+from gipo_mc.data.encode import Encoder
+from gipo_mc.data.tokenizer import same_tokens
+from gipo_mc.errors import ConfigError, DataError, GipoError
+from gipo_mc.models.micro_batch import micro_batches, run_forward
+from gipo_mc.models.readout import sequence_rewards
+from gipo_mc.parallel.collectives import on_main
+from gipo_mc.parallel.engine import Engine
+from gipo_mc.parallel.layout import Layout
+from gipo_mc.types import Prompt, Rollout, Sequences
+
+#: f(prompts, responses, domains) -> one finite reward each, in any units.
+RewardFunction = Callable[[list[str], list[str], list[str]], list[float]]
+
+_FUNCTION = "python:"
+
+
+class Reward(Protocol):
+    """Scores whole responses."""
+
+    def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
+        """float32 [B] on the layout's device, the same on every rank. prompts: those of the rollout, in its order."""
+        ...
+
+
+def is_function(name: str) -> bool:
+    """Does this value of model.reward name a Python function?"""
+    return name.startswith(_FUNCTION)
+
+
+def load_function(name: str, key: str = "model.reward") -> RewardFunction:
+    """The function behind "python:package.module:function", the value of `key`. Raises ConfigError; imports the
+    module."""
+    try:
+        module, function = name.removeprefix(_FUNCTION).split(":")
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # importing runs the user's module, which may raise anything
+        raise ConfigError(
+            f"{key}={name}: the function cannot be had ({type(error).__name__}: {error}). Write "
+            "python:package.module:function, with the module on PYTHONPATH; it is called as "
+            "f(prompts, responses, domains) and returns one number each."
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"{key}={name} is a {type(found).__name__}, not a function.")
+    return found  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class FunctionReward:
+    """A Python function, called on one rank (it may be slow, or not deterministic); its answer goes to all."""
+
+    name: str
+    function: RewardFunction
+    tokenizer: PreTrainedTokenizerBase
+    layout: Layout
+
+    def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
+        def work() -> list[float]:
+            texts = responses(rollout.sequences, self.tokenizer)
+            try:
+                found = self.function([prompt.text for prompt in prompts], texts, list(rollout.domain_B))
+                rewards = [float(reward) for reward in found]
+            except GipoError:
+                raise
+            except Exception as error:  # of the user's code, whatever it is
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                raise DataError(
+                    f"{self.name} failed at {where.filename}:{where.lineno}: {type(error).__name__}: {error}"
+                ) from error
+            if len(rewards) != len(prompts):
+                raise DataError(f"{self.name} returned {len(rewards)} rewards for {len(prompts)} responses.")
+            for index, reward in enumerate(rewards):
+                if not math.isfinite(reward):
+                    raise DataError(f"{self.name} returned {reward} for the response {texts[index][:200]!r}.")
+            return rewards
+
+        return torch.tensor(on_main(work), dtype=torch.float32, device=self.layout.device)
+
+
+@dataclass(frozen=True)
+class ModelReward:
+    """A reward model, read at the last token. Where its tokenizer is another one than the policy's, prompt and
+    response are decoded and tokenized again."""
+
+    engine: Engine
+    tokenizer: PreTrainedTokenizerBase
+    policy_tokenizer: PreTrainedTokenizerBase
+    micro_batch_size: int
+    chat_template: bool = False
+
+    def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
+        sequences = rollout.sequences
+        if not same_tokens(self.tokenizer, self.policy_tokenizer):
+            sequences = self._translate(prompts, rollout)
+        batches = micro_batches(sequences, self.micro_batch_size, self.engine.layout)
+        return run_forward(self.engine, batches, len(sequences), sequence_rewards(), {"reward": 0})["reward"]
+
+    def _translate(self, prompts: Sequence[Prompt], rollout: Rollout) -> Sequences:
+        texts = responses(rollout.sequences, self.policy_tokenizer)
+        encoder = Encoder(self.tokenizer)
+        prompt_ids = encoder.prompts([prompt.text for prompt in prompts], self.chat_template)
+        # A response that ended is shown to the reward model as one that ended, with its own EOS.
+        closed = encoder.responses(texts)
+        response_ids = [ids[:-1] if cut else ids for ids, cut in zip(closed, rollout.truncated_B.tolist(), strict=True)]
+        longest = max(len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True))
+        positions: int = self.engine.model.max_sequence_length  # type: ignore[assignment]
+        if longest > positions:
+            raise DataError(
+                f"A response is {longest} tokens long with its prompt in the reward model's tokenizer, but that model "
+                f"has {positions} positions: lower data.prompt_length or rollout.max_new_tokens."
+            )
+        return to_sequences(prompt_ids, response_ids, self.tokenizer.pad_token_id, self.engine.layout.device)
+
+
+def responses(sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Text of each response, without special tokens."""
+    rows = zip(
+        sequences.tokens_BL.tolist(),
+        sequences.prompt_length_B.tolist(),
+        sequences.response_length_B.tolist(),
+        strict=True,
+    )
+    return tokenizer.batch_decode([ids[start : start + n] for ids, start, n in rows], skip_special_tokens=True)

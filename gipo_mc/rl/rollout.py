@@ -1,0 +1,78 @@
+"""prompts -> rollout: which prompts an iteration takes, and the policy's responses to them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from gipo_mc.config import Config
+from gipo_mc.data.batches import batch_indices
+from gipo_mc.data.sets import PromptSet
+from gipo_mc.generation.assemble import assemble_rollout, sampling_uniforms
+from gipo_mc.generation.megatron import generate
+from gipo_mc.generation.stopping import stop_on_strings
+from gipo_mc.models.stage import LlamaModel
+from gipo_mc.parallel.layout import split_rows
+from gipo_mc.types import Prompt, Rollout
+
+
+def take_prompts(prompts: PromptSet, config: Config, step: int) -> list[Prompt]:
+    """The prompts of iteration `step`, each as often as it is answered, side by side; the same on every rank, a
+    function of (seed, step)."""
+    samples = config.rollout.samples_per_prompt
+    rows = batch_indices(config.run.seed, "prompts", step, config.rollout.batch_size // samples, len(prompts))
+    return [prompts[int(row)] for row in rows for _ in range(samples)]
+
+
+def sampling_noise(seed: int, purpose: str, step: int, prompts: Sequence[Prompt], count: int) -> np.ndarray:
+    """float64 [B, count]: the uniforms of each prompt's response. A prompt that comes again in the same batch (at the
+    end of an epoch, or in a small data set) draws from another stream, or its responses would be copies."""
+    seen: Counter[int] = Counter()
+    rows = []
+    for prompt in prompts:
+        again = f"/{seen[prompt.index]}" if seen[prompt.index] else ""
+        rows.append(sampling_uniforms(seed, purpose + again, step, [prompt.index], count)[0])
+        seen[prompt.index] += 1
+    return np.stack(rows)
+
+
+def roll_out(
+    model: LlamaModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    config: Config,
+    step: int,
+    *,
+    purpose: str = "rollout",
+    greedy: bool = False,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Rollout:
+    """Responses of a language model to `prompts`, each data-parallel replica generating its block of them.
+
+    purpose: names the random stream, so that evaluation does not repeat the draws of training.
+    """
+    layout, settings = model.layout, config.rollout
+    block = split_rows(len(prompts), layout.data)[layout.data_rank]
+    own = [prompts[row] for row in block]
+    noise_BT = sampling_noise(config.run.seed, purpose, step, prompts, settings.max_new_tokens)[
+        block.start : block.stop
+    ]
+    generated = generate(
+        model,
+        [prompt.token_ids for prompt in own],
+        layout=layout,
+        max_new_tokens=settings.max_new_tokens,
+        eos_id=tokenizer.eos_token_id,
+        uniforms_BT=noise_BT,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        greedy=greedy,
+        stop=stop_on_strings(tokenizer, settings.stop),
+        micro_batch=settings.micro_batch_size,
+        on_step=on_step,
+    )
+    return assemble_rollout(prompts, generated, layout, pad_id=tokenizer.pad_token_id)

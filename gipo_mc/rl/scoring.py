@@ -1,0 +1,81 @@
+"""rollout -> scores: behaviour and reference log-probs, values, rewards and group probabilities, each phase timed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gipo_mc.config import Config
+from gipo_mc.errors import NumericsError
+from gipo_mc.models.micro_batch import micro_batches, run_forward
+from gipo_mc.models.readout import groups_alone, token_log_probs, values_and_groups
+from gipo_mc.parallel.engine import Engine
+from gipo_mc.rl.rewards import Reward
+from gipo_mc.run.timing import Phases
+from gipo_mc.types import Prompt, Rollout, Scores
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of an RL run. The reference and the reward are frozen.
+
+    critic: None where advantages need none. classifier: the group classifier where it has a trunk of its own, else
+    None, and it stands on the critic.
+    """
+
+    policy: Engine
+    reference: Engine
+    critic: Engine | None
+    reward: Reward
+    classifier: Engine | None = None
+
+
+def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: Config, phases: Phases) -> Scores:
+    """Everything the models say of a rollout, on every rank. Raises NumericsError if a reward is not finite."""
+    sequences = rollout.sequences
+    times = rollout.times
+    batches = micro_batches(sequences, config.parallel.micro_batch_size, models.policy.layout)
+    log_probs = token_log_probs(config.rollout.temperature, config.parallel.logit_rows)
+    with phases("behaviour_logprob"):
+        widths = {"logp": times, "entropy": times}
+        behaviour = run_forward(models.policy, batches, len(sequences), log_probs, widths)
+    with phases("reference_logprob"):
+        reference = run_forward(models.reference, batches, len(sequences), log_probs, {"logp": times})
+    with phases("values"):
+        values_BT = torch.zeros_like(behaviour["logp"])
+        group_probs_BM = values_BT.new_ones(len(sequences), 1)
+        groups = config.algorithm.groups if config.algorithm.inferred else 1
+        if models.critic is not None:
+            on_critic = groups if models.classifier is None else 1
+            widths = {"values": times} | ({"groups": groups} if on_critic > 1 else {})
+            stage = values_and_groups(on_critic, config.algorithm.group_input)
+            critic = run_forward(models.critic, batches, len(sequences), stage, widths)
+            values_BT, group_probs_BM = critic["values"], critic.get("groups", group_probs_BM)
+        if models.classifier is not None:
+            stage = groups_alone(config.algorithm.group_input)
+            found = run_forward(models.classifier, batches, len(sequences), stage, {"groups": groups})
+            group_probs_BM = found["groups"]
+    with phases("rewards"):
+        reward_B = models.reward(prompts, rollout)
+    _check_finite("reward", reward_B)
+    _check_finite("value", values_BT)
+    _check_finite("log-prob", behaviour["logp"])
+    return Scores(
+        behaviour_logp_BT=behaviour["logp"],
+        entropy_BT=behaviour["entropy"],
+        reference_logp_BT=reference["logp"],
+        values_BT=values_BT,
+        reward_B=reward_B,
+        group_probs_BM=group_probs_BM,
+    )
+
+
+def _check_finite(name: str, values: torch.Tensor) -> None:
+    broken = (~torch.isfinite(values)).reshape(len(values), -1).any(dim=1).nonzero().flatten().tolist()
+    if broken:
+        raise NumericsError(
+            f"The {name} of {len(broken)} responses is not finite (the first: row {broken[0]} of the rollout). No "
+            "parameter was changed by it. Look at samples.jsonl, lower the learning rates, or go back to a checkpoint."
+        )

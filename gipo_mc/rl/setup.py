@@ -1,0 +1,211 @@
+"""Everything an RL run needs before its first iteration: models, tokenizers, prompts, rewards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from gipo_mc.algorithms.group_inference import GroupState
+from gipo_mc.algorithms.group_source import GroupSource
+from gipo_mc.config import Config
+from gipo_mc.data.loading import load_prompts, sources_of
+from gipo_mc.data.sets import PromptSet
+from gipo_mc.data.tokenizer import same_tokens
+from gipo_mc.errors import ConfigError
+from gipo_mc.models.stage import LlamaModel
+from gipo_mc.parallel.engine import Engine
+from gipo_mc.presets import PRESETS
+from gipo_mc.rl.rewards import FunctionReward, ModelReward, Reward, is_function, load_function
+from gipo_mc.rl.scoring import Models
+from gipo_mc.run.model_sources import ModelSource
+from gipo_mc.run.session import Session
+
+
+@dataclass(frozen=True)
+class RLSetup:
+    """What the loop works with. group_source: where group probabilities come from. held_out: evaluation prompts, or
+    None. gold: the reward that training never sees."""
+
+    models: Models
+    group_source: GroupSource
+    tokenizer: PreTrainedTokenizerBase
+    prompts: PromptSet
+    held_out: PromptSet | None
+    gold: Reward | None
+
+    @property
+    def policy_model(self) -> LlamaModel:
+        """The policy's stage on this rank, for generation."""
+        model = self.models.policy.model
+        assert isinstance(model, LlamaModel)
+        return model
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        """What is trained, and so belongs into checkpoints."""
+        trained = {
+            "policy": self.models.policy, "critic": self.models.critic, "classifier": self.models.classifier
+        }  # fmt: skip
+        return {role: engine for role, engine in trained.items() if engine is not None}
+
+    @property
+    def tokenizers(self) -> Mapping[str, PreTrainedTokenizerBase]:
+        """One for each role: all of them read the policy's tokens."""
+        return dict.fromkeys(self.engines, self.tokenizer)
+
+
+def set_up(session: Session) -> RLSetup:
+    """Load models and data as the configuration says, and say so. Raises ConfigError, DataError, CheckpointError."""
+    config = session.config
+    if not config.model.policy:
+        raise ConfigError("model.policy is empty: give an SFT run, a Hugging Face folder or a hub name.")
+    if not config.model.reward:
+        raise ConfigError(
+            "model.reward is empty: give a reward-model run or folder, or python:package.module:function."
+        )
+    policy_source = session.source(config.model.policy, "model.policy")
+    reference_source = session.source(config.model.reference or config.model.policy, "model.reference")
+    tokenizer = session.tokenizer(policy_source, config.model.tokenizer)
+    settings = config.algorithm
+    has_critic, own_trunk = settings.advantage == "gae", settings.inferred and settings.group_trunk == "own"
+    # Where there is neither, the policy's name stands for it: it is checked, and not loaded again.
+    critic_name = config.model.critic or _critic_start(session, tokenizer)
+    critic_source = session.source(critic_name, "model.critic") if has_critic or own_trunk else policy_source
+    # Critic and reference read the policy's token ids.
+    for source in (critic_source, reference_source):
+        session.tokenizer(source, config.model.tokenizer or str(policy_source.folder))
+
+    longest = config.data.prompt_length + config.rollout.max_new_tokens
+    for source in (policy_source, reference_source, critic_source):
+        source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=longest, tokenizer_size=0)
+    prompts = load_prompts(config.data, tokenizer, seed=config.run.seed)
+    held_out = None
+    if config.eval.prompts and sources_of(config.data, "prompts", "evaluation"):
+        held_out = load_prompts(config.data, tokenizer, seed=config.run.seed, part="evaluation")
+
+    iterations = config.run.iterations
+    steps = optimizer_steps(config, iterations, settings.critic_epochs or settings.epochs)
+    policy_steps = optimizer_steps(config, max(1, iterations - settings.critic_warmup), settings.epochs)
+    groups = group_source(config, prompts)
+    reward = _reward(session, config.model.reward, "model.reward", tokenizer)
+    gold = _reward(session, config.eval.reward, "eval.reward", tokenizer) if config.eval.reward else None
+    critic = classifier = None
+    if has_critic:
+        critic = _critic(session, critic_source, steps, groups=settings.inferred and not own_trunk)
+    if own_trunk:
+        classifier_steps = -(-steps // settings.classifier_every)
+        classifier = _critic(session, critic_source, classifier_steps, groups=True)
+    models = Models(
+        policy=session.load(policy_source, "lm", config.policy, total_steps=policy_steps),
+        reference=session.load(reference_source, "lm"),
+        critic=critic,
+        classifier=classifier,
+        reward=reward,
+    )
+    session.header(
+        [
+            ("algorithm", describe_algorithm(config)),
+            ("groups", describe_groups(config, groups)),
+            ("policy", policy_source.name),
+            ("reference", reference_source.name),
+            ("critic", critic_source.name if has_critic else "none"),
+            ("reward", config.model.reward),
+            ("prompts", prompts.describe()),
+            ("held out", held_out.describe() if held_out else "none"),
+        ]
+    )
+    return RLSetup(models, groups, tokenizer, prompts, held_out, gold)
+
+
+def group_source(config: Config, prompts: PromptSet) -> GroupSource:
+    """Where the group probabilities of this run come from. Raises ConfigError where known domains do not fit."""
+    settings = config.algorithm
+    domains = tuple(sorted(prompts.domains)) if settings.groups_from == "domain" else ()
+    if settings.groups_from == "domain" and len(domains) != settings.groups:
+        raise ConfigError(
+            f"algorithm.groups_from=domain makes a group of each of the {len(domains)} domains of the prompts "
+            f"({', '.join(domains)}), not algorithm.groups={settings.groups}: "
+            + (f"set algorithm.groups={len(domains)}" if len(domains) > 1 else "give prompts of several domains")
+        )
+    return GroupSource(settings.groups_from, settings.group_count, domains, settings.assignment == "hard")
+
+
+def _critic(session: Session, source: ModelSource, steps: int, *, groups: bool) -> Engine:
+    """A critic, with the group classifier on it or without. As a classifier alone its value head is left as it is."""
+    config = session.config
+    count = config.algorithm.groups if groups else 0
+    return session.load(source, "critic" if groups else "value", config.critic, total_steps=steps, groups=count)
+
+
+def optimizer_steps(config: Config, iterations: int, epochs: int) -> int:
+    """Optimizer steps in a number of iterations, for the learning-rate schedules."""
+    settings = config.algorithm
+    return iterations * epochs * math.ceil(config.rollout.batch_size / settings.mini_batch_size)
+
+
+def restore(session: Session, setup: RLSetup) -> GroupState:
+    """Continue from the run folder's checkpoint; the group state to begin with."""
+    state: dict[str, Any] | None = session.resume(setup.engines)
+    if state is None:
+        return GroupState.initial(session.config.algorithm.group_count)
+    return GroupState.from_dict(state["groups"])
+
+
+def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenizerBase) -> Reward:
+    if is_function(name):
+        return FunctionReward(name, load_function(name, key), tokenizer, session.layout)
+    config, source = session.config, session.source(name, key)
+    own = session.tokenizer(source)
+    if same_tokens(own, tokenizer):
+        longest = config.data.prompt_length + config.rollout.max_new_tokens
+        source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=longest)
+    size, template = config.parallel.micro_batch_size, config.data.chat_template
+    return ModelReward(session.load(source, "reward"), own, tokenizer, size, template)
+
+
+def _critic_start(session: Session, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The reward model, where it reads the policy's tokens; else the policy."""
+    model = session.config.model
+    if is_function(model.reward):
+        return model.policy
+    if same_tokens(session.tokenizer(session.source(model.reward, "model.reward")), tokenizer):
+        return model.reward
+    session.warn("The reward model has a tokenizer of its own, so the critic starts from the policy (model.critic).")
+    return model.policy
+
+
+def describe_algorithm(config: Config) -> str:
+    """The preset, what was changed in it, and the numbers that matter."""
+    settings = config.algorithm
+    preset = PRESETS[settings.name]
+    changed = [
+        f"{key}={getattr(settings, key)}" for key, value in preset.algorithm.items() if getattr(settings, key) != value
+    ]
+    parts = [preset.title + (f" with {', '.join(changed)}" if changed else "")]
+    if settings.kl_penalty != "none":
+        parts.append(f"{settings.kl_penalty.replace('_', ' ')} KL {settings.kl_coef:g}")
+    if settings.penalty == "variance" and settings.group_count > 1:
+        parts.append(f"beta {settings.beta_policy:g}")
+    if settings.penalty == "group_dro":
+        parts.append(f"group-DRO step {settings.dro_step:g}")
+    if settings.advantage != "gae":
+        parts.append(f"{settings.advantage} of {config.rollout.samples_per_prompt} samples a prompt, no critic")
+    return ", ".join(parts)
+
+
+def describe_groups(config: Config, source: GroupSource) -> str:
+    """Where the groups come from, an oracle named as such."""
+    settings = config.algorithm
+    if source.oracle:
+        return f"ORACLE, told the known domains: {', '.join(source.domains)}"
+    kind = {
+        "classifier": f"{source.groups}, inferred ({settings.group_trunk} trunk, reads {settings.group_input})",
+        "none": "none",
+        "reward": "2, rewards above and below their running mean",
+        "uniform": f"{source.groups}, equally likely for every response",
+    }[settings.groups_from]
+    return kind + (", hard assignment" if source.hard else "")

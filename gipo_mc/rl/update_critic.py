@@ -1,0 +1,159 @@
+"""Stage 1: the critic learns the returns, and the group classifier maximises the group variance R_var.
+
+    loss = clipped value loss - beta_critic R_var(p_phi) + balance KL(mean p_phi || uniform), S detached
+                                                                              (Zheng et al., arXiv 2310.11971)
+
+The classifier stands on the critic, or is a model of its own, with an update of its own. R_var is not linear in the
+batch, so each mini-batch takes two passes: probabilities of all its sequences first (for the first mini-batch of an
+iteration the rollout's are still exact and cost nothing), then the backward pass with dR_var/dp fixed. The result is
+the gradient of R_var of the whole mini-batch, however it is split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gipo_mc.algorithms.group_inference import classifier_loss_terms
+from gipo_mc.algorithms.group_invariance import GroupMoments, group_statistics, moments
+from gipo_mc.algorithms.ppo import explained_variance, value_loss_sum
+from gipo_mc.config import Config
+from gipo_mc.models.micro_batch import MicroBatch, micro_batches, run_backward, run_forward
+from gipo_mc.models.readout import group_probabilities, groups_alone, response_values
+from gipo_mc.parallel.engine import Engine, Outputs
+from gipo_mc.rl.mini_batch import MiniBatch, mini_batches
+from gipo_mc.rl.scoring import Models
+from gipo_mc.rl.update_log import Progress, UpdateLog
+from gipo_mc.types import Experience, Sequences
+
+#: Sequences that show how stable the assignment is after an update of one step: a forward pass of theirs is what that
+#: costs. With more steps the last one's own probabilities show it.
+STABILITY_ROWS = 64
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one engine learns in this stage."""
+
+    engine: Engine
+    prefix: str
+    values: bool
+    groups: bool
+
+
+def update_critic(
+    models: Models, experience: Experience, config: Config, step: int, on_step: Progress | None = None
+) -> dict[str, float]:
+    """All steps of critic and classifier in an iteration. Metrics "critic/{loss,explained_variance,grad_norm,lr,
+    skipped}", with a classifier "critic/group_variance" (of its objective, mean over mini-batches; "classifier/..."
+    where it is a model of its own) and "group/stability": the share of the last mini-batch's sequences whose likeliest
+    group at that step is the same as at the rollout; where there is one step, of up to 64 sequences after it.
+    Without a critic or classifier to train: no metrics.
+    """
+    settings = config.algorithm
+    due = settings.inferred and step % settings.classifier_every == 0
+    parts = []
+    if models.critic is not None:
+        parts.append(_Part(models.critic, "critic", values=True, groups=due and models.classifier is None))
+    if models.classifier is not None and due:
+        parts.append(_Part(models.classifier, "classifier", values=False, groups=True))
+    metrics: dict[str, float] = {}
+    for part in parts:
+        metrics |= _update(part, experience, config, step, on_step)
+    if models.critic is not None:
+        values_BT, length_B = experience.scores.values_BT, experience.rollout.sequences.response_length_B
+        metrics["critic/explained_variance"] = explained_variance(values_BT, experience.return_BT, length_B)
+    return metrics
+
+
+def _update(
+    part: _Part, experience: Experience, config: Config, step: int, on_step: Progress | None
+) -> dict[str, float]:
+    log, done = UpdateLog(part.prefix), 0
+    epochs = config.algorithm.critic_epochs or config.algorithm.epochs
+    for batch in mini_batches(experience, config, step, "critic", epochs):
+        times = experience.rollout.times
+        pieces = micro_batches(batch.sequences, config.parallel.micro_batch_size, part.engine.layout, times=times)
+        statistics = None
+        if part.groups:
+            statistics = _group_moments(part.engine, pieces, batch, experience, config)
+            log.add(group_variance=float(statistics.variance))
+        outputs = _backward(part, pieces, batch, statistics, experience, config)
+        if part.values:
+            log.add(loss=float(outputs["value_loss"].sum()) / batch.tokens)
+        log.step(part.engine.step())
+        done += len(batch)
+        if on_step is not None:
+            on_step(done, epochs * len(experience.rollout.sequences))
+    metrics = log.metrics()
+    if part.groups:
+        before_BM, after_BM = experience.scores.group_probs_BM[batch.rows_B], outputs["groups"]
+        if batch.first:
+            before_BM, after_BM = _groups_now(part.engine, experience, config)
+        metrics["group/stability"] = float((before_BM.argmax(1) == after_BM.argmax(1)).double().mean())
+    return metrics
+
+
+def _group_moments(
+    engine: Engine, parts: list[MicroBatch], batch: MiniBatch, experience: Experience, config: Config
+) -> GroupMoments:
+    """First pass: R_var of the whole mini-batch under the current classifier, identical on every rank."""
+    settings = config.algorithm
+    if batch.first or settings.group_statistics == "rollout":
+        probs_BM = experience.scores.group_probs_BM[batch.rows_B]
+    else:
+        stage = groups_alone(settings.group_input)
+        probs_BM = run_forward(engine, parts, len(batch), stage, {"groups": settings.groups})["groups"]
+    mass_M, weighted_M = group_statistics(probs_BM, experience.signal_B[batch.rows_B])
+    return moments(mass_M, weighted_M, len(batch), settings.weights)
+
+
+def _backward(
+    part: _Part,
+    parts: list[MicroBatch],
+    batch: MiniBatch,
+    statistics: GroupMoments | None,
+    experience: Experience,
+    config: Config,
+) -> dict[str, Tensor]:
+    """Second pass: value loss (token mean over the mini-batch) and the classifier's share of -beta R_var."""
+    settings = config.algorithm
+
+    def last_stage(model: Any, hidden_LBH: Tensor, piece: MicroBatch) -> Outputs:
+        rows_B = batch.rows_B[piece.rows_B]
+        length_B = piece.sequences.response_length_B
+        loss = hidden_LBH.new_zeros((), dtype=torch.float32)
+        value_loss, probs_BM = loss, None
+        if part.values:
+            values_BT = response_values(model, hidden_LBH, piece)
+            old_BT, return_BT = experience.scores.values_BT[rows_B], experience.return_BT[rows_B]
+            value_loss = value_loss_sum(values_BT, old_BT, return_BT, length_B, settings.value_clip)
+            loss = value_loss / batch.tokens
+        if statistics is not None:
+            detach = settings.group_trunk == "detached"
+            probs_BM = group_probabilities(model, hidden_LBH, piece, reads=settings.group_input, detach=detach)
+            signal_B = experience.signal_B[rows_B]
+            loss = loss + classifier_loss_terms(probs_BM, signal_B, statistics, settings.beta_critic, settings.balance)
+        # One number a row, so that rows of all ranks can be gathered: the sum stands in the first, the rest is 0.
+        share_B = torch.zeros_like(length_B, dtype=torch.float32)
+        share_B[0] = value_loss.detach()
+        outputs = {"loss": loss, "value_loss": share_B}
+        return outputs if probs_BM is None else {**outputs, "groups": probs_BM.detach()}
+
+    widths = {"value_loss": 0} | ({} if statistics is None else {"groups": settings.groups})
+    return run_backward(part.engine, parts, len(batch), last_stage, widths)
+
+
+def _groups_now(engine: Engine, experience: Experience, config: Config) -> tuple[Tensor, Tensor]:
+    """Group probabilities of the first sequences of the rollout batch, at the rollout and now."""
+    sequences = experience.rollout.sequences
+    count = min(len(sequences), STABILITY_ROWS)
+    first_B = torch.arange(count, device=sequences.tokens_BL.device)
+    some: Sequences = sequences.rows(first_B)
+    pieces = micro_batches(some, config.parallel.micro_batch_size, engine.layout, times=experience.rollout.times)
+    stage, widths = groups_alone(config.algorithm.group_input), {"groups": config.algorithm.groups}
+    after_BM = run_forward(engine, pieces, count, stage, widths)["groups"]
+    return experience.scores.group_probs_BM[:count], after_BM

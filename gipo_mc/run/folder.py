@@ -1,0 +1,216 @@
+"""The run folder: where everything a run leaves behind lies, owned by one job at a time.
+
+config.yaml (resolved), about.json (what ran, in words), metrics.jsonl, distributions.jsonl, samples.jsonl,
+warnings.jsonl, tensorboard/, checkpoints/, run_status.json, report.html.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from gipo_mc.errors import ConfigError, StorageError
+from gipo_mc.run.jsonl import storage_errors, write_atomically
+
+State = Literal["running", "done", "failed", "requeue"]
+
+#: What belongs to one run, and is set aside together when a folder is started anew.
+_CONTENTS = (
+    "config.yaml",
+    "about.json",
+    "metrics.jsonl",
+    "distributions.jsonl",
+    "samples.jsonl",
+    "warnings.jsonl",
+    "tensorboard",
+    "checkpoints",
+    "run_status.json",
+    "report.html",
+)
+
+
+class RunFolder:
+    """Paths of a run and, when made by `open`, the exclusive lock on them.
+
+    `RunFolder(path)` alone is a view without a lock: what ranks other than 0 and the readers of a run use.
+    """
+
+    def __init__(self, path: Path | str, command: str = "") -> None:
+        self.path = Path(path)
+        self.command = command
+        self.set_aside: Path | None = None
+        self._lock: int | None = None
+        self._started = _now()
+
+    @classmethod
+    def open(cls, dir: Path | str, name: str, command: str, resume: bool) -> RunFolder:
+        """Create or reopen `dir/name` (an empty name: `dir/command`) and lock it until `close` or the process ends.
+
+        Call it on rank 0 only. With `resume` false, an earlier run in the folder is moved to `previous-<n>/` inside
+        it (attribute `set_aside`): nothing is deleted. Raises StorageError where another job has the folder or it
+        cannot be written, ConfigError where it belongs to another command or the name leaves `dir`.
+        """
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ConfigError(f"run.name={name!r} leaves run.dir={str(dir)!r}: give a plain name.")
+        folder = cls(Path(dir) / (name or command), command)
+        with storage_errors(folder.path):
+            folder.path.mkdir(parents=True, exist_ok=True)
+        folder._acquire()
+        try:
+            if not resume:
+                folder._set_aside()
+            folder._check_command()
+            with storage_errors(folder.path):
+                folder.checkpoints.mkdir(exist_ok=True)
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def about(self) -> Path:
+        return self.path / "about.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def distributions(self) -> Path:
+        return self.path / "distributions.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
+    def warnings(self) -> Path:
+        return self.path / "warnings.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "run_status.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def write_status(self, state: State, exit_code: int | None = None, message: str = "", step: int = 0) -> None:
+        """Replace run_status.json atomically. torchrun reduces every exit code to 1: this file keeps the real one.
+
+        exit_code: of the command, None while it runs. step: last completed iteration.
+        """
+        status = {
+            "state": state,
+            "exit_code": exit_code,
+            "message": message,
+            "step": step,
+            "command": self.command,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": self._started,
+            "updated": _now(),
+        }
+        write_atomically(self.status, json.dumps(status, indent=2) + "\n")
+
+    def read_status(self) -> dict[str, Any]:
+        """run_status.json, or {} where there is none or it is no JSON object (it only informs)."""
+        try:
+            status = json.loads(self.status.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return status if isinstance(status, dict) else {}
+
+    def write_about(self, lines: Sequence[tuple[str, str]]) -> None:
+        """Keep (label, value) lines on what runs (models, layout, device, data) for the report, in order; a label may
+        come more than once."""
+        write_atomically(self.about, json.dumps([list(line) for line in lines], indent=2) + "\n")
+
+    def close(self) -> None:
+        """Give the lock back. The lock file stays: removing it would let two jobs lock two different files."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _acquire(self) -> None:
+        lock = self.path / ".lock"
+        with storage_errors(lock):
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": self._started})
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, holder.encode(), 0)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise StorageError(
+                f"The run folder {self.path} is in use by {_holder(lock)}. Wait for it or stop it, or choose another "
+                "folder with run.name."
+            ) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise StorageError(
+                f"The run folder {self.path} cannot be locked: {error.strerror}. Its file system may not offer locks, "
+                "or is full or read-only: choose another disk with run.dir."
+            ) from error
+        self._lock = descriptor
+
+    def _check_command(self) -> None:
+        before = str(self.read_status().get("command") or self.command)
+        if before != self.command:
+            raise ConfigError(
+                f"The run folder {self.path} belongs to {before}, this is {self.command}: choose another run.name, or "
+                "set run.resume=false to move the earlier run aside."
+            )
+
+    def _set_aside(self) -> None:
+        present = [self.path / name for name in _CONTENTS if (self.path / name).exists()]
+        if not present:
+            return
+        number = 1
+        while (target := self.path / f"previous-{number}").exists():
+            number += 1
+        with storage_errors(target):
+            target.mkdir()
+            for item in present:
+                item.rename(target / item.name)
+        self.set_aside = target
+
+
+def _holder(lock: Path) -> str:
+    try:
+        held = json.loads(lock.read_text(encoding="utf-8"))
+        return f"process {held['pid']} on {held['host']} (since {held['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another job"  # it is between taking the lock and writing its name
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

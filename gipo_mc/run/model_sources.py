@@ -1,0 +1,183 @@
+"""Where a model comes from: a Hugging Face folder, a hub name, or a checkpoint of one of our runs.
+
+    runs/sft                              newest verified checkpoint of a run
+    runs/sft/checkpoints/step_00000200    that checkpoint
+    models/llama-2-7b                     Hugging Face folder (config.json, *.safetensors, tokenizer)
+    meta-llama/Llama-2-7b-hf              hub name, downloaded by huggingface_hub
+
+In a run's checkpoint the role is "policy" (RL), "critic" (RL) or "model" (SFT, reward model).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from gipo_mc.errors import CheckpointError, ConfigError
+from gipo_mc.models.families.llama import LlamaShape
+from gipo_mc.models.stage import HeadKind, LlamaModel, build_model
+from gipo_mc.models.weights.hf_load import load_hf_weights
+from gipo_mc.parallel.layout import Layout
+from gipo_mc.run import checkpoint
+
+_HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A resolved source.
+
+    kind: "hf" (folder with config.json and safetensors) or "run" (a verified checkpoint).
+    folder: holds config.json and, where there is one, the tokenizer.
+    checkpoint, role: of a run's checkpoint; empty for "hf".
+    """
+
+    name: str
+    kind: Literal["hf", "run"]
+    folder: Path
+    checkpoint: Path = Path()
+    role: str = ""
+
+    @property
+    def shape(self) -> LlamaShape:
+        """Sizes of the model, from its config.json."""
+        return LlamaShape.from_hf(self.folder)
+
+    def fingerprint(self) -> str:
+        """A hash that differs where the weights do: of the manifest's sums, or of name, size and header (which lists
+        every tensor) of each safetensors file with its first and last mebibyte. Reads files: call it on one rank."""
+        digest = hashlib.sha256()
+        if self.kind == "run":
+            digest.update((self.checkpoint / checkpoint.MANIFEST).read_bytes())
+            return digest.hexdigest()[:16]
+        for path in sorted(self.folder.glob("*.safetensors")):
+            size = path.stat().st_size
+            digest.update(f"{path.name}/{size}".encode())
+            with path.open("rb") as stream:
+                digest.update(stream.read(1 << 20))
+                stream.seek(max(0, size - (1 << 20)))
+                digest.update(stream.read())
+        return digest.hexdigest()[:16]
+
+
+def resolve(name: str, key: str) -> ModelSource:
+    """Find what `name`, the value of configuration key `key`, stands for. Called on one rank: it may download.
+
+    Raises ConfigError if there is no such thing, CheckpointError if a named checkpoint is damaged.
+    """
+    path = Path(name).expanduser()
+    if (path / checkpoint.MANIFEST).is_file():
+        checkpoint.verify(path)
+        return _of_checkpoint(name, path)
+    if (path / "checkpoints").is_dir():
+        newest, reasons = checkpoint.latest(path / "checkpoints")
+        if newest is None:
+            why = "\n".join(f"  - {reason}" for reason in reasons) or "  - it has no checkpoint yet: train it first"
+            raise CheckpointError(f"{key}={name} is a run without a usable checkpoint:\n{why}")
+        return _of_checkpoint(name, newest)
+    if (path / "config.json").is_file():
+        return ModelSource(name, "hf", path)
+    if path.exists():
+        raise ConfigError(
+            f"{key}={name} is neither a Hugging Face folder (no config.json) nor a run (no checkpoints/) nor a "
+            "checkpoint (no MANIFEST.json)."
+        )
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ConfigError(f"{key}={name}: there is no such folder.")
+    return ModelSource(name, "hf", _download(name, key))
+
+
+def load_model(
+    source: ModelSource,
+    layout: Layout,
+    *,
+    head: HeadKind,
+    dtype: torch.dtype,
+    trainable: bool,
+    seed: int,
+    groups: int = 0,
+    group_head: Literal["mlp", "linear"] = "mlp",
+    empty: bool = False,
+) -> LlamaModel:
+    """Build this rank's stage and fill it from the source; heads that the source does not have start fresh.
+
+    A critic takes the reward head of a reward model as its value head. `empty`: do not read the source, the caller
+    fills the model. Raises CheckpointError where tensors are missing or of another shape.
+    """
+    model = build_model(
+        source.shape,
+        layout,
+        head=head,
+        groups=groups,
+        group_head=group_head,
+        dtype=dtype,
+        trainable=trainable,
+        seed=seed,
+        initialize=False,
+    )
+    if empty:
+        return model
+    if source.kind == "hf":
+        load_hf_weights(model, source.folder)
+    else:
+        _load_run_weights(model, source, fresh_head=trainable)
+    return model
+
+
+def _load_run_weights(model: LlamaModel, source: ModelSource, *, fresh_head: bool) -> None:
+    prefix = f"{source.role}.model."
+    sharded = model.sharded_state_dict(prefix=prefix)
+    saved = checkpoint.load_state(source.checkpoint)["heads"][source.role]
+    if model.head == "lm" and saved != "lm":
+        raise CheckpointError(
+            f"{source.name} holds a {saved!r} model, which cannot generate: give a policy or SFT run."
+        )
+    wanted: dict[str, Any] = {}
+    for name, tensor in sharded.items():
+        local = name.removeprefix(prefix)
+        if local.startswith("value_head.") and saved == "reward":
+            tensor.key = tensor.key.replace("value_head.", "reward_head.")
+        elif local.startswith(("value_head.", "reward_head.")) and saved not in _HOLDING[local.split("_")[0]]:
+            if not fresh_head:
+                raise CheckpointError(
+                    f"{source.name} holds a {saved!r} model, which has no reward head: give a reward model."
+                )
+            continue
+        elif local.startswith("group_head."):
+            continue  # a new run infers its own groups
+        wanted[name] = tensor
+    if model.head == "lm" and saved != "lm":
+        raise CheckpointError(
+            f"{source.name} holds a {saved!r} model, which cannot generate: give a policy or SFT run."
+        )
+    loaded = checkpoint.load_shards(source.checkpoint, wanted)
+    weights = {name.removeprefix(prefix): value for name, value in loaded.items() if name.startswith(prefix)}
+    model.load_state_dict(weights, strict=False)
+
+
+#: Head -> kinds of saved models that have it.
+_HOLDING = {"value": ("value", "critic"), "reward": ("reward",)}
+
+
+def _of_checkpoint(name: str, path: Path) -> ModelSource:
+    role = next((role for role in ("policy", "model") if (path / role / "config.json").is_file()), None)
+    if role is None:
+        raise CheckpointError(f"{path} holds neither a policy nor a model: it is not a checkpoint of a trainer.")
+    return ModelSource(name, "run", path / role, path, role)
+
+
+def _download(name: str, key: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"{key}={name}: there is no such folder, and the hub could not provide it ({type(error).__name__}). "
+            "Train it or make it first (scripts/new_model.py makes a tiny one), or download it and give its folder."
+        ) from error

@@ -1,0 +1,1 @@
+"""SFT, reward model and DPO: one loop, and a task in a file of its own for each."""

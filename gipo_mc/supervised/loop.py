@@ -1,0 +1,177 @@
+"""The loop that SFT, reward model and DPO share: batch -> forward and backward -> step -> log, evaluate, checkpoint.
+
+What differs between them is a `Task`: which sequences a step takes, the loss of a micro-batch, and what is counted.
+Losses are sums divided by what the whole batch holds (tokens or pairs), so no split of the batch changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from gipo_mc.config import Config
+from gipo_mc.data.batches import batch_indices
+from gipo_mc.errors import NumericsError
+from gipo_mc.models.micro_batch import MicroBatch, micro_batches, run_backward, run_forward
+from gipo_mc.models.stage import HeadKind
+from gipo_mc.parallel.engine import Engine, LastStage, Outputs
+from gipo_mc.run.session import Session, open_session
+from gipo_mc.run.timing import Phases
+from gipo_mc.types import Sequences
+
+#: Lines on the console in a whole run, about.
+LINES = 50
+#: Skipped steps in a row after which a run stops.
+PATIENCE = 10
+
+
+class Task(Protocol):
+    """What is learned. Made by a `TaskMaker`, once the tokenizer is known."""
+
+    @property
+    def unit(self) -> int:
+        """Rows of a batch that belong together: 1 for demonstrations, 2 for pairs."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the last stage's outputs, one number a unit."""
+        ...
+
+    @property
+    def train_size(self) -> int:
+        """Units of training data."""
+        ...
+
+    @property
+    def held_out_size(self) -> int:
+        """Units of held-out data; 0: none."""
+        ...
+
+    def prepare(self, session: Session, model: Engine) -> None:
+        """What is done once before the first step, when the model is loaded and `session.start` known."""
+        ...
+
+    def batch(self, rows: Sequence[int], *, held_out: bool = False) -> tuple[Sequences, LastStage]:
+        """Sequences of the given rows of the training (or held-out) data, `unit` for each, and what the last stage
+        makes of a micro-batch of them: the sum "loss_sum", a scalar with gradient, and `outputs`, [units] each."""
+        ...
+
+    def normaliser(self, batch: Sequences) -> float:
+        """What the summed loss of a batch is divided by: response tokens or pairs."""
+        ...
+
+    def metrics(self, outputs: dict[str, Tensor], normaliser: float) -> dict[str, float]:
+        """Metrics of a batch from the outputs of all its units."""
+        ...
+
+    def describe(self) -> list[tuple[str, str]]:
+        """(label, value) lines on the data."""
+        ...
+
+
+#: Loads the data of a task with a tokenizer, and the frozen models it needs.
+TaskMaker = Callable[[Session, PreTrainedTokenizerBase], Task]
+
+
+def train_supervised(config: Config, command: str, head: HeadKind, make_task: TaskMaker) -> None:
+    """Train `model.policy` with `head` on a task, from the start or from the run folder's last checkpoint.
+
+    `run.iterations` optimizer steps of `train.batch_size` units with the `policy` section's optimizer.
+    """
+    with open_session(config, command) as session:
+        source = session.source(config.model.policy, "model.policy")
+        tokenizer = session.tokenizer(source, config.model.tokenizer)
+        source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=config.data.sequence_length)
+        task = make_task(session, tokenizer)
+        engine = session.load(source, head, config.policy, total_steps=config.run.iterations)
+        session.header([("model", source.name), *task.describe()])
+        session.resume({"model": engine})
+        task.prepare(session, engine)
+        skipped = 0
+        for step in range(session.start, config.run.iterations):
+            metrics = _step(session, engine, task, step)
+            skipped = skipped + 1 if metrics["skipped"] else 0
+            if skipped >= PATIENCE:
+                raise NumericsError(
+                    f"The gradients of the last {PATIENCE} steps were not finite: lower policy.lr, or check the data."
+                )
+            if session.checkpoint_due():
+                session.save({"model": engine}, {"model": tokenizer}, {})
+        session.console.done(
+            [("metrics", str(session.folder.metrics)), ("checkpoints", str(session.folder.checkpoints))]
+        )
+
+
+def _step(session: Session, engine: Engine, task: Task, step: int) -> dict[str, float]:
+    config = session.config
+    phases = Phases(session.layout)
+    batch, sums_of = task.batch(training_rows(config, task.train_size, step).tolist())
+    batch = _to_device(batch, session.layout.device)
+    normaliser = task.normaliser(batch)
+
+    def last_stage(model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
+        sums = sums_of(model, hidden_LBH, part)
+        return sums | {"loss": sums["loss_sum"] / normaliser}
+
+    with phases("update"):
+        parts = micro_batches(batch, config.parallel.micro_batch_size, session.layout, unit=task.unit)
+        outputs = run_backward(engine, parts, len(batch) // task.unit, last_stage, dict.fromkeys(task.outputs, 0))
+        result = engine.step()
+    metrics = task.metrics(outputs, normaliser)
+    metrics |= {"lr": result.lr, "skipped": float(not result.updated)}
+    if result.updated:
+        metrics["grad_norm"] = result.grad_norm
+    if task.held_out_size and config.eval.prompts and session.evaluation_due(step + 1):
+        with phases("evaluation"):
+            held_out = evaluate(session, engine, task)
+        metrics |= {f"eval/{name}": value for name, value in held_out.items()}
+    metrics |= phases.metrics()
+    metrics["throughput/tokens_per_second"] = float(batch.response_length_B.sum()) / metrics["time/update"]
+    every = max(1, config.run.iterations // LINES)
+    session.log(step + 1, metrics, show=step == 0 or (step + 1) % every == 0 or "eval/loss" in metrics)
+    return metrics
+
+
+def evaluate(session: Session, engine: Engine, task: Task) -> dict[str, float]:
+    """Metrics over the first `eval.prompts` held-out units, spread evenly over the held-out data."""
+    outputs: dict[str, list[Tensor]] = {name: [] for name in task.outputs}
+    normaliser = 0.0
+    for rows in held_out_rows(session, task.held_out_size):
+        batch, last_stage = task.batch(rows.tolist(), held_out=True)
+        normaliser += task.normaliser(batch)
+        found = forward(session, engine, batch, last_stage, task.outputs, unit=task.unit)
+        for name in task.outputs:
+            outputs[name].append(found[name])
+    return task.metrics({name: torch.cat(values) for name, values in outputs.items()}, normaliser)
+
+
+def training_rows(config: Config, size: int, step: int) -> np.ndarray:
+    """int64 [train.batch_size], the units of training data, out of `size`, that `step` takes."""
+    return batch_indices(config.run.seed, "train", step, config.train.batch_size, size)
+
+
+def held_out_rows(session: Session, size: int) -> list[np.ndarray]:
+    """The batches of an evaluation: int64 [units] each, out of `size`."""
+    config = session.config
+    count = min(config.eval.prompts, size)
+    rows = np.linspace(0, size - 1, count).round().astype(int)
+    return np.array_split(rows, max(1, count // max(config.train.batch_size, session.layout.data)))
+
+
+def forward(
+    session: Session, engine: Engine, batch: Sequences, last_stage: LastStage, outputs: Sequence[str], *, unit: int
+) -> dict[str, Tensor]:
+    """The last stage's `outputs`, [units] each, of a batch that is not trained on; on every rank."""
+    batch = _to_device(batch, session.layout.device)
+    parts = micro_batches(batch, session.config.parallel.micro_batch_size, session.layout, unit=unit)
+    return run_forward(engine, parts, len(batch) // unit, last_stage, dict.fromkeys(outputs, 0))
+
+
+def _to_device(batch: Sequences, device: torch.device) -> Sequences:
+    return Sequences(batch.tokens_BL.to(device), batch.prompt_length_B.to(device), batch.response_length_B.to(device))

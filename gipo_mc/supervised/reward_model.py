@@ -1,0 +1,64 @@
+"""Reward model: Bradley-Terry loss on preference pairs, the reward read at the last token of each dialogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from gipo_mc.algorithms.reward_model import preference_correct, preference_loss_sum
+from gipo_mc.config import Config
+from gipo_mc.models.micro_batch import MicroBatch
+from gipo_mc.parallel.engine import Engine, LastStage, Outputs
+from gipo_mc.run.session import Session
+from gipo_mc.supervised.loop import train_supervised
+from gipo_mc.supervised.pairs import Pairs
+from gipo_mc.types import Sequences
+
+
+class RewardTask:
+    """Preference pairs. Metrics: "loss" (nats a pair), "accuracy", "margin" (mean reward difference), "reward" (mean
+    over all responses)."""
+
+    unit = Pairs.unit
+    outputs = ("chosen", "rejected")
+
+    def __init__(self, session: Session, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._margin = session.config.train.margin
+        self._pairs = Pairs(session.config, tokenizer)
+        self.train_size, self.held_out_size = self._pairs.train_size, self._pairs.held_out_size
+
+    def prepare(self, session: Session, model: Engine) -> None:
+        pass
+
+    def batch(self, rows: Sequence[int], *, held_out: bool = False) -> tuple[Sequences, LastStage]:
+        return self._pairs.sequences(rows, held_out=held_out), self.last_stage
+
+    def last_stage(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
+        reward_B = model.reward(hidden_LBH.flatten(0, 1)[part.last_B])
+        chosen_P, rejected_P = reward_B[0::2], reward_B[1::2]
+        loss_sum = preference_loss_sum(chosen_P, rejected_P, self._margin)
+        return {"loss_sum": loss_sum, "chosen": chosen_P, "rejected": rejected_P}
+
+    def normaliser(self, batch: Sequences) -> float:
+        return len(batch) / self.unit
+
+    def metrics(self, outputs: dict[str, Tensor], normaliser: float) -> dict[str, float]:
+        chosen_P, rejected_P = outputs["chosen"], outputs["rejected"]
+        return {
+            "loss": float(preference_loss_sum(chosen_P, rejected_P, self._margin)) / normaliser,
+            "accuracy": float(preference_correct(chosen_P, rejected_P)) / normaliser,
+            "margin": float((chosen_P - rejected_P).mean()),
+            "reward": float(torch.cat([chosen_P, rejected_P]).mean()),
+        }
+
+    def describe(self) -> list[tuple[str, str]]:
+        return self._pairs.describe()
+
+
+def train(config: Config) -> None:
+    """Train a reward model from `model.policy` (usually the SFT model) on `data.preferences`."""
+    train_supervised(config, "train_reward", "reward", RewardTask)

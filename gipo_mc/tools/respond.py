@@ -1,0 +1,87 @@
+"""Responses of one model to given prompts, or to those of the configured data: what scripts/generate.py shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from gipo_mc.config import Config
+from gipo_mc.data.encode import Encoder
+from gipo_mc.data.loading import load_prompts
+from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer
+from gipo_mc.errors import ConfigError
+from gipo_mc.parallel import runtime
+from gipo_mc.parallel.collectives import on_main
+from gipo_mc.rl.rewards import responses as response_texts
+from gipo_mc.rl.rollout import roll_out
+from gipo_mc.run.model_sources import load_model, resolve
+from gipo_mc.types import Prompt
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response as text. tokens: its length, EOS counted. truncated: it reached rollout.max_new_tokens."""
+
+    prompt: str
+    response: str
+    domain: str
+    tokens: int
+    truncated: bool
+
+
+def respond(
+    config: Config,
+    texts: Sequence[str] = (),
+    *,
+    greedy: bool = False,
+    on_step: Callable[[int, int], None] | None = None,
+) -> list[Response]:
+    """Load model.policy on all ranks and let it respond, with the sampling of the rollout section and run.seed.
+
+    texts: prompts exactly as the model is to read them; empty: the first eval.prompts rows of data.evaluation, or of
+        data.prompts where that names nothing.
+    Returns the same list on every rank, in the order of the prompts. Raises ConfigError, DataError, CheckpointError.
+    """
+    if not config.model.policy:
+        raise ConfigError(
+            "No model is named: add model.policy=FOLDER, a Hugging Face folder, a run or one of a run's checkpoints."
+        )
+    layout = runtime.initialize(config.parallel, config.device)
+    source = on_main(lambda: resolve(config.model.policy, "model.policy"))
+    tokenizer = load_tokenizer(config.model.tokenizer or str(source.folder))
+    check_vocabulary(tokenizer, source.shape.vocab_size, source.name)
+    prompts = _given(texts, tokenizer) if texts else _of_data(config, tokenizer)
+    longest = max(len(prompt.token_ids) for prompt in prompts) + config.rollout.max_new_tokens
+    source.shape.check(layout.tensor, layout.pipeline, sequence_length=longest)
+    dtype = runtime.resolve_dtype(config.dtype, layout.device)
+    model = load_model(source, layout, head="lm", dtype=dtype, trainable=False, seed=config.run.seed)
+    rollout = roll_out(model, tokenizer, prompts, config, 0, purpose="generate", greedy=greedy, on_step=on_step)
+    rows = zip(
+        prompts,
+        response_texts(rollout.sequences, tokenizer),
+        rollout.sequences.response_length_B.tolist(),
+        rollout.truncated_B.tolist(),
+        strict=True,
+    )
+    return [Response(prompt.text, text, prompt.domain, length, cut) for prompt, text, length, cut in rows]
+
+
+def _given(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    ids = Encoder(tokenizer).prompts(texts)
+    return [Prompt(i, tuple(row), "", text) for i, (row, text) in enumerate(zip(ids, texts, strict=True))]
+
+
+def _of_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    data = config.data
+    if not data.evaluation and not data.prompts:
+        raise ConfigError(
+            "There is nothing to respond to: give --prompt TEXT, or files with data.evaluation=[FILE] or "
+            "data.prompts=[FILE]."
+        )
+    prompts = load_prompts(data, tokenizer, seed=config.run.seed, part="evaluation" if data.evaluation else "train")
+    count = min(len(prompts), config.eval.prompts)
+    if not count:
+        raise ConfigError(f"eval.prompts={config.eval.prompts} leaves no prompt of {len(prompts)}: raise it.")
+    return [prompts[row] for row in range(count)]

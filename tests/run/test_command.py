@@ -1,0 +1,192 @@
+"""Commands as a user starts them: wrong input is one clear sentence and the exit code of the contract."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gipo_mc.data.tokenizer import train_bpe_tokenizer
+from gipo_mc.rl import gi_ppo
+from gipo_mc.run.command import run_command
+from gipo_mc.supervised import reward_model, sft
+from tests.ranks import run_ranks
+from tests.runs import save_models
+from tests.scripts import Script
+
+ROOT = Path(__file__).parents[2]
+TRAINERS = {"sft": sft.train, "reward": reward_model.train, "rl": gi_ppo.train}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    models = save_models(folder)
+    train_bpe_tokenizer(["a b"], 300, folder / "tokenizer")
+    return models | {"tokenizer": str(folder / "tokenizer")}
+
+
+def _command(rank: int, kind: str, arguments: list[str], folder: Path) -> tuple[int, str]:
+    """(exit code, stderr) of a command in this rank's process."""
+    errors = folder / f"stderr-{rank}"
+    with errors.open("w") as stream:
+        sys.stderr = stream
+        code = run_command("test", TRAINERS[kind], argv=arguments)
+    return code, errors.read_text()
+
+
+def _fails(tmp_path: Path, kind: str, *arguments: str, ranks: int = 1) -> tuple[int, str]:
+    base = [f"run.dir={tmp_path}/runs", "run.name=run", "device=cpu", "parallel.timeout_minutes=1", "data.max_rows=16"]
+    results = run_ranks(_command, ranks, kind, [*base, *arguments], tmp_path)
+    assert {code for code, _ in results} == {results[0][0]}, "ranks end with different codes"
+    said = [text for _, text in results if "error:" in text]
+    assert len(said) == 1 and said[0].count("error:") == 1, f"said by {len(said)} ranks: {said}"
+    assert "Traceback" not in said[0]
+    return results[0][0], said[0]
+
+
+def _status(tmp_path: Path) -> dict[str, Any]:
+    return json.loads((tmp_path / "runs" / "run" / "run_status.json").read_text())  # type: ignore[no-any-return]
+
+
+def _rl(models: dict[str, str], **changes: str) -> list[str]:
+    values = {
+        "model.policy": models["policy"],
+        "model.reward": "python:gipo_mc.data.synthetic:proxy",
+        "data.prompts": "[builtin]",
+        "data.prompt_length": "8",
+        "rollout.max_new_tokens": "4",
+        "rollout.batch_size": "8",
+        "algorithm.mini_batch_size": "8",
+        "run.iterations": "1",
+        "eval.prompts": "0",
+    } | {key.replace("__", "."): value for key, value in changes.items()}
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_bad_configuration_is_refused_before_anything_starts(
+    tmp_path: Path, models: dict[str, str], ranks: int
+) -> None:
+    code, said = _fails(tmp_path, "rl", *_rl(models), "algorithm.betapolicy=1", "rollout.topp=2", ranks=ranks)
+    assert code == 2 and "algorithm.betapolicy: there is no such key; did you mean algorithm.beta_policy?" in said
+    assert "rollout.topp" in said and "did you mean rollout.top_p" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_layout_that_does_not_divide_the_ranks(tmp_path: Path, models: dict[str, str]) -> None:
+    code, said = _fails(tmp_path, "rl", *_rl(models), "parallel.tensor=2", "parallel.pipeline=2", ranks=2)
+    assert code == 2 and "parallel.tensor=2 x parallel.pipeline=2 = 4 does not divide the 2 ranks" in said
+
+
+def test_tensor_parallelism_that_does_not_divide_the_heads(tmp_path: Path, models: dict[str, str]) -> None:
+    """4 heads and 2 key-value heads on 3 ranks."""
+    code, said = _fails(tmp_path, "rl", *_rl(models), "parallel.tensor=3", ranks=3)
+    assert code == 2 and "parallel.tensor=3" in said and "4" in said
+    assert _status(tmp_path)["exit_code"] == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "code", "words"),
+    [
+        ("sft", ["data.demonstrations=[{tmp}/nowhere.jsonl]"], 3, ["nowhere.jsonl"]),
+        ("sft", ["data.demonstrations=[{tmp}/bad.jsonl]", "data.format=pairs"], 3, ["bad.jsonl:2"]),
+        (
+            "sft",
+            ["data.demonstrations=[builtin]", "model.tokenizer={tokenizer}"],
+            2,
+            ["/tokenizer) has ids up to", "vocabulary of 22"],
+        ),
+        ("sft", ["data.demonstrations=[builtin]", "model.policy={tmp}/gone"], 2, ["model.policy", "gone"]),
+        ("sft", ["data.demonstrations=[builtin]", "model.policy={tmp}/empty"], 4, ["no checkpoint yet"]),
+        ("rl", ["model.reward=''"], 2, ["model.reward is empty"]),
+        ("rl", ["model.reward={policy}"], 4, ["score"]),
+        ("rl", ["model.reward=python:nowhere:f"], 2, ["python:nowhere:f", "PYTHONPATH"]),
+        ("rl", ["model.reward=python:math:pi"], 2, ["float, not a function"]),
+        ("rl", ["model.reward=python:tests.reward_functions:one_short"], 3, ["7 rewards for 8 responses"]),
+        ("rl", ["model.reward=python:tests.reward_functions:not_a_number"], 3, ["returned nan"]),
+        ("rl", ["model.reward=python:tests.reward_functions:words"], 3, ["reward_functions:words"]),
+        ("rl", ["model.reward=python:tests.reward_functions:broken"], 3, ["ZeroDivisionError"]),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_its_exit_code(
+    tmp_path: Path, models: dict[str, str], kind: str, arguments: list[str], code: int, words: list[str]
+) -> None:
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    (tmp_path / "bad.jsonl").write_text(json.dumps(good) + '\n{"prompt": "a", "chosen": \n')
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    places = {"tmp": str(tmp_path), **models}
+    base = (
+        _rl(models)
+        if kind == "rl"
+        else [f"model.policy={models['policy']}", "train.batch_size=4", "data.sequence_length=24"]
+    )
+    found, said = _fails(tmp_path, kind, *base, *(argument.format(**places) for argument in arguments))
+    assert found == code, said
+    for word in words:
+        assert word in said
+    status = _status(tmp_path)
+    assert (status["state"], status["exit_code"]) == ("failed", code)
+    assert words[0] in status["message"]
+
+
+def test_an_error_on_two_ranks_is_said_once(tmp_path: Path, models: dict[str, str]) -> None:
+    bad = ["model.reward=python:tests.reward_functions:not_a_number", "parallel.tensor=2"]
+    assert _fails(tmp_path, "rl", *_rl(models), *bad, ranks=2)[0] == 3
+
+
+def test_a_second_job_on_the_same_run_folder_is_refused(tmp_path: Path, models: dict[str, str]) -> None:
+    folder = tmp_path / "runs" / "run"
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, said = _fails(tmp_path, "rl", *_rl(models), ranks=2)
+    assert code == 6 and "in use by" in said and "run.name" in said
+    assert not (folder / "run_status.json").exists(), "the status belongs to the job that has the folder"
+
+
+# ------------------------------------------------------------------------------------------------ as real processes
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def test_torchrun_reports_the_error_once_and_the_status_keeps_the_code(tmp_path: Path, models: dict[str, str]) -> None:
+    (tmp_path / "bad.jsonl").write_text("{}\nnot json\n")
+    arguments = ["run.name=run", f"run.dir={tmp_path}/runs", "device=cpu", f"model.policy={models['policy']}"]
+    arguments += [f"data.demonstrations=[{tmp_path}/bad.jsonl]", "data.format=pairs", "train.batch_size=4"]
+    arguments += ["data.sequence_length=24"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, str(ROOT / "scripts" / "train_sft.py"), *arguments],
+        capture_output=True, text=True, timeout=120, env=_environment(), cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1, "torchrun knows no other code"
+    said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(said) == 1 and "bad.jsonl:1" in said[0]
+    assert _status(tmp_path)["exit_code"] == 3
+
+
+def test_ctrl_c_ends_a_run_with_a_sentence(tmp_path: Path, models: dict[str, str]) -> None:
+    arguments = [*_rl(models, run__iterations="100000"), f"run.dir={tmp_path}/runs", "run.name=run", "device=cpu"]
+    run = Script(ROOT / "scripts" / "train_gi_ppo.py", *arguments, "data.max_rows=16", cwd=tmp_path)
+    metrics = tmp_path / "runs" / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
+        assert run.poll() is None, run.ended().stderr
+        time.sleep(0.1)
+    run.interrupt()
+    if not run.wait(20):
+        run.interrupt()  # Python drops an interrupt that arrives inside a destructor: press again
+        run.wait(60)
+    done = run.ended()
+    assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
+    assert "Interrupted" in done.stderr
+    status = _status(tmp_path)
+    assert status["state"] == "failed" and status["exit_code"] == 130 and status["step"] >= 1

@@ -1,0 +1,106 @@
+"""From Hugging Face folders through training and back: the trained policy generates in transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gipo_mc.algorithms.advantages import response_mask
+from gipo_mc.rl import gi_ppo
+from gipo_mc.rl.evaluate import evaluate_policy
+from gipo_mc.rl.rollout import roll_out, take_prompts
+from gipo_mc.rl.scoring import score
+from gipo_mc.rl.setup import restore, set_up
+from gipo_mc.run.session import open_session
+from gipo_mc.run.timing import Phases
+from gipo_mc.tools.conversion import to_hf
+from tests.ranks import LAYOUTS, run_ranks
+from tests.runs import read_metrics, rl_config, save_models
+
+
+def _train_and_export(rank: int, folder: Path, models: dict[str, str], layout: dict[str, Any]) -> Any:
+    config = rl_config(folder, models, "eval.prompts=2", "policy.lr=0.01", "algorithm.epochs=1", **layout)
+    gi_ppo.train(config)
+    # The same command again finds the run finished, and holds the trained policy.
+    with open_session(config, "train_gi_ppo") as session:
+        setup = set_up(session)
+        restore(session, setup)
+        prompts = take_prompts(setup.prompts, config, 0)[:6]
+        rollout = roll_out(setup.policy_model, setup.tokenizer, prompts, config, 0, greedy=True)
+        start, layout_now = session.start, session.layout
+    to_hf(str(folder / "run"), folder / "exported", layout_now)
+    return start, rollout.sequences
+
+
+@pytest.mark.parametrize("name", ["1", "TP2xPP2"])
+def test_the_trained_policy_generates_the_same_in_transformers(tmp_path: Path, name: str) -> None:
+    models = save_models(tmp_path / "models")
+    layout = LAYOUTS[name]
+    ranks = layout.get("tensor", 1) * layout.get("pipeline", 1)
+    start, sequences = run_ranks(_train_and_export, ranks, tmp_path, models, layout)[0]
+    assert start == 2 and [row["step"] for row in read_metrics(tmp_path / "run")] == [0, 1, 2]
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype=torch.float32).eval()
+    before = AutoModelForCausalLM.from_pretrained(models["policy"], dtype=torch.float32).state_dict()
+    assert any(not torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items()), (
+        "nothing was trained"
+    )
+    for row in range(len(sequences)):
+        prompt, length = int(sequences.prompt_length_B[row]), int(sequences.response_length_B[row])
+        ids = sequences.tokens_BL[row : row + 1, :prompt]
+        generated = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=8,
+            do_sample=False,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        assert generated[0, prompt:].tolist() == sequences.tokens_BL[row, prompt : prompt + length].tolist()
+
+
+def _evaluate(rank: int, folder: Path, models: dict[str, str]) -> dict[str, float]:
+    with open_session(rl_config(folder, models, "eval.prompts=1"), "test") as session:
+        return evaluate_policy(set_up(session), session.config)
+
+
+def _evaluate_against_another_reference(rank: int, folder: Path, models: dict[str, str]) -> Any:
+    """The metrics, and from the same responses: their KL by `score` and their gold rewards."""
+    models = {**models, "reference": models["other"], "reward": "python:gipo_mc.data.synthetic:proxy"}
+    del models["other"]
+    held_out = "data.evaluation=[builtin:easy,builtin:ood]"
+    with open_session(rl_config(folder, models, "eval.prompts=11", held_out), "test") as session:
+        setup, config = set_up(session), session.config
+        found = evaluate_policy(setup, config)
+        assert setup.held_out is not None and setup.gold is not None
+        domain_of = list(setup.held_out.domain_of)
+        rows = [domain_of.index(name) + row for name in ("easy", "ood") for row in range(11)]
+        prompts = [setup.held_out[row] for row in rows]
+        rollout = roll_out(setup.policy_model, setup.tokenizer, prompts, config, 0, purpose="evaluation")
+        scores = score(setup.models, prompts, rollout, config, Phases(session.layout))
+        mask_BT = response_mask(rollout.sequences.response_length_B, rollout.times)
+        kl_B = ((scores.behaviour_logp_BT - scores.reference_logp_BT) * mask_BT).sum(1)
+        return found, kl_B, setup.gold(prompts, rollout)
+
+
+def test_evaluation_tells_kl_and_tails_by_domain(tmp_path: Path) -> None:
+    models = save_models(tmp_path / "models")
+    models["other"] = save_models(tmp_path / "others", seed=4)["policy"]
+    ((found, kl_B, gold_B),) = run_ranks(_evaluate_against_another_reference, 1, tmp_path / "one", models)
+    assert found["eval/kl/mean"] == pytest.approx(float(kl_B.mean()), rel=1e-5) and found["eval/kl/mean"] > 0.1
+    assert found["eval/kl/domain/ood"] == pytest.approx(float(kl_B[11:].mean()), rel=1e-5)
+    assert found["gold/lowest_tenth/easy"] == pytest.approx(float(gold_B[:11].sort().values[:2].mean()))
+    assert found["gold/lowest_tenth"] == pytest.approx(float(gold_B.sort().values[:3].mean()))
+    assert {f"{r}/kurtosis/{d}" for r in ("gold", "eval/reward") for d in ("easy", "ood")} <= set(found)
+
+
+def test_fewer_evaluation_prompts_than_replicas(tmp_path: Path) -> None:
+    models = save_models(tmp_path / "models")
+    (alone,) = run_ranks(_evaluate, 1, tmp_path / "one", models)
+    for found in run_ranks(_evaluate, 2, tmp_path / "two", models):
+        assert found == pytest.approx(alone, rel=1e-4)

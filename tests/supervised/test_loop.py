@@ -1,0 +1,76 @@
+"""The loop of SFT, reward model and DPO at its edges."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gipo_mc.config import load_config
+from gipo_mc.errors import GipoError
+from gipo_mc.supervised import dpo, reward_model, sft
+from gipo_mc.supervised.sft import SFTTask
+from tests.ranks import LAYOUTS, run_ranks
+from tests.runs import read_metrics, save_models
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return save_models(tmp_path_factory.mktemp("models"))
+
+
+def _train(rank: int, kind: str, folder: Path, model: str, overrides: list[str], poison: bool) -> tuple[int, str]:
+    base: dict[str, Any] = {
+        "run": {"dir": str(folder), "name": "run", "iterations": 2},
+        "device": "cpu",
+        "model": {"policy": model},
+        "data": {"demonstrations": ["builtin"], "preferences": ["builtin"], "max_rows": 16, "sequence_length": 24},
+        "train": {"batch_size": 5},
+        "parallel": {"micro_batch_size": 4, "timeout_minutes": 1},
+        "policy": {"lr": 1e-3},
+        "checkpoint": {"every": 0},
+    }
+    if poison:
+        last_stage = SFTTask.last_stage
+
+        def broken(self: Any, *args: Any) -> Any:
+            outputs = last_stage(self, *args)
+            return outputs | {"loss_sum": outputs["loss_sum"] * (math.nan if rank == 1 else 1.0)}
+
+        SFTTask.last_stage = broken  # type: ignore[method-assign]  # this process is the test's own
+    try:
+        {"sft": sft.train, "reward": reward_model.train, "dpo": dpo.train}[kind](load_config(None, overrides, base))
+    except GipoError as error:
+        return error.exit_code, str(error)
+    return 0, ""
+
+
+@pytest.mark.parametrize("kind", ["sft", "reward", "dpo"])
+def test_fewer_held_out_rows_than_replicas(tmp_path: Path, models: dict[str, str], kind: str) -> None:
+    """One held-out row on two data-parallel ranks: one has nothing to do, and the metric is still that row's."""
+    held_out = ["data.evaluation=[builtin:easy]", "eval.prompts=1"]
+    rows = []
+    for name in ("1", "DP2"):
+        ranks = LAYOUTS[name].get("data", 1)
+        outcomes = run_ranks(_train, ranks, kind, tmp_path / name, models["policy"], held_out, False)
+        assert outcomes == [(0, "")] * ranks
+        rows.append(read_metrics(tmp_path / name / "run"))
+    for one, two in zip(*rows, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    assert rows[1][-1]["eval/loss"] == pytest.approx(rows[0][-1]["eval/loss"], rel=1e-4)
+
+
+def test_a_reward_model_starts_at_ln_2(tmp_path: Path, models: dict[str, str]) -> None:
+    run_ranks(_train, 1, "reward", tmp_path, models["policy"], [], False)
+    assert read_metrics(tmp_path / "run")[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_gradients_that_are_never_finite_stop_the_run(tmp_path: Path, models: dict[str, str]) -> None:
+    outcomes = run_ranks(_train, 2, "sft", tmp_path, models["policy"], ["run.iterations=50"], True)
+    assert [code for code, _ in outcomes] == [5, 5] and "not finite" in outcomes[0][1]
+    rows = read_metrics(tmp_path / "run")
+    assert [row["skipped"] for row in rows] == [1.0] * 10 and all("grad_norm" not in row for row in rows)
+    assert torch.isfinite(torch.tensor([row["loss"] for row in rows])).all()

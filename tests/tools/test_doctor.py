@@ -1,0 +1,109 @@
+"""The doctor calls a machine ready only when it is, and says what to do when it is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gipo_mc.tools import doctor
+from tests.scripts import run_script
+from tests.source_rules import ROOT
+
+
+def _named(findings: list[doctor.Finding], name: str) -> doctor.Finding:
+    return next(finding for finding in findings if finding.name == name)
+
+
+def _fake_native(monkeypatch: pytest.MonkeyPatch, info: dict[str, object]) -> None:
+    module = SimpleNamespace(build_info=lambda: info)
+    real = doctor._import
+    monkeypatch.setattr(doctor, "_import", lambda name: (module, "") if name == "gipo_mc._C" else real(name))
+
+
+def _fake_gpu(monkeypatch: pytest.MonkeyPatch, major: int, minor: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (major, minor))
+
+
+def test_this_environment_is_ready():
+    findings = doctor.examine()
+    problems = [finding for finding in findings if finding.state == "problem"]
+    assert not problems
+    assert doctor.exit_code(findings) == 0
+    assert _named(findings, "torch").value == metadata.version("torch")
+    assert {"device", "dtype", "kernels", "ranks"} <= doctor.defaults().keys()
+
+
+def test_missing_and_old_packages_are_problems(monkeypatch: pytest.MonkeyPatch):
+    required = ["no-such-package>=1", "rich>=9999", "wandb>=1; extra == 'wandb'", "numpy>=1"]
+    monkeypatch.setattr(metadata, "requires", lambda name: required)
+    findings = list(doctor._requirements())
+    assert _named(findings, "no-such-package").state == "problem"
+    assert "needs >=9999" in _named(findings, "rich").value
+    assert _named(findings, "numpy").state == "ok"
+    assert "wandb" not in {finding.name for finding in findings}
+    assert doctor.exit_code(findings) == 2
+    assert all(finding.advice for finding in findings if finding.state == "problem")
+
+
+def test_an_extension_that_cannot_be_imported_is_a_problem(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "gipo_mc._C", None)  # how Python records a module that may not be imported
+    (finding,) = doctor._native(require_cuda=False)
+    assert finding.state == "problem"
+    assert "pip install" in finding.advice
+
+
+def test_cuda_kernels_are_required_only_where_they_would_be_used(monkeypatch: pytest.MonkeyPatch):
+    _fake_native(monkeypatch, {"cuda": False, "cuda_version": "", "cuda_architectures": "", "compiler": "13.2"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [f.state for f in doctor._native(require_cuda=False)] == ["ok"]
+    assert [f.state for f in doctor._native(require_cuda=True)] == ["problem"]
+    _fake_gpu(monkeypatch, 9, 0)
+    assert [f.state for f in doctor._native(require_cuda=False)] == ["problem"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "state"), [((8, 0), "ok"), ((8, 6), "ok"), ((9, 0), "ok"), ((7, 5), "problem"), ((10, 0), "problem")]
+)
+def test_kernels_must_fit_the_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], state: str):
+    _fake_native(monkeypatch, {"cuda": True, "cuda_version": "13.0", "cuda_architectures": "80;90"})
+    _fake_gpu(monkeypatch, *capability)
+    assert [f.state for f in doctor._native(require_cuda=False)] == [state]
+
+
+def test_the_report_is_readable_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    findings = [doctor.Finding("torch", "problem", "missing [x]", "install it"), doctor.Finding("cores", "ok", "2")]
+    doctor.show(findings, {"device": "cpu"})
+    with_rich = capsys.readouterr().out
+    monkeypatch.setattr(doctor, "_import", lambda name: (None, "ImportError"))
+    doctor.show(findings, {})
+    plain = capsys.readouterr().out
+    for text in (with_rich, plain):
+        assert "PROBLEM" in text and "missing [x]" in text and "install it" in text
+
+
+def test_the_command_prints_json_and_says_when_nothing_is_installed(tmp_path):
+    script = ROOT / "scripts" / "doctor.py"
+    run = run_script(script, "--json", cwd=ROOT)
+    report = json.loads(run.stdout)
+    assert report["ready"] == (run.returncode == 0)
+    assert {"name", "state", "value", "advice"} == set(report["findings"][0])
+    # -I and -S: no site-packages, so no gipo_mc.
+    bare = subprocess.run(
+        [sys.executable, "-I", "-S", str(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=os.environ,
+    )
+    assert bare.returncode == 2
+    assert "is not installed" in bare.stderr

@@ -1,0 +1,123 @@
+"""scripts/generate.py and what it stands on: text in, the model's text out, from a folder that transformers wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from gipo_mc.config import Config, validate
+from gipo_mc.data.tokenizer import train_bpe_tokenizer
+from gipo_mc.errors import ConfigError, DataError
+from gipo_mc.tools.respond import respond
+from tests.ranks import run_ranks
+from tests.scripts import run_script
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXTS = ["Where is the station?", "Tell me a story about two foxes and a very long road home."]
+NEW = 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    torch.manual_seed(1)
+    tokenizer = train_bpe_tokenizer(TEXTS, 280, path)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> list[str]:
+    """transformers' greedy continuations."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), LlamaForCausalLM.from_pretrained(folder)
+    found = []
+    for text in TEXTS:
+        inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+        output = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)
+        found.append(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    return found
+
+
+def config_of(folder: Path, **sections: dict) -> Config:
+    raw = {"model": {"policy": str(folder)}, "rollout": {"max_new_tokens": NEW, "batch_size": 64}, "device": "cpu"}
+    return validate(raw | sections)
+
+
+@pytest.mark.parametrize("parallel, ranks", [({"tensor": 2}, 2), ({}, 2), ({}, 1)], ids=["TP2", "DP2", "1"])
+def test_greedy_text_is_transformers(parallel: dict, ranks: int, folder: Path, expected: list[str]) -> None:
+    config = config_of(folder, parallel=parallel)
+    for responses in run_ranks(lambda rank: respond(config, TEXTS, greedy=True), ranks):
+        assert [response.response for response in responses] == expected
+        assert [response.prompt for response in responses] == TEXTS
+
+
+def test_prompts_of_a_file(folder: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": text} for text in (*TEXTS, "A third one.")]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = config_of(folder, data={"evaluation": [str(file)]}, eval={"prompts": 2})
+
+    first, again = (run_ranks(lambda rank: respond(config), 1)[0] for _ in range(2))
+    assert first == again, "one seed, one set of responses"
+    assert [response.prompt for response in first] == TEXTS
+    assert all(1 <= response.tokens <= NEW for response in first)
+
+
+@pytest.mark.parametrize(
+    "sections, texts, error, words",
+    [
+        ({"model": {}}, TEXTS, ConfigError, "model.policy="),
+        ({}, [], ConfigError, "--prompt"),
+        ({"model": {"policy": "./nowhere"}}, TEXTS, ConfigError, "no such folder"),
+        ({"rollout": {"max_new_tokens": 500}}, TEXTS, ConfigError, "128 positions"),
+    ],
+)
+def test_refusals(folder: Path, sections: dict, texts: list[str], error: type[Exception], words: str) -> None:
+    def attempt(_: int) -> str:
+        with pytest.raises(error) as caught:
+            respond(config_of(folder, **sections), texts)
+        return str(caught.value)
+
+    assert words in run_ranks(attempt, 1)[0]
+
+
+def test_empty_prompt_is_refused_where_the_tokenizer_adds_nothing(folder: Path, tmp_path: Path) -> None:
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    raw["post_processor"] = None
+    bare = tmp_path / "bare"
+    AutoTokenizer.from_pretrained(folder).save_pretrained(bare)
+    (bare / "tokenizer.json").write_text(json.dumps(raw))
+    config = config_of(folder, model={"policy": str(folder), "tokenizer": str(bare)})
+
+    def attempt(_: int) -> str:
+        with pytest.raises(DataError) as caught:
+            respond(config, ["x", ""])
+        return str(caught.value)
+
+    assert "Prompt 1 of the batch has no tokens" in run_ranks(attempt, 1)[0]
+
+
+def test_the_command(folder: Path, expected: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "responses.jsonl"
+    options = [f"model.policy={folder}", f"rollout.max_new_tokens={NEW}", "device=cpu", "--greedy", "--out", str(out)]
+    done = run_script(ROOT / "scripts" / "generate.py", *options, *(f"--prompt={text}" for text in TEXTS))
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["response"] for row in rows] == expected
+    assert set(rows[0]) == {"prompt", "response", "domain", "tokens", "truncated"}

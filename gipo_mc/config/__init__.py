@@ -1,1 +1,40 @@
-from gipo_mc.config.schema import *  # noqa: F403
+"""The configuration: typed sections, loaded and checked once, before any process group starts."""
+
+from gipo_mc.config.help import describe
+from gipo_mc.config.layout import check_layout
+from gipo_mc.config.load import changes, load_config, save_config, validate
+from gipo_mc.config.schema import (
+    AlgorithmConfig,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    DPOConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RolloutConfig,
+    RunConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "AlgorithmConfig",
+    "CheckpointConfig",
+    "Config",
+    "DPOConfig",
+    "DataConfig",
+    "EvalConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "TrainConfig",
+    "changes",
+    "check_layout",
+    "describe",
+    "load_config",
+    "save_config",
+    "validate",
+]

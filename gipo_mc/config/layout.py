@@ -1,0 +1,36 @@
+"""Does a configuration fit the ranks there are? Pure arithmetic, before any process group."""
+
+from __future__ import annotations
+
+from gipo_mc.config.schema import Config
+from gipo_mc.errors import ConfigError
+
+
+def check_layout(config: Config, world_size: int) -> int:
+    """Data-parallel size of this configuration on `world_size` ranks. Raises ConfigError with every problem."""
+    problems = []
+    tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
+    if world_size % (tensor * pipeline):
+        problems.append(
+            f"parallel.tensor={tensor} x parallel.pipeline={pipeline} = {tensor * pipeline} does not divide the "
+            f"{world_size} ranks: start a multiple of {tensor * pipeline} (torchrun --nproc-per-node), or lower one "
+            "of the two"
+        )
+    data = max(1, world_size // (tensor * pipeline))
+    for key, size in (
+        ("rollout.batch_size", config.rollout.batch_size),
+        ("algorithm.mini_batch_size", config.algorithm.mini_batch_size),
+        ("train.batch_size", config.train.batch_size),
+    ):
+        if size < data:
+            problems.append(f"{key}={size} is smaller than the {data} data-parallel ranks: raise it to {data} or more")
+    batch, mini_batch = config.rollout.batch_size, config.algorithm.mini_batch_size
+    smallest = batch // -(-batch // mini_batch)
+    if batch >= data > smallest:
+        problems.append(
+            f"rollout.batch_size={batch} in mini-batches of at most {mini_batch} leaves some with {smallest} sequences"
+            f", fewer than the {data} data-parallel ranks: raise algorithm.mini_batch_size"
+        )
+    if problems:
+        raise ConfigError("The layout does not work:\n" + "\n".join(f"  - {p}" for p in problems))
+    return data

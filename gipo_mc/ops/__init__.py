@@ -4,6 +4,7 @@
 """
 
 from gipo_mc.ops.group_objective import group_objective, group_variance
+from gipo_mc.ops.inputs import ObjectiveInputs
 from gipo_mc.ops.native import describe_build
 from gipo_mc.ops.results import GroupObjective, GroupVariance, ShapedAdvantages, TokenObjective, TokenStatistics
 from gipo_mc.ops.shape_and_gae import shape_and_gae
@@ -13,6 +14,7 @@ from gipo_mc.ops.token_statistics import token_statistics
 __all__ = [
     "GroupObjective",
     "GroupVariance",
+    "ObjectiveInputs",
     "ShapedAdvantages",
     "TokenObjective",
     "TokenStatistics",

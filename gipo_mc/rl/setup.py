@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.algorithms.group_inference import GroupState
 from gipo_mc.algorithms.group_source import GroupSource
+from gipo_mc.algorithms.state import RLState
 from gipo_mc.config import Config
 from gipo_mc.data.loading import load_prompts, sources_of
 from gipo_mc.data.sets import PromptSet
@@ -147,12 +147,12 @@ def optimizer_steps(config: Config, iterations: int, epochs: int) -> int:
     return iterations * epochs * math.ceil(config.rollout.batch_size / settings.mini_batch_size)
 
 
-def restore(session: Session, setup: RLSetup) -> GroupState:
-    """Continue from the run folder's checkpoint; the group state to begin with."""
+def restore(session: Session, setup: RLSetup) -> RLState:
+    """Continue from the run folder's checkpoint; the state to begin with."""
     state: dict[str, Any] | None = session.resume(setup.engines)
     if state is None:
-        return GroupState.initial(session.config.algorithm.group_count)
-    return GroupState.from_dict(state["groups"])
+        return RLState.initial(session.config.algorithm.group_count)
+    return RLState.from_dict(state["groups"])
 
 
 def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenizerBase) -> Reward:

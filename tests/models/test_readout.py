@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from gipo_mc.algorithms.group_inference import GroupState
 from gipo_mc.algorithms.group_source import GroupSource
+from gipo_mc.algorithms.state import RLState
 from gipo_mc.config import Config, OptimizerConfig, load_config
 from gipo_mc.models.families.llama import LlamaShape
 from gipo_mc.models.micro_batch import MicroBatch, micro_batches, run_backward
@@ -202,7 +202,7 @@ def _peaks_of(rows: int, policy: Engine, critic: Engine, live: LiveLogits, row: 
         return result
 
     scores = measured("score", lambda: score(models, prompts, rollout, config, Phases(policy.layout)))
-    experience, _ = shape_experience(rollout, scores, GroupState.initial(2), config, GroupSource("classifier", 2))
+    experience, _ = shape_experience(rollout, scores, RLState.initial(2), config, GroupSource("classifier", 2))
     measured("ppo", lambda: update_policy(policy, experience, config, 0))
 
     def last_stage(model: Any, hidden_LBH: Tensor, part: MicroBatch) -> dict[str, Tensor]:

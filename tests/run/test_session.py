@@ -83,7 +83,7 @@ def _evaluate_against_another_reference(rank: int, folder: Path, models: dict[st
         prompts = [setup.held_out[row] for row in rows]
         rollout = roll_out(setup.policy_model, setup.tokenizer, prompts, config, 0, purpose="evaluation")
         scores = score(setup.models, prompts, rollout, config, Phases(session.layout))
-        mask_BT = response_mask(rollout.sequences.response_length_B, rollout.times)
+        mask_BT = response_mask(rollout.sequences.response_length_B, rollout.width)
         kl_B = ((scores.behaviour_logp_BT - scores.reference_logp_BT) * mask_BT).sum(1)
         return found, kl_B, setup.gold(prompts, rollout)
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from gipo_mc.errors import ConfigError, DataError, NumericsError
 from gipo_mc.generation.sampling import sample
 from gipo_mc.generation.stopping import StopCondition
-from gipo_mc.models.stage import LlamaModel
+from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.layout import Layout
 
@@ -58,7 +58,7 @@ class Generated:
 
 
 def generate(
-    model: LlamaModel,
+    model: StageModel,
     prompts: Sequence[Sequence[int]],
     *,
     layout: Layout,
@@ -77,7 +77,7 @@ def generate(
 
     Called by every TP x PP rank of a replica with the same arguments; replicas work independently.
 
-    model: this rank's stage of a `LlamaModel` with an LM head, not wrapped. Its train/eval mode is restored.
+    model: this rank's stage of a `StageModel` with an LM head, not wrapped. Its train/eval mode is restored.
     prompts: token ids, at least one each.
     uniforms_BT: float64 [B, >= max_new_tokens] in [0, 1), of `rollouts.sampling_uniforms`; not read when greedy.
     temperature: divides the logits; 0 means greedy at temperature 1. top_p, top_k: see `filter_logits`.
@@ -194,7 +194,7 @@ class _Batch:
         )
 
 
-def _generate_batch(model: LlamaModel, batch: _Batch, noise_BT: Tensor | None, layout: Layout) -> Iterator[int]:
+def _generate_batch(model: StageModel, batch: _Batch, noise_BT: Tensor | None, layout: Layout) -> Iterator[int]:
     """Fill the batch position by position; yields the number of finished rows. Same course on every rank."""
     context = StaticInferenceContext(len(batch.responses), batch.end - 1)  # the last token is never an input
     try:
@@ -223,7 +223,7 @@ def _generate_batch(model: LlamaModel, batch: _Batch, noise_BT: Tensor | None, l
         model.set_input_tensor(None)
 
 
-def _forward(model: LlamaModel, tokens_bL: Tensor, context: StaticInferenceContext, layout: Layout) -> Tensor | None:
+def _forward(model: StageModel, tokens_bL: Tensor, context: StaticInferenceContext, layout: Layout) -> Tensor | None:
     """Run the new positions through all stages. Returns the last position's hidden [b, H] on the last stage.
 
     The stages take turns; hidden states [L, b, H] travel in the pipeline's dtype.
@@ -247,7 +247,7 @@ def _forward(model: LlamaModel, tokens_bL: Tensor, context: StaticInferenceConte
 
 
 def _draw(
-    model: LlamaModel,
+    model: StageModel,
     hidden_BH: Tensor | None,
     rows: np.ndarray,
     position: int,
@@ -291,7 +291,7 @@ def _draw(
 
 
 @contextmanager
-def _generating(model: LlamaModel) -> Iterator[None]:
+def _generating(model: StageModel) -> Iterator[None]:
     """Eval mode and no autograd; the mode is restored.
 
     `no_grad` and not `inference_mode`: Megatron caches rotary embeddings between calls, and an inference tensor in

@@ -14,7 +14,7 @@ from gipo_mc.data.sets import PromptSet
 from gipo_mc.generation.assemble import assemble_rollout, sampling_uniforms
 from gipo_mc.generation.megatron import generate
 from gipo_mc.generation.stopping import stop_on_strings
-from gipo_mc.models.stage import LlamaModel
+from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel.layout import split_rows
 from gipo_mc.types import Prompt, Rollout
 
@@ -40,7 +40,7 @@ def sampling_noise(seed: int, purpose: str, step: int, prompts: Sequence[Prompt]
 
 
 def roll_out(
-    model: LlamaModel,
+    model: StageModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     config: Config,

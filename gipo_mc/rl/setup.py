@@ -16,7 +16,7 @@ from gipo_mc.data.loading import load_prompts, sources_of
 from gipo_mc.data.sets import PromptSet
 from gipo_mc.data.tokenizer import same_tokens
 from gipo_mc.errors import ConfigError
-from gipo_mc.models.stage import LlamaModel
+from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.presets import PRESETS
 from gipo_mc.rl.rewards import FunctionReward, ModelReward, Reward, is_function, load_function
@@ -38,10 +38,10 @@ class RLSetup:
     gold: Reward | None
 
     @property
-    def policy_model(self) -> LlamaModel:
+    def policy_model(self) -> StageModel:
         """The policy's stage on this rank, for generation."""
         model = self.models.policy.model
-        assert isinstance(model, LlamaModel)
+        assert isinstance(model, StageModel)
         return model
 
     @property

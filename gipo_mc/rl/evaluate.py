@@ -28,7 +28,7 @@ def evaluate_policy(setup: RLSetup, config: Config) -> dict[str, float]:
     """
     assert setup.held_out is not None, "the caller checks that there are held-out prompts"
     prompts = _held_out(setup, config.eval.prompts)
-    rollout = roll_out(setup.policy_model, setup.tokenizer, prompts, config, 0, purpose="evaluation")
+    rollout = roll_out(setup.rollout_engine, setup.tokenizer, prompts, config, 0, purpose="evaluation")
     reward_B, kl_B = setup.models.reward(prompts, rollout), _kl(setup, rollout, config)
     metrics = {
         "eval/reward/mean": float(reward_B.mean()),

@@ -63,7 +63,7 @@ def iterate(session: Session, setup: RLSetup, state: RLState, step: int) -> tupl
 
     prompts = take_prompts(setup.prompts, config, step)
     with phases("rollout"), session.progress("rollout", len(prompts)) as tell:
-        rollout = roll_out(setup.policy_model, setup.tokenizer, prompts, config, step, on_step=tell)
+        rollout = roll_out(setup.rollout_engine, setup.tokenizer, prompts, config, step, on_step=tell)
     outputs = score(models, prompts, rollout, config, phases)
     with phases("advantages"):
         experience, state = shape(rollout, outputs, state, config, setup.group_source)

@@ -88,12 +88,12 @@ def response_objective(
 def objective_with_signal(
     logp_BT: Tensor, length_B: Tensor, inputs: dict[str, Any], signal: dict[str, Any] | None
 ) -> GroupObjective:
-    """The group objective of log-probs; with `signal` its scores and their group sums are those of other inputs."""
+    """The group objective of log-probs; with `signal` its signals and their group sums are those of other inputs."""
     objective = group_objective(logp_BT, length_B=length_B, **inputs)
     if signal is None:
         return objective
     own = group_objective(logp_BT, length_B=length_B, **signal)
-    return objective._replace(score_B=own.score_B, mass_M=own.mass_M, weighted_M=own.weighted_M)
+    return objective._replace(signal_B=own.signal_B, mass_M=own.mass_M, weighted_M=own.weighted_M)
 
 
 def by_rows(

@@ -3,7 +3,7 @@
     loss = - (1/n) sum_it min(ratio A, clip(ratio) A) + beta R_var(S_theta) - entropy bonus      (arXiv 2310.11971)
            + (1/n) sum_i eta_i KL_i, with algorithm.kl_in=loss
 
-R_var needs the scores S_i of the whole mini-batch, so each one takes two passes: a forward pass for S (free for the
+R_var needs the signals S_i of the whole mini-batch, so each one takes two passes: a forward pass for S (free for the
 first mini-batch, where the ratio is 1 and S is the rollout's signal), then the backward pass of sum_i c'_i S_i with
 c' = dR_var/dS fixed. `algorithm.group_statistics=rollout` uses the rollout's S throughout and saves the first pass.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gipo_mc.algorithms.group_invariance import beta_at, bounded_beta, moments, relative_weight, score_gradient
+from gipo_mc.algorithms.group_invariance import beta_at, bounded_beta, moments, relative_weight, signal_gradient
 from gipo_mc.algorithms.ppo import policy_loss_terms
 from gipo_mc.config import Config
 from gipo_mc.errors import NumericsError
@@ -76,23 +76,23 @@ def objective_inputs(rows_B: Tensor, experience: Experience, config: Config) -> 
         "reference_logp_BT": scores.reference_logp_BT[rows_B],
         "advantage_BT": experience.advantage_BT[rows_B],
         "group_probs_BM": experience.group_probs_BM[rows_B],
-        "signal_B": experience.signal_B[rows_B],
-        "high_B": experience.kl_weight_B[rows_B],
+        "behaviour_signal_B": experience.signal_B[rows_B],
+        "kl_weight_B": experience.kl_weight_B[rows_B],
         "clip": settings.clip,
         "kl_estimator": settings.kl_estimator,
-        "score": _log_prob_score(config) if experience.signal_BT is experience.advantage_BT else "ratio",
+        "signal_form": _log_prob_form(config) if experience.signal_BT is experience.advantage_BT else "ratio",
     }
 
 
 def signal_inputs(rows_B: Tensor, experience: Experience, config: Config) -> dict[str, Any] | None:
-    """The same for the score alone, where S weights log pi by something else than the advantage; else None."""
+    """The same for the signal alone, where S weights log pi by something else than the advantage; else None."""
     if experience.signal_BT is None or experience.signal_BT is experience.advantage_BT:
         return None
-    own = {"advantage_BT": experience.signal_BT[rows_B], "score": _log_prob_score(config)}
+    own = {"advantage_BT": experience.signal_BT[rows_B], "signal_form": _log_prob_form(config)}
     return objective_inputs(rows_B, experience, config) | own
 
 
-def _log_prob_score(config: Config) -> str:
+def _log_prob_form(config: Config) -> str:
     return "log_prob_mean" if config.algorithm.signal_tokens == "mean" else "log_prob"
 
 
@@ -133,7 +133,7 @@ def _penalty_gradient(
         weight_std=float(weight_B.std(correction=0)),
     )
     log.largest(weight_max=float(weight_B.max()))
-    return bounded * score_gradient(statistics, probs_BM)
+    return bounded * signal_gradient(statistics, probs_BM)
 
 
 def _backward(
@@ -161,7 +161,7 @@ def _backward(
         loss = policy_loss_terms(
             objective,
             tokens=batch.tokens,
-            score_gradient_B=None if gradient_B is None else gradient_B[part.rows_B],
+            signal_gradient_B=None if gradient_B is None else gradient_B[part.rows_B],
             beta=1.0,
             entropy_sum=entropy_B.sum() if settings.entropy_coef else None,
             entropy_coef=settings.entropy_coef,

@@ -81,7 +81,7 @@ def update_best_group(
 
 
 def classifier_loss_terms(
-    group_probs_BM: Tensor, score_B: Tensor, batch_moments: GroupMoments, beta: float, balance: float = 0.0
+    group_probs_BM: Tensor, signal_B: Tensor, batch_moments: GroupMoments, beta: float, balance: float = 0.0
 ) -> Tensor:
     """Scalar loss of a micro-batch, sum_ig p_ig (-beta_critic dR_var/dp_ig + balance dK/dp_ig), derivatives fixed.
 
@@ -89,10 +89,10 @@ def classifier_loss_terms(
     + balance K of the whole mini-batch (stage 1), K = KL(mean p || uniform) = log M + sum_g (P_g / N) log(P_g / N),
     whose derivative is (log(P_g / N) + 1) / N. Its value is not that loss (log `batch_moments.variance` for R_var).
 
-    group_probs_BM: [B, M], softmax of the group head, differentiable. score_B: [B], S_i, detached here.
-    batch_moments: of the whole mini-batch, from a first pass with the same probabilities and scores.
+    group_probs_BM: [B, M], softmax of the group head, differentiable. signal_B: [B], S_i, detached here.
+    batch_moments: of the whole mini-batch, from a first pass with the same probabilities and signals.
     """
-    gradient_BM = probability_gradient(batch_moments, score_B).to(group_probs_BM.dtype)
+    gradient_BM = probability_gradient(batch_moments, signal_B).to(group_probs_BM.dtype)
     loss = -beta * torch.sum(gradient_BM * group_probs_BM)
     if balance:
         share_M = (batch_moments.mass_M / batch_moments.total).clamp(min=EMPTY_MASS)

@@ -43,8 +43,8 @@ class Experience:
 
     inputs: op B's, beside log-probs. group_probs_BM are those that the policy side uses: the classifier's, their hard
         assignment, or a control in their place (`algorithms.group_source`); the classifier itself is trained with those
-        of `outputs`. advantage_BT multiplies the ratio (whitened GAE, group-DRO's weights included), signal_B is S_i at
-        the behaviour policy, kl_weight_B is eta_i (adaptive: kl_coef p_i,high).
+        of `outputs`. advantage_BT multiplies the ratio (whitened GAE, group-DRO's weights included), behaviour_signal_B
+        is S_i, kl_weight_B is eta_i (adaptive: kl_coef p_i,high).
     return_BT: targets of the critic.
     kl_B: sum over the response of the KL estimate to the reference, unweighted.
     signal_form: how S_i depends on the policy (`ops.group_objective`): by the ratio, or as sum or mean of log pi X.

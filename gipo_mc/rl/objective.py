@@ -51,7 +51,7 @@ class Objective:
             return self._group_objective(logp_BT, self.inputs, self.form)
         objective = self._group_objective(logp_BT, self.inputs, "ratio")
         signal = self._group_objective(logp_BT, self.inputs._replace(advantage_BT=self.weight_BT), self.form)
-        return objective._replace(score_B=signal.score_B, mass_M=signal.mass_M, weighted_M=signal.weighted_M)
+        return objective._replace(signal_B=signal.signal_B, mass_M=signal.mass_M, weighted_M=signal.weighted_M)
 
     def of_hidden(
         self, model: Any, hidden_LBH: Tensor, part: MicroBatch, temperature: float, logit_rows: int
@@ -69,7 +69,7 @@ class Objective:
                 *self.inputs,
                 clip=self.clip,
                 kl_estimator=self.kl_estimator,
-                score=self.form,
+                signal_form=self.form,
                 vocab_size=model.vocab_size,
                 temperature=temperature,
                 inplace_backward=True,
@@ -79,4 +79,4 @@ class Objective:
         return TokenObjective(objective, part.to_response_BT(statistics.entropy_N).sum(dim=1))
 
     def _group_objective(self, logp_BT: Tensor, inputs: ObjectiveInputs, form: SignalForm) -> GroupObjective:
-        return group_objective(logp_BT, *inputs, clip=self.clip, kl_estimator=self.kl_estimator, score=form)
+        return group_objective(logp_BT, *inputs, clip=self.clip, kl_estimator=self.kl_estimator, signal_form=form)

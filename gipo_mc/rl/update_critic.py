@@ -72,7 +72,7 @@ class CriticLoss:
         if self.statistics is not None:
             detach = settings.group_trunk == "detached"
             probs_BM = group_probabilities(model, hidden_LBH, part, reads=settings.group_input, detach=detach)
-            signal_B = experience.inputs.signal_B[part.rows_B]
+            signal_B = experience.inputs.behaviour_signal_B[part.rows_B]
             weights = settings.beta_critic, settings.balance
             loss = loss + classifier_loss_terms(probs_BM, signal_B, self.statistics, *weights)
             outputs["groups"] = probs_BM.detach()
@@ -145,7 +145,7 @@ def _group_moments(
     if not batch.first and settings.group_statistics == "exact":
         stage = groups_alone(settings.group_input)
         probs_BM = run_forward(engine, parts, len(batch), stage, {"groups": settings.groups})["groups"]
-    mass_M, weighted_M = group_statistics(probs_BM, batch.experience.inputs.signal_B)
+    mass_M, weighted_M = group_statistics(probs_BM, batch.experience.inputs.behaviour_signal_B)
     return moments(mass_M, weighted_M, len(batch), settings.weights)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gipo_mc.algorithms.group_invariance import beta_at, bounded_beta, moments, relative_weight, score_gradient
+from gipo_mc.algorithms.group_invariance import beta_at, bounded_beta, moments, relative_weight, signal_gradient
 from gipo_mc.algorithms.ppo import policy_loss_terms
 from gipo_mc.config import Config
 from gipo_mc.errors import NumericsError
@@ -59,7 +59,7 @@ class PolicyLoss:
         loss = policy_loss_terms(
             objective,
             tokens=self.batch.tokens,
-            score_gradient_B=None if gradient_B is None else gradient_B[part.rows_B],
+            signal_gradient_B=None if gradient_B is None else gradient_B[part.rows_B],
             beta=1.0,
             entropy_sum=entropy_B.sum() if settings.entropy_coef else None,
             entropy_coef=settings.entropy_coef,
@@ -146,7 +146,7 @@ def _penalty_gradient(
         weight_std=float(weight_B.std(correction=0)),
     )
     log.largest(weight_max=float(weight_B.max()))
-    return bounded * score_gradient(statistics, probs_BM)
+    return bounded * signal_gradient(statistics, probs_BM)
 
 
 def _check_first_ratio(ratio_max: float, approx_kl: float, policy: Engine) -> None:

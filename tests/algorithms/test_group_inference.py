@@ -81,40 +81,40 @@ def test_wrong_number_of_groups_is_refused():
 def test_classifier_gradient_is_that_of_the_whole_mini_batch(weights, size, balance):
     g = torch.Generator().manual_seed(3)
     features = torch.randn(12, 4, generator=g, dtype=torch.float64)
-    score = torch.randn(12, generator=g, dtype=torch.float64)
+    signal = torch.randn(12, generator=g, dtype=torch.float64)
     phi = torch.randn(4, 3, generator=g, dtype=torch.float64, requires_grad=True)
 
     probs = (features @ phi).softmax(1)
     mass = probs.sum(0)
-    objective = (probs * score[:, None]).sum(0) / mass
+    objective = (probs * signal[:, None]).sum(0) / mass
     omega = mass / 12 if weights == "size" else torch.full_like(mass, 1 / 3)
     variance = (omega * (objective - (omega * objective).sum()) ** 2).sum()
     uneven = (mass / 12 * (mass / 12 * 3).log()).sum()  # KL(mean p || uniform)
     (expected,) = torch.autograd.grad(-0.7 * variance + balance * uneven, phi)
 
-    batch = moments(*group_statistics(probs.detach(), score), 12, weights)
+    batch = moments(*group_statistics(probs.detach(), signal), 12, weights)
     total = torch.zeros_like(phi)
     for start in range(0, 12, size):
         part = slice(start, start + size)
-        loss = classifier_loss_terms((features[part] @ phi).softmax(1), score[part], batch, 0.7, balance)
+        loss = classifier_loss_terms((features[part] @ phi).softmax(1), signal[part], batch, 0.7, balance)
         total += torch.autograd.grad(loss, phi)[0]
     torch.testing.assert_close(total, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_classifier_learns_the_split_of_two_populations():
-    """Stage 1 on its own: scores of two kinds, a linear head, gradient steps: it finds them and does not collapse."""
+    """Stage 1 on its own: signals of two kinds, a linear head, gradient steps: it finds them and does not collapse."""
     g = torch.Generator().manual_seed(0)
     kind = (torch.arange(64) % 4 == 0).double()
     features = torch.stack([kind + 0.3 * torch.randn(64, generator=g, dtype=torch.float64), torch.ones(64).double()], 1)
-    score = kind + 0.5 * torch.randn(64, generator=g, dtype=torch.float64)
+    signal = kind + 0.5 * torch.randn(64, generator=g, dtype=torch.float64)
     phi = 0.01 * torch.randn(2, 2, generator=g, dtype=torch.float64)
     for _ in range(300):
         phi.requires_grad_()
         probs = (features @ phi).softmax(1)
-        batch = moments(*group_statistics(probs.detach(), score), 64, "size")
-        (gradient,) = torch.autograd.grad(classifier_loss_terms(probs, score, batch, 1.0), phi)
+        batch = moments(*group_statistics(probs.detach(), signal), 64, "size")
+        (gradient,) = torch.autograd.grad(classifier_loss_terms(probs, signal, batch, 1.0), phi)
         phi = (phi - 5.0 * gradient).detach()
     domains = ["hard" if k else "easy" for k in kind]
-    metrics = diagnostics(probs, score, torch.zeros(64), torch.ones(64), domains, best_group=0)
+    metrics = diagnostics(probs, signal, torch.zeros(64), torch.ones(64), domains, best_group=0)
     assert metrics["group/domain_auc"] > 0.9
     assert min(metrics["group/0/mass"], metrics["group/1/mass"]) > 0.15

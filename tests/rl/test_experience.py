@@ -87,5 +87,5 @@ def test_a_weight_of_its_own_changes_the_signal_alone() -> None:
     one, two = (
         Objective.of(e, config).rows(torch.tensor([4, 0])).of_log_probs(logp_BT[[4, 0]]) for e in (plain, other)
     )
-    torch.testing.assert_close(two.score_B, 2.0 * one.score_B)
+    torch.testing.assert_close(two.signal_B, 2.0 * one.signal_B)
     assert torch.equal(one.surrogate_B, two.surrogate_B) and torch.equal(one.mass_M, two.mass_M)

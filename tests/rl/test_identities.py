@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gipo_mc.algorithms.group_invariance import beta_at, bounded_beta, group_statistics, moments, score_gradient
+from gipo_mc.algorithms.group_invariance import beta_at, bounded_beta, group_statistics, moments, signal_gradient
 from gipo_mc.config import Config
 from gipo_mc.models.micro_batch import MicroBatch
 from gipo_mc.models.readout import response_statistics
@@ -177,26 +177,26 @@ def _plain_losses(
     ratio_BT = (logp_BT - experience.outputs.behaviour_logp_BT).exp()
     clipped_BT = ratio_BT.clamp(1 - settings.clip, 1 + settings.clip)
     surrogate = torch.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT).sum()
-    score_B = experience.inputs.signal_B + ((ratio_BT - 1) * advantage_BT).sum(1) / length_B
+    signal_B = experience.inputs.behaviour_signal_B + ((ratio_BT - 1) * advantage_BT).sum(1) / length_B
     if settings.signal_form == "log_prob":
         token_BT = {"advantage": experience.inputs.advantage_BT, "return": experience.return_BT}[settings.signal]
-        score_B = torch.where(mask_BT, logp_BT * token_BT, 0.0).sum(1)
-        score_B = score_B / length_B if settings.signal_tokens == "mean" else score_B
+        signal_B = torch.where(mask_BT, logp_BT * token_BT, 0.0).sum(1)
+        signal_B = signal_B / length_B if settings.signal_tokens == "mean" else signal_B
     probs_BM = experience.outputs.group_probs_BM
     if settings.assignment == "hard":
         probs_BM = torch.nn.functional.one_hot(probs_BM.argmax(1), 2).float()
     # R_var itself, differentiated by autograd: omega_g (R_g - Rbar)^2.
     mass_M = probs_BM.sum(0)
-    objective_M = (probs_BM * score_B[:, None]).sum(0) / mass_M.clamp(min=1e-30)
+    objective_M = (probs_BM * signal_B[:, None]).sum(0) / mass_M.clamp(min=1e-30)
     omega_M = mass_M / len(batch) if settings.weights == "size" else (mass_M > 0) / (mass_M > 0).sum()
     variance = (omega_M * (objective_M - (omega_M * objective_M).sum()).square()).sum()
     beta = settings.beta_policy if settings.penalty == "variance" else 0.0
-    found = moments(*group_statistics(probs_BM, score_B.detach()), len(batch), settings.weights)
+    found = moments(*group_statistics(probs_BM, signal_B.detach()), len(batch), settings.weights)
     # n c_i of the sequence's own surrogate: 1/n of PPO's token mean, less beta dR_var/dS_i of the mean over its tokens.
-    weight_B = 1.0 - beta * batch.tokens * score_gradient(found, probs_BM) / length_B
+    weight_B = 1.0 - beta * batch.tokens * signal_gradient(found, probs_BM) / length_B
     weighted = (weight_B[:, None] * ratio_BT * advantage_BT).sum()
     loss = -(surrogate + bonus) / batch.tokens + beta * variance
-    return loss, -(weighted + bonus) / batch.tokens, probs_BM, score_B.detach()
+    return loss, -(weighted + bonus) / batch.tokens, probs_BM, signal_B.detach()
 
 
 def _gradients(rank: int, folder: Path, models: dict[str, str], overrides: list[str]) -> Any:
@@ -235,18 +235,18 @@ def _gradients(rank: int, folder: Path, models: dict[str, str], overrides: list[
         names, parameters = zip(*model.named_parameters(), strict=True)
         for batch in mini_batches(experience, config, 0, "policy", 1):
             with torch.enable_grad():
-                loss, _, probs_BM, score_B = _plain_losses(model, batch, config, session.layout)
+                loss, _, probs_BM, signal_B = _plain_losses(model, batch, config, session.layout)
                 plain.append(dict(zip(names, torch.autograd.grad(loss, parameters), strict=True)))
                 # Once more, because op A's backward pass takes the place of the logits.
                 _, weighted, _, _ = _plain_losses(model, batch, config, session.layout)
                 reweighted.append(dict(zip(names, torch.autograd.grad(weighted, parameters), strict=True)))
-            found = moments(*group_statistics(probs_BM, score_B), len(batch), settings.weights)
+            found = moments(*group_statistics(probs_BM, signal_B), len(batch), settings.weights)
             beta = settings.beta_policy if settings.penalty == "variance" else 0.0
             # No floor and no cap were active: the closed form is that of the whole beta.
             bounded, held = bounded_beta(
                 beta_at(0, beta, 0), found, mass_floor=settings.mass_floor, cap=settings.reweight_cap or math.inf
             )
-            assert float(bounded) == pytest.approx(beta) and float(score_gradient(held, probs_BM).sum().abs()) < 1e-6
+            assert float(bounded) == pytest.approx(beta) and float(signal_gradient(held, probs_BM).sum().abs()) < 1e-6
     return list(zip(ours, plain, reweighted, strict=True))
 
 

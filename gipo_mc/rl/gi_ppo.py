@@ -49,8 +49,8 @@ def train(config: Config) -> None:
                     f"Every optimizer step of the last {PATIENCE} iterations was skipped, because gradients were not "
                     "finite. Lower policy.lr or critic.lr, or continue from an earlier checkpoint."
                 )
-            if session.checkpoint_due():
-                session.save(setup.engines, setup.tokenizers, {"groups": state.to_dict()})
+            if session.checkpoint_due(step + 1):
+                session.save(step + 1, setup.engines, setup.tokenizers, {"groups": state.to_dict()})
         session.console.done(
             [("metrics", str(session.folder.metrics)), ("report", f"python scripts/report.py {session.folder.path}")]
         )
@@ -96,7 +96,7 @@ def _show(
     step: int,
 ) -> None:
     session.log(step + 1, metrics)
-    session.distribution("reward", experience.outputs.reward_B, experience.rollout.domain_B)
+    session.distribution(step + 1, "reward", experience.outputs.reward_B, experience.rollout.domain_B)
     if session.logger:
         session.logger.samples(step + 1, sample_rows(prompts, experience, setup.tokenizer, KEPT_RESPONSES))
     dtype = str(session.dtype).removeprefix("torch.")

@@ -82,6 +82,7 @@ def set_up(session: Session) -> RLSetup:
     for source in (policy_source, reference_source, critic_source):
         source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=longest, tokenizer_size=0)
     prompts = load_prompts(config.data, tokenizer, seed=config.run.seed)
+    session.trains_on("data.prompts", prompts, tokenizer, named_domains=is_function(config.model.reward))
     held_out = None
     if config.eval.prompts and sources_of(config.data, "prompts", "evaluation"):
         held_out = load_prompts(config.data, tokenizer, seed=config.run.seed, part="evaluation")
@@ -100,7 +101,7 @@ def set_up(session: Session) -> RLSetup:
         classifier = _critic(session, critic_source, classifier_steps, groups=True)
     models = Models(
         policy=session.load(policy_source, "lm", config.policy, total_steps=policy_steps),
-        reference=session.load(reference_source, "lm"),
+        reference=session.load(reference_source, "lm", key="model.reference"),
         critic=critic,
         classifier=classifier,
         reward=reward,
@@ -159,6 +160,7 @@ def restore(session: Session, setup: RLSetup) -> RLState:
 
 def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenizerBase) -> Reward:
     if is_function(name):
+        session.fixed.frozen[key] = name  # its code may be corrected, as that of the trainer itself
         return FunctionReward(name, load_function(name, key), tokenizer, session.layout)
     config, source = session.config, session.source(name, key)
     own = session.tokenizer(source)
@@ -166,7 +168,7 @@ def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenize
         longest = config.data.prompt_length + config.rollout.max_new_tokens
         source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=longest)
     size, template = config.parallel.micro_batch_size, config.data.chat_template
-    return ModelReward(session.load(source, "reward"), own, tokenizer, size, template)
+    return ModelReward(session.load(source, "reward", key=key), own, tokenizer, size, template)
 
 
 def _critic_start(session: Session, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -26,7 +26,8 @@ from megatron.core import parallel_state
 from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
-from gipo_mc.errors import ConfigError, DataError, NumericsError
+from gipo_mc.errors import NumericsError
+from gipo_mc.generation.checks import check_eos, check_options, check_prompts, checked_uniforms
 from gipo_mc.generation.sampling import sample
 from gipo_mc.generation.stopping import StopCondition
 from gipo_mc.models.stage import LlamaModel
@@ -90,23 +91,10 @@ def generate(
     """
     if temperature == 0:
         greedy, temperature = True, 1.0
-    _check_options(max_new_tokens, temperature, top_p, top_k, micro_batch)
-    if not 0 <= eos_id < model.vocab_size:
-        raise ConfigError(
-            f"The EOS id {eos_id} is outside the model's vocabulary of {model.vocab_size} tokens: use the tokenizer "
-            "that belongs to the model."
-        )
-    _check_prompts(prompts, max_new_tokens, model.max_sequence_length, model.vocab_size)
-    noise_BT = None
-    if not greedy:
-        if uniforms_BT is None:
-            raise ConfigError("Sampling needs uniforms_BT (see sampling_uniforms); without them ask for greedy=True.")
-        noise_BT = torch.as_tensor(uniforms_BT, dtype=torch.float64)
-        if noise_BT.ndim != 2 or noise_BT.shape[0] != len(prompts) or noise_BT.shape[1] < max_new_tokens:
-            raise ConfigError(
-                f"uniforms_BT has shape {list(noise_BT.shape)}: {len(prompts)} prompts and "
-                f"max_new_tokens={max_new_tokens} need [{len(prompts)}, {max_new_tokens}]."
-            )
+    check_options(max_new_tokens, temperature, top_p, top_k, micro_batch)
+    check_eos(eos_id, model.vocab_size)
+    check_prompts(prompts, max_new_tokens, model.max_sequence_length, model.vocab_size)
+    noise_BT = None if greedy else checked_uniforms(uniforms_BT, len(prompts), max_new_tokens)
     settings = _Settings(max_new_tokens, eos_id, temperature, top_p, top_k, greedy, stop)
 
     by_length = np.argsort([len(prompt) for prompt in prompts], kind="stable").tolist()
@@ -125,12 +113,16 @@ def generate(
             parts.append(batch.result())
     if not parts:
         return _Batch([], settings, layout.device).result()
-    place = torch.tensor(by_length, device=layout.device).argsort()
+    return _joined(parts, torch.tensor(by_length, device=layout.device).argsort())
+
+
+def _joined(parts: Sequence[Generated], place_B: Tensor) -> Generated:
+    """The micro-batches' rows in one; row i is the parts' row place_B[i]."""
     return Generated(
-        torch.cat([part.response_BT for part in parts])[place],
-        torch.cat([part.response_length_B for part in parts])[place],
-        torch.cat([part.sampler_logp_BT for part in parts])[place],
-        torch.cat([part.truncated_B for part in parts])[place],
+        torch.cat([part.response_BT for part in parts])[place_B],
+        torch.cat([part.response_length_B for part in parts])[place_B],
+        torch.cat([part.sampler_logp_BT for part in parts])[place_B],
+        torch.cat([part.truncated_B for part in parts])[place_B],
     )
 
 
@@ -304,35 +296,3 @@ def _generating(model: LlamaModel) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
-
-
-def _check_options(max_new_tokens: int, temperature: float, top_p: float, top_k: int, micro_batch: int) -> None:
-    problems = []
-    if max_new_tokens < 1:
-        problems.append(f"max_new_tokens={max_new_tokens} must be at least 1")
-    if not 0 < temperature < float("inf"):
-        problems.append(f"temperature={temperature} must be positive (0: greedy)")
-    if not 0 < top_p <= 1:
-        problems.append(f"top_p={top_p} must be above 0 and at most 1 (1: off)")
-    if top_k < 0:
-        problems.append(f"top_k={top_k} must not be negative (0: all)")
-    if micro_batch < 0:
-        problems.append(f"micro_batch={micro_batch} must not be negative (0: all at once)")
-    if problems:
-        raise ConfigError("Generation cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
-
-
-def _check_prompts(prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int, vocab_size: int) -> None:
-    for row, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise DataError(f"Prompt {row} of the batch has no tokens: a model needs at least one to continue from.")
-        if len(prompt) + max_new_tokens > context:
-            raise DataError(
-                f"Prompt {row} of the batch has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} that is "
-                f"more than the model's context of {context}: shorten the prompt, or lower rollout.max_new_tokens."
-            )
-        if min(prompt) < 0 or max(prompt) >= vocab_size:
-            raise DataError(
-                f"Prompt {row} of the batch holds token id {max(prompt) if min(prompt) >= 0 else min(prompt)}, but the "
-                f"model's vocabulary has {vocab_size} tokens: use the tokenizer that belongs to the model."
-            )

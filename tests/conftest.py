@@ -56,7 +56,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(_cache, ignore_errors=True)
 
 
+#: Files that take longest: begun first, so that no worker is left alone with one at the end.
+_LONG = ("test_csrc.py", "test_readme.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in _LONG)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+KERNELS = ROOT / "benchmarks" / "kernels"
 #: The built-in task for runs that name their models, and so have to name their data.
 _TASK = ["data.prompts=builtin", "data.preferences=builtin", "data.prompt_length=8", "data.sequence_length=24"]
 _TASK += ["rollout.batch_size=64", "rollout.max_new_tokens=10", "algorithm.mini_batch_size=32"]
@@ -37,66 +38,68 @@ class Step:
 
 def steps(options: argparse.Namespace, gpu: dict[str, Any], work: Path) -> list[Step]:
     """Every step, in the order of what is lost if time runs out."""
-    python, device = sys.executable, options.device
-    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
-    pip = [python, "-m", "pip", "install", "--disable-pip-version-check"]
+    device, pytest = options.device, [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    pytest.append("--continue-on-collection-errors")
+    doctor = [sys.executable, "scripts/doctor.py", "--json"] + ["--require-cuda-kernels"] * (device == "cuda")
+    return [
+        _build(device, gpu),
+        Step("doctor", [doctor], 60, read_doctor),
+        Step("cuda_tests", [[*pytest, "-m", "gpu", "tests/ops"]], 120, read_pytest),
+        *_small_cases(device),
+        *_trainings(device, work / "runs"),
+        _benchmark(options, work / "kernels.json"),
+        Step("cpp_tests", [[*pytest, "tests/csrc"]], 180, read_pytest),
+    ]
+
+
+def _build(device: str, gpu: dict[str, Any]) -> Step:
+    pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check"]
+    # Without isolation nothing is fetched; where the build tools are missing pip fetches them.
+    commands = [[*pip, "--no-build-isolation", "--no-deps", "-e", "."], [*pip, "-e", "."]]
     cuda = {"GIPO_MC_CUDA": "1", "GIPO_MC_CUDA_ARCHITECTURES": gpu.get("capability", "")} if device == "cuda" else {}
-    kernels, small = (str(ROOT / "benchmarks" / "kernels" / name) for name in ("kernels.py", "small_cases.py"))
-    figures, runs = work / "kernels.json", work / "runs"
-    policy, reward = f"model.policy={runs / 'sft'}", f"model.reward={runs / 'reward'}"
+    return Step("build", commands, 180, environment=cuda)
+
+
+def _small_cases(device: str) -> list[Step]:
+    """Small cases of every kernel, repeated, and once each under two tools of compute-sanitizer."""
+    small = [sys.executable, str(KERNELS / "small_cases.py"), "--device", device, "--repeats"]
     sanitizer = [tool("compute-sanitizer") or "compute-sanitizer", "--target-processes", "all"]
     sanitizer += ["--error-exitcode", "9", "--tool"]
-    small_once = [python, small, "--device", device, "--repeats", "0"]
+    memcheck = [*sanitizer, "memcheck", "--report-api-errors", "no", *small, "0"]
+    # racecheck is slow, and the types share their code
+    racecheck = [*sanitizer, "racecheck", *small, "0", "--dtypes", "bfloat16"]
     # Without the caching allocator every tensor is an allocation of its own, whose ends memcheck knows.
     alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    one_type = ["--dtypes", "bfloat16"]  # racecheck is slow, and the types share their code
-
-    def train(name: str, iterations: int, *rest: str) -> list[str]:
-        words = [python, f"scripts/train_{name}.py", f"device={device}", "dtype=bfloat16", f"run.dir={runs}"]
-        return [*words, f"run.name={name}", f"run.iterations={iterations}", *(_TASK if rest else []), *rest]
-
     return [
-        # Without isolation nothing is fetched; where the build tools are missing pip fetches them.
-        Step(
-            "build", [[*pip, "--no-build-isolation", "--no-deps", "-e", "."], [*pip, "-e", "."]], 180, environment=cuda
-        ),
-        Step(
-            "doctor",
-            [[python, "scripts/doctor.py", "--json", *(["--require-cuda-kernels"] if device == "cuda" else [])]],
-            60,
-            read_doctor,
-        ),
-        Step("cuda_tests", [[*pytest, "-m", "gpu", "tests/ops"]], 120, read_pytest),
-        Step("bitwise", [[python, small, "--device", device, "--repeats", "100"]], 90, read_small),
-        Step(
-            "memcheck",
-            [[*sanitizer, "memcheck", "--report-api-errors", "no", *small_once]],
-            120,
-            lambda output: read_sanitizer(output, r"ERROR SUMMARY: 0 errors"),
-            alone,
-        ),
-        Step(
-            "racecheck",
-            [[*sanitizer, "racecheck", *small_once, *one_type]],
-            120,
-            lambda output: read_sanitizer(output, r"RACECHECK SUMMARY: 0 hazards"),
-        ),
-        # Short trainings, each from the one before; GI-PPO without arguments would train its parents at full length.
+        Step("bitwise", [[*small, "100"]], 90, read_small),
+        Step("memcheck", [memcheck], 120, lambda output: read_sanitizer(output, r"ERROR SUMMARY: 0 errors"), alone),
+        Step("racecheck", [racecheck], 120, lambda output: read_sanitizer(output, r"RACECHECK SUMMARY: 0 hazards")),
+    ]
+
+
+def _trainings(device: str, runs: Path) -> list[Step]:
+    """Short trainings, each from the one before; GI-PPO without arguments would train its parents at full length."""
+
+    def train(name: str, iterations: int, *models: str) -> list[str]:
+        words = [sys.executable, f"scripts/train_{name}.py", f"device={device}", "dtype=bfloat16", f"run.dir={runs}"]
+        return [*words, f"run.name={name}", f"run.iterations={iterations}", *(_TASK if models else []), *models]
+
+    policy, reward = f"model.policy={runs / 'sft'}", f"model.reward={runs / 'reward'}"
+    return [
         Step("sft", [train("sft", 30)], 120, lambda _: read_metrics(runs / "sft")),
         Step("reward_model", [train("reward", 30, policy)], 120, lambda _: read_metrics(runs / "reward")),
         Step("gi_ppo", [train("gi_ppo", 3, policy, reward)], 150, lambda _: read_metrics(runs / "gi_ppo")),
-        Step(
-            "benchmark",
-            [
-                [python, kernels, "--device", device, "--out", str(figures), "--budget", "150"]
-                + (["--quick", "--rows", "64", "--columns", "500", "--sequences", "8", "32"] if options.quick else [])
-                + ["--picture", str(options.out / f"gpu_{device}.png")] * (not options.quick)
-            ],
-            260,
-            lambda _: {"record": json.loads(figures.read_text())},
-        ),
-        Step("cpp_tests", [[*pytest, "tests/csrc"]], 180, read_pytest),
     ]
+
+
+def _benchmark(options: argparse.Namespace, figures: Path) -> Step:
+    command = [sys.executable, str(KERNELS / "kernels.py"), "--device", options.device]
+    command += ["--out", str(figures), "--budget", "150"]
+    if options.quick:
+        command += ["--quick", "--rows", "64", "--columns", "500", "--sequences", "8", "32"]
+    else:
+        command += ["--picture", str(options.out / f"gpu_{options.device}.png")]
+    return Step("benchmark", [command], 260, lambda _: {"record": json.loads(figures.read_text())})
 
 
 def names() -> list[str]:

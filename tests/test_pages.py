@@ -1,0 +1,175 @@
+"""What the Markdown pages name is there: links, files, make targets, configuration keys; the layers, in one wording.
+
+Each rule is a function from text to violations; it is applied to the repository, and to snippets that break it.
+tests/test_readme.py runs the README's commands.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from gipo_mc.config import load_config
+from tests.source_rules import ROOT
+from tests.test_architecture import LEVELS
+
+#: Folders that are not the project's own.
+_OTHERS = {"build", "runs", "models", "data", "shared"}
+PAGES = [
+    path
+    for path in sorted(ROOT.rglob("*.md"))
+    if not any(part.startswith(".") or part in _OTHERS for part in path.relative_to(ROOT).parts[:-1])
+]
+#: The pages that state the rule of layers.
+LAYER_PAGES = ("CONTRIBUTING.md", "docs/architecture.md")
+
+
+def layer_rule() -> str:
+    """The rule of layers in one line, from the bottom up."""
+    names = {"values": "errors, types, presets"}
+    return " < ".join(", ".join(names.get(layer, layer) for layer in level) for level in LEVELS)
+
+
+def layer_rule_violations(name: str, text: str) -> list[str]:
+    """A page that states another rule of layers than the one that is tested, or none. Line breaks, backticks, braces
+    and the slashes of folders do not count."""
+    words = re.sub(r"\s+", " ", re.sub(r"[`{}]|(?<=\w)/(?=\W)", "", text))
+    return [] if layer_rule() in words else [f"{name} does not hold the rule of layers in these words: {layer_rule()}"]
+
+
+def link_violations(page: str, text: str, root: Path = ROOT) -> list[str]:
+    """Relative links of a page (a path from the root) to files that are not there, or to headings that they lack."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
+    found = []
+    for target in targets:
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (root / page).parent / path if path else root / page
+        if not file.exists():
+            found.append(f"{page} links to {target}, which is not there")
+        elif anchor and file.suffix == ".md" and anchor not in _anchors(file.read_text(encoding="utf-8")):
+            found.append(f"{page} links to {target}, and that page has no such heading")
+    return found
+
+
+def _anchors(text: str) -> set[str]:
+    """Names of the headings as GitHub makes them."""
+    headings = re.findall(r"^#+ +(.+?) *$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def readme_commands(text: str) -> list[list[str]]:
+    """Shell commands of the fenced blocks marked sh, bash, shell or console, as words; comments and output left out."""
+    commands = []
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        if language not in {"sh", "bash", "shell", "console"}:
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            line = line.strip()
+            if language == "console":
+                if not line.startswith("$ "):
+                    continue
+                line = line[2:]
+            if words := shlex.split(line, comments=True):
+                commands.append(words)
+    return commands
+
+
+def readme_violations(text: str, root: Path = ROOT) -> list[str]:
+    """Paths, make targets and configuration keys that the README names and the repository does not have."""
+    folders = r"(?:gipo_mc|scripts|configs|tests|docs|benchmarks|csrc|examples)"
+    found = []
+    commands = readme_commands(text)
+    quoted = [word for span in re.findall(r"`([^`\n]+)`", text) for word in span.split()]
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text)
+    for word in [*(w for c in commands for w in c), *quoted, *links]:
+        path = word.strip("'\",;").rstrip(".").split("::")[0]
+        is_path = re.fullmatch(rf"(?:\./)?{folders}/[\w./*-]*", path) or path in links
+        if is_path and not any(root.glob(path.removeprefix("./").rstrip("/"))):
+            found.append(f"the README names {word}, which is not there")
+    makefile = root / "Makefile"
+    targets = set(re.findall(r"^([a-z]+):", makefile.read_text(), flags=re.MULTILINE)) if makefile.exists() else set()
+    for words in commands:
+        if words[0] == "make":
+            named = [w for w in words[1:] if re.fullmatch(r"[a-z]+", w)]
+            found += [f"the README says make {t}, and there is no such target" for t in named if t not in targets]
+        train = next((i for i, w in enumerate(words) if re.search(r"scripts/train_\w+\.py$", w)), None)
+        if train is not None:
+            found += _train_command_violations(words[train + 1 :], root)
+    return found
+
+
+def _train_command_violations(words: list[str], root: Path) -> list[str]:
+    config = words[words.index("--config") + 1] if "--config" in words else None
+    overrides = [w for w in words if re.match(r"[a-z_]+(\.[a-z_]+)*=", w)]
+    try:
+        load_config(str(root / config) if config else None, overrides)
+    except Exception as error:
+        return [f"the README's command `{' '.join(words)}` is refused: {error}"]
+    return []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links(path: Path):
+    violations = link_violations(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
+    assert not violations, "\n".join(violations)
+
+
+def test_the_pages_state_the_layers_in_the_same_words():
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in LAYER_PAGES if (ROOT / name).is_file()}
+    assert len(texts) == len(LAYER_PAGES), f"of {', '.join(LAYER_PAGES)} there is only {', '.join(texts)}"
+    violations = [v for name, text in texts.items() for v in layer_rule_violations(name, text)]
+    assert not violations, "\n".join(violations)
+
+
+def test_readme():
+    readme = ROOT / "README.md"
+    assert readme.is_file(), "there is no README.md"
+    text = readme.read_text(encoding="utf-8")
+    assert readme_commands(text), "the README shows no command"
+    violations = readme_violations(text)
+    assert not violations, "\n".join(violations)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```bash\npython scripts/no_such_command.py\n```",
+        "```sh\nmake no_target notarget\n```",
+        "```console\n$ torchrun scripts/train_sft.py --config configs/missing.yaml\n```",
+        "```bash\ntorchrun scripts/train_gi_ppo.py \\\n  parallel.tensors=2\n```",
+        "see `gipo_mc/no_such_file.py`",
+        "see [the design](docs/no_such_page.md#part)",
+    ],
+)
+def test_readme_rule_finds(text: str):
+    assert readme_violations(text)
+
+
+def test_readme_rule_allows():
+    text = "```bash\nmake test  # all of it\n```\n`gipo_mc/types.py` `scripts/*` [x](LICENSE) [y](https://a.org/b)"
+    text += "\n```console\n$ torchrun --nproc-per-node 2 gipo_mc/types.py\nscripts/this_is_output.py\n```"
+    assert readme_violations(text) == []
+
+
+def test_link_rule_finds(tmp_path: Path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("# One `two`: three\n")
+    (tmp_path / "b.md").write_text("")
+    good = "[x](a.md#one-two-three) [y](../b.md) [z](https://a.org/b) ![p](a.md) [t](#top)\n# Top\n"
+    (tmp_path / "docs" / "page.md").write_text(good)
+    assert link_violations("docs/page.md", good, tmp_path) == []
+    for bad in ("[x](b.md)", "[x](a.md#two)", "![p](picture.png)", '<img src="p.svg">', "[x](#nowhere)"):
+        assert link_violations("docs/page.md", bad, tmp_path), bad
+
+
+def test_layer_rule_of_a_page():
+    rule = layer_rule()
+    assert rule.startswith("errors, types, presets < config < ops < ") and rule.endswith(" < scripts")
+    assert not layer_rule_violations("a.md", "x\n\n`" + rule.replace(" < ", "/ <\n", 3) + "`.")
+    assert layer_rule_violations("a.md", rule.replace("data", "date")) and layer_rule_violations("a.md", "")

@@ -90,7 +90,7 @@ def set_up(session: Session) -> RLSetup:
 
 @dataclass(frozen=True)
 class _Sources:
-    """Where the models come from, and the policy's tokenizer. critic: the policy's source where nothing starts there."""
+    """Where the models come from, and the policy's tokenizer. critic: the policy's source where it starts nothing."""
 
     policy: ModelSource
     reference: ModelSource

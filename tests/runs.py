@@ -75,7 +75,7 @@ def whole_gradients(engine: Engine, gradients: dict[str, Tensor]) -> dict[str, T
     """Gradients of this stage under Hugging Face names, the tensor-parallel shards put together."""
     from megatron.core import parallel_state
 
-    from gipo_mc.models.weights.mapping import stage_mappings
+    from gipo_mc.models.weights.table import stage_mappings
 
     group = parallel_state.get_tensor_model_parallel_group()
     whole: dict[str, Tensor] = {}

@@ -4,7 +4,7 @@ Unknown keys, wrong types and impossible combinations are collected and reported
 its key, the numbers involved and the fix. The resolved configuration is written into the run folder.
 
 This module knows neither ranks nor models; `check_layout` is given the world size, and the checks against a
-model's shape live in `gipo_mc.models.families.llama`, called before start as well.
+model's shape live in `gipo_mc.models.shape`, called before start as well.
 """
 
 from __future__ import annotations

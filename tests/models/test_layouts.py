@@ -14,10 +14,12 @@ from transformers import LlamaForCausalLM
 
 from gipo_mc.config import OptimizerConfig, ParallelConfig
 from gipo_mc.errors import ConfigError
-from gipo_mc.models.families.llama import ModelShape
-from gipo_mc.models.stage import StageModel, build_model
+from gipo_mc.models.build import build_model
+from gipo_mc.models.families import read_shape
+from gipo_mc.models.stage import StageModel
 from gipo_mc.models.weights.hf_load import load_hf_weights
-from gipo_mc.models.weights.mapping import OUTPUT, RandomWeights, stage_mappings, trunk_tensors
+from gipo_mc.models.weights.initialisation import RandomWeights
+from gipo_mc.models.weights.table import OUTPUT, stage_mappings, trunk_tensors
 from gipo_mc.parallel import runtime, sharded_files
 from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.engine import Engine
@@ -76,7 +78,7 @@ def loss_on_last_stage(model: StageModel, hidden_LBH: Tensor, batch: Batch) -> d
 
 def gradients(rank: int, parallel: ParallelConfig, folder: Path, head: Any) -> dict[str, Tensor]:
     layout = runtime.initialize(parallel, "cpu")
-    shape = ModelShape.from_hf(folder)
+    shape = read_shape(folder)
     model = build_model(shape, layout, head=head, groups=3, dtype=torch.float32, trainable=True, initialize=False)
     load_hf_weights(model, folder)
     if head != "lm" and layout.is_last_stage:  # a fresh head of 0 would send no gradient to the trunk
@@ -136,13 +138,13 @@ def test_head_and_trunk_gradients_do_not_depend_on_the_layout(head: str, tmp_pat
 
 def initial_weights(rank: int, parallel: ParallelConfig, head: Any, tied: bool) -> dict[str, Tensor]:
     layout = runtime.initialize(parallel, "cpu")
-    shape = ModelShape.from_hf(config(tie_word_embeddings=tied))
+    shape = read_shape(config(tie_word_embeddings=tied))
     return as_hf(build_model(shape, layout, head=head, groups=2, dtype=torch.float32, trainable=True, seed=9), "data")
 
 
 @pytest.mark.parametrize(("head", "tied"), [("lm", False), ("lm", True), ("critic", False)])
 def test_a_seed_gives_one_model_in_every_layout(head: str, tied: bool) -> None:
-    shape = ModelShape.from_hf(config(tie_word_embeddings=tied))
+    shape = read_shape(config(tie_word_embeddings=tied))
     random = RandomWeights(shape, seed=9)
     first: dict[str, Tensor] = {}
     for layout, sizes in (LAYOUTS if head == "lm" else SOME).items():
@@ -163,7 +165,7 @@ def test_a_seed_gives_one_model_in_every_layout(head: str, tied: bool) -> None:
 
 def save_sharded(rank: int, parallel: ParallelConfig, folder: Path, head: Any, tied: bool) -> dict[str, Tensor]:
     layout = runtime.initialize(parallel, "cpu")
-    shape = ModelShape.from_hf(config(tie_word_embeddings=tied))
+    shape = read_shape(config(tie_word_embeddings=tied))
     model = build_model(shape, layout, head=head, groups=2, dtype=torch.float32, trainable=True)
     for parameter in model.parameters():  # heads that start at 0 would hide a head that is not saved
         parameter.data.add_(0.125)
@@ -174,7 +176,7 @@ def save_sharded(rank: int, parallel: ParallelConfig, folder: Path, head: Any, t
 
 def load_sharded(rank: int, parallel: ParallelConfig, folder: Path, head: Any, tied: bool) -> dict[str, Tensor]:
     layout = runtime.initialize(parallel, "cpu")
-    shape = ModelShape.from_hf(config(tie_word_embeddings=tied))
+    shape = read_shape(config(tie_word_embeddings=tied))
     model = build_model(shape, layout, head=head, groups=2, dtype=torch.float32, trainable=True, seed=77)
     loaded = sharded_files.read(model.sharded_state_dict(), folder)
     missing, unexpected = model.load_state_dict(loaded, strict=False)
@@ -198,7 +200,7 @@ def test_a_checkpoint_of_one_layout_loads_in_another(head: str, tied: bool, tmp_
 
 def projection_memory(rank: int, parallel: ParallelConfig) -> None:
     layout = runtime.initialize(parallel, "cpu")
-    shape = ModelShape.from_hf(config())
+    shape = read_shape(config())
     counts = {}
     for head in ("lm", "value", "reward", "critic"):
         model = build_model(shape, layout, head=head, groups=1, dtype=torch.bfloat16, trainable=head == "lm")  # type: ignore[arg-type]
@@ -223,7 +225,7 @@ def test_only_language_models_hold_a_projection_and_heads_answer_in_float32() ->
 
 def logits_dtype(rank: int, parallel: ParallelConfig) -> None:
     layout = runtime.initialize(parallel, "cpu")
-    shape = ModelShape.from_hf(config())
+    shape = read_shape(config())
     model = build_model(shape, layout, head="lm", dtype=torch.bfloat16, trainable=True)
     logits = model.lm_logits(torch.randn(5, shape.hidden_size, dtype=torch.bfloat16))
     assert logits.dtype is torch.bfloat16 and logits.shape == (5, 96) and logits.is_contiguous()

@@ -1,10 +1,7 @@
-"""The typed configuration: YAML + dotted overrides, validated once, before any process group starts.
+"""The sections of the configuration: every key with its type, bounds, default and meaning.
 
-Unknown keys, wrong types and impossible combinations are collected and reported in one `ConfigError`, each with
-its key, the numbers involved and the fix. The resolved configuration is written into the run folder.
-
-This module knows neither ranks nor models; `check_layout` is given the world size, and the checks against a
-model's shape live in `gipo_mc.models.families.llama`, called before start as well.
+Combinations of keys that have no meaning are found here too; what depends on the ranks is in `layout.py`, what depends
+on a model's shape in `gipo_mc.models.shape`. This file is a list and may be long.
 
 A run that continues keeps the value of every option, unless the field says otherwise: `changeable`, or
 `fixed_by_content` for the name of a file or model (`gipo_mc.run.resume` compares).

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from gipo_mc.config import Config, OptimizerConfig, changes, save_config
 from gipo_mc.data.sets import DataSet
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens, tokens_hash
 from gipo_mc.errors import CheckpointError
+from gipo_mc.models.families import family_of, hf_config
 from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.ops import describe_build
 from gipo_mc.parallel import runtime
@@ -152,7 +153,8 @@ class Session:
 
         def extras(path: Path) -> None:
             for role, engine in engines.items():
-                config = engine.model.shape.to_hf(architectures=["LlamaForCausalLM"])  # type: ignore[union-attr,operator]
+                shape = cast(StageModel, engine.model).shape
+                config = hf_config(shape, architectures=[family_of(shape).causal_lm])
                 config.save_pretrained(path / role)
                 tokenizers[role].save_pretrained(path / role)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -85,8 +85,9 @@ class Session:
         *,
         total_steps: int = 1,
         groups: int = 0,
+        group_head: Literal["mlp", "linear"] | None = None,
     ) -> Engine:
-        """Engine of a model, trainable where an optimizer is given."""
+        """Engine of a model, trainable where an optimizer is given. group_head: None: algorithm.group_head."""
         algorithm = self.config.algorithm
         model = load_model(
             source,
@@ -96,7 +97,7 @@ class Session:
             trainable=optimizer is not None,
             seed=self.config.run.seed,
             groups=groups,
-            group_head=algorithm.group_head,
+            group_head=group_head or algorithm.group_head,
             empty=optimizer is not None and self._resume_from is not None,  # `resume` is going to fill it
         )
         if optimizer is None:

@@ -41,7 +41,7 @@ def steps(options: argparse.Namespace, gpu: dict[str, Any], work: Path) -> list[
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check"]
     cuda = {"GIPO_MC_CUDA": "1", "GIPO_MC_CUDA_ARCHITECTURES": gpu.get("capability", "")} if device == "cuda" else {}
-    kernels, small = str(ROOT / "benchmarks" / "kernels.py"), str(ROOT / "benchmarks" / "small_cases.py")
+    kernels, small = (str(ROOT / "benchmarks" / "kernels" / name) for name in ("kernels.py", "small_cases.py"))
     figures, runs = work / "kernels.json", work / "runs"
     policy, reward = f"model.policy={runs / 'sft'}", f"model.reward={runs / 'reward'}"
     sanitizer = [tool("compute-sanitizer") or "compute-sanitizer", "--target-processes", "all"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gipo_mc.algorithms.association import correlation, domain_auc, mutual_information, partial_correlation
-from gipo_mc.algorithms.group_inference import MASS_FLOOR
+from gipo_mc.algorithms.group_inference import MEASURED_SHARE
 from gipo_mc.algorithms.group_invariance import Weights, bounded_beta, group_statistics, moments, relative_weight
 
 REPEAT = 20  # an alarm that goes on holding is said again after so many iterations
@@ -66,7 +66,7 @@ def diagnostics(
         metrics[f"group/{group}/reward"] = float(mean_reward_M[group])
         metrics[f"group/{group}/objective"] = float(batch.objective_M[group])
         metrics[f"group/{group}/kl"] = float(mean_kl_M[group])
-    held = [float(r) for r, mass in zip(mean_reward_M, batch.mass_M, strict=True) if mass >= MASS_FLOOR * total]
+    held = [float(r) for r, mass in zip(mean_reward_M, batch.mass_M, strict=True) if mass >= MEASURED_SHARE * total]
     metrics["worst/group_reward"] = min(held)
     metrics["group/variance"] = float(batch.variance)
     metrics["group/entropy"] = float(torch.special.entr(probs_BM).sum(1).mean())

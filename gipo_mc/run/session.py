@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from gipo_mc.config import Config, OptimizerConfig, changes, save_config
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens
 from gipo_mc.errors import EXIT_INTERRUPTED, CheckpointError, ConfigError, GipoError
-from gipo_mc.models.stage import HeadKind, LlamaModel
+from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.ops import describe_build
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import on_main
@@ -104,7 +104,7 @@ class Session:
             self.frozen[f"{source.name} ({head})"] = on_main(source.fingerprint)
         return self.engine(model, optimizer, total_steps=total_steps)
 
-    def engine(self, model: LlamaModel, optimizer: OptimizerConfig | None, *, total_steps: int = 1) -> Engine:
+    def engine(self, model: StageModel, optimizer: OptimizerConfig | None, *, total_steps: int = 1) -> Engine:
         """Engine of a model that exists already."""
         return Engine(
             model, self.layout, optimizer, total_steps=total_steps, distributed_optimizer=self.shards_optimizer

@@ -59,7 +59,7 @@ class GroupDPOTask(Task):
         self._task.prepare(session, model)
         self._values = {part: self._values_of(session, part).to(session.layout.device) for part in (False, True)}
         self._classifier = None
-        share_M = self._values[False][:, len(self._domains) :].double().mean(dim=0)
+        share_M = self._values[False][:, len(self._domains) :].cpu().double().mean(dim=0)
         self._share_M: list[float] = (share_M / share_M.sum()).tolist()
         self._weight_M = self._weight_M or self._share_M
         for name, share in zip(self._groups, self._share_M, strict=True):

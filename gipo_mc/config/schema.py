@@ -250,6 +250,11 @@ class DPOConfig(Section):
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="conservative DPO: share of pairs taken to be labelled wrongly; 0: plain DPO"
     )
+    groups_from: Literal["none", "domain", "classifier"] = Field(
+        "none", description="group-DPO, loss weighted by group: off; known domains; inferred by dpo.group_model"
+    )
+    group_step: float = Field(0.05, ge=0, description="group-DPO: step of the exponentiated gradient; 0: plain DPO")
+    group_model: str = Field("", description="GI-PPO run (or its checkpoint) whose classifier infers the groups")
 
 
 class CheckpointConfig(Section):
@@ -315,6 +320,11 @@ class Config(Section):
                 problems.append(f"{name}.min_lr={section.min_lr} is larger than {name}.lr={section.lr}")
         if self.dpo.loss == "ipo" and self.dpo.label_smoothing:
             problems.append(f"dpo.label_smoothing={self.dpo.label_smoothing} is an option of dpo.loss=dpo: set it to 0")
+        if (self.dpo.groups_from == "classifier") != bool(self.dpo.group_model):
+            problems.append(
+                f"dpo.groups_from={self.dpo.groups_from} does not fit dpo.group_model={self.dpo.group_model!r}: "
+                "classifier takes its groups from a GI-PPO run named there, the others from none"
+            )
         if self.parallel.sequence and self.parallel.tensor == 1:
             problems.append("parallel.sequence=true needs parallel.tensor > 1: set one of the two")
         if problems:

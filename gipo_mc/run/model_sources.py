@@ -149,7 +149,7 @@ def _load_run_weights(model: StageModel, source: ModelSource, *, fresh_head: boo
                     f"{source.name} holds a {saved!r} model, which has no reward head: give a reward model."
                 )
             continue
-        elif local.startswith("group_head."):
+        elif local.startswith("group_head.") and fresh_head:
             continue  # a new run infers its own groups
         wanted[name] = tensor
     if model.head == "lm" and saved != "lm":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -93,10 +93,12 @@ class Session:
         *,
         total_steps: int = 1,
         groups: int = 0,
+        group_head: Literal["mlp", "linear"] | None = None,
         key: str = "",
     ) -> Engine:
         """Engine of a model, trainable where an optimizer is given.
 
+        group_head: kind of the classifier's head; None: algorithm.group_head.
         key: the option that names a frozen model; its weights are to be the same when the run continues.
         """
         algorithm = self.config.algorithm
@@ -108,7 +110,7 @@ class Session:
             trainable=optimizer is not None,
             seed=self.config.run.seed,
             groups=groups,
-            group_head=algorithm.group_head,
+            group_head=group_head or algorithm.group_head,
             empty=optimizer is not None and self._resume_from is not None,  # `resume` is going to fill it
         )
         if optimizer is None:

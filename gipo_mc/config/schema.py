@@ -254,7 +254,9 @@ class DPOConfig(Section):
         "none", description="group-DPO, loss weighted by group: off; known domains; inferred by dpo.group_model"
     )
     group_step: float = Field(0.05, ge=0, description="group-DPO: step of the exponentiated gradient; 0: plain DPO")
-    group_model: str = Field("", description="GI-PPO run (or its checkpoint) whose classifier infers the groups")
+    group_model: str = fixed_by_content(
+        "", description="GI-PPO run (or its checkpoint) whose classifier infers the groups"
+    )
 
 
 class CheckpointConfig(Section):

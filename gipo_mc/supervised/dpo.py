@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.algorithms.dpo import dpo_loss
-from gipo_mc.algorithms.reward_model import preference_correct
+from gipo_mc.algorithms.supervised import preference_correct
 from gipo_mc.config import Config
 from gipo_mc.data.tokenizer import load_tokenizer, same_tokens
 from gipo_mc.errors import ConfigError, NumericsError

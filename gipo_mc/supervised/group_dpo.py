@@ -156,4 +156,5 @@ def _load_classifier(session: Session, tokenizer: PreTrainedTokenizerBase) -> tu
         raise ConfigError(f"dpo.group_model={name} has another tokenizer than the policy: it cannot read the pairs.")
     sizes = session.layout.tensor, session.layout.pipeline
     source.shape.check(*sizes, sequence_length=config.data.sequence_length)
-    return session.load(source, "critic", groups=settings.groups, group_head=settings.group_head), settings
+    head = {"groups": settings.groups, "group_head": settings.group_head}
+    return session.load(source, "critic", key="dpo.group_model", **head), settings  # type: ignore[arg-type]

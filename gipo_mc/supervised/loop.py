@@ -7,6 +7,7 @@ Losses are sums divided by what the whole batch holds (tokens or pairs), so no s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,6 +77,18 @@ class Task(Protocol):
         return None
 
 
+@dataclass(frozen=True)
+class ShareOfLoss:
+    """A micro-batch's share of the batch's loss: its sum over the batch's tokens or pairs."""
+
+    sums: LastStage
+    normaliser: float
+
+    def __call__(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
+        outputs = self.sums(model, hidden_LBH, part)
+        return outputs | {"loss": outputs["loss_sum"] / self.normaliser}
+
+
 #: Loads the data of a task with a tokenizer, and the frozen models it needs.
 TaskMaker = Callable[[Session, PreTrainedTokenizerBase], Task]
 
@@ -117,14 +130,10 @@ def _step(session: Session, engine: Engine, task: Task, step: int) -> dict[str, 
     batch, sums_of = task.batch(training_rows(config, task.train_size, step).tolist())
     batch = _to_device(batch, session.layout.device)
     normaliser = task.normaliser(batch)
-
-    def last_stage(model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
-        sums = sums_of(model, hidden_LBH, part)
-        return sums | {"loss": sums["loss_sum"] / normaliser}
-
+    loss = ShareOfLoss(sums_of, normaliser)
     with phases("update"):
         parts = micro_batches(batch, config.parallel.micro_batch_size, session.layout, unit=task.unit)
-        outputs = run_backward(engine, parts, len(batch) // task.unit, last_stage, dict.fromkeys(task.outputs, 0))
+        outputs = run_backward(engine, parts, len(batch) // task.unit, loss, dict.fromkeys(task.outputs, 0))
         result = engine.step()
     metrics = task.metrics(outputs, normaliser)
     metrics |= {"lr": result.lr, "skipped": float(not result.updated)}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.algorithms.reward_model import preference_correct, preference_loss_sum
+from gipo_mc.algorithms.supervised import preference_correct, preference_loss_sum
 from gipo_mc.config import Config
 from gipo_mc.models.micro_batch import MicroBatch
 from gipo_mc.parallel.engine import LastStage, Outputs

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.algorithms.sft import cross_entropy_sum
+from gipo_mc.algorithms.supervised import cross_entropy_sum
 from gipo_mc.config import Config
 from gipo_mc.data.collate import to_sequences
 from gipo_mc.data.loading import load_demonstrations, sources_of

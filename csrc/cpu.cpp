@@ -71,16 +71,16 @@ void merge_rows(const PartialRows& in, const TokenResults& out, int64_t begin, i
 template <class A>
 void group_sums(const ObjectiveRows& in, const A* sequences, A* sums) {
     const A* probs = static_cast<const A*>(in.probs);
-    const A* weight = static_cast<const A*>(in.weight);
+    const A* kl_weight = static_cast<const A*>(in.kl_weight);
     std::vector<double> totals(2 * in.groups + 1, 0.0);
     for (int64_t i = 0; i < in.batch; ++i) {
-        const double score = sequences[i], kl = sequences[2 * in.batch + i];
+        const double signal = sequences[i], kl = sequences[2 * in.batch + i];
         for (int64_t g = 0; g < in.groups; ++g) {
             const double p = probs[i * in.groups + g];
             totals[g] += p;
-            totals[in.groups + g] += p * score;
+            totals[in.groups + g] += p * signal;
         }
-        totals[2 * in.groups] += static_cast<double>(weight[i]) * kl;
+        totals[2 * in.groups] += static_cast<double>(kl_weight[i]) * kl;
     }
     for (size_t k = 0; k < totals.size(); ++k) sums[k] = static_cast<A>(totals[k]);
 }
@@ -115,10 +115,11 @@ void token_gradient_cpu(const LogitRows& in, const LogitGradient& gradient, int 
     parallel_rows(in.rows, gradient.width, threads, [&](int64_t begin, int64_t end) { run(in, gradient, begin, end); });
 }
 
-void group_objective_cpu(const ObjectiveRows& in, const void* signal, void* sequences, void* sums, int threads) {
+void group_objective_cpu(const ObjectiveRows& in, const void* behaviour_signal, void* sequences, void* sums,
+                         int threads) {
     const auto run = kernel_of(instruction_set().objective->forward, in.dtype);
     parallel_rows(in.batch, kWorkOfAToken * in.time, threads,
-                  [&](int64_t begin, int64_t end) { run(in, signal, sequences, begin, end); });
+                  [&](int64_t begin, int64_t end) { run(in, behaviour_signal, sequences, begin, end); });
     with_type(in.dtype, [&](auto type) {
         using A = Accumulator<decltype(type)>;
         group_sums<A>(in, static_cast<const A*>(sequences), static_cast<A*>(sums));

@@ -25,7 +25,8 @@ struct TokenRowKernels {
 };
 
 struct ObjectiveRowKernels {
-    void (*forward[kDTypes])(const ObjectiveRows& in, const void* signal, void* sequences, int64_t begin, int64_t end);
+    void (*forward[kDTypes])(const ObjectiveRows& in, const void* behaviour_signal, void* sequences, int64_t begin,
+                             int64_t end);
     void (*backward[kDTypes])(const ObjectiveRows& in, const ObjectiveGradient& gradient, int64_t begin, int64_t end);
 };
 

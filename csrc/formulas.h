@@ -96,7 +96,7 @@ struct TokenSlope {
 // ---- Ops B and C: KL estimators -----------------------------------------------------------------------------------
 
 enum Estimator : int { kK1 = 0, kK2 = 1, kK3 = 2 };  // positions in gipo_mc/ops/checks.py
-enum Score : int { kRatio = 0, kLogProb = 1, kLogProbMean = 2 };
+enum SignalForm : int { kRatio = 0, kLogProb = 1, kLogProbMean = 2 };
 
 // KL(pi || reference) from d = log pi - log reference of a sample of pi, and its derivative with respect to log pi.
 template <class A>
@@ -117,12 +117,12 @@ GIPO_HD A kl_slope(A d, int estimator) {
 struct ObjectiveOptions {
     double clip;
     int estimator;
-    int score;
+    int signal_form;
 };
 
 template <class A>
 struct ObjectiveToken {
-    A growth, score, surrogate, kl, clipped, ratio, behaviour_kl;  // growth = ratio - 1
+    A growth, signal, surrogate, kl, clipped, ratio, behaviour_kl;  // growth = ratio - 1
 };
 
 // min(ratio A, clip(ratio) A), and whether the clip decides.
@@ -141,13 +141,13 @@ GIPO_HD Surrogate<A> surrogate(A ratio, A advantage, A lowest, A highest) {
 template <class A>
 struct ObjectiveFormula {
     A lowest, highest;
-    int estimator, score;
+    int estimator, signal_form;
 
     explicit GIPO_HD ObjectiveFormula(const ObjectiveOptions& options)
         : lowest(static_cast<Scalar<A>>(1.0 - options.clip)),
           highest(static_cast<Scalar<A>>(1.0 + options.clip)),
           estimator(options.estimator),
-          score(options.score) {}
+          signal_form(options.signal_form) {}
 
     GIPO_HD ObjectiveToken<A> token(A logp, A behaviour, A reference, A advantage) const {
         const A d = logp - behaviour;
@@ -155,7 +155,7 @@ struct ObjectiveFormula {
         const A ratio = e.value, growth = e.excess + d;
         const Surrogate<A> s = surrogate(ratio, advantage, lowest, highest);
         return {growth,
-                (score == kRatio ? growth : logp) * advantage,
+                (signal_form == kRatio ? growth : logp) * advantage,
                 s.value,
                 kl_estimate(logp - reference, estimator),
                 select(s.clipped, A(1), A(0)),
@@ -163,21 +163,21 @@ struct ObjectiveFormula {
                 e.excess};
     }
 
-    // s_i from the sum of the token scores. A sequence without tokens keeps its signal.
-    GIPO_HD A sequence_score(A total, A signal, int64_t length) const {
+    // s_i from the sum of the token signals. A sequence without tokens keeps that of the behaviour policy.
+    GIPO_HD A sequence_signal(A total, A behaviour_signal, int64_t length) const {
         const A mean = length > 0 ? total / static_cast<A>(length) : A(0);
-        if (score == kRatio) return signal + mean;
-        return score == kLogProb ? total : mean;
+        if (signal_form == kRatio) return behaviour_signal + mean;
+        return signal_form == kLogProb ? total : mean;
     }
 
-    // Gradient of a token's log-prob; the coefficients are d loss / d (sum of token scores, surrogates, KLs). A
+    // Gradient of a token's log-prob; the coefficients are d loss / d (sum of token signals, surrogates, KLs). A
     // coefficient of 0 silences its term even where the term is not finite.
     template <class S>
-    GIPO_HD A slope(A logp, A behaviour, A reference, A advantage, S of_score, S of_surrogate, S of_kl) const {
+    GIPO_HD A slope(A logp, A behaviour, A reference, A advantage, S of_signal, S of_surrogate, S of_kl) const {
         const A ratio = exponential(logp - behaviour);
         const A free = ratio * advantage;
         A total = A(0);
-        if (of_score != S(0)) total += A(of_score) * (score == kRatio ? free : advantage);
+        if (of_signal != S(0)) total += A(of_signal) * (signal_form == kRatio ? free : advantage);
         if (of_surrogate != S(0)) {
             const Mask<A> held = surrogate(ratio, advantage, lowest, highest).clipped;
             total += select(held, A(0), A(of_surrogate) * free);
@@ -186,9 +186,9 @@ struct ObjectiveFormula {
         return total;
     }
 
-    // d (sum of token scores) / d s_i
-    GIPO_HD A score_share(int64_t length) const {
-        return score == kLogProb || length == 0 ? A(1) : A(1) / static_cast<A>(length);
+    // d (sum of token signals) / d s_i
+    GIPO_HD A signal_share(int64_t length) const {
+        return signal_form == kLogProb || length == 0 ? A(1) : A(1) / static_cast<A>(length);
     }
 };
 
@@ -200,9 +200,9 @@ GIPO_HD A kl_penalty(A kl, A kl_weight) {
 }
 
 template <class A>
-GIPO_HD A shaped_reward(A kl, A kl_weight, A score, bool last) {
+GIPO_HD A shaped_reward(A kl, A kl_weight, A reward, bool last) {
     const A penalty = kl_penalty(kl, kl_weight);
-    return last ? score + penalty : penalty;
+    return last ? reward + penalty : penalty;
 }
 
 template <class A>

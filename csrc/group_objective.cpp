@@ -43,7 +43,7 @@ struct Run {
     static GIPO_HD T zero() { return Narrow<T>::from(A(0)); }
 };
 
-enum Field { kScore, kSurrogate, kKl, kClipped, kBehaviourKl, kFields };
+enum Field { kSignal, kSurrogate, kKl, kClipped, kBehaviourKl, kFields };
 
 template <class A>
 struct LaneSums {
@@ -53,7 +53,7 @@ struct LaneSums {
         for (Lanes<A>& lanes : field) lanes = Lanes<A>(A(0));
     }
     GIPO_HD void add(const ObjectiveToken<Lanes<A>>& token) {
-        field[kScore] += token.score;
+        field[kSignal] += token.signal;
         field[kSurrogate] += token.surrogate;
         field[kKl] += token.kl;
         field[kClipped] += token.clipped;
@@ -80,8 +80,8 @@ GIPO_HD void with_formula(const ObjectiveOptions& options, const Visit& visit) {
 }
 
 template <class T, class A = Accumulator<T>>
-GIPO_HD void forward(const ObjectiveFormula<Lanes<A>>& formula, const ObjectiveRows& in, const void* signal, void* out,
-                     int64_t begin, int64_t end) {
+GIPO_HD void forward(const ObjectiveFormula<Lanes<A>>& formula, const ObjectiveRows& in, const void* behaviour_signal,
+                     void* out, int64_t begin, int64_t end) {
     A* sequences = static_cast<A*>(out);
     for (int64_t i = begin; i < end; ++i) {
         const int64_t length = bounded_length(in.length[i], in.time);
@@ -109,8 +109,8 @@ GIPO_HD void forward(const ObjectiveFormula<Lanes<A>>& formula, const ObjectiveR
         A largest = 0;
         for (int k = 0; k < kLanes; ++k) largest = larger(largest, ratio.lane(k));
         const ObjectiveFormula<A> of_sequence(in.options);
-        sequences[i] =
-            of_sequence.sequence_score(static_cast<A>(totals[kScore]), static_cast<const A*>(signal)[i], length);
+        sequences[i] = of_sequence.sequence_signal(static_cast<A>(totals[kSignal]),
+                                                   static_cast<const A*>(behaviour_signal)[i], length);
         sequences[in.batch + i] = static_cast<A>(totals[kSurrogate]);
         sequences[2 * in.batch + i] = static_cast<A>(totals[kKl]);
         sequences[3 * in.batch + i] = static_cast<A>(totals[kClipped]);
@@ -120,10 +120,10 @@ GIPO_HD void forward(const ObjectiveFormula<Lanes<A>>& formula, const ObjectiveR
 }
 
 template <class T>
-void forward_rows(const ObjectiveRows& in, const void* signal, void* out, int64_t begin, int64_t end) {
+void forward_rows(const ObjectiveRows& in, const void* behaviour_signal, void* out, int64_t begin, int64_t end) {
     using A = Accumulator<T>;
     with_formula<T>(in.options, [&](const ObjectiveFormula<Lanes<A>>& formula)
-                                    GIPO_INLINE { forward<T>(formula, in, signal, out, begin, end); });
+                                    GIPO_INLINE { forward<T>(formula, in, behaviour_signal, out, begin, end); });
 }
 
 template <class T, class A = Accumulator<T>>
@@ -136,7 +136,7 @@ GIPO_HD void backward(const ObjectiveFormula<Lanes<A>>& formula, const Objective
         const Tokens<T> at(in, i * in.time);
         T* out = static_cast<T*>(gradient.logp_out) + i * in.time;
         const auto gradient_of = [&](const Run<T>& run) GIPO_INLINE {
-            return formula.slope(run.logp, run.behaviour, run.reference, run.advantage, slope.score, slope.surrogate,
+            return formula.slope(run.logp, run.behaviour, run.reference, run.advantage, slope.signal, slope.surrogate,
                                  slope.kl);
         };
         int64_t t = 0;

@@ -45,7 +45,7 @@ constexpr int kLargestRatio = 4;  // the field that is a maximum, not a sum
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    sequences_kernel(ObjectiveRows in, ObjectiveFormula<float> formula, const float* __restrict__ signal,
+    sequences_kernel(ObjectiveRows in, ObjectiveFormula<float> formula, const float* __restrict__ behaviour_signal,
                      float* __restrict__ sequences) {
     __shared__ float shared[kWarps][kFields];
     for (int64_t i = blockIdx.x; i < in.batch; i += gridDim.x) {
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads)
         float values[kFields] = {};
         const auto add = [&](int, float logp, float behaviour, float reference, float advantage) {
             const ObjectiveToken<float> token = formula.token(logp, behaviour, reference, advantage);
-            values[0] += token.score;
+            values[0] += token.signal;
             values[1] += token.surrogate;
             values[2] += token.kl;
             values[3] += token.clipped;
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
         const float total = block_totals(
             values, shared, [](int field, float a, float b) { return field == kLargestRatio ? larger(a, b) : a + b; });
         if (threadIdx.x == 0) {
-            sequences[i] = formula.sequence_score(total, signal[i], length);
+            sequences[i] = formula.sequence_signal(total, behaviour_signal[i], length);
         } else if (threadIdx.x < kFields) {
             sequences[threadIdx.x * in.batch + i] = total;
         }
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads)
         const TokenRow<T> row(in, i);
         T* out = static_cast<T*>(gradient.logp_out) + i * in.time;
         const auto at = [&](float logp, float behaviour, float reference, float advantage) {
-            return formula.slope(logp, behaviour, reference, advantage, slope.score, slope.surrogate, slope.kl);
+            return formula.slope(logp, behaviour, reference, advantage, slope.signal, slope.surrogate, slope.kl);
         };
         const RowCut cut = cut_row(row.logp, length, row.behaviour, row.reference, row.advantage, out);
         for (int64_t pack = threadIdx.x; pack < cut.packs; pack += kThreads) {
@@ -112,11 +112,12 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void group_objective_cuda(const ObjectiveRows& in, const void* signal, void* sequences, void* sums, void* stream) {
+void group_objective_cuda(const ObjectiveRows& in, const void* behaviour_signal, void* sequences, void* sums,
+                          void* stream) {
     if (in.batch > 0) {
         with_cuda_type(in.dtype, [&](auto type) {
             launch("group_objective", sequences_kernel<decltype(type)>, blocks_for(in.batch), stream, in,
-                   ObjectiveFormula<float>(in.options), static_cast<const float*>(signal),
+                   ObjectiveFormula<float>(in.options), static_cast<const float*>(behaviour_signal),
                    static_cast<float*>(sequences));
         });
     }

@@ -17,23 +17,23 @@ inline unsigned blocks_for_sums(int64_t groups) {
 
 static __global__ void __launch_bounds__(kThreads)
     sums_kernel(ObjectiveRows in, const float* __restrict__ sequences, float* __restrict__ sums) {
-    constexpr int kKl = 2 * kGroupTile;  // after the masses and the weighted scores of the tile
+    constexpr int kKl = 2 * kGroupTile;  // after the masses and the weighted signals of the tile
     __shared__ float shared[kWarps][kKl + 1];
     const float* __restrict__ probs = static_cast<const float*>(in.probs);
-    const float* __restrict__ weight = static_cast<const float*>(in.weight);
+    const float* __restrict__ kl_weight = static_cast<const float*>(in.kl_weight);
     for (int64_t first = blockIdx.x * kGroupTile; first < in.groups; first += gridDim.x * kGroupTile) {
         const int count = static_cast<int>(in.groups - first < kGroupTile ? in.groups - first : kGroupTile);
         float values[kKl + 1] = {};
 #pragma unroll 2
         for (int64_t i = threadIdx.x; i < in.batch; i += kThreads) {
-            const float score = sequences[i];
+            const float signal = sequences[i];
 #pragma unroll
             for (int g = 0; g < kGroupTile; ++g) {
                 const float p = g < count ? probs[i * in.groups + first + g] : 0.0f;
                 values[g] += p;
-                values[kGroupTile + g] += p * score;
+                values[kGroupTile + g] += p * signal;
             }
-            if (first == 0) values[kKl] += weight[i] * sequences[2 * in.batch + i];
+            if (first == 0) values[kKl] += kl_weight[i] * sequences[2 * in.batch + i];
         }
         const float total = block_totals(values, shared, [](int, float a, float b) { return a + b; });
         const int field = static_cast<int>(threadIdx.x), g = field % kGroupTile;

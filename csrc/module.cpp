@@ -87,12 +87,13 @@ void bind_group_objective(py::module_& module, const char* name) {
     module.def(
         name,
         [](Address logp, Address behaviour, Address reference, Address advantage, int dtype, int64_t batch,
-           int64_t time, int64_t groups, Address length, Address probs, Address signal, Address weight, double clip,
-           int estimator, int score, Address sequences, Address sums, Where last) {
-            const ObjectiveRows in{
-                at(logp), at(behaviour), at(reference),       at(advantage), DType(dtype), batch,
-                time,     groups,        at<int64_t>(length), at(probs),     at(weight),   {clip, estimator, score}};
-            kernel(in, at(signal), at(sequences), at(sums), where(last));
+           int64_t time, int64_t groups, Address length, Address probs, Address behaviour_signal, Address kl_weight,
+           double clip, int estimator, int signal_form, Address sequences, Address sums, Where last) {
+            const ObjectiveRows in{at(logp),      at(behaviour), at(reference),
+                                   at(advantage), DType(dtype),  batch,
+                                   time,          groups,        at<int64_t>(length),
+                                   at(probs),     at(kl_weight), {clip, estimator, signal_form}};
+            kernel(in, at(behaviour_signal), at(sequences), at(sums), where(last));
         },
         Release());
 }
@@ -102,16 +103,16 @@ void bind_group_objective_gradient(py::module_& module, const char* name) {
     module.def(
         name,
         [](Address logp, Address behaviour, Address reference, Address advantage, int dtype, int64_t batch,
-           int64_t time, int64_t groups, Address length, Address probs, Address weight, Address score_of_row,
-           double clip, int estimator, int score, Address of_score, Address of_surrogate, Address of_kl,
-           Address of_mass, Address of_weighted, Address of_weighted_kl, Address logp_out, Address probs_out,
-           Where last) {
-            const ObjectiveRows in{
-                at(logp), at(behaviour), at(reference),       at(advantage), DType(dtype), batch,
-                time,     groups,        at<int64_t>(length), at(probs),     at(weight),   {clip, estimator, score}};
-            const ObjectiveUpstream of{at(of_score), at(of_surrogate), at(of_kl),
-                                       at(of_mass),  at(of_weighted),  at(of_weighted_kl)};
-            const ObjectiveGradient gradient{at(score_of_row), of, at(logp_out), at(probs_out)};
+           int64_t time, int64_t groups, Address length, Address probs, Address kl_weight, Address signal, double clip,
+           int estimator, int signal_form, Address of_signal, Address of_surrogate, Address of_kl, Address of_mass,
+           Address of_weighted, Address of_weighted_kl, Address logp_out, Address probs_out, Where last) {
+            const ObjectiveRows in{at(logp),      at(behaviour), at(reference),
+                                   at(advantage), DType(dtype),  batch,
+                                   time,          groups,        at<int64_t>(length),
+                                   at(probs),     at(kl_weight), {clip, estimator, signal_form}};
+            const ObjectiveUpstream of{at(of_signal), at(of_surrogate), at(of_kl),
+                                       at(of_mass),   at(of_weighted),  at(of_weighted_kl)};
+            const ObjectiveGradient gradient{at(signal), of, at(logp_out), at(probs_out)};
             kernel(in, gradient, where(last));
         },
         Release());
@@ -123,8 +124,8 @@ void bind_token_objective(py::module_& module, const char* name) {
         name,
         [](Address logits, int dtype, int64_t rows, int64_t columns, int64_t stride, Address targets,
            double temperature, Address behaviour, Address reference, Address advantage, int wide, int64_t batch,
-           int64_t time, int64_t groups, Address length, Address probs, Address weight, double clip, int estimator,
-           int score, Address start, int64_t chunk, Address signal, Address statistics, Address chunks,
+           int64_t time, int64_t groups, Address length, Address probs, Address kl_weight, double clip, int estimator,
+           int signal_form, Address start, int64_t chunk, Address behaviour_signal, Address statistics, Address chunks,
            Address sequences, Address sums, Where last) {
             const JoinedRows in{{at(logits), DType(dtype), rows, columns, stride, at<int64_t>(targets), 0, temperature},
                                 {nullptr,
@@ -137,11 +138,11 @@ void bind_token_objective(py::module_& module, const char* name) {
                                  groups,
                                  at<int64_t>(length),
                                  at(probs),
-                                 at(weight),
-                                 {clip, estimator, score}},
+                                 at(kl_weight),
+                                 {clip, estimator, signal_form}},
                                 at<int64_t>(start),
                                 chunk};
-            kernel(in, at(signal), {at(statistics), at(chunks), at(sequences), at(sums)}, where(last));
+            kernel(in, at(behaviour_signal), {at(statistics), at(chunks), at(sequences), at(sums)}, where(last));
         },
         Release());
 }
@@ -152,8 +153,8 @@ void bind_token_objective_gradient(py::module_& module, const char* name) {
         name,
         [](Address logits, int dtype, int64_t rows, int64_t columns, int64_t stride, Address targets,
            double temperature, Address behaviour, Address reference, Address advantage, int wide, int64_t batch,
-           int64_t time, int64_t groups, Address length, Address probs, Address weight, double clip, int estimator,
-           int score, Address start, int64_t chunk, Address score_of_row, Address of_score, Address of_surrogate,
+           int64_t time, int64_t groups, Address length, Address probs, Address kl_weight, double clip, int estimator,
+           int signal_form, Address start, int64_t chunk, Address signal, Address of_signal, Address of_surrogate,
            Address of_kl, Address of_mass, Address of_weighted, Address of_weighted_kl, Address of_entropy,
            Address statistics, int64_t width, Address out, int64_t out_stride, Address probs_out, Where last) {
             const JoinedRows in{{at(logits), DType(dtype), rows, columns, stride, at<int64_t>(targets), 0, temperature},
@@ -167,13 +168,13 @@ void bind_token_objective_gradient(py::module_& module, const char* name) {
                                  groups,
                                  at<int64_t>(length),
                                  at(probs),
-                                 at(weight),
-                                 {clip, estimator, score}},
+                                 at(kl_weight),
+                                 {clip, estimator, signal_form}},
                                 at<int64_t>(start),
                                 chunk};
-            const ObjectiveUpstream of{at(of_score), at(of_surrogate), at(of_kl),
-                                       at(of_mass),  at(of_weighted),  at(of_weighted_kl)};
-            const ObjectiveGradient objective{at(score_of_row), of, nullptr, at(probs_out)};
+            const ObjectiveUpstream of{at(of_signal), at(of_surrogate), at(of_kl),
+                                       at(of_mass),   at(of_weighted),  at(of_weighted_kl)};
+            const ObjectiveGradient objective{at(signal), of, nullptr, at(probs_out)};
             kernel(in, {objective, at(statistics), at(of_entropy), width, at(out), out_stride}, where(last));
         },
         Release());
@@ -183,12 +184,12 @@ template <auto kernel, class Where>
 void bind_shape_and_gae(py::module_& module, const char* name) {
     module.def(
         name,
-        [](Address behaviour, Address reference, Address values, int dtype, int64_t batch, int64_t time, Address score,
-           Address length, Address kl_weight, double gamma, double lambda, int estimator, Address reward,
-           Address advantage, Address returns, Address kl, Address row_sums, Address totals, Where last) {
+        [](Address behaviour, Address reference, Address values, int dtype, int64_t batch, int64_t time, Address reward,
+           Address length, Address kl_weight, double gamma, double lambda, int estimator, Address rewards,
+           Address advantages, Address returns, Address kl, Address row_sums, Address totals, Where last) {
             const RewardRows in{at(behaviour), at(reference),       at(values),    DType(dtype), batch,  time,
-                                at(score),     at<int64_t>(length), at(kl_weight), gamma,        lambda, estimator};
-            const ShapedRows out{at(reward), at(advantage), at(returns), at(kl), at(row_sums), at<double>(totals)};
+                                at(reward),    at<int64_t>(length), at(kl_weight), gamma,        lambda, estimator};
+            const ShapedRows out{at(rewards), at(advantages), at(returns), at(kl), at(row_sums), at<double>(totals)};
             kernel(in, out, where(last));
         },
         Release());

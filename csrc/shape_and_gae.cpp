@@ -46,14 +46,14 @@ GIPO_HD void shape_row(const RewardRows& in, const ShapedRows& out, const Scan<A
     const T* behaviour = static_cast<const T*>(in.behaviour) + start;
     const T* reference = static_cast<const T*>(in.reference) + start;
     const T* values = static_cast<const T*>(in.values) + start;
-    A* reward = static_cast<A*>(out.reward) + start;
-    A* advantage = static_cast<A*>(out.advantage) + start;
+    A* rewards = static_cast<A*>(out.rewards) + start;
+    A* advantages = static_cast<A*>(out.advantages) + start;
     A* returns = static_cast<A*>(out.returns) + start;
-    const A score = static_cast<const A*>(in.score)[i];
-    const Lanes<A> weight(static_cast<const A*>(in.kl_weight)[i]), gamma(static_cast<A>(in.gamma));
+    const A reward = static_cast<const A*>(in.reward)[i];
+    const Lanes<A> kl_weight(static_cast<const A*>(in.kl_weight)[i]), gamma(static_cast<A>(in.gamma));
     const T zero = Narrow<T>::from(A(0));
 
-    for (int64_t t = length; t < in.time; ++t) reward[t] = advantage[t] = returns[t] = 0;
+    for (int64_t t = length; t < in.time; ++t) rewards[t] = advantages[t] = returns[t] = 0;
     A later = 0;
     double totals[3] = {};  // KL, advantage, its square
     // Runs of sixteen from the front; the last of them, which is the first to be worked on, may have fewer.
@@ -68,9 +68,9 @@ GIPO_HD void shape_row(const RewardRows& in, const ShapedRows& out, const Scan<A
             };
             const Lanes<A> value = load(values);
             const Lanes<A> kl = kl_estimate(load(behaviour) - load(reference), in.estimator);
-            Lanes<A> next = shifted_down<1>(value), shaped = kl_penalty(kl, weight);
+            Lanes<A> next = shifted_down<1>(value), shaped = kl_penalty(kl, kl_weight);
             if (last) {
-                shaped.set(count - 1, score + shaped.lane(count - 1));
+                shaped.set(count - 1, reward + shaped.lane(count - 1));
             } else {
                 next.set(kLanes - 1, widen(values[t + kLanes]));
             }
@@ -80,8 +80,8 @@ GIPO_HD void shape_row(const RewardRows& in, const ShapedRows& out, const Scan<A
                 if (whole) return store_lanes(to + t, lanes);
                 store_lanes(to + t, count, lanes);
             };
-            store(reward, shaped);
-            store(advantage, found);
+            store(rewards, shaped);
+            store(advantages, found);
             store(returns, found + value);
             kls += kl;
             sums += found;

@@ -50,13 +50,13 @@ __global__ void __launch_bounds__(kThreads) shape_kernel(RewardRows in, ShapedRo
         const T* behaviour = static_cast<const T*>(in.behaviour) + start;
         const T* reference = static_cast<const T*>(in.reference) + start;
         const T* values = static_cast<const T*>(in.values) + start;
-        float* reward = static_cast<float*>(out.reward) + start;
-        float* advantage = static_cast<float*>(out.advantage) + start;
+        float* rewards = static_cast<float*>(out.rewards) + start;
+        float* advantages = static_cast<float*>(out.advantages) + start;
         float* returns = static_cast<float*>(out.returns) + start;
-        const float score = static_cast<const float*>(in.score)[i];
-        const float weight = static_cast<const float*>(in.kl_weight)[i];
+        const float reward = static_cast<const float*>(in.reward)[i];
+        const float kl_weight = static_cast<const float*>(in.kl_weight)[i];
 
-        for (float* row : {reward, advantage, returns}) zero_row(row + length, in.time - length);
+        for (float* row : {rewards, advantages, returns}) zero_row(row + length, in.time - length);
         float later = 0, totals[3] = {};  // KL, advantage, its square
         for (int64_t end = length; end > 0; end -= kThreads) {
             const int64_t t = end - 1 - threadIdx.x;  // may be negative in the last tile
@@ -66,15 +66,15 @@ __global__ void __launch_bounds__(kThreads) shape_kernel(RewardRows in, ShapedRo
                 const float kl = kl_estimate(widen(behaviour[t]) - widen(reference[t]), in.estimator);
                 const bool last = t == length - 1;
                 value = widen(values[t]);
-                shaped = shaped_reward(kl, weight, score, last);
+                shaped = shaped_reward(kl, kl_weight, reward, last);
                 map = {decay, temporal_difference(shaped, value, last ? 0.0f : widen(values[t + 1]), gamma)};
                 totals[0] += kl;
             }
             const Scan scan = block_scan(map, maps);
             if (t >= 0) {
                 const float result = scan.here.offset + scan.here.factor * later;
-                reward[t] = shaped;
-                advantage[t] = result;
+                rewards[t] = shaped;
+                advantages[t] = result;
                 returns[t] = result + value;
                 totals[1] += result;
                 totals[2] += result * result;

@@ -9,7 +9,7 @@ struct RewardRows {
     const void *behaviour, *reference, *values;  // [batch, time], contiguous
     DType dtype;
     int64_t batch, time;
-    const void* score;      // A [batch], given at the last token
+    const void* reward;     // A [batch], given at the last token
     const int64_t* length;  // [batch]
     const void* kl_weight;  // A [batch]
     double gamma, lambda;
@@ -17,10 +17,10 @@ struct RewardRows {
 };
 
 struct ShapedRows {
-    void *reward, *advantage, *returns;  // A [batch, time], 0 in the padding
-    void* kl;                            // A [batch]
-    void* row_sums;                      // A [3, batch]: tokens, sum and sum of squares of the advantages
-    double* totals;                      // [3]: the same over all rows, in row order
+    void *rewards, *advantages, *returns;  // A [batch, time], 0 in the padding
+    void* kl;                              // A [batch]
+    void* row_sums;                        // A [3, batch]: tokens, sum and sum of squares of the advantages
+    double* totals;                        // [3]: the same over all rows, in row order
 };
 
 void shape_and_gae_cpu(const RewardRows& in, const ShapedRows& out, int threads);

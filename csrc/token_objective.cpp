@@ -29,12 +29,12 @@ ObjectiveRows with_log_probs(const JoinedRows& in, const A* statistics, std::vec
 }
 
 template <class A>
-void forward(const JoinedRows& in, const void* signal, const JoinedResults& out, int threads) {
+void forward(const JoinedRows& in, const void* behaviour_signal, const JoinedResults& out, int threads) {
     const int64_t rows = in.logits.rows, batch = in.tokens.batch;
     std::vector<A> logp;
     A* statistics = static_cast<A*>(out.statistics);
     token_statistics_cpu(in.logits, {statistics, statistics + rows, statistics + 2 * rows}, threads);
-    group_objective_cpu(with_log_probs<A>(in, statistics, logp), signal, out.sequences, out.sums, threads);
+    group_objective_cpu(with_log_probs<A>(in, statistics, logp), behaviour_signal, out.sequences, out.sums, threads);
     std::vector<double> entropy(batch, 0.0);
     for_each_token(in, [&](int64_t row, int64_t, int64_t i) { entropy[i] += statistics[rows + row]; });
     A* sequences = static_cast<A*>(out.sequences);
@@ -61,8 +61,9 @@ void backward(const JoinedRows& in, const JoinedGradient& gradient, int threads)
 
 }  // namespace
 
-void token_objective_cpu(const JoinedRows& in, const void* signal, const JoinedResults& out, int threads) {
-    with_type(in.logits.dtype, [&](auto type) { forward<Accumulator<decltype(type)>>(in, signal, out, threads); });
+void token_objective_cpu(const JoinedRows& in, const void* behaviour_signal, const JoinedResults& out, int threads) {
+    with_type(in.logits.dtype,
+              [&](auto type) { forward<Accumulator<decltype(type)>>(in, behaviour_signal, out, threads); });
 }
 
 void token_objective_gradient_cpu(const JoinedRows& in, const JoinedGradient& gradient, int threads) {

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
             const ObjectiveToken<float> term = formula.token(
                 token.logp, token_at(in.tokens.behaviour, in.tokens, chunk)[k],
                 token_at(in.tokens.reference, in.tokens, chunk)[k], token_at(in.tokens.advantage, in.tokens, chunk)[k]);
-            terms[0][k] = term.score;
+            terms[0][k] = term.signal;
             terms[1][k] = term.surrogate;
             terms[2][k] = term.kl;
             terms[3][k] = term.clipped;
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
 
 __global__ void __launch_bounds__(kThreads)
     sequences_kernel(JoinedRows in, ObjectiveFormula<float> formula, int64_t per_sequence,
-                     const float* __restrict__ signal, const float* __restrict__ chunks,
+                     const float* __restrict__ behaviour_signal, const float* __restrict__ chunks,
                      float* __restrict__ sequences) {
     __shared__ float shared[kWarps][kFields];
     const int64_t batch = in.tokens.batch;
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads)
         }
         const float total = block_totals(values, shared, combine);
         if (threadIdx.x == 0) {
-            sequences[i] = formula.sequence_score(total, signal[i], length);
+            sequences[i] = formula.sequence_signal(total, behaviour_signal[i], length);
         } else if (threadIdx.x < kFields) {
             sequences[threadIdx.x * batch + i] = total;
         }
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
             const float slope =
                 formula.slope(statistics[row], token_at(in.tokens.behaviour, in.tokens, chunk)[k],
                               token_at(in.tokens.reference, in.tokens, chunk)[k],
-                              token_at(in.tokens.advantage, in.tokens, chunk)[k], of.score, of.surrogate, of.kl);
+                              token_at(in.tokens.advantage, in.tokens, chunk)[k], of.signal, of.surrogate, of.kl);
             slopes[k] = {statistics[2 * rows + row],
                          statistics[3 * rows + row],
                          statistics[rows + row],
@@ -156,7 +156,7 @@ void check_chunk(int64_t chunk) {
 
 }  // namespace
 
-void token_objective_cuda(const JoinedRows& in, const void* signal, const JoinedResults& out, void* stream) {
+void token_objective_cuda(const JoinedRows& in, const void* behaviour_signal, const JoinedResults& out, void* stream) {
     check_chunk(in.chunk);
     const ObjectiveFormula<float> formula(in.tokens.options);
     const int64_t per_sequence = chunks_of(in.tokens.time, in.chunk);
@@ -168,7 +168,7 @@ void token_objective_cuda(const JoinedRows& in, const void* signal, const Joined
                    static_cast<float*>(out.statistics), static_cast<float*>(out.chunks));
         });
         launch("token_objective", sequences_kernel, blocks_for(in.tokens.batch), stream, in, formula, per_sequence,
-               static_cast<const float*>(signal), static_cast<const float*>(out.chunks),
+               static_cast<const float*>(behaviour_signal), static_cast<const float*>(out.chunks),
                static_cast<float*>(out.sequences));
     }
     launch("token_objective", sums_kernel, blocks_for_sums(in.tokens.groups), stream, in.tokens,

@@ -21,9 +21,9 @@ struct JoinedResults {
     void* sums;        // A [2 groups + 1], those of op B
 };
 
-// signal: A [batch].
-void token_objective_cpu(const JoinedRows& in, const void* signal, const JoinedResults& out, int threads);
-void token_objective_cuda(const JoinedRows& in, const void* signal, const JoinedResults& out, void* stream);
+// behaviour_signal: A [batch].
+void token_objective_cpu(const JoinedRows& in, const void* behaviour_signal, const JoinedResults& out, int threads);
+void token_objective_cuda(const JoinedRows& in, const void* behaviour_signal, const JoinedResults& out, void* stream);
 
 struct JoinedGradient {
     ObjectiveGradient objective;  // logp_out is not used

@@ -1,4 +1,4 @@
-"""What flows between the stages of an iteration, as frozen dataclasses.
+"""Prompts, demonstrations, pairs, sequences and rollouts: the data that every layer knows, as frozen dataclasses.
 
 Dimension legend, used as a suffix of tensor names everywhere in the package:
 B sequences, L tokens of prompt + response (right-padded), T response time (right-padded),
@@ -94,51 +94,16 @@ class Rollout:
     truncated_B: Tensor
 
     @property
-    def times(self) -> int:
+    def width(self) -> int:
         """T, the width of every response-aligned tensor of this rollout."""
         return int(self.sampler_logp_BT.shape[1])
 
-
-@dataclass(frozen=True)
-class Scores:
-    """What the models say of a rollout, identical on every rank, float32.
-
-    behaviour_logp_BT: policy that generated (training forward, at temperature).
-    entropy_BT: entropy of that policy in nats.
-    reference_logp_BT: frozen SFT policy.
-    values_BT: critic's value of the state before response token t; 0 without a critic.
-    reward_B: raw reward of the whole response, in reward-model units.
-    group_probs_BM: p_phi(g|x,y) of the classifier, rows sum to 1; [B, 1] of ones without a classifier.
-    """
-
-    behaviour_logp_BT: Tensor
-    entropy_BT: Tensor
-    reference_logp_BT: Tensor
-    values_BT: Tensor
-    reward_B: Tensor
-    group_probs_BM: Tensor
-
-
-@dataclass(frozen=True)
-class Experience:
-    """Rollout + scores after shaping: what the updates train on, identical on every rank, float32.
-
-    group_probs_BM: the group probabilities that the policy side uses: the classifier's, their hard assignment, or what
-        takes their place (`algorithms.group_source`); the classifier itself is trained with those of the scores.
-    advantage_BT: what multiplies the ratio (whitened GAE; group-DRO's weights included). return_BT: targets of the
-        critic.
-    kl_B: sum over the response of the KL estimate to the reference, unweighted.
-    kl_weight_B: eta_i, the weight of each sequence's KL (adaptive: kl_coef * p_i,high).
-    signal_B: S_i at the behaviour policy, the classifier's signal (`algorithms.signal`).
-    signal_BT: X_it of S_i = agg_t log pi X_it, where the signal has that form; None: S_i is a value.
-    """
-
-    rollout: Rollout
-    scores: Scores
-    group_probs_BM: Tensor
-    advantage_BT: Tensor
-    return_BT: Tensor
-    kl_B: Tensor
-    kl_weight_B: Tensor
-    signal_B: Tensor
-    signal_BT: Tensor | None = None
+    def rows(self, index: Tensor) -> Rollout:
+        """The given rows (int64 [b]), T unchanged."""
+        return Rollout(
+            self.sequences.rows(index),
+            self.prompt_index_B[index],
+            tuple(self.domain_B[row] for row in index.tolist()),
+            self.sampler_logp_BT[index],
+            self.truncated_B[index],
+        )

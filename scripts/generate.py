@@ -33,7 +33,7 @@ def main() -> int:
         responses = respond(config, own.prompt, greedy=own.greedy)
         on_main(lambda: _show(responses, own.out))
 
-    return run_command(f"{__doc__}\n{parser.format_help()}", work, argv=rest, builtin=dict)
+    return run_command(f"{__doc__}\n{parser.format_help()}", work, argv=rest)
 
 
 def _show(responses: list[Response], out: Path | None) -> None:

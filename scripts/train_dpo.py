@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 
 from gipo_mc.run.command import run_command
-from gipo_mc.tools.builtin import dpo_base, train_dpo
+from gipo_mc.supervised import dpo
+from gipo_mc.tools import builtin
 
 if __name__ == "__main__":
-    sys.exit(run_command(str(__doc__), train_dpo, builtin=dpo_base))
+    sys.exit(run_command(str(__doc__), dpo.train, builtin=builtin.DPO))

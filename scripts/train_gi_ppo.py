@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 
+from gipo_mc.rl import gi_ppo
 from gipo_mc.run.command import run_command
-from gipo_mc.tools.builtin import gi_ppo_base, train_gi_ppo
+from gipo_mc.tools import builtin
 
 if __name__ == "__main__":
-    sys.exit(run_command(str(__doc__), train_gi_ppo, builtin=gi_ppo_base))
+    sys.exit(run_command(str(__doc__), gi_ppo.train, builtin=builtin.GI_PPO))

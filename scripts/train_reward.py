@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 
 from gipo_mc.run.command import run_command
-from gipo_mc.tools.builtin import reward_base, train_reward
+from gipo_mc.supervised import reward_model
+from gipo_mc.tools import builtin
 
 if __name__ == "__main__":
-    sys.exit(run_command(str(__doc__), train_reward, builtin=reward_base))
+    sys.exit(run_command(str(__doc__), reward_model.train, builtin=builtin.REWARD))

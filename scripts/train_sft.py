@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 
 from gipo_mc.run.command import run_command
-from gipo_mc.tools.builtin import sft_base, train_sft
+from gipo_mc.supervised import sft
+from gipo_mc.tools import builtin
 
 if __name__ == "__main__":
-    sys.exit(run_command(str(__doc__), train_sft, builtin=sft_base))
+    sys.exit(run_command(str(__doc__), sft.train, builtin=builtin.SFT))

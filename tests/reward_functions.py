@@ -1,8 +1,12 @@
-"""Reward functions that a configuration may name, each wrong in a way of its own."""
+"""Reward functions that a configuration may name: one that works, the others wrong in a way of their own each."""
 
 from __future__ import annotations
 
 import math
+
+
+def length(prompts: list[str], responses: list[str], domains: list[str]) -> list[float]:
+    return [float(len(response)) for response in responses]
 
 
 def one_short(prompts: list[str], responses: list[str], domains: list[str]) -> list[float]:

@@ -65,7 +65,6 @@ LONG_FUNCTIONS = {
     "gipo_mc/ops/token_objective.py:token_objective": "to be split",
     "gipo_mc/ops/token_statistics.py:token_statistics": "to be split",
     "gipo_mc/rl/setup.py:set_up": "to be split",
-    "gipo_mc/rl/shaping.py:shape": "to be split",
 }
 #: Circles that are known and to be broken.
 CIRCLES = ({"gipo_mc.models.stage", "gipo_mc.models.weights.mapping"},)
@@ -285,7 +284,7 @@ def test_layer_rule_finds(module: str, source: str):
     ("module", "source"),
     [
         ("gipo_mc.ops.gae", "import torch.distributed as dist\nfrom gipo_mc import _C\ndist.all_gather"),
-        ("gipo_mc.algorithms.kl", "import torch\nfrom gipo_mc.types import Scores\nfrom gipo_mc.ops import gae"),
+        ("gipo_mc.algorithms.kl", "import torch\nfrom gipo_mc.types import Rollout\nfrom gipo_mc.ops import gae"),
         ("gipo_mc.data.rows", "from gipo_mc.parallel.streams import permutation"),
         ("gipo_mc.report.report", "from gipo_mc.run import metrics"),
         ("gipo_mc.tools.builtin", "from gipo_mc.rl import gi_ppo\nfrom gipo_mc.supervised import sft"),

@@ -107,9 +107,9 @@ def shaping_case(batch: int, time: int, device: torch.device) -> Case:
         "behaviour_logp_BT": rest["behaviour_logp_BT"],
         "reference_logp_BT": rest["reference_logp_BT"],
         "values_BT": rest["advantage_BT"],
-        "score_B": rest["signal_B"],
+        "reward_B": rest["behaviour_signal_B"],
         "length_B": rest["length_B"],
-        "kl_weight_B": rest["high_B"],
+        "kl_weight_B": rest["kl_weight_B"],
     }
 
     @cache
@@ -237,13 +237,13 @@ def _objective_inputs(batch: int, time: int, groups: int, device: torch.device) 
         "advantage_BT": normal(batch, time),
         "length_B": torch.full((batch,), time, device=device),
         "group_probs_BM": torch.softmax(normal(batch, groups), 1),
-        "signal_B": normal(batch),
-        "high_B": torch.rand(batch, generator=generator, device=device),
+        "behaviour_signal_B": normal(batch),
+        "kl_weight_B": torch.rand(batch, generator=generator, device=device),
     }
 
 
 def _objective_upstream(batch: int, groups: int, device: torch.device) -> Tensors:
-    shapes = {"score_B": (batch,), "surrogate_B": (batch,), "kl_B": (batch,)}
+    shapes = {"signal_B": (batch,), "surrogate_B": (batch,), "kl_B": (batch,)}
     return _upstream(2, {**shapes, "mass_M": (groups,), "weighted_M": (groups,), "weighted_kl": ()}, device)
 
 

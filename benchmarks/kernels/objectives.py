@@ -16,11 +16,19 @@ from benchmarks.kernels.measure import NotRun, Rival, Tensors
 from gipo_mc import ops
 from gipo_mc.ops import reference
 
-OBJECTIVE: dict[str, Any] = {"clip": 0.2, "kl_estimator": "k3", "score": "ratio"}
+OBJECTIVE: dict[str, Any] = {"clip": 0.2, "kl_estimator": "k3", "signal_form": "ratio"}
 SHAPING: dict[str, Any] = {"gamma": 0.99, "lam": 0.95, "kl_estimator": "k3"}
 #: Outputs of op B that carry gradient, by their names in GroupObjective.
-DIFFERENTIABLE = ("score_B", "surrogate_B", "kl_B", "mass_M", "weighted_M", "weighted_kl")
-_FIXED = ("behaviour_logp_BT", "reference_logp_BT", "advantage_BT", "length_B", "group_probs_BM", "signal_B", "high_B")
+DIFFERENTIABLE = ("signal_B", "surrogate_B", "kl_B", "mass_M", "weighted_M", "weighted_kl")
+_FIXED = (
+    "behaviour_logp_BT",
+    "reference_logp_BT",
+    "advantage_BT",
+    "length_B",
+    "group_probs_BM",
+    "behaviour_signal_B",
+    "kl_weight_B",
+)
 
 
 def objective_rivals() -> list[Rival | NotRun]:
@@ -47,21 +55,21 @@ def eager_objective(given: Tensors) -> Tensors:
     free, held = ratio * advantage, ratio.clamp(1 - OBJECTIVE["clip"], 1 + OBJECTIVE["clip"]) * advantage
     against = given["reference_logp_BT"] - logp
     kl = ((against.exp() - 1 - against) * mask).sum(1)
-    score = given["signal_B"] + ((ratio - 1) * advantage * mask).sum(1) / length.clamp(min=1)
+    signal = given["behaviour_signal_B"] + ((ratio - 1) * advantage * mask).sum(1) / length.clamp(min=1)
     with torch.no_grad():
         clipped = ((held < free) & mask).sum(1).float()
         largest = (ratio * mask).amax(1)
         behaviour_kl = ((ratio - 1 - log_ratio) * mask).sum(1)
     return {
-        "score_B": score,
+        "signal_B": signal,
         "surrogate_B": (torch.minimum(free, held) * mask).sum(1),
         "kl_B": kl,
         "clipped_B": clipped,
         "ratio_max_B": largest,
         "behaviour_kl_B": behaviour_kl,
         "mass_M": probs.sum(0),
-        "weighted_M": (probs * score[:, None]).sum(0),
-        "weighted_kl": (given["high_B"] * kl).sum(),
+        "weighted_M": (probs * signal[:, None]).sum(0),
+        "weighted_kl": (given["kl_weight_B"] * kl).sum(),
     }
 
 
@@ -90,7 +98,7 @@ def _eager_shaping(product: bool) -> Any:
         log_ratio = given["reference_logp_BT"] - given["behaviour_logp_BT"]
         kl = (log_ratio.exp() - 1 - log_ratio) * mask
         last = position == length[:, None] - 1
-        reward = last * given["score_B"][:, None] - given["kl_weight_B"][:, None] * kl
+        reward = last * given["reward_B"][:, None] - given["kl_weight_B"][:, None] * kl
         values = values * mask
         following = torch.cat((values[:, 1:], values.new_zeros(len(values), 1)), 1)
         delta = reward + SHAPING["gamma"] * following - values

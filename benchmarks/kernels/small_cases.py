@@ -75,7 +75,7 @@ def joint(columns: int, dtype: torch.dtype, device: torch.device) -> Results:
         *(torch.tensor(length).to(device), probs, vectors[0], vectors[1]),
         clip=0.2,
         kl_estimator="k3",
-        score="ratio",
+        signal_form="ratio",
         inplace_backward=True,
     )
     values = [*found.objective, found.entropy_B]
@@ -108,7 +108,7 @@ def objective(batch: int, time: int, groups: int, dtype: torch.dtype, device: to
         *(current, behaviour, against, advantage, length, probs, vectors[0], vectors[1]),
         clip=0.2,
         kl_estimator="k3",
-        score="ratio",
+        signal_form="ratio",
     )
     outputs = [x for x in found if x.requires_grad]
     upstream = [normal(x.numel(), seed=5).reshape(x.shape).to(device) for x in outputs]

@@ -210,8 +210,8 @@ def sft_step(options: argparse.Namespace) -> Callable[[], dict[str, float]]:
 def ppo_step(options: argparse.Namespace) -> Callable[[], dict[str, float]]:
     """Scores, advantages and policy update of a GI-PPO iteration, as rl/gi_ppo.py does them: without the rollout
     and the critic's update, which have no logits or few."""
-    from gipo_mc.algorithms.group_inference import GroupState
     from gipo_mc.algorithms.group_source import GroupSource
+    from gipo_mc.algorithms.state import RLState
     from gipo_mc.rl.scoring import Models, score
     from gipo_mc.rl.shaping import shape
     from gipo_mc.rl.update_policy import update_policy
@@ -232,7 +232,7 @@ def ppo_step(options: argparse.Namespace) -> Callable[[], dict[str, float]]:
     reward_B = torch.linspace(-1, 1, count, device=device)
     models = Models(policy, reference, critic, lambda prompts, rollout: reward_B)
     groups = GroupSource("classifier", config.algorithm.groups)
-    state = GroupState.initial(groups.groups)
+    state = RLState.initial(groups.groups)
 
     def step() -> dict[str, float]:
         phases = Phases(policy.layout)
@@ -262,13 +262,13 @@ def configuration(options: argparse.Namespace) -> Any:
 def engines(options: argparse.Namespace) -> Callable[..., Any]:
     """f(head, optimizer) -> the engine of a fresh model, in the process group of this one process."""
     from gipo_mc.config import ParallelConfig
-    from gipo_mc.models.families.llama import LlamaShape
+    from gipo_mc.models.families.llama import ModelShape
     from gipo_mc.models.stage import build_model
     from gipo_mc.parallel import runtime
     from gipo_mc.parallel.engine import Engine
 
     layout = runtime.initialize(ParallelConfig(), options.device)
-    shape = LlamaShape(
+    shape = ModelShape(
         vocab_size=options.vocabulary,
         hidden_size=options.hidden,
         intermediate_size=options.hidden * 11 // 4,

@@ -48,9 +48,9 @@ def train_and_evaluate(training: Config, evaluation: Callable[..., Config]) -> d
 
     evaluation: takes options, gives the configuration of the RL run whose evaluation is wanted.
     """
-    from gipo_mc.tools import builtin
+    from gipo_mc.supervised import dpo
 
-    builtin.train_dpo(training)
+    dpo.train(training)
     path = Path(training.run.dir) / training.run.name
     policies = {0: training.model.policy}
     policies |= {int(kept.name.removeprefix("step_")): str(kept) for kept in path.glob("checkpoints/step_*")}

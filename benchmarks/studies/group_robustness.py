@@ -183,12 +183,15 @@ def train_reference(seed: int, size: dict[str, int], folder: Path) -> None:
     """The SFT policy that all runs of a seed start from and are held to: trained until the held-out loss hardly falls
     (the 150 steps of `train_sft.py` are for a demo, and leave the hard domain's chains unlearned)."""
     from gipo_mc.config import load_config
+    from gipo_mc.supervised import sft
     from gipo_mc.tools import builtin
 
     path = folder / f"seed{seed}"
     words = [f"run.dir={path}", "run.name=reference", f"run.seed={seed}", f"run.iterations={size['sft']}", "device=cpu"]
     words += [f"data.max_rows={size['demonstrations']}", f"checkpoint.every={size['sft']}"]
-    builtin.train_sft(load_config(None, words, builtin.sft_base()))
+    config = load_config(None, words, builtin.sft_base())
+    builtin.SFT.prepare(config)
+    sft.train(config)
 
 
 def time_overhead(options: argparse.Namespace) -> int:

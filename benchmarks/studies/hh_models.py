@@ -116,7 +116,7 @@ def words(key: str, folder: Path, side: str, evaluation: str = "test") -> list[s
 # ---------------------------------------------------------------------------------------------------- in forks
 def _sft(folder: Path, side: str, others: tuple[str, ...]) -> None:
     from gipo_mc.config import load_config, validate
-    from gipo_mc.tools import builtin
+    from gipo_mc.supervised import sft
     from gipo_mc.tools.new_model import create_text_model
 
     start = folder / f"model_{side}"
@@ -125,16 +125,16 @@ def _sft(folder: Path, side: str, others: tuple[str, ...]) -> None:
         rows = validate({"data": {"demonstrations": [file(folder, "policy", domain) for domain in DOMAINS]}}).data
         create_text_model(start, rows, VOCABULARY, 1 + SIDES.index(side), **SHAPE)
     options = [*words("demonstrations", folder, side), f"run.name=sft_{side}", f"model.policy={start}", *others]
-    builtin.train_sft(load_config(str(CONFIGS / "hh_tiny_sft.yaml"), options))
+    sft.train(load_config(str(CONFIGS / "hh_tiny_sft.yaml"), options))
 
 
 def _reward(folder: Path, side: str, others: tuple[str, ...]) -> None:
     from gipo_mc.config import load_config
-    from gipo_mc.tools import builtin
+    from gipo_mc.supervised import reward_model
 
     options = [*words("preferences", folder, side), f"run.name=reward_{side}"]
     options += [f"model.policy={folder / f'sft_{side}'}", *REWARD, *others]
-    builtin.train_reward(load_config(str(CONFIGS / "hh_tiny_reward.yaml"), options))
+    reward_model.train(load_config(str(CONFIGS / "hh_tiny_reward.yaml"), options))
 
 
 def judge(folder: Path) -> None:

@@ -94,5 +94,5 @@ def _train(
         "checkpoint.every=0",
         "eval.prompts=0",
     ]
-    builtin.train_gi_ppo(load_config(None, words, builtin.gi_ppo_base()))
+    gi_ppo.train(load_config(None, words, builtin.gi_ppo_base()))
     (place / name / "processor.json").write_text(json.dumps(spent))

@@ -127,9 +127,9 @@ def leave(outcome: Mapping[str, Any], folder: Path) -> None:
 
 def train_rl(config: Config) -> dict[str, Any]:
     """A run of RL. One that was interrupted has no checkpoint: it begins again in the folder it began in."""
-    from gipo_mc.tools import builtin
+    from gipo_mc.rl import gi_ppo
 
-    builtin.train_gi_ppo(config)
+    gi_ppo.train(config)
     return read_outcome(Path(config.run.dir) / config.run.name, config.run.iterations)
 
 

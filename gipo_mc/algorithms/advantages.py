@@ -38,11 +38,11 @@ def whiten(
 def normalise_reward(reward_B: Tensor, mean: float, std: float, clip: float = 0.0) -> Tensor:
     """Score of the response: (reward - running mean) / running std, bounded to [-clip, clip] when clip > 0.
 
-    reward_B: [B] in reward-model units; mean and std in the same units (`group_inference.GroupState.reward_mean`
-    and `.reward_std`). A std of 0 (all rewards equal so far) is held at 1e-8 and gives 0 for those rewards.
+    reward_B: [B] in reward-model units; mean and std in the same units (`state.RLState.reward_mean` and
+    `.reward_std`). A std of 0 (all rewards equal so far) is held at 1e-8 and gives 0 for those rewards.
     """
-    score_B = ((reward_B.double() - mean) / max(std, _STD_FLOOR)).to(reward_B.dtype)
-    return score_B.clamp(-clip, clip) if clip > 0 else score_B
+    normalized_B = ((reward_B.double() - mean) / max(std, _STD_FLOOR)).to(reward_B.dtype)
+    return normalized_B.clamp(-clip, clip) if clip > 0 else normalized_B
 
 
 def leave_one_out(reward_B: Tensor, samples: int) -> Tensor:

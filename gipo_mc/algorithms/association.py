@@ -31,13 +31,13 @@ def partial_correlation(x_B: Tensor, y_B: Tensor, given_B: Tensor) -> float:
     return max(-1.0, min(1.0, (xy - xz * yz) / left**0.5)) if left > 1e-9 else 0.0
 
 
-def auc(score_B: Tensor, positive_B: Tensor) -> float:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties one half (Mann-Whitney).
+def auc(value_B: Tensor, positive_B: Tensor) -> float:
+    """Area under the ROC curve: the chance that a positive lies above a negative, ties one half (Mann-Whitney).
 
-    score_B: [B]; positive_B: bool [B]. 0.5 when one of the classes has no members.
+    value_B: [B]; positive_B: bool [B]. 0.5 when one of the classes has no members.
     """
-    positive = score_B[positive_B].detach().double()
-    negative = score_B[~positive_B].detach().double().sort().values
+    positive = value_B[positive_B].detach().double()
+    negative = value_B[~positive_B].detach().double().sort().values
     if not positive.numel() or not negative.numel():
         return 0.5
     below = torch.searchsorted(negative, positive, right=False)

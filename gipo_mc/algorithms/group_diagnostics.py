@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gipo_mc.algorithms.association import correlation, domain_auc, mutual_information, partial_correlation
-from gipo_mc.algorithms.group_inference import MASS_FLOOR
+from gipo_mc.algorithms.group_inference import MEASURED_SHARE
 from gipo_mc.algorithms.group_invariance import Weights, bounded_beta, group_statistics, moments, relative_weight
 
 REPEAT = 20  # an alarm that goes on holding is said again after so many iterations
@@ -28,7 +28,7 @@ def diagnostics(
     length_B: Tensor,
     domains: Sequence[str],
     *,
-    score_B: Tensor | None = None,
+    signal_B: Tensor | None = None,
     best_group: int | None = None,
     weights: Weights = "size",
     beta: float = 0.0,
@@ -38,7 +38,7 @@ def diagnostics(
     """Metrics of the groups over one rollout batch (B rows, equal on every rank); all finite.
 
     group_probs_BM [B, M]; raw reward_B; kl_B nats of each response; length_B tokens; domains: B known labels.
-    score_B: the S of R_var (default: reward_B). best_group: g_high, None: not known. beta, mass_floor, cap: what stage
+    signal_B: the S of R_var (default: reward_B). best_group: g_high, None: not known. beta, mass_floor, cap: what stage
     2 is given, for the relative weights.
 
     group/<g>/mass is the share of the sequences; group/<g>/{reward,kl} are p-weighted means (0 for an empty group),
@@ -50,14 +50,14 @@ def diagnostics(
     worst/group_reward: the lowest mean raw reward of a group that holds 2 % of the sequences.
     """
     probs_BM, reward_B, kl_B = (x.detach().double() for x in (group_probs_BM, reward_B, kl_B))
-    score_B = reward_B if score_B is None else score_B.detach().double()
+    signal_B = reward_B if signal_B is None else signal_B.detach().double()
     total, groups = probs_BM.shape
     if len(domains) != total:
         raise ValueError(f"{len(domains)} domain labels for {total} sequences: one label for each is needed.")
     if not total:
         return {}
 
-    batch = moments(*group_statistics(probs_BM, score_B), total, weights)
+    batch = moments(*group_statistics(probs_BM, signal_B), total, weights)
     mean_reward_M = moments(*group_statistics(probs_BM, reward_B), total, weights).objective_M
     mean_kl_M = moments(*group_statistics(probs_BM, kl_B), total, weights).objective_M
     metrics: dict[str, float] = {}
@@ -66,11 +66,11 @@ def diagnostics(
         metrics[f"group/{group}/reward"] = float(mean_reward_M[group])
         metrics[f"group/{group}/objective"] = float(batch.objective_M[group])
         metrics[f"group/{group}/kl"] = float(mean_kl_M[group])
-    held = [float(r) for r, mass in zip(mean_reward_M, batch.mass_M, strict=True) if mass >= MASS_FLOOR * total]
+    held = [float(r) for r, mass in zip(mean_reward_M, batch.mass_M, strict=True) if mass >= MEASURED_SHARE * total]
     metrics["worst/group_reward"] = min(held)
     metrics["group/variance"] = float(batch.variance)
     metrics["group/entropy"] = float(torch.special.entr(probs_BM).sum(1).mean())
-    spread = float(score_B.var(correction=0))
+    spread = float(signal_B.var(correction=0))
     metrics["group/explained_share"] = float(batch.variance) / spread if spread > 0.0 else 0.0
 
     policy_beta, kept = bounded_beta(beta, batch, mass_floor=mass_floor, cap=cap)

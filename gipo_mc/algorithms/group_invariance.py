@@ -1,7 +1,7 @@
 """The group variance R_var and its closed-form gradients: what stage 1 maximises and stage 2 minimises.
 
 Source: Zheng et al., "Improving Generalization of Alignment with Human Preferences through Group Invariant Learning",
-arXiv 2310.11971. For N sequences with scores S_i and soft assignments p_ig:
+arXiv 2310.11971. For N sequences with signals S_i and soft assignments p_ig:
 
     P_g = sum_i p_ig      Q_g = sum_i p_ig S_i      R_g = Q_g / P_g
     R_var = sum_g omega_g (R_g - Rbar)^2            Rbar = sum_g omega_g R_g
@@ -34,7 +34,7 @@ class GroupMoments:
     """R_var of a mini-batch with everything its gradients need. Tensors share one dtype and carry no gradient.
 
     mass_M: P_g, sequences. weighted_M: Q_g. total: N, scalar tensor, sequences.
-    objective_M: R_g, in units of the score (0 for an empty group). mean, variance: Rbar and R_var, scalar tensors.
+    objective_M: R_g, in units of the signal (0 for an empty group). mean, variance: Rbar and R_var, scalar tensors.
     omega_M: weights of the groups, sum 1; 0 for groups that are empty or excluded. weights: how they were chosen.
     """
 
@@ -48,9 +48,9 @@ class GroupMoments:
     weights: Weights
 
 
-def group_statistics(group_probs_NM: Tensor, score_N: Tensor) -> tuple[Tensor, Tensor]:
-    """(P_g, Q_g), each [M], of any part of a mini-batch; parts add up. group_probs_NM [N, M], score_N [N]."""
-    return group_probs_NM.sum(0), (group_probs_NM * score_N.unsqueeze(1)).sum(0)
+def group_statistics(group_probs_NM: Tensor, signal_N: Tensor) -> tuple[Tensor, Tensor]:
+    """(P_g, Q_g), each [M], of any part of a mini-batch; parts add up. group_probs_NM [N, M], signal_N [N]."""
+    return group_probs_NM.sum(0), (group_probs_NM * signal_N.unsqueeze(1)).sum(0)
 
 
 def moments(mass_M: Tensor, weighted_M: Tensor, total: int | float | Tensor, weights: Weights) -> GroupMoments:
@@ -90,7 +90,7 @@ def with_mass_floor(moments: GroupMoments, mass_floor: float) -> GroupMoments:
     return _moments(moments.mass_M, moments.weighted_M, moments.total, moments.weights, allowed_M)
 
 
-def score_gradient(moments: GroupMoments, group_probs_BM: Tensor) -> Tensor:
+def signal_gradient(moments: GroupMoments, group_probs_BM: Tensor) -> Tensor:
     """c'_i = dR_var / dS_i = 2 sum_g omega_g (R_g - Rbar) p_ig / P_g, [B], without gradient.
 
     "size": (2/N) sum_g p_ig (R_g - Rbar); "population": (2/M) sum_g (p_ig / P_g)(R_g - Rbar).
@@ -101,22 +101,22 @@ def score_gradient(moments: GroupMoments, group_probs_BM: Tensor) -> Tensor:
     return (group_probs_BM.detach() * slope_M).sum(1).to(group_probs_BM.dtype)
 
 
-def probability_gradient(moments: GroupMoments, score_B: Tensor) -> Tensor:
+def probability_gradient(moments: GroupMoments, signal_B: Tensor) -> Tensor:
     """d_ig = dR_var / dp_ig, [B, M], without gradient.
 
     "size": (2 S_i R_g - R_g^2 - 2 Rbar S_i + Rbar^2) / N = (R_g - Rbar)(2 S_i - R_g - Rbar) / N;
     "population": (2/M)(R_g - Rbar)(S_i - R_g) / P_g.
-    score_B: S_i, [B], any rows of the mini-batch. Rows of p sum to 1, so each formula holds up to a constant a row,
+    signal_B: S_i, [B], any rows of the mini-batch. Rows of p sum to 1, so each formula holds up to a constant a row,
     which the softmax cancels. Empty groups get 0.
     """
-    score_B1 = score_B.detach().unsqueeze(1)
+    signal_B1 = signal_B.detach().unsqueeze(1)
     gap_M = moments.objective_M - moments.mean
     per_mass_M = moments.omega_M / moments.mass_M.clamp(min=EMPTY_MASS)
     if moments.weights == "size":
-        slope_BM = 2.0 * score_B1 - moments.objective_M - moments.mean
+        slope_BM = 2.0 * signal_B1 - moments.objective_M - moments.mean
     else:
-        slope_BM = 2.0 * (score_B1 - moments.objective_M)
-    return (per_mass_M * gap_M * slope_BM).to(score_B.dtype)
+        slope_BM = 2.0 * (signal_B1 - moments.objective_M)
+    return (per_mass_M * gap_M * slope_BM).to(signal_B.dtype)
 
 
 def relative_weight(beta: float | Tensor, moments: GroupMoments, group_probs_BM: Tensor) -> Tensor:
@@ -124,11 +124,11 @@ def relative_weight(beta: float | Tensor, moments: GroupMoments, group_probs_BM:
 
     Its mean over the mini-batch is 1. Negative: the policy un-learns that sequence.
     """
-    return 1.0 - beta * moments.total.to(group_probs_BM.dtype) * score_gradient(moments, group_probs_BM)
+    return 1.0 - beta * moments.total.to(group_probs_BM.dtype) * signal_gradient(moments, group_probs_BM)
 
 
 def bounded_beta(beta: float, moments: GroupMoments, *, mass_floor: float, cap: float) -> tuple[Tensor, GroupMoments]:
-    """(beta', moments'): what stage 2 is to use, `beta' * score_gradient(moments', p)`.
+    """(beta', moments'): what stage 2 is to use, `beta' * signal_gradient(moments', p)`.
 
     moments': `with_mass_floor`. beta' = min(beta, cap / max_g 2 (N omega_g / P_g) |R_g - Rbar|), a scalar tensor; with
     "size" the factor N omega_g / P_g is 1 (when no group is left out), so that 2 beta' |R_g - Rbar| <= cap. All

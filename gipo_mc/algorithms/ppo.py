@@ -21,7 +21,7 @@ def policy_loss_terms(
     objective: GroupObjective,
     *,
     tokens: int | float | Tensor,
-    score_gradient_B: Tensor | None = None,
+    signal_gradient_B: Tensor | None = None,
     beta: float | Tensor = 0.0,
     entropy_sum: Tensor | None = None,
     entropy_coef: float = 0.0,
@@ -34,8 +34,8 @@ def policy_loss_terms(
 
     objective: op B of this micro-batch, differentiable with respect to the policy's log-probs.
     tokens: n, response tokens of the whole mini-batch, over all ranks (a global sum, never a mean of means).
-    score_gradient_B: c'_i = dR_var/dS_i, [B], fixed from a first pass over the whole mini-batch
-        (`group_invariance.score_gradient`), so that the second term has the gradient of beta * R_var and is exact
+    signal_gradient_B: c'_i = dR_var/dS_i, [B], fixed from a first pass over the whole mini-batch
+        (`group_invariance.signal_gradient`), so that the second term has the gradient of beta * R_var and is exact
         whatever the split; its value is not R_var's. None (PPO): left out.
     beta: weight of R_var after `group_invariance.bounded_beta`; 0 leaves the term out, bit for bit PPO.
     entropy_sum: scalar, sum of the entropies (nats) of this micro-batch's response tokens.
@@ -48,8 +48,8 @@ def policy_loss_terms(
     if entropy_sum is not None and entropy_coef:
         loss = loss - entropy_coef * entropy_sum
     loss = loss / tokens
-    if score_gradient_B is not None and (isinstance(beta, Tensor) or beta):
-        loss = loss + beta * (score_gradient_B.detach() * objective.score_B).sum()
+    if signal_gradient_B is not None and (isinstance(beta, Tensor) or beta):
+        loss = loss + beta * (signal_gradient_B.detach() * objective.signal_B).sum()
     return loss
 
 

@@ -51,6 +51,11 @@ def sequence_signal(
     return sum_B.to(token_signal_BT.dtype)
 
 
+def ema(old: float | None, new: float, decay: float) -> float:
+    """Exponential moving average that begins with the first value instead of a bias towards 0."""
+    return new if old is None else decay * old + (1.0 - decay) * new
+
+
 def running_std(old: float | None, signal_B: Tensor, decay: float) -> float:
     """EMA of the batch's standard deviation, begun with the first batch. It runs, rather than being the batch's, so
     that a batch whose signals hardly differ is not blown up."""

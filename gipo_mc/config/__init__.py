@@ -1,8 +1,8 @@
 """The configuration: typed sections, loaded and checked once, before any process group starts."""
 
-from gipo_mc.config.help import describe
+from gipo_mc.config.help import MARKS_MEAN, describe
 from gipo_mc.config.layout import check_layout
-from gipo_mc.config.load import changes, load_config, save_config, validate
+from gipo_mc.config.load import changes, load_config, save_config, validate, values
 from gipo_mc.config.schema import (
     AlgorithmConfig,
     CheckpointConfig,
@@ -16,9 +16,12 @@ from gipo_mc.config.schema import (
     RolloutConfig,
     RunConfig,
     TrainConfig,
+    options,
+    resume_rule,
 )
 
 __all__ = [
+    "MARKS_MEAN",
     "AlgorithmConfig",
     "CheckpointConfig",
     "Config",
@@ -35,6 +38,9 @@ __all__ = [
     "check_layout",
     "describe",
     "load_config",
+    "options",
+    "resume_rule",
     "save_config",
     "validate",
+    "values",
 ]

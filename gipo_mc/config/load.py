@@ -109,15 +109,20 @@ def changes(before: Path, now: Config) -> list[str]:
         old = OmegaConf.to_container(OmegaConf.load(before))
     except (OSError, ValueError, OmegaConfBaseException):
         return []
-
-    def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(tree, dict):
-            return {prefix: tree}
-        items = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items()]
-        return {key: value for item in items for key, value in item.items()}
-
-    then, present = flat(old), flat(now.model_dump())
+    then, present = _flat(old), values(now)
     return [f"{key}: {then[key]} -> {present[key]}" for key in present if key in then and then[key] != present[key]]
+
+
+def values(config: Config) -> dict[str, Any]:
+    """The value of every option by its key ("algorithm.groups")."""
+    return _flat(config.model_dump())
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    items = [_flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items()]
+    return {key: value for item in items for key, value in item.items()}
 
 
 def save_config(config: Config, path: Path) -> None:

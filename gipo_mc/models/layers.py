@@ -79,7 +79,7 @@ class CausalAttention(MegatronModule):
         return out_BNLD.permute(2, 0, 1, 3).reshape(new, query.shape[1], -1)
 
 
-class LlamaSelfAttention(SelfAttention):
+class CachedSelfAttention(SelfAttention):
     """Megatron's self-attention whose static KV cache holds rotated keys.
 
     Megatron stores keys before the rotary embedding and rotates the whole cache again at every step; here a key is
@@ -136,7 +136,7 @@ def _local_layer() -> ModuleSpec:
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=ModuleSpec(
-                module=LlamaSelfAttention,
+                module=CachedSelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=ColumnParallelLinear,
@@ -164,6 +164,6 @@ def _local_layer() -> ModuleSpec:
 def _engine_layer() -> ModuleSpec:
     spec = get_gpt_layer_with_transformer_engine_spec()
     attention = spec.submodules.self_attention
-    attention.module = LlamaSelfAttention
+    attention.module = CachedSelfAttention
     attention.submodules.core_attention = CausalAttention
     return spec

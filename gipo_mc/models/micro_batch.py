@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gipo_mc.parallel.collectives import replicate_rows
@@ -24,12 +25,18 @@ class MicroBatch:
 
     sequences: the rows, padded to the longest of them and to the layout's length multiple, on the device.
     rows_B: int64 [b], position of each row in the batch it was cut from.
-    times: response time T of the batch, the width of every response-aligned tensor.
+    width: T of that batch, the width of every response-aligned tensor.
+    unit: rows that belong together (2 for a pair).
     """
 
     sequences: Sequences
     rows_B: Tensor
-    times: int
+    width: int
+    unit: int = 1
+
+    def __len__(self) -> int:
+        """Units of rows."""
+        return len(self.sequences) // self.unit
 
     @property
     def tokens_BL(self) -> Tensor:
@@ -39,8 +46,8 @@ class MicroBatch:
     def response_NN(self) -> tuple[Tensor, Tensor]:
         """(row, time), int64 [N] each: the response tokens of this micro-batch in row order."""
         length_B = self.sequences.response_length_B
-        times_T = torch.arange(self.times, device=length_B.device)
-        row_N, time_N = torch.nonzero(times_T < length_B[:, None], as_tuple=True)
+        time_T = torch.arange(self.width, device=length_B.device)
+        row_N, time_N = torch.nonzero(time_T < length_B[:, None], as_tuple=True)
         return row_N, time_N
 
     @cached_property
@@ -70,21 +77,21 @@ class MicroBatch:
     def to_response_BT(self, value_N: Tensor) -> Tensor:
         """Packed response tokens [N] -> [b, T], zeros in the padding; differentiable."""
         row_N, time_N = self.response_NN
-        return value_N.new_zeros(len(self.sequences), self.times).index_put((row_N, time_N), value_N)
+        return value_N.new_zeros(len(self.sequences), self.width).index_put((row_N, time_N), value_N)
 
 
 def micro_batches(
-    sequences: Sequences, size: int, layout: Layout, *, unit: int = 1, times: int = 0
+    sequences: Sequences, size: int, layout: Layout, *, unit: int = 1, width: int = 0
 ) -> list[MicroBatch]:
     """This data-parallel rank's block of `sequences` in micro-batches of at most `size` rows.
 
     unit: rows that belong together and are never split (2 for the pairs of a reward model).
-    times: response time T of the tensors that go with them; 0: the longest response.
+    width: T of the tensors that go with them; 0: the longest response.
     A rank may have one unit more than another, so counts may differ between data-parallel ranks. A rank without any
     (an evaluation of fewer rows than replicas) runs the first unit, for the collectives; `run_forward` drops it.
     """
     own = split_rows(len(sequences) // unit, layout.data)[layout.data_rank] or range(1)
-    times = times or int(sequences.response_length_B.max())
+    width = width or int(sequences.response_length_B.max())
     size = max(size // unit, 1)
     result = []
     for start in range(own.start, own.stop, size):
@@ -93,11 +100,11 @@ def micro_batches(
         part = sequences.rows(rows_B)
         padding = -part.tokens_BL.shape[1] % layout.length_multiple
         part = Sequences(
-            torch.nn.functional.pad(part.tokens_BL, (0, padding)).to(layout.device),
+            F.pad(part.tokens_BL, (0, padding)).to(layout.device),
             part.prompt_length_B.to(layout.device),
             part.response_length_B.to(layout.device),
         )
-        result.append(MicroBatch(part, rows_B.to(layout.device), times))
+        result.append(MicroBatch(part, rows_B.to(layout.device), width, unit))
     return result
 
 
@@ -113,11 +120,26 @@ def run_forward(
 
 
 def run_backward(
-    engine: Engine, batches: list[MicroBatch], count: int, last_stage: LastStage, widths: dict[str, int]
+    engine: Engine,
+    batches: list[MicroBatch],
+    count: int,
+    last_stage: LastStage,
+    widths: dict[str, int],
+    sums: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
-    """Like `run_forward`, accumulating the gradients of each micro-batch's "loss"."""
+    """Like `run_forward`, accumulating the gradients of each micro-batch's "loss".
+
+    sums: outputs that are one number a micro-batch (a scalar); they come back added up over all of them.
+    """
     assert count >= engine.layout.data, "check_layout keeps batches at least as large as the data-parallel size"
-    return _everywhere(engine.forward_backward(batches, last_stage), widths, count, engine.layout)
+    outputs = engine.forward_backward(batches, last_stage)
+    # Ranks hold different numbers of micro-batches, so a sum travels with the rows, in the first of its micro-batch.
+    columns = [
+        output | {name: F.pad(output[name].detach()[None], (0, len(batch) - 1)) for name in sums}
+        for output, batch in zip(outputs, batches)
+    ]
+    found = _everywhere(columns, widths | dict.fromkeys(sums, 0), count, engine.layout)
+    return found | {name: found[name].sum() for name in sums}
 
 
 def _everywhere(

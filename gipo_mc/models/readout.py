@@ -1,7 +1,7 @@
 """What the last pipeline stage makes of hidden states: log-probs, values, group logits, rewards.
 
-Each function here returns a `LastStage` for `gipo_mc.parallel.engine.Engine`; the update stages compose losses from
-the same pieces, so that what is scored and what is trained cannot differ.
+The stages that only read get a `LastStage` for `gipo_mc.parallel.engine.Engine`; those that train compose their losses
+from the same pieces, so that scoring and training cannot differ.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gipo_mc.models.micro_batch import MicroBatch
-from gipo_mc.ops import (
-    GroupObjective,
-    TokenObjective,
-    TokenStatistics,
-    group_objective,
-    token_objective,
-    token_statistics,
-)
+from gipo_mc.ops import TokenStatistics, token_statistics
 from gipo_mc.parallel.engine import LastStage, Outputs
+
+
+def holds_the_vocabulary() -> bool:
+    """Does this rank hold the logits of the whole vocabulary?"""
+    return parallel_state.get_tensor_model_parallel_world_size() == 1
+
+
+def response_states(hidden_LBH: Tensor, batch: MicroBatch) -> Tensor:
+    """[N, H]: the hidden state that predicts each packed response token."""
+    return hidden_LBH.flatten(0, 1)[batch.state_N]
 
 
 def response_statistics(
@@ -33,8 +36,7 @@ def response_statistics(
 
     logit_rows: tokens whose logits exist at a time, see `by_rows`; 0: all.
     """
-    tensor_parallel = parallel_state.get_tensor_model_parallel_world_size() > 1
-    group = parallel_state.get_tensor_model_parallel_group() if tensor_parallel else None
+    group = None if holds_the_vocabulary() else parallel_state.get_tensor_model_parallel_group()
 
     def statistics(state_nH: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor]:
         found = token_statistics(
@@ -49,51 +51,8 @@ def response_statistics(
         )
         return found.logp_N, found.entropy_N
 
-    state_NH = hidden_LBH.flatten(0, 1)[batch.state_N]
+    state_NH = response_states(hidden_LBH, batch)
     return TokenStatistics(*by_rows(statistics, state_NH, batch.target_N, rows=logit_rows))
-
-
-def response_objective(
-    model: Any,
-    hidden_LBH: Tensor,
-    batch: MicroBatch,
-    temperature: float,
-    logit_rows: int,
-    signal: dict[str, Any] | None = None,
-    **inputs: Any,
-) -> TokenObjective:
-    """The group objective of the response tokens, and the sum of the entropies of each sequence.
-
-    inputs: what `gipo_mc.ops.group_objective` takes beside log-probs and lengths. signal: see `objective_with_signal`.
-    Without it, where this rank holds the whole vocabulary and all logits exist at a time, one op goes from the logits
-    to the objective; otherwise the log-probs stand between. The numbers are the same.
-    """
-    length_B, tokens = batch.sequences.response_length_B, len(batch.state_N)
-    whole = parallel_state.get_tensor_model_parallel_world_size() == 1 and (not logit_rows or tokens <= logit_rows)
-    if whole and signal is None:
-        return token_objective(
-            model.lm_logits(hidden_LBH.flatten(0, 1)[batch.state_N]),
-            batch.target_N,
-            length_B=length_B,
-            vocab_size=model.vocab_size,
-            temperature=temperature,
-            inplace_backward=True,
-            **inputs,
-        )
-    statistics = response_statistics(model, hidden_LBH, batch, temperature, logit_rows)
-    objective = objective_with_signal(batch.to_response_BT(statistics.logp_N), length_B, inputs, signal)
-    return TokenObjective(objective, batch.to_response_BT(statistics.entropy_N).sum(dim=1))
-
-
-def objective_with_signal(
-    logp_BT: Tensor, length_B: Tensor, inputs: dict[str, Any], signal: dict[str, Any] | None
-) -> GroupObjective:
-    """The group objective of log-probs; with `signal` its scores and their group sums are those of other inputs."""
-    objective = group_objective(logp_BT, length_B=length_B, **inputs)
-    if signal is None:
-        return objective
-    own = group_objective(logp_BT, length_B=length_B, **signal)
-    return objective._replace(score_B=own.score_B, mass_M=own.mass_M, weighted_M=own.weighted_M)
 
 
 def by_rows(
@@ -124,7 +83,7 @@ def by_rows(
 
 def response_values(model: Any, hidden_LBH: Tensor, batch: MicroBatch) -> Tensor:
     """Value of the state before each response token, [b, T], zeros in the padding."""
-    return batch.to_response_BT(model.value(hidden_LBH.flatten(0, 1)[batch.state_N]))
+    return batch.to_response_BT(model.value(response_states(hidden_LBH, batch)))
 
 
 def group_probabilities(model: Any, hidden_LBH: Tensor, batch: MicroBatch, *, reads: str, detach: bool) -> Tensor:

@@ -22,7 +22,7 @@ from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
 from torch import Tensor
 
 from gipo_mc.errors import ConfigError
-from gipo_mc.models.families.llama import LlamaShape, transformer_config
+from gipo_mc.models.families.llama import ModelShape, transformer_config
 from gipo_mc.models.heads import GroupHead, ScalarHead
 from gipo_mc.models.layers import block_spec
 from gipo_mc.models.weights.mapping import initialize_heads, initialize_trunk
@@ -31,7 +31,7 @@ from gipo_mc.parallel.layout import Layout
 HeadKind = Literal["lm", "value", "reward", "critic"]
 
 
-class LlamaModel(GPTModel):
+class StageModel(GPTModel):
     """One stage. Build with `build_model`.
 
     Attributes: shape, layout, head; vocab_size (the true vocabulary), padded_vocab, and vocab_start, the first global
@@ -42,7 +42,7 @@ class LlamaModel(GPTModel):
     output_layer: Any  # None where there is no vocabulary projection
 
     def __init__(
-        self, shape: LlamaShape, layout: Layout, *, head: HeadKind, groups: int, group_head: str, dtype: torch.dtype
+        self, shape: ModelShape, layout: Layout, *, head: HeadKind, groups: int, group_head: str, dtype: torch.dtype
     ) -> None:
         config = transformer_config(shape, layout, dtype)
         padded_vocab = shape.padded_vocab(layout.tensor)
@@ -162,7 +162,7 @@ class LlamaModel(GPTModel):
 
 
 def build_model(
-    shape: LlamaShape,
+    shape: ModelShape,
     layout: Layout,
     *,
     head: HeadKind,
@@ -172,7 +172,7 @@ def build_model(
     trainable: bool,
     seed: int = 1,
     initialize: bool = True,
-) -> LlamaModel:
+) -> StageModel:
     """This rank's stage, on `layout.device`, in train mode if `trainable`, else frozen and in eval mode.
 
     Weights are drawn from one stream a parameter, keyed by (seed, name): the same model in every layout. Heads are
@@ -182,7 +182,7 @@ def build_model(
     shape.check(layout.tensor, layout.pipeline)
     if head == "critic" and groups < 1:
         raise ConfigError(f"A critic with a group head needs algorithm.groups >= 1, not {groups}.")
-    model = LlamaModel(shape, layout, head=head, groups=groups, group_head=group_head, dtype=dtype)
+    model = StageModel(shape, layout, head=head, groups=groups, group_head=group_head, dtype=dtype)
     if initialize:
         initialize_trunk(model, seed)
     initialize_heads(model, seed)
@@ -190,4 +190,4 @@ def build_model(
     return model.train() if trainable else model.requires_grad_(False).eval()
 
 
-__all__ = ["HeadKind", "LlamaModel", "build_model"]
+__all__ = ["HeadKind", "StageModel", "build_model"]

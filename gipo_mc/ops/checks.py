@@ -14,7 +14,7 @@ from torch import Tensor
 IGNORED_TARGET = -100
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ESTIMATORS = ("k1", "k2", "k3")
-SCORES = ("ratio", "log_prob", "log_prob_mean")
+SIGNAL_FORMS = ("ratio", "log_prob", "log_prob_mean")
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -131,15 +131,15 @@ def objective(
     tokens_BT: dict[str, Tensor],
     length_B: Tensor,
     group_probs_BM: Tensor,
-    signal_B: Tensor,
-    high_B: Tensor,
+    behaviour_signal_B: Tensor,
+    kl_weight_B: Tensor,
     *,
     clip: float,
     kl_estimator: str,
-    score: str,
+    signal_form: str,
 ) -> tuple[int, int]:
     """What op B takes: `tokens_BT` [B, T] of `dtype` by name, the first of which gives the shape, and what each
-    sequence has. (kl_estimator, score) as positions in ESTIMATORS and SCORES."""
+    sequence has. (kl_estimator, signal_form) as positions in ESTIMATORS and SIGNAL_FORMS."""
     first, tensor = next(iter(tokens_BT.items()))
     if not isinstance(tensor, Tensor) or tensor.dim() != 2:
         raise ValueError(f"{op}: {first} has shape {list(getattr(tensor, 'shape', ()))}; give [B, T].")
@@ -149,8 +149,8 @@ def objective(
     if not isinstance(group_probs_BM, Tensor) or group_probs_BM.dim() != 2 or group_probs_BM.shape[1] == 0:
         raise ValueError(f"{op}: group_probs_BM must be a tensor [B, M] with at least one group.")
     like(op, "group_probs_BM", group_probs_BM, (batch, group_probs_BM.shape[1]), wide, device)
-    like(op, "signal_B", signal_B, (batch,), wide, device)
-    like(op, "high_B", high_B, (batch,), wide, device)
+    like(op, "behaviour_signal_B", behaviour_signal_B, (batch,), wide, device)
+    like(op, "kl_weight_B", kl_weight_B, (batch,), wide, device)
     lengths(op, length_B, batch, time, device)
     number(op, "clip", clip, above=0.0)
-    return choice(op, "kl_estimator", kl_estimator, ESTIMATORS), choice(op, "score", score, SCORES)
+    return choice(op, "kl_estimator", kl_estimator, ESTIMATORS), choice(op, "signal_form", signal_form, SIGNAL_FORMS)

@@ -1,9 +1,9 @@
 """Op B: everything the policy and classifier losses need of a (micro-)batch, in one pass over its tokens.
 
-Per sequence: score s_i, clipped surrogate, KL to the reference, ratio statistics; per group: P_g = sum_i p_ig and
+Per sequence: signal s_i, clipped surrogate, KL to the reference, ratio statistics; per group: P_g = sum_i p_ig and
 Q_g = sum_i p_ig s_i. P and Q of micro-batches and ranks are added by the caller; `group_variance` then gives R_var
 (Zheng et al., arXiv 2310.11971). Backward is one pass too, whichever outputs were used: each token's gradient is
-its sequence's three coefficients (of score, surrogate and KL) times three token terms.
+its sequence's three coefficients (of signal, surrogate and KL) times three token terms.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gipo_mc.ops import checks, native, reference
 from gipo_mc.ops.results import GroupObjective, GroupVariance, differentiable_fields
 
 _OP = "group_objective"
-_PER_SEQUENCE = 6  # score, surrogate, kl, clipped, ratio_max, behaviour_kl: rows of one [6, B] buffer
+_PER_SEQUENCE = 6  # signal, surrogate, kl, clipped, ratio_max, behaviour_kl: rows of one [6, B] buffer
 
 
 def _fake_forward(*inputs: Any) -> tuple[Tensor, Tensor]:
@@ -34,16 +34,16 @@ def _forward(
     advantage_BT: Tensor,
     length_B: Tensor,
     group_probs_BM: Tensor,
-    signal_B: Tensor,
-    high_B: Tensor,
+    behaviour_signal_B: Tensor,
+    kl_weight_B: Tensor,
     clip: float,
     estimator: int,
-    score: int,
+    signal_form: int,
 ) -> tuple[Tensor, Tensor]:
-    """[6, B], the fields of GroupObjective a sequence, and [2 M + 1], its sums. estimator and score: positions in
+    """[6, B], the fields of GroupObjective a sequence, and [2 M + 1], its sums. estimator and signal_form: positions in
     checks.ESTIMATORS and SCORES."""
     tokens = [x.contiguous() for x in (logp_BT, behaviour_logp_BT, reference_logp_BT, advantage_BT)]
-    vectors = [x.contiguous() for x in (length_B, group_probs_BM, signal_B, high_B)]
+    vectors = [x.contiguous() for x in (length_B, group_probs_BM, behaviour_signal_B, kl_weight_B)]
     (batch, time), groups = logp_BT.shape, group_probs_BM.shape[1]
     sequence_6B = group_probs_BM.new_empty((_PER_SEQUENCE, batch))
     sums_2M1 = group_probs_BM.new_empty(2 * groups + 1)
@@ -51,7 +51,7 @@ def _forward(
         "group_objective",
         logp_BT.device,
         *(*map(native.address, tokens), native.code(logp_BT), batch, time, groups),
-        *(*map(native.address, vectors), clip, estimator, score),
+        *(*map(native.address, vectors), clip, estimator, signal_form),
         *(native.address(sequence_6B), native.address(sums_2M1)),
     )
     return sequence_6B, sums_2M1
@@ -70,12 +70,12 @@ def _gradient(
     advantage_BT: Tensor,
     length_B: Tensor,
     group_probs_BM: Tensor,
-    high_B: Tensor,
-    score_B: Tensor,
+    kl_weight_B: Tensor,
+    signal_B: Tensor,
     clip: float,
     estimator: int,
-    score: int,
-    of_score_B: Tensor | None,
+    signal_form: int,
+    of_signal_B: Tensor | None,
     of_surrogate_B: Tensor | None,
     of_kl_B: Tensor | None,
     of_mass_M: Tensor | None,
@@ -84,15 +84,15 @@ def _gradient(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of logp_BT and group_probs_BM from those of the outputs; None for one that was not used."""
     tokens = [x.contiguous() for x in (logp_BT, behaviour_logp_BT, reference_logp_BT, advantage_BT)]
-    vectors = [x.contiguous() for x in (length_B, group_probs_BM, high_B, score_B)]
-    upstream = native.upstream(of_score_B, of_surrogate_B, of_kl_B, of_mass_M, of_weighted_M, of_weighted_kl)
+    vectors = [x.contiguous() for x in (length_B, group_probs_BM, kl_weight_B, signal_B)]
+    upstream = native.upstream(of_signal_B, of_surrogate_B, of_kl_B, of_mass_M, of_weighted_M, of_weighted_kl)
     (batch, time), groups = logp_BT.shape, group_probs_BM.shape[1]
     logp_gradient_BT, probs_gradient_BM = torch.empty_like(tokens[0]), torch.empty_like(vectors[1])
     native.call(
         "group_objective_gradient",
         logp_BT.device,
         *(*map(native.address, tokens), native.code(logp_BT), batch, time, groups),
-        *(*map(native.address, vectors), clip, estimator, score, *map(native.address, upstream)),
+        *(*map(native.address, vectors), clip, estimator, signal_form, *map(native.address, upstream)),
         *(native.address(logp_gradient_BT), native.address(probs_gradient_BM)),
     )
     return logp_gradient_BT, probs_gradient_BM
@@ -104,12 +104,12 @@ class _GroupObjective(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        *tensors, _, high_B, clip, estimator, score = inputs
+        *tensors, _, kl_weight_B, clip, estimator, signal_form = inputs
         outputs = GroupObjective.of_buffers(*_forward(*inputs))
-        ctx.numbers = (clip, estimator, score)
+        ctx.numbers = (clip, estimator, signal_form)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(outputs.clipped_B, outputs.ratio_max_B, outputs.behaviour_kl_B)
-        ctx.save_for_backward(*tensors, high_B, outputs.score_B)
+        ctx.save_for_backward(*tensors, kl_weight_B, outputs.signal_B)
         return tuple(outputs)
 
     @staticmethod
@@ -128,24 +128,24 @@ def group_objective(
     advantage_BT: Tensor,
     length_B: Tensor,
     group_probs_BM: Tensor,
-    signal_B: Tensor,
-    high_B: Tensor,
+    behaviour_signal_B: Tensor,
+    kl_weight_B: Tensor,
     *,
     clip: float,
     kl_estimator: str,
-    score: str,
+    signal_form: str,
 ) -> GroupObjective:
-    """Scores, surrogate, KL and group sums of B sequences; see `GroupObjective` for the outputs.
+    """Signals, surrogate, KL and group sums of B sequences; see `GroupObjective` for the outputs.
 
     logp_BT, behaviour_logp_BT, reference_logp_BT, advantage_BT: [B, T], one float dtype; entries at t >= length never
         matter, whatever they hold. length_B: int64 [B], tokens, 0 <= length <= T.
-    group_probs_BM [B, M], signal_B [B], high_B [B]: float32 (float64 when logp_BT is). signal_B is the value part
-        of the score "ratio"; high_B weights each sequence's KL in weighted_kl.
+    group_probs_BM [B, M], behaviour_signal_B [B], kl_weight_B [B]: float32 (float64 when logp_BT is). The second is the
+        signal under the behaviour policy, used by the form "ratio"; the third weights a sequence's KL in weighted_kl.
     clip: range of the ratio exp(logp - behaviour) (PPO, Schulman et al., arXiv 1707.06347).
     kl_estimator: "k1", "k2", "k3" of KL(pi || reference), per token.
-    score: "ratio": s_i = signal_i + mean_t (ratio - 1) A, whose value is the signal and gradient PPO's at ratio 1;
-        "log_prob": sum_t logp A (the paper); "log_prob_mean": its mean over tokens.
-    A sequence of length 0 has score = signal ("ratio") or 0, and 0 elsewhere.
+    signal_form: "ratio": s_i = behaviour_signal_i + mean_t (ratio - 1) A, at ratio 1 the behaviour signal with the
+        gradient of PPO; "log_prob": sum_t logp A (the paper); "log_prob_mean": its mean over tokens.
+    A sequence of length 0 has its behaviour signal ("ratio") or 0 as its signal, and 0 elsewhere.
 
     Differentiable once, with respect to logp_BT and group_probs_BM. Raises TypeError or ValueError for wrong input.
     """
@@ -156,15 +156,22 @@ def group_objective(
         "reference_logp_BT": reference_logp_BT,
         "advantage_BT": advantage_BT,
     }
-    sequences = (length_B, group_probs_BM, signal_B, high_B)
-    estimator, kind = checks.objective(
-        _OP, logp_BT.dtype, logp_BT.device, tokens, *sequences, clip=clip, kl_estimator=kl_estimator, score=score
+    sequences = (length_B, group_probs_BM, behaviour_signal_B, kl_weight_B)
+    estimator, form = checks.objective(
+        _OP,
+        logp_BT.dtype,
+        logp_BT.device,
+        tokens,
+        *sequences,
+        clip=clip,
+        kl_estimator=kl_estimator,
+        signal_form=signal_form,
     )
     constants = [x.detach() for x in (behaviour_logp_BT, reference_logp_BT, advantage_BT)]
-    tensors = (logp_BT, *constants, length_B, group_probs_BM, signal_B.detach(), high_B.detach())
+    tensors = (logp_BT, *constants, length_B, group_probs_BM, behaviour_signal_B.detach(), kl_weight_B.detach())
     if native.use_reference():
-        return reference.group_objective(*tensors, clip=clip, kl_estimator=kl_estimator, score=score)
-    return GroupObjective(*_GroupObjective.apply(*tensors, clip, estimator, kind))
+        return reference.group_objective(*tensors, clip=clip, kl_estimator=kl_estimator, signal_form=signal_form)
+    return GroupObjective(*_GroupObjective.apply(*tensors, clip, estimator, form))
 
 
 def group_variance(

@@ -66,12 +66,12 @@ def group_objective(
     advantage_BT: Tensor,
     length_B: Tensor,
     group_probs_BM: Tensor,
-    signal_B: Tensor,
-    high_B: Tensor,
+    behaviour_signal_B: Tensor,
+    kl_weight_B: Tensor,
     *,
     clip: float,
     kl_estimator: str,
-    score: str,
+    signal_form: str,
 ) -> GroupObjective:
     """See `gipo_mc.ops.group_objective`."""
     wide = accumulator(logp_BT.dtype)
@@ -80,28 +80,28 @@ def group_objective(
         x.to(wide).masked_fill(~valid_BT, 0.0)
         for x in (logp_BT, behaviour_logp_BT.detach(), reference_logp_BT.detach(), advantage_BT.detach())
     )
-    signal_B, high_B = signal_B.detach(), high_B.detach()
+    behaviour_signal_B, kl_weight_B = behaviour_signal_B.detach(), kl_weight_B.detach()
     difference = current - behaviour
     ratio = difference.exp()
     token_mean = 1.0 / length_B.clamp(min=1).to(wide)
 
     unclipped, clipped = ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage
-    if score == "ratio":
-        score_B = signal_B + (torch.expm1(difference) * advantage).sum(1) * token_mean
+    if signal_form == "ratio":
+        signal_B = behaviour_signal_B + (torch.expm1(difference) * advantage).sum(1) * token_mean
     else:
-        score_B = (current * advantage).sum(1) * (1.0 if score == "log_prob" else token_mean)
+        signal_B = (current * advantage).sum(1) * (1.0 if signal_form == "log_prob" else token_mean)
     kl_B = kl_estimate(current, reference, kl_estimator).sum(1)
     statistics = (ratio * valid_BT).detach()
     return GroupObjective(
-        score_B=score_B,
+        signal_B=signal_B,
         surrogate_B=torch.minimum(unclipped, clipped).sum(1),
         kl_B=kl_B,
         clipped_B=(clipped < unclipped).sum(1).to(wide),
-        ratio_max_B=statistics.amax(1) if logp_BT.shape[1] else torch.zeros_like(signal_B),
+        ratio_max_B=statistics.amax(1) if logp_BT.shape[1] else torch.zeros_like(behaviour_signal_B),
         behaviour_kl_B=kl_estimate(behaviour, current.detach(), "k3").sum(1),
         mass_M=group_probs_BM.sum(0),
-        weighted_M=(group_probs_BM * score_B[:, None]).sum(0),
-        weighted_kl=(high_B * kl_B).sum(),
+        weighted_M=(group_probs_BM * signal_B[:, None]).sum(0),
+        weighted_kl=(kl_weight_B * kl_B).sum(),
     )
 
 
@@ -113,12 +113,12 @@ def token_objective(
     advantage_BT: Tensor,
     length_B: Tensor,
     group_probs_BM: Tensor,
-    signal_B: Tensor,
-    high_B: Tensor,
+    behaviour_signal_B: Tensor,
+    kl_weight_B: Tensor,
     *,
     clip: float,
     kl_estimator: str,
-    score: str,
+    signal_form: str,
     vocab_size: int | None = None,
     temperature: float = 1.0,
     inplace_backward: bool = False,
@@ -134,11 +134,11 @@ def token_objective(
         advantage_BT,
         length_B,
         group_probs_BM,
-        signal_B,
-        high_B,
+        behaviour_signal_B,
+        kl_weight_B,
         clip=clip,
         kl_estimator=kl_estimator,
-        score=score,
+        signal_form=signal_form,
     )
     return TokenObjective(objective, entropy_BT.sum(1))
 
@@ -148,7 +148,7 @@ def shape_and_gae(
     behaviour_logp_BT: Tensor,
     reference_logp_BT: Tensor,
     values_BT: Tensor,
-    score_B: Tensor,
+    reward_B: Tensor,
     length_B: Tensor,
     kl_weight_B: Tensor,
     *,
@@ -166,7 +166,7 @@ def shape_and_gae(
     )
     kl_BT = kl_estimate(behaviour, reference, kl_estimator)
     last_BT = position_T == length_B[:, None] - 1
-    reward_BT = torch.where(last_BT, score_B[:, None], 0.0) - kl_weight_B[:, None] * kl_BT
+    reward_BT = torch.where(last_BT, reward_B[:, None], 0.0) - kl_weight_B[:, None] * kl_BT
     reward_BT = reward_BT.masked_fill(~valid_BT, 0.0)
 
     advantage_BT = torch.zeros_like(values)

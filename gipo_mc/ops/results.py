@@ -24,16 +24,16 @@ class TokenStatistics(NamedTuple):
 class GroupObjective(NamedTuple):
     """Op B. float32 (float64 for float64 log-probs).
 
-    Differentiable with respect to the log-probs (score, surrogate, kl, weighted, weighted_kl) and to the group
+    Differentiable with respect to the log-probs (signal, surrogate, kl, weighted, weighted_kl) and to the group
     probabilities (mass, weighted); the other fields are statistics without gradient.
 
-    score_B: s_i, the sequence's signal. surrogate_B: sum over tokens of min(ratio A, clip(ratio) A).
+    signal_B: s_i, the sequence's signal. surrogate_B: sum over tokens of min(ratio A, clip(ratio) A).
     kl_B: sum over tokens of the KL estimate to the reference. clipped_B: number of tokens whose clip is active.
     ratio_max_B: largest ratio of a token. behaviour_kl_B: sum over tokens of ratio - 1 - log ratio.
-    mass_M: sum_i p_ig. weighted_M: sum_i p_ig s_i. weighted_kl: scalar, sum_i high_i kl_i.
+    mass_M: sum_i p_ig. weighted_M: sum_i p_ig s_i. weighted_kl: scalar, sum_i kl_weight_i kl_i.
     """
 
-    score_B: Tensor
+    signal_B: Tensor
     surrogate_B: Tensor
     kl_B: Tensor
     clipped_B: Tensor
@@ -45,7 +45,7 @@ class GroupObjective(NamedTuple):
 
     @classmethod
     def of_buffers(cls, sequence_6B: Tensor, sums_2M1: Tensor) -> GroupObjective:
-        """Views of what a kernel writes: the six fields a sequence, then masses, weighted scores and weighted KL."""
+        """Views of what a kernel writes: the six fields a sequence, then masses, weighted signals and weighted KL."""
         groups = sums_2M1.shape[0] // 2
         mass_M, weighted_M, weighted_kl = sums_2M1.split((groups, groups, 1))
         return cls._make((*sequence_6B.unbind(), mass_M, weighted_M, weighted_kl.squeeze(0)))

@@ -30,33 +30,33 @@ def _arguments(
     advantage_BT: Tensor,
     length_B: Tensor,
     group_probs_BM: Tensor,
-    high_B: Tensor,
+    kl_weight_B: Tensor,
     columns: int,
     temperature: float,
     clip: float,
     estimator: int,
-    score: int,
+    signal_form: int,
 ) -> tuple[list[Any], list[Tensor]]:
     """(what both kernels take first, the tensors whose addresses that holds)."""
     batch, time = advantage_BT.shape
     tokens = [x.contiguous() for x in (behaviour_logp_BT, reference_logp_BT, advantage_BT)]
-    vectors = [x.contiguous() for x in (length_B, group_probs_BM, high_B)]
+    vectors = [x.contiguous() for x in (length_B, group_probs_BM, kl_weight_B)]
     bounded_B, targets_N = length_B.clamp(0, time), targets_N.contiguous()
     start_B = bounded_B.cumsum(0) - bounded_B
     arguments = [
         *(native.address(logits_NV), native.code(logits_NV), logits_NV.shape[0], columns, logits_NV.stride(0)),
         *(native.address(targets_N), temperature),
         *(*map(native.address, tokens), native.code(advantage_BT), batch, time, group_probs_BM.shape[1]),
-        *(*map(native.address, vectors), clip, estimator, score, native.address(start_B), _CHUNK),
+        *(*map(native.address, vectors), clip, estimator, signal_form, native.address(start_B), _CHUNK),
     ]
     return arguments, [targets_N, *tokens, *vectors, start_B]
 
 
 def _fake_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    logits_NV, group_probs_BM, signal_B = inputs[0], inputs[6], inputs[8]
+    logits_NV, group_probs_BM, behaviour_signal_B = inputs[0], inputs[6], inputs[8]
     batch, groups = group_probs_BM.shape
     shapes = ((_PER_SEQUENCE, batch), (2 * groups + 1,), (4, logits_NV.shape[0]))
-    return tuple(signal_B.new_empty(shape) for shape in shapes)  # type: ignore[return-value]
+    return tuple(behaviour_signal_B.new_empty(shape) for shape in shapes)  # type: ignore[return-value]
 
 
 @native.op("token_objective", _fake_forward)
@@ -68,13 +68,13 @@ def _forward(
     advantage_BT: Tensor,
     length_B: Tensor,
     group_probs_BM: Tensor,
-    high_B: Tensor,
-    signal_B: Tensor,
+    kl_weight_B: Tensor,
+    behaviour_signal_B: Tensor,
     columns: int,
     temperature: float,
     clip: float,
     estimator: int,
-    score: int,
+    signal_form: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """[7, B]: op B's six per sequence and the sum of the entropies; [2 M + 1]: op B's sums; [4, N]: log-prob, entropy,
     maximum, ln sum."""
@@ -86,29 +86,29 @@ def _forward(
         advantage_BT,
         length_B,
         group_probs_BM,
-        high_B,
+        kl_weight_B,
     )
-    arguments, _kept = _arguments(*inputs, columns, temperature, clip, estimator, score)
-    signal_B = signal_B.contiguous()
-    outputs = sequence_7B, sums_2M1, statistics_4N = _fake_forward(*inputs, signal_B)
-    chunks_7BC = signal_B.new_empty((*sequence_7B.shape, -(-advantage_BT.shape[1] // _CHUNK)))
-    buffers = (signal_B, statistics_4N, chunks_7BC, sequence_7B, sums_2M1)
+    arguments, _kept = _arguments(*inputs, columns, temperature, clip, estimator, signal_form)
+    behaviour_signal_B = behaviour_signal_B.contiguous()
+    outputs = sequence_7B, sums_2M1, statistics_4N = _fake_forward(*inputs, behaviour_signal_B)
+    chunks_7BC = behaviour_signal_B.new_empty((*sequence_7B.shape, -(-advantage_BT.shape[1] // _CHUNK)))
+    buffers = (behaviour_signal_B, statistics_4N, chunks_7BC, sequence_7B, sums_2M1)
     native.call("token_objective", logits_NV.device, *arguments, *map(native.address, buffers))
     return outputs
 
 
 def _gradient_into(out_NV: Tensor, *inputs: Any) -> Tensor:
     """Writes the gradient of the logits; returns that of the group probabilities."""
-    *own, score_B, statistics_4N = inputs[:15]
+    *own, signal_B, statistics_4N = inputs[:15]
     arguments, _kept = _arguments(*own)
     logits_NV, group_probs_BM = inputs[0], inputs[6]
     upstream = native.upstream(*inputs[15:])
-    score_B, statistics_4N = score_B.contiguous(), statistics_4N.contiguous()
+    signal_B, statistics_4N = signal_B.contiguous(), statistics_4N.contiguous()
     probs_gradient_BM = torch.empty_like(group_probs_BM, memory_format=torch.contiguous_format)
     native.call(
         "token_objective_gradient",
         logits_NV.device,
-        *(*arguments, native.address(score_B), *map(native.address, upstream)),
+        *(*arguments, native.address(signal_B), *map(native.address, upstream)),
         *(native.address(statistics_4N), logits_NV.shape[1]),
         *(native.address(out_NV), out_NV.stride(0), native.address(probs_gradient_BM)),
     )
@@ -129,15 +129,15 @@ def _gradient(
     advantage_BT: Tensor,
     length_B: Tensor,
     group_probs_BM: Tensor,
-    high_B: Tensor,
+    kl_weight_B: Tensor,
     columns: int,
     temperature: float,
     clip: float,
     estimator: int,
-    score: int,
-    score_B: Tensor,
+    signal_form: int,
+    signal_B: Tensor,
     statistics_4N: Tensor,
-    of_score_B: Tensor | None,
+    of_signal_B: Tensor | None,
     of_surrogate_B: Tensor | None,
     of_kl_B: Tensor | None,
     of_mass_M: Tensor | None,
@@ -146,9 +146,9 @@ def _gradient(
     of_entropy_B: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of logits_NV and group_probs_BM from those of the outputs; None for one that was not used."""
-    numbers = (columns, temperature, clip, estimator, score, score_B, statistics_4N)
-    upstream = (of_score_B, of_surrogate_B, of_kl_B, of_mass_M, of_weighted_M, of_weighted_kl, of_entropy_B)
-    tokens = (targets_N, behaviour_logp_BT, reference_logp_BT, advantage_BT, length_B, group_probs_BM, high_B)
+    numbers = (columns, temperature, clip, estimator, signal_form, signal_B, statistics_4N)
+    upstream = (of_signal_B, of_surrogate_B, of_kl_B, of_mass_M, of_weighted_M, of_weighted_kl, of_entropy_B)
+    tokens = (targets_N, behaviour_logp_BT, reference_logp_BT, advantage_BT, length_B, group_probs_BM, kl_weight_B)
     out_NV = torch.empty_like(logits_NV, memory_format=torch.contiguous_format)
     return out_NV, _gradient_into(out_NV, logits_NV, *tokens, *numbers, *upstream)
 
@@ -162,15 +162,15 @@ def _gradient_(
     advantage_BT: Tensor,
     length_B: Tensor,
     group_probs_BM: Tensor,
-    high_B: Tensor,
+    kl_weight_B: Tensor,
     columns: int,
     temperature: float,
     clip: float,
     estimator: int,
-    score: int,
-    score_B: Tensor,
+    signal_form: int,
+    signal_B: Tensor,
     statistics_4N: Tensor,
-    of_score_B: Tensor | None,
+    of_signal_B: Tensor | None,
     of_surrogate_B: Tensor | None,
     of_kl_B: Tensor | None,
     of_mass_M: Tensor | None,
@@ -179,9 +179,9 @@ def _gradient_(
     of_entropy_B: Tensor | None,
 ) -> Tensor:
     """As `_gradient`, the first result written over the logits themselves."""
-    numbers = (columns, temperature, clip, estimator, score, score_B, statistics_4N)
-    upstream = (of_score_B, of_surrogate_B, of_kl_B, of_mass_M, of_weighted_M, of_weighted_kl, of_entropy_B)
-    tokens = (targets_N, behaviour_logp_BT, reference_logp_BT, advantage_BT, length_B, group_probs_BM, high_B)
+    numbers = (columns, temperature, clip, estimator, signal_form, signal_B, statistics_4N)
+    upstream = (of_signal_B, of_surrogate_B, of_kl_B, of_mass_M, of_weighted_M, of_weighted_kl, of_entropy_B)
+    tokens = (targets_N, behaviour_logp_BT, reference_logp_BT, advantage_BT, length_B, group_probs_BM, kl_weight_B)
     return _gradient_into(logits_NV, logits_NV, *tokens, *numbers, *upstream)
 
 
@@ -195,15 +195,15 @@ class _TokenObjective(torch.autograd.Function):
         ctx.numbers, ctx.inplace = inputs[9:], inplace_backward
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(outputs.clipped_B, outputs.ratio_max_B, outputs.behaviour_kl_B)
-        ctx.save_for_backward(*inputs[:8], outputs.score_B, statistics_4N)
+        ctx.save_for_backward(*inputs[:8], outputs.signal_B, statistics_4N)
         return *outputs, sequence_7B[-1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        logits_NV, *tensors, score_B, statistics_4N = ctx.saved_tensors
+        logits_NV, *tensors, signal_B, statistics_4N = ctx.saved_tensors
         used = (*differentiable_fields(upstream), upstream[-1])
-        arguments = (logits_NV.detach(), *tensors, *ctx.numbers, score_B, statistics_4N, *used)
+        arguments = (logits_NV.detach(), *tensors, *ctx.numbers, signal_B, statistics_4N, *used)
         if ctx.inplace:
             # As in `token_statistics`.
             gradients = arguments[0], _gradient_(*arguments)
@@ -220,12 +220,12 @@ def token_objective(
     advantage_BT: Tensor,
     length_B: Tensor,
     group_probs_BM: Tensor,
-    signal_B: Tensor,
-    high_B: Tensor,
+    behaviour_signal_B: Tensor,
+    kl_weight_B: Tensor,
     *,
     clip: float,
     kl_estimator: str,
-    score: str,
+    signal_form: str,
     vocab_size: int | None = None,
     temperature: float = 1.0,
     inplace_backward: bool = False,
@@ -235,10 +235,11 @@ def token_objective(
     logits_NV: float32, bfloat16, float16 (or float64, CPU) [N, V], the rows of sequence 0, then those of sequence 1,
         ...: N = sum of length_B. Any row stride, columns contiguous, the whole vocabulary.
     targets_N: int64 [N], the tokens themselves; none is ignored.
-    behaviour_logp_BT, reference_logp_BT, advantage_BT: [B, T], and signal_B, high_B [B], group_probs_BM [B, M]: as for
-        `group_objective`, all float32 (float64 when logits_NV is). length_B: int64 [B], tokens, 0 <= length <= T.
+    behaviour_logp_BT, reference_logp_BT, advantage_BT: [B, T], behaviour_signal_B, kl_weight_B [B] and group_probs_BM
+        [B, M]: as for `group_objective`, all float32 (float64 when logits_NV is). length_B: int64 [B], tokens,
+        0 <= length <= T.
     vocab_size: ids of the true vocabulary; columns at or beyond it are padding (probability 0, gradient 0).
-    clip, kl_estimator, score: see `group_objective`. temperature, inplace_backward: see `token_statistics`.
+    clip, kl_estimator, signal_form: see `group_objective`. temperature, inplace_backward: see `token_statistics`.
 
     Differentiable once, with respect to logits_NV and group_probs_BM. Raises TypeError or ValueError for wrong input;
     on CUDA ids and lengths are not looked at: lengths must add up to N there too.
@@ -254,18 +255,18 @@ def token_objective(
         "reference_logp_BT": reference_logp_BT,
         "advantage_BT": advantage_BT,
     }
-    estimator, kind = checks.objective(
+    estimator, form = checks.objective(
         _OP,
         checks.accumulator(logits_NV.dtype),
         logits_NV.device,
         tokens,
         length_B,
         group_probs_BM,
-        signal_B,
-        high_B,
+        behaviour_signal_B,
+        kl_weight_B,
         clip=clip,
         kl_estimator=kl_estimator,
-        score=score,
+        signal_form=signal_form,
     )
     if (checks.values_visible(length_B) and int(length_B.sum()) != rows) or len(length_B) == 0 < rows:
         raise ValueError(f"{_OP}: length_B adds up to {int(length_B.sum())} tokens, but logits_NV has {rows} rows.")
@@ -281,11 +282,11 @@ def token_objective(
             advantage,
             length_B,
             group_probs_BM,
-            signal_B,
-            high_B,
+            behaviour_signal_B,
+            kl_weight_B,
             clip=clip,
             kl_estimator=kl_estimator,
-            score=score,
+            signal_form=signal_form,
             vocab_size=vocab_size,
             temperature=temperature,
         )
@@ -298,12 +299,12 @@ def token_objective(
         advantage,
         length_B,
         group_probs_BM,
-        high_B.detach(),
-        signal_B.detach(),
+        kl_weight_B.detach(),
+        behaviour_signal_B.detach(),
         columns,
         temperature,
         clip,
         estimator,
-        kind,
+        form,
     )
     return TokenObjective(GroupObjective(*objective), entropy_B)

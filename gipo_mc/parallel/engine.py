@@ -28,7 +28,7 @@ from gipo_mc.errors import CheckpointError
 from gipo_mc.parallel.layout import Layout
 
 
-class MicroBatch(Protocol):
+class ModelInput(Protocol):
     """What a micro-batch must have; everything else in it is between the caller and its last-stage function."""
 
     @property
@@ -110,13 +110,13 @@ class Engine:
         _initialize_moments(self.optimizer)
         self.scheduler = _scheduler(self.optimizer, optimizer, total_steps)
 
-    def forward(self, micro_batches: Sequence[MicroBatch], last_stage: LastStage) -> list[Outputs]:
+    def forward(self, micro_batches: Sequence[ModelInput], last_stage: LastStage) -> list[Outputs]:
         """Outputs of each micro-batch on the last stage, an empty list on the others. No gradients."""
         self.model.eval()
         with torch.no_grad():
             return self._run(micro_batches, last_stage, forward_only=True)
 
-    def forward_backward(self, micro_batches: Sequence[MicroBatch], last_stage: LastStage) -> list[Outputs]:
+    def forward_backward(self, micro_batches: Sequence[ModelInput], last_stage: LastStage) -> list[Outputs]:
         """Like `forward`, and back-propagates each "loss"; gradients are then those of the sum over all ranks."""
         assert self.optimizer is not None, "a frozen model has no gradients"
         self.model.train()
@@ -124,12 +124,12 @@ class Engine:
         self.optimizer.zero_grad()
         return self._run(micro_batches, last_stage, forward_only=False)
 
-    def _run(self, micro_batches: Sequence[MicroBatch], last_stage: LastStage, forward_only: bool) -> list[Outputs]:
+    def _run(self, micro_batches: Sequence[ModelInput], last_stage: LastStage, forward_only: bool) -> list[Outputs]:
         def forward_step(iterator: Any, model: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
             micro_batch = next(iterator)
             return model(micro_batch.tokens_BL), partial(finish, micro_batch)
 
-        def finish(micro_batch: MicroBatch, hidden_LBH: Tensor, non_loss_data: bool = False) -> Any:
+        def finish(micro_batch: ModelInput, hidden_LBH: Tensor, non_loss_data: bool = False) -> Any:
             outputs = last_stage(self.model, hidden_LBH, micro_batch)
             if non_loss_data:
                 return outputs

@@ -28,7 +28,7 @@ def evaluate_policy(setup: RLSetup, config: Config) -> dict[str, float]:
     """
     assert setup.held_out is not None, "the caller checks that there are held-out prompts"
     prompts = _held_out(setup, config.eval.prompts)
-    rollout = roll_out(setup.policy_model, setup.tokenizer, prompts, config, 0, purpose="evaluation")
+    rollout = roll_out(setup.rollout_engine, setup.tokenizer, prompts, config, 0, purpose="evaluation")
     reward_B, kl_B = setup.models.reward(prompts, rollout), _kl(setup, rollout, config)
     metrics = {
         "eval/reward/mean": float(reward_B.mean()),
@@ -48,14 +48,14 @@ def evaluate_policy(setup: RLSetup, config: Config) -> dict[str, float]:
 
 def _kl(setup: RLSetup, rollout: Rollout, config: Config) -> Tensor:
     """log pi - log pi_ref summed over each response, [B]."""
-    sequences, times = rollout.sequences, rollout.times
+    sequences, width = rollout.sequences, rollout.width
     batches = micro_batches(sequences, config.parallel.micro_batch_size, setup.models.policy.layout)
     stage = token_log_probs(config.rollout.temperature, config.parallel.logit_rows)
     policy_BT, reference_BT = (
-        run_forward(model, batches, len(sequences), stage, {"logp": times})["logp"]
+        run_forward(model, batches, len(sequences), stage, {"logp": width})["logp"]
         for model in (setup.models.policy, setup.models.reference)
     )
-    return ((policy_BT - reference_BT) * response_mask(sequences.response_length_B, times)).sum(1)
+    return ((policy_BT - reference_BT) * response_mask(sequences.response_length_B, width)).sum(1)
 
 
 def _shape(values_B: Tensor, domains: Sequence[str], prefix: str) -> dict[str, float]:

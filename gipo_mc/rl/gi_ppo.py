@@ -1,6 +1,6 @@
 """The GI-PPO loop (Zheng et al., arXiv 2310.11971), top to bottom in the order of the data:
 
-prompts -> rollout -> scores -> experience -> critic and group classifier -> policy -> log, checkpoint.
+prompts -> rollout -> model outputs -> experience -> critic and group classifier -> policy -> log, checkpoint.
 
 The baselines and controls are the same loop: `algorithm.name` sets where groups, KL weights and advantages come from
 (`gipo_mc.presets`), and no line here depends on it.
@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gipo_mc.algorithms.group_diagnostics import count_alarms, warnings
-from gipo_mc.algorithms.group_inference import GroupState
+from gipo_mc.algorithms.state import RLState
 from gipo_mc.config import Config
 from gipo_mc.errors import NumericsError
 from gipo_mc.rl.evaluate import evaluate_policy
+from gipo_mc.rl.experience import Experience
 from gipo_mc.rl.metrics import iteration_metrics, sample_rows, sampler_warning
 from gipo_mc.rl.rollout import roll_out, take_prompts
 from gipo_mc.rl.scoring import score
@@ -24,10 +25,10 @@ from gipo_mc.rl.update_critic import update_critic
 from gipo_mc.rl.update_policy import update_policy
 from gipo_mc.run.session import Session, open_session
 from gipo_mc.run.timing import Phases
-from gipo_mc.types import Experience, Prompt
+from gipo_mc.types import Prompt
 
 #: Responses of each iteration that go into samples.jsonl.
-SAMPLES = 8
+KEPT_RESPONSES = 8
 #: Iterations in a row in which every optimizer step was skipped before the run stops.
 PATIENCE = 3
 
@@ -48,24 +49,24 @@ def train(config: Config) -> None:
                     f"Every optimizer step of the last {PATIENCE} iterations was skipped, because gradients were not "
                     "finite. Lower policy.lr or critic.lr, or continue from an earlier checkpoint."
                 )
-            if session.checkpoint_due():
-                session.save(setup.engines, setup.tokenizers, {"groups": state.to_dict()})
+            if session.checkpoint_due(step + 1):
+                session.save(step + 1, setup.engines, setup.tokenizers, {"groups": state.to_dict()})
         session.console.done(
             [("metrics", str(session.folder.metrics)), ("report", f"python scripts/report.py {session.folder.path}")]
         )
 
 
-def iterate(session: Session, setup: RLSetup, state: GroupState, step: int) -> tuple[GroupState, dict[str, float]]:
-    """One iteration. Returns what group inference remembers, and the metrics."""
+def iterate(session: Session, setup: RLSetup, state: RLState, step: int) -> tuple[RLState, dict[str, float]]:
+    """One iteration. Returns the state after it, and the metrics."""
     config, models = session.config, setup.models
     phases = Phases(session.layout)
 
     prompts = take_prompts(setup.prompts, config, step)
     with phases("rollout"), session.progress("rollout", len(prompts)) as tell:
-        rollout = roll_out(setup.policy_model, setup.tokenizer, prompts, config, step, on_step=tell)
-    scores = score(models, prompts, rollout, config, phases)
+        rollout = roll_out(setup.rollout_engine, setup.tokenizer, prompts, config, step, on_step=tell)
+    outputs = score(models, prompts, rollout, config, phases)
     with phases("advantages"):
-        experience, state = shape(rollout, scores, state, config, setup.group_source)
+        experience, state = shape(rollout, outputs, state, config, setup.group_source)
     with phases("update_critic"), session.progress("critic", len(prompts)) as tell:
         critic_metrics = update_critic(models, experience, config, step, tell)
     policy_metrics: dict[str, float] = {}
@@ -91,15 +92,15 @@ def _show(
     prompts: list[Prompt],
     experience: Experience,
     metrics: dict[str, float],
-    state: GroupState,
+    state: RLState,
     step: int,
 ) -> None:
     session.log(step + 1, metrics)
-    session.distribution("reward", experience.scores.reward_B, experience.rollout.domain_B)
+    session.distribution(step + 1, "reward", experience.outputs.reward_B, experience.rollout.domain_B)
     if session.logger:
-        session.logger.samples(step + 1, sample_rows(prompts, experience, setup.tokenizer, SAMPLES))
+        session.logger.samples(step + 1, sample_rows(prompts, experience, setup.tokenizer, KEPT_RESPONSES))
     dtype = str(session.dtype).removeprefix("torch.")
-    for text in [*warnings(state.alarms, metrics, state.best_group), sampler_warning(metrics, dtype)]:
+    for text in [*warnings(state.alarms, metrics, state.groups.best_group), sampler_warning(metrics, dtype)]:
         if text:
             session.warn(text)
 

@@ -10,11 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.algorithms.advantages import response_mask
 from gipo_mc.algorithms.group_diagnostics import diagnostics
-from gipo_mc.algorithms.group_inference import GroupState
 from gipo_mc.algorithms.group_invariance import beta_at
+from gipo_mc.algorithms.state import RLState
 from gipo_mc.config import Config
+from gipo_mc.rl.experience import Experience
 from gipo_mc.rl.rewards import responses
-from gipo_mc.types import Experience, Prompt
+from gipo_mc.types import Prompt
 
 #: Largest difference of log-probs between sampler and training forward that is rounding; more is said in words.
 SAMPLER_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
@@ -35,55 +36,55 @@ def worst_domain(values_B: Tensor, domains: Sequence[str], name: str) -> dict[st
     return {name: min(means)} if len(means) > 1 else {}
 
 
-def iteration_metrics(experience: Experience, state: GroupState, config: Config, step: int) -> dict[str, float]:
+def iteration_metrics(experience: Experience, state: RLState, config: Config, step: int) -> dict[str, float]:
     """Metrics of an iteration's rollout batch. step: iterations finished before it."""
-    rollout, scores, settings = experience.rollout, experience.scores, config.algorithm
+    rollout, outputs, settings = experience.rollout, experience.outputs, config.algorithm
     length_B = rollout.sequences.response_length_B
-    mask_BT = response_mask(length_B, rollout.times)
+    mask_BT = response_mask(length_B, rollout.width)
     tokens = max(int(length_B.sum()), 1)
-    difference_BT = (rollout.sampler_logp_BT - scores.behaviour_logp_BT).abs()
+    difference_BT = (rollout.sampler_logp_BT - outputs.behaviour_logp_BT).abs()
     metrics = {
-        "reward/mean": float(scores.reward_B.mean()),
-        "reward/std": float(scores.reward_B.std(correction=0)),
-        "reward/min": float(scores.reward_B.min()),
-        "reward/max": float(scores.reward_B.max()),
-        **by_domain(scores.reward_B, rollout.domain_B, "reward"),
+        "reward/mean": float(outputs.reward_B.mean()),
+        "reward/std": float(outputs.reward_B.std(correction=0)),
+        "reward/min": float(outputs.reward_B.min()),
+        "reward/max": float(outputs.reward_B.max()),
+        **by_domain(outputs.reward_B, rollout.domain_B, "reward"),
         "kl/mean": float(experience.kl_B.mean()),
         "kl/per_token": float(experience.kl_B.sum()) / tokens,
-        "kl/weighted": float((experience.kl_weight_B * experience.kl_B).mean()),
+        "kl/weighted": float((experience.inputs.kl_weight_B * experience.kl_B).mean()),
         **by_domain(experience.kl_B, rollout.domain_B, "kl"),
-        "rollout/entropy": float(scores.entropy_BT[mask_BT].mean()),
+        "rollout/entropy": float(outputs.entropy_BT[mask_BT].mean()),
         "rollout/logp_difference": float(difference_BT[mask_BT].max()),
         "rollout/logp_difference_mean": float(difference_BT[mask_BT].mean()),
-        **by_domain(experience.signal_B, rollout.domain_B, "objective"),
-        **worst_domain(scores.reward_B, rollout.domain_B, "worst/domain_reward"),
+        **by_domain(experience.inputs.behaviour_signal_B, rollout.domain_B, "objective"),
+        **worst_domain(outputs.reward_B, rollout.domain_B, "worst/domain_reward"),
         "response/length": float(length_B.float().mean()),
         "response/truncated": float(rollout.truncated_B.float().mean()),
     }
     if settings.advantage == "gae":
-        metrics["value/mean"] = float(scores.values_BT[mask_BT].mean())
+        metrics["value/mean"] = float(outputs.values_BT[mask_BT].mean())
         metrics["return/mean"] = float(experience.return_BT[mask_BT].mean())
     if state.kl_coef is not None:
         metrics["kl/coef"] = state.kl_coef
     if settings.group_count > 1:
         metrics |= diagnostics(
-            experience.group_probs_BM,
-            scores.reward_B,
+            experience.inputs.group_probs_BM,
+            outputs.reward_B,
             experience.kl_B,
             length_B,
             rollout.domain_B,
-            score_B=experience.signal_B,
-            best_group=state.best_group,
+            signal_B=experience.inputs.behaviour_signal_B,
+            best_group=state.groups.best_group,
             weights=settings.weights,
             beta=beta_at(step, settings.beta_policy, settings.beta_ramp) if settings.penalty == "variance" else 0.0,
             mass_floor=settings.mass_floor,
             cap=settings.reweight_cap or math.inf,
         )
-        metrics |= {"group/best": float(state.best_group or 0), "group/flips": float(state.flips)}
+        metrics |= {"group/best": float(state.groups.best_group or 0), "group/flips": float(state.groups.flips)}
         if settings.groups_from == "domain":
             metrics["group/oracle"] = 1.0  # told the labels: not to be compared as a method
         if settings.penalty == "group_dro":
-            metrics |= {f"group/{group}/weight": weight for group, weight in enumerate(state.weight_M)}
+            metrics |= {f"group/{group}/weight": weight for group, weight in enumerate(state.dro_weight_M)}
     return metrics
 
 
@@ -91,18 +92,18 @@ def sample_rows(
     prompts: Sequence[Prompt], experience: Experience, tokenizer: PreTrainedTokenizerBase, count: int
 ) -> list[dict[str, object]]:
     """The first `count` responses of the rollout batch, for samples.jsonl."""
-    rollout, scores = experience.rollout, experience.scores
+    rollout, outputs = experience.rollout, experience.outputs
     texts = responses(rollout.sequences, tokenizer)[:count]
     return [
         {
             "prompt": prompts[row].text,
             "response": text,
             "domain": rollout.domain_B[row],
-            "reward": float(scores.reward_B[row]),
+            "reward": float(outputs.reward_B[row]),
             "kl": float(experience.kl_B[row]),
             "length": int(rollout.sequences.response_length_B[row]),
             "truncated": bool(rollout.truncated_B[row]),
-            "group_probs": [round(p, 4) for p in experience.group_probs_BM[row].tolist()],
+            "group_probs": [round(p, 4) for p in experience.inputs.group_probs_BM[row].tolist()],
         }
         for row, text in enumerate(texts)
     ]

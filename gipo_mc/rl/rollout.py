@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -12,9 +12,8 @@ from gipo_mc.config import Config
 from gipo_mc.data.batches import batch_indices
 from gipo_mc.data.sets import PromptSet
 from gipo_mc.generation.assemble import assemble_rollout, sampling_uniforms
-from gipo_mc.generation.megatron import generate
+from gipo_mc.generation.engine import Progress, RolloutEngine, Sampling
 from gipo_mc.generation.stopping import stop_on_strings
-from gipo_mc.models.stage import LlamaModel
 from gipo_mc.parallel.layout import split_rows
 from gipo_mc.types import Prompt, Rollout
 
@@ -40,7 +39,7 @@ def sampling_noise(seed: int, purpose: str, step: int, prompts: Sequence[Prompt]
 
 
 def roll_out(
-    model: LlamaModel,
+    engine: RolloutEngine,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     config: Config,
@@ -48,31 +47,26 @@ def roll_out(
     *,
     purpose: str = "rollout",
     greedy: bool = False,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Progress | None = None,
 ) -> Rollout:
-    """Responses of a language model to `prompts`, each data-parallel replica generating its block of them.
+    """Responses of the policy to `prompts`, each data-parallel replica generating its block of them.
 
     purpose: names the random stream, so that evaluation does not repeat the draws of training.
     """
-    layout, settings = model.layout, config.rollout
+    layout, settings = engine.layout, config.rollout
     block = split_rows(len(prompts), layout.data)[layout.data_rank]
-    own = [prompts[row] for row in block]
-    noise_BT = sampling_noise(config.run.seed, purpose, step, prompts, settings.max_new_tokens)[
-        block.start : block.stop
-    ]
-    generated = generate(
-        model,
-        [prompt.token_ids for prompt in own],
-        layout=layout,
+    noise_BT = sampling_noise(config.run.seed, purpose, step, prompts, settings.max_new_tokens)
+    sampling = Sampling(
         max_new_tokens=settings.max_new_tokens,
         eos_id=tokenizer.eos_token_id,
-        uniforms_BT=noise_BT,
         temperature=settings.temperature,
         top_p=settings.top_p,
         top_k=settings.top_k,
         greedy=greedy,
         stop=stop_on_strings(tokenizer, settings.stop),
-        micro_batch=settings.micro_batch_size,
-        on_step=on_step,
+    )
+    engine.sync_weights()
+    generated = engine.generate(
+        [prompts[row].token_ids for row in block], sampling, noise_BT[block.start : block.stop], on_step
     )
     return assemble_rollout(prompts, generated, layout, pad_id=tokenizer.pad_token_id)

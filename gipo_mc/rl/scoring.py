@@ -1,4 +1,4 @@
-"""rollout -> scores: behaviour and reference log-probs, values, rewards and group probabilities, each phase timed."""
+"""rollout -> model outputs: behaviour and reference log-probs, values, rewards, group probabilities; phases timed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from gipo_mc.errors import NumericsError
 from gipo_mc.models.micro_batch import micro_batches, run_forward
 from gipo_mc.models.readout import groups_alone, token_log_probs, values_and_groups
 from gipo_mc.parallel.engine import Engine
+from gipo_mc.rl.experience import ModelOutputs
 from gipo_mc.rl.rewards import Reward
 from gipo_mc.run.timing import Phases
-from gipo_mc.types import Prompt, Rollout, Scores
+from gipo_mc.types import Prompt, Rollout
 
 
 @dataclass(frozen=True)
@@ -32,24 +33,24 @@ class Models:
     classifier: Engine | None = None
 
 
-def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: Config, phases: Phases) -> Scores:
+def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: Config, phases: Phases) -> ModelOutputs:
     """Everything the models say of a rollout, on every rank. Raises NumericsError if a reward is not finite."""
     sequences = rollout.sequences
-    times = rollout.times
+    width = rollout.width
     batches = micro_batches(sequences, config.parallel.micro_batch_size, models.policy.layout)
     log_probs = token_log_probs(config.rollout.temperature, config.parallel.logit_rows)
     with phases("behaviour_logprob"):
-        widths = {"logp": times, "entropy": times}
+        widths = {"logp": width, "entropy": width}
         behaviour = run_forward(models.policy, batches, len(sequences), log_probs, widths)
     with phases("reference_logprob"):
-        reference = run_forward(models.reference, batches, len(sequences), log_probs, {"logp": times})
+        reference = run_forward(models.reference, batches, len(sequences), log_probs, {"logp": width})
     with phases("values"):
         values_BT = torch.zeros_like(behaviour["logp"])
         group_probs_BM = values_BT.new_ones(len(sequences), 1)
         groups = config.algorithm.groups if config.algorithm.inferred else 1
         if models.critic is not None:
             on_critic = groups if models.classifier is None else 1
-            widths = {"values": times} | ({"groups": groups} if on_critic > 1 else {})
+            widths = {"values": width} | ({"groups": groups} if on_critic > 1 else {})
             stage = values_and_groups(on_critic, config.algorithm.group_input)
             critic = run_forward(models.critic, batches, len(sequences), stage, widths)
             values_BT, group_probs_BM = critic["values"], critic.get("groups", group_probs_BM)
@@ -62,7 +63,7 @@ def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: C
     _check_finite("reward", reward_B)
     _check_finite("value", values_BT)
     _check_finite("log-prob", behaviour["logp"])
-    return Scores(
+    return ModelOutputs(
         behaviour_logp_BT=behaviour["logp"],
         entropy_BT=behaviour["entropy"],
         reference_logp_BT=reference["logp"],

@@ -9,14 +9,16 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.algorithms.group_inference import GroupState
 from gipo_mc.algorithms.group_source import GroupSource
+from gipo_mc.algorithms.state import RLState
 from gipo_mc.config import Config
 from gipo_mc.data.loading import load_prompts, sources_of
 from gipo_mc.data.sets import PromptSet
 from gipo_mc.data.tokenizer import same_tokens
 from gipo_mc.errors import ConfigError
-from gipo_mc.models.stage import LlamaModel
+from gipo_mc.generation.engine import RolloutEngine
+from gipo_mc.generation.megatron import MegatronEngine
+from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.presets import PRESETS
 from gipo_mc.rl.rewards import FunctionReward, ModelReward, Reward, is_function, load_function
@@ -27,22 +29,19 @@ from gipo_mc.run.session import Session
 
 @dataclass(frozen=True)
 class RLSetup:
-    """What the loop works with. group_source: where group probabilities come from. held_out: evaluation prompts, or
-    None. gold: the reward that training never sees."""
+    """What the loop works with.
+
+    rollout_engine: generates with the policy. group_source: where group probabilities come from. held_out: evaluation
+    prompts, or None. gold: the reward that training never sees.
+    """
 
     models: Models
+    rollout_engine: RolloutEngine
     group_source: GroupSource
     tokenizer: PreTrainedTokenizerBase
     prompts: PromptSet
     held_out: PromptSet | None
     gold: Reward | None
-
-    @property
-    def policy_model(self) -> LlamaModel:
-        """The policy's stage on this rank, for generation."""
-        model = self.models.policy.model
-        assert isinstance(model, LlamaModel)
-        return model
 
     @property
     def engines(self) -> Mapping[str, Engine]:
@@ -83,6 +82,7 @@ def set_up(session: Session) -> RLSetup:
     for source in (policy_source, reference_source, critic_source):
         source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=longest, tokenizer_size=0)
     prompts = load_prompts(config.data, tokenizer, seed=config.run.seed)
+    session.trains_on("data.prompts", prompts, tokenizer, named_domains=is_function(config.model.reward))
     held_out = None
     if config.eval.prompts and sources_of(config.data, "prompts", "evaluation"):
         held_out = load_prompts(config.data, tokenizer, seed=config.run.seed, part="evaluation")
@@ -101,7 +101,7 @@ def set_up(session: Session) -> RLSetup:
         classifier = _critic(session, critic_source, classifier_steps, groups=True)
     models = Models(
         policy=session.load(policy_source, "lm", config.policy, total_steps=policy_steps),
-        reference=session.load(reference_source, "lm"),
+        reference=session.load(reference_source, "lm", key="model.reference"),
         critic=critic,
         classifier=classifier,
         reward=reward,
@@ -118,7 +118,10 @@ def set_up(session: Session) -> RLSetup:
             ("held out", held_out.describe() if held_out else "none"),
         ]
     )
-    return RLSetup(models, groups, tokenizer, prompts, held_out, gold)
+    policy = models.policy.model
+    assert isinstance(policy, StageModel)
+    engine = MegatronEngine(policy, config.rollout.micro_batch_size)
+    return RLSetup(models, engine, groups, tokenizer, prompts, held_out, gold)
 
 
 def group_source(config: Config, prompts: PromptSet) -> GroupSource:
@@ -147,16 +150,17 @@ def optimizer_steps(config: Config, iterations: int, epochs: int) -> int:
     return iterations * epochs * math.ceil(config.rollout.batch_size / settings.mini_batch_size)
 
 
-def restore(session: Session, setup: RLSetup) -> GroupState:
-    """Continue from the run folder's checkpoint; the group state to begin with."""
+def restore(session: Session, setup: RLSetup) -> RLState:
+    """Continue from the run folder's checkpoint; the state to begin with."""
     state: dict[str, Any] | None = session.resume(setup.engines)
     if state is None:
-        return GroupState.initial(session.config.algorithm.group_count)
-    return GroupState.from_dict(state["groups"])
+        return RLState.initial(session.config.algorithm.group_count)
+    return RLState.from_dict(state["groups"])
 
 
 def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenizerBase) -> Reward:
     if is_function(name):
+        session.fixed.frozen[key] = name  # its code may be corrected, as that of the trainer itself
         return FunctionReward(name, load_function(name, key), tokenizer, session.layout)
     config, source = session.config, session.source(name, key)
     own = session.tokenizer(source)
@@ -164,7 +168,7 @@ def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenize
         longest = config.data.prompt_length + config.rollout.max_new_tokens
         source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=longest)
     size, template = config.parallel.micro_batch_size, config.data.chat_template
-    return ModelReward(session.load(source, "reward"), own, tokenizer, size, template)
+    return ModelReward(session.load(source, "reward", key=key), own, tokenizer, size, template)
 
 
 def _critic_start(session: Session, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -21,13 +21,14 @@ from gipo_mc.algorithms.group_inference import classifier_loss_terms
 from gipo_mc.algorithms.group_invariance import GroupMoments, group_statistics, moments
 from gipo_mc.algorithms.ppo import explained_variance, value_loss_sum
 from gipo_mc.config import Config
+from gipo_mc.config.schema import AlgorithmConfig
 from gipo_mc.models.micro_batch import MicroBatch, micro_batches, run_backward, run_forward
 from gipo_mc.models.readout import group_probabilities, groups_alone, response_values
 from gipo_mc.parallel.engine import Engine, Outputs
+from gipo_mc.rl.experience import Experience
 from gipo_mc.rl.mini_batch import MiniBatch, mini_batches
 from gipo_mc.rl.scoring import Models
 from gipo_mc.rl.update_log import Progress, UpdateLog
-from gipo_mc.types import Experience, Sequences
 
 #: Sequences that show how stable the assignment is after an update of one step: a forward pass of theirs is what that
 #: costs. With more steps the last one's own probabilities show it.
@@ -42,6 +43,46 @@ class _Part:
     prefix: str
     values: bool
     groups: bool
+
+
+@dataclass(frozen=True)
+class CriticLoss:
+    """A micro-batch's share of the mini-batch's loss: value loss (token mean over the mini-batch), and the classifier's
+    share of -beta R_var, for what the model has to learn.
+
+    statistics: R_var of the mini-batch from the first pass; None: no classifier to train.
+    """
+
+    batch: MiniBatch
+    values: bool
+    statistics: GroupMoments | None
+    settings: AlgorithmConfig
+
+    def __call__(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
+        """ "loss"; with values "value_loss", the sum over the micro-batch's tokens; with a classifier "groups"."""
+        experience, settings = self.batch.experience, self.settings
+        outputs: Outputs = {}
+        loss = hidden_LBH.new_zeros((), dtype=torch.float32)
+        if self.values:
+            values_BT = response_values(model, hidden_LBH, part)
+            old_BT, return_BT = experience.outputs.values_BT[part.rows_B], experience.return_BT[part.rows_B]
+            length_B = part.sequences.response_length_B
+            outputs["value_loss"] = value_loss_sum(values_BT, old_BT, return_BT, length_B, settings.value_clip)
+            loss = outputs["value_loss"] / self.batch.tokens
+        if self.statistics is not None:
+            detach = settings.group_trunk == "detached"
+            probs_BM = group_probabilities(model, hidden_LBH, part, reads=settings.group_input, detach=detach)
+            signal_B = experience.inputs.behaviour_signal_B[part.rows_B]
+            weights = settings.beta_critic, settings.balance
+            loss = loss + classifier_loss_terms(probs_BM, signal_B, self.statistics, *weights)
+            outputs["groups"] = probs_BM.detach()
+        return outputs | {"loss": loss}
+
+    def backward(self, engine: Engine, parts: list[MicroBatch]) -> dict[str, Tensor]:
+        """The gradients of the whole mini-batch; "value_loss" summed, "groups" [b, M], on every rank."""
+        widths = {} if self.statistics is None else {"groups": self.settings.groups}
+        sums = ("value_loss",) if self.values else ()
+        return run_backward(engine, parts, len(self.batch), self, widths, sums)
 
 
 def update_critic(
@@ -64,7 +105,7 @@ def update_critic(
     for part in parts:
         metrics |= _update(part, experience, config, step, on_step)
     if models.critic is not None:
-        values_BT, length_B = experience.scores.values_BT, experience.rollout.sequences.response_length_B
+        values_BT, length_B = experience.outputs.values_BT, experience.inputs.length_B
         metrics["critic/explained_variance"] = explained_variance(values_BT, experience.return_BT, length_B)
     return metrics
 
@@ -72,25 +113,24 @@ def update_critic(
 def _update(
     part: _Part, experience: Experience, config: Config, step: int, on_step: Progress | None
 ) -> dict[str, float]:
-    log, done = UpdateLog(part.prefix), 0
-    epochs = config.algorithm.critic_epochs or config.algorithm.epochs
+    log, done, settings = UpdateLog(part.prefix), 0, config.algorithm
+    epochs = settings.critic_epochs or settings.epochs
     for batch in mini_batches(experience, config, step, "critic", epochs):
-        times = experience.rollout.times
-        pieces = micro_batches(batch.sequences, config.parallel.micro_batch_size, part.engine.layout, times=times)
+        pieces = batch.micro_batches(config.parallel.micro_batch_size, part.engine.layout)
         statistics = None
         if part.groups:
-            statistics = _group_moments(part.engine, pieces, batch, experience, config)
+            statistics = _group_moments(part.engine, pieces, batch, settings)
             log.add(group_variance=float(statistics.variance))
-        outputs = _backward(part, pieces, batch, statistics, experience, config)
+        outputs = CriticLoss(batch, part.values, statistics, settings).backward(part.engine, pieces)
         if part.values:
-            log.add(loss=float(outputs["value_loss"].sum()) / batch.tokens)
+            log.add(loss=float(outputs["value_loss"]) / batch.tokens)
         log.step(part.engine.step())
         done += len(batch)
         if on_step is not None:
-            on_step(done, epochs * len(experience.rollout.sequences))
+            on_step(done, epochs * len(experience))
     metrics = log.metrics()
     if part.groups:
-        before_BM, after_BM = experience.scores.group_probs_BM[batch.rows_B], outputs["groups"]
+        before_BM, after_BM = batch.experience.outputs.group_probs_BM, outputs["groups"]
         if batch.first:
             before_BM, after_BM = _groups_now(part.engine, experience, config)
         metrics["group/stability"] = float((before_BM.argmax(1) == after_BM.argmax(1)).double().mean())
@@ -98,62 +138,23 @@ def _update(
 
 
 def _group_moments(
-    engine: Engine, parts: list[MicroBatch], batch: MiniBatch, experience: Experience, config: Config
+    engine: Engine, parts: list[MicroBatch], batch: MiniBatch, settings: AlgorithmConfig
 ) -> GroupMoments:
     """First pass: R_var of the whole mini-batch under the current classifier, identical on every rank."""
-    settings = config.algorithm
-    if batch.first or settings.group_statistics == "rollout":
-        probs_BM = experience.scores.group_probs_BM[batch.rows_B]
-    else:
+    probs_BM = batch.experience.outputs.group_probs_BM
+    if not batch.first and settings.group_statistics == "exact":
         stage = groups_alone(settings.group_input)
         probs_BM = run_forward(engine, parts, len(batch), stage, {"groups": settings.groups})["groups"]
-    mass_M, weighted_M = group_statistics(probs_BM, experience.signal_B[batch.rows_B])
+    mass_M, weighted_M = group_statistics(probs_BM, batch.experience.inputs.behaviour_signal_B)
     return moments(mass_M, weighted_M, len(batch), settings.weights)
-
-
-def _backward(
-    part: _Part,
-    parts: list[MicroBatch],
-    batch: MiniBatch,
-    statistics: GroupMoments | None,
-    experience: Experience,
-    config: Config,
-) -> dict[str, Tensor]:
-    """Second pass: value loss (token mean over the mini-batch) and the classifier's share of -beta R_var."""
-    settings = config.algorithm
-
-    def last_stage(model: Any, hidden_LBH: Tensor, piece: MicroBatch) -> Outputs:
-        rows_B = batch.rows_B[piece.rows_B]
-        length_B = piece.sequences.response_length_B
-        loss = hidden_LBH.new_zeros((), dtype=torch.float32)
-        value_loss, probs_BM = loss, None
-        if part.values:
-            values_BT = response_values(model, hidden_LBH, piece)
-            old_BT, return_BT = experience.scores.values_BT[rows_B], experience.return_BT[rows_B]
-            value_loss = value_loss_sum(values_BT, old_BT, return_BT, length_B, settings.value_clip)
-            loss = value_loss / batch.tokens
-        if statistics is not None:
-            detach = settings.group_trunk == "detached"
-            probs_BM = group_probabilities(model, hidden_LBH, piece, reads=settings.group_input, detach=detach)
-            signal_B = experience.signal_B[rows_B]
-            loss = loss + classifier_loss_terms(probs_BM, signal_B, statistics, settings.beta_critic, settings.balance)
-        # One number a row, so that rows of all ranks can be gathered: the sum stands in the first, the rest is 0.
-        share_B = torch.zeros_like(length_B, dtype=torch.float32)
-        share_B[0] = value_loss.detach()
-        outputs = {"loss": loss, "value_loss": share_B}
-        return outputs if probs_BM is None else {**outputs, "groups": probs_BM.detach()}
-
-    widths = {"value_loss": 0} | ({} if statistics is None else {"groups": settings.groups})
-    return run_backward(part.engine, parts, len(batch), last_stage, widths)
 
 
 def _groups_now(engine: Engine, experience: Experience, config: Config) -> tuple[Tensor, Tensor]:
     """Group probabilities of the first sequences of the rollout batch, at the rollout and now."""
-    sequences = experience.rollout.sequences
-    count = min(len(sequences), STABILITY_ROWS)
-    first_B = torch.arange(count, device=sequences.tokens_BL.device)
-    some: Sequences = sequences.rows(first_B)
-    pieces = micro_batches(some, config.parallel.micro_batch_size, engine.layout, times=experience.rollout.times)
+    rollout = experience.rollout
+    count = min(len(experience), STABILITY_ROWS)
+    some = rollout.sequences.rows(torch.arange(count, device=experience.kl_B.device))
+    pieces = micro_batches(some, config.parallel.micro_batch_size, engine.layout, width=rollout.width)
     stage, widths = groups_alone(config.algorithm.group_input), {"groups": config.algorithm.groups}
     after_BM = run_forward(engine, pieces, count, stage, widths)["groups"]
-    return experience.scores.group_probs_BM[:count], after_BM
+    return experience.outputs.group_probs_BM[:count], after_BM

@@ -3,7 +3,7 @@
     loss = - (1/n) sum_it min(ratio A, clip(ratio) A) + beta R_var(S_theta) - entropy bonus      (arXiv 2310.11971)
            + (1/n) sum_i eta_i KL_i, with algorithm.kl_in=loss
 
-R_var needs the scores S_i of the whole mini-batch, so each one takes two passes: a forward pass for S (free for the
+R_var needs the signals S_i of the whole mini-batch, so each one takes two passes: a forward pass for S (free for the
 first mini-batch, where the ratio is 1 and S is the rollout's signal), then the backward pass of sum_i c'_i S_i with
 c' = dR_var/dS fixed. `algorithm.group_statistics=rollout` uses the rollout's S throughout and saves the first pass.
 """
@@ -11,26 +11,72 @@ c' = dR_var/dS fixed. `algorithm.group_statistics=rollout` uses the rollout's S 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gipo_mc.algorithms.group_invariance import beta_at, bounded_beta, moments, relative_weight, score_gradient
+from gipo_mc.algorithms.group_invariance import beta_at, bounded_beta, moments, relative_weight, signal_gradient
 from gipo_mc.algorithms.ppo import policy_loss_terms
 from gipo_mc.config import Config
 from gipo_mc.errors import NumericsError
-from gipo_mc.models.micro_batch import MicroBatch, micro_batches, run_backward, run_forward
-from gipo_mc.models.readout import objective_with_signal, response_objective, token_log_probs
+from gipo_mc.models.micro_batch import MicroBatch, run_backward, run_forward
+from gipo_mc.models.readout import token_log_probs
 from gipo_mc.parallel.engine import Engine, Outputs
+from gipo_mc.rl.experience import Experience
 from gipo_mc.rl.mini_batch import MiniBatch, mini_batches
+from gipo_mc.rl.objective import Objective
 from gipo_mc.rl.update_log import Progress, UpdateLog
-from gipo_mc.types import Experience
 
 #: How far policy and behaviour policy may be apart before an iteration's first update, in nats a token (KL): the same
 #: model on the same tokens, but differently padded. Single tokens may differ more in bfloat16, so the mean decides.
 _KL_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 0.02}
 _ROW_OUTPUTS = ("surrogate", "clipped", "ratio_max", "behaviour_kl", "entropy")
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """A micro-batch's share of the mini-batch's loss.
+
+    objective: op B over the mini-batch's rows. signal_gradient_B: beta dR_var/dS_i of these rows, [b], from the first
+    pass; None where there is no penalty.
+    """
+
+    batch: MiniBatch
+    objective: Objective
+    signal_gradient_B: Tensor | None
+    config: Config
+
+    def __call__(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
+        """ "loss", and `_ROW_OUTPUTS`, [b] each."""
+        config, settings = self.config, self.config.algorithm
+        own = self.objective.rows(part.rows_B)
+        objective, entropy_B = own.of_hidden(
+            model, hidden_LBH, part, config.rollout.temperature, config.parallel.logit_rows
+        )
+        gradient_B = self.signal_gradient_B
+        loss = policy_loss_terms(
+            objective,
+            tokens=self.batch.tokens,
+            signal_gradient_B=None if gradient_B is None else gradient_B[part.rows_B],
+            beta=1.0,
+            entropy_sum=entropy_B.sum() if settings.entropy_coef else None,
+            entropy_coef=settings.entropy_coef,
+            kl_weight_B=own.inputs.kl_weight_B if settings.kl_in == "loss" else None,
+        )
+        return {
+            "loss": loss,
+            "surrogate": objective.surrogate_B,
+            "clipped": objective.clipped_B,
+            "ratio_max": objective.ratio_max_B,
+            "behaviour_kl": objective.behaviour_kl_B,
+            "entropy": entropy_B,
+        }
+
+    def backward(self, policy: Engine, parts: list[MicroBatch]) -> dict[str, Tensor]:
+        """The gradients of the whole mini-batch's loss; statistics of every row, on every rank."""
+        return run_backward(policy, parts, len(self.batch), self, dict.fromkeys(_ROW_OUTPUTS, 0))
 
 
 def update_policy(
@@ -42,20 +88,22 @@ def update_policy(
 
     Raises NumericsError if the ratio of the first mini-batch is not 1: then log-probs of rollout and update differ.
     """
-    log, done = UpdateLog("policy"), 0
-    for batch in mini_batches(experience, config, step, "policy", config.algorithm.epochs):
-        parts = micro_batches(
-            batch.sequences, config.parallel.micro_batch_size, policy.layout, times=experience.rollout.times
-        )
-        gradient_B = _penalty_gradient(policy, parts, batch, experience, config, step, log)
-        outputs = _backward(policy, parts, batch, gradient_B, experience, config)
+    log, done, settings = UpdateLog("policy"), 0, config.algorithm
+    for batch in mini_batches(experience, config, step, "policy", settings.epochs):
+        parts = batch.micro_batches(config.parallel.micro_batch_size, policy.layout)
+        objective = Objective.of(batch.experience, config)
+        gradient_B = None
+        beta = beta_at(step, settings.beta_policy, settings.beta_ramp)
+        if settings.penalty == "variance" and settings.group_count > 1 and beta:
+            gradient_B = _penalty_gradient(policy, parts, batch, objective, beta, config, log)
+        outputs = PolicyLoss(batch, objective, gradient_B, config).backward(policy, parts)
         ratio_max = float(outputs["ratio_max"].max())
         if batch.first:
             _check_first_ratio(ratio_max, float(outputs["behaviour_kl"].sum()) / batch.tokens, policy)
         entropy = float(outputs["entropy"].sum()) / batch.tokens
         surrogate = float(outputs["surrogate"].sum()) / batch.tokens
         log.add(
-            loss=-surrogate - config.algorithm.entropy_coef * entropy,
+            loss=-surrogate - settings.entropy_coef * entropy,
             entropy=entropy,
             clip_fraction=float(outputs["clipped"].sum()) / batch.tokens,
             approx_kl=float(outputs["behaviour_kl"].sum()) / batch.tokens,
@@ -64,66 +112,31 @@ def update_policy(
         log.step(policy.step())
         done += len(batch)
         if on_step is not None:
-            on_step(done, config.algorithm.epochs * len(experience.rollout.sequences))
+            on_step(done, settings.epochs * len(experience))
     return log.metrics()
-
-
-def objective_inputs(rows_B: Tensor, experience: Experience, config: Config) -> dict[str, Any]:
-    """What op B takes of the given rows of the rollout batch, beside log-probs and lengths."""
-    scores, settings = experience.scores, config.algorithm
-    return {
-        "behaviour_logp_BT": scores.behaviour_logp_BT[rows_B],
-        "reference_logp_BT": scores.reference_logp_BT[rows_B],
-        "advantage_BT": experience.advantage_BT[rows_B],
-        "group_probs_BM": experience.group_probs_BM[rows_B],
-        "signal_B": experience.signal_B[rows_B],
-        "high_B": experience.kl_weight_B[rows_B],
-        "clip": settings.clip,
-        "kl_estimator": settings.kl_estimator,
-        "score": _log_prob_score(config) if experience.signal_BT is experience.advantage_BT else "ratio",
-    }
-
-
-def signal_inputs(rows_B: Tensor, experience: Experience, config: Config) -> dict[str, Any] | None:
-    """The same for the score alone, where S weights log pi by something else than the advantage; else None."""
-    if experience.signal_BT is None or experience.signal_BT is experience.advantage_BT:
-        return None
-    own = {"advantage_BT": experience.signal_BT[rows_B], "score": _log_prob_score(config)}
-    return objective_inputs(rows_B, experience, config) | own
-
-
-def _log_prob_score(config: Config) -> str:
-    return "log_prob_mean" if config.algorithm.signal_tokens == "mean" else "log_prob"
 
 
 def _penalty_gradient(
     policy: Engine,
     parts: list[MicroBatch],
     batch: MiniBatch,
-    experience: Experience,
+    objective: Objective,
+    beta: float,
     config: Config,
-    step: int,
     log: UpdateLog,
-) -> Tensor | None:
-    """First pass: beta dR_var/dS of every sequence of the mini-batch, [b], or None where there is no penalty."""
-    settings = config.algorithm
-    beta = beta_at(step, settings.beta_policy, settings.beta_ramp)
-    if settings.penalty != "variance" or settings.group_count == 1 or beta == 0.0:
-        return None
-    if batch.first or settings.group_statistics == "rollout":
-        logp_BT = experience.scores.behaviour_logp_BT[batch.rows_B]
-    else:
+) -> Tensor:
+    """First pass: beta dR_var/dS of every sequence of the mini-batch, [b]."""
+    settings, probs_BM = config.algorithm, objective.inputs.group_probs_BM
+    logp_BT = objective.inputs.behaviour_logp_BT
+    if not batch.first and settings.group_statistics == "exact":
         stage = token_log_probs(config.rollout.temperature, config.parallel.logit_rows)
-        widths = {"logp": experience.rollout.times}
+        widths = {"logp": batch.experience.rollout.width}
         logp_BT = run_forward(policy, parts, len(batch), stage, widths)["logp"]
-    inputs = objective_inputs(batch.rows_B, experience, config)
-    own = signal_inputs(batch.rows_B, experience, config)
-    objective = objective_with_signal(logp_BT, batch.sequences.response_length_B, inputs, own)
-    statistics = moments(objective.mass_M, objective.weighted_M, len(batch), settings.weights)
+    found = objective.of_log_probs(logp_BT)
+    statistics = moments(found.mass_M, found.weighted_M, len(batch), settings.weights)
     bounded, statistics = bounded_beta(
         beta, statistics, mass_floor=settings.mass_floor, cap=settings.reweight_cap or math.inf
     )
-    probs_BM = experience.group_probs_BM[batch.rows_B]
     weight_B = relative_weight(bounded, statistics, probs_BM)
     log.add(
         beta=float(bounded),
@@ -133,50 +146,7 @@ def _penalty_gradient(
         weight_std=float(weight_B.std(correction=0)),
     )
     log.largest(weight_max=float(weight_B.max()))
-    return bounded * score_gradient(statistics, probs_BM)
-
-
-def _backward(
-    policy: Engine,
-    parts: list[MicroBatch],
-    batch: MiniBatch,
-    gradient_B: Tensor | None,
-    experience: Experience,
-    config: Config,
-) -> dict[str, Tensor]:
-    """Second pass: the gradients of the whole mini-batch's loss; statistics of every row, on every rank."""
-    settings = config.algorithm
-
-    def last_stage(model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
-        rows_B = batch.rows_B[part.rows_B]
-        objective, entropy_B = response_objective(
-            model,
-            hidden_LBH,
-            part,
-            config.rollout.temperature,
-            config.parallel.logit_rows,
-            signal_inputs(rows_B, experience, config),
-            **objective_inputs(rows_B, experience, config),
-        )
-        loss = policy_loss_terms(
-            objective,
-            tokens=batch.tokens,
-            score_gradient_B=None if gradient_B is None else gradient_B[part.rows_B],
-            beta=1.0,
-            entropy_sum=entropy_B.sum() if settings.entropy_coef else None,
-            entropy_coef=settings.entropy_coef,
-            kl_weight_B=experience.kl_weight_B[rows_B] if settings.kl_in == "loss" else None,
-        )
-        return {
-            "loss": loss,
-            "surrogate": objective.surrogate_B,
-            "clipped": objective.clipped_B,
-            "ratio_max": objective.ratio_max_B,
-            "behaviour_kl": objective.behaviour_kl_B,
-            "entropy": entropy_B,
-        }
-
-    return run_backward(policy, parts, len(batch), last_stage, dict.fromkeys(_ROW_OUTPUTS, 0))
+    return bounded * signal_gradient(statistics, probs_BM)
 
 
 def _check_first_ratio(ratio_max: float, approx_kl: float, policy: Engine) -> None:

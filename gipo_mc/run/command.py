@@ -6,16 +6,28 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
 
 from gipo_mc import presets
-from gipo_mc.config import Config, ModelConfig, check_layout, describe, load_config
+from gipo_mc.config import MARKS_MEAN, Config, ModelConfig, check_layout, describe, load_config
 from gipo_mc.errors import EXIT_INTERRUPTED, GipoError
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.news import first_to_say
 from gipo_mc.parallel.runtime import lost_peer
+
+
+@dataclass(frozen=True)
+class BuiltinTask:
+    """What a trainer does when nothing names a model or data.
+
+    base: the configuration to put underneath the user's. prepare: makes and trains the models that it starts from.
+    """
+
+    base: Callable[[], dict[str, Any]]
+    prepare: Callable[[Config], None]
 
 
 def run_command(
@@ -23,11 +35,11 @@ def run_command(
     work: Callable[[Config], None],
     *,
     argv: Sequence[str] | None = None,
-    builtin: Callable[[], dict[str, Any]] | None = None,
+    builtin: BuiltinTask | None = None,
 ) -> int:
     """Parse `[--config FILE] [key.sub=value ...]`, check it against the ranks there are, and call `work`.
 
-    builtin: configuration of the built-in task, put underneath the user's where that names neither model nor data.
+    builtin: used only where the configuration names neither a model nor data.
     Returns the exit code: 0, that of the `GipoError` that ended the run, or 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(
@@ -40,10 +52,13 @@ def run_command(
     arguments = parser.parse_intermixed_args(argv)
     try:
         config = load_config(arguments.config, arguments.overrides)
-        if builtin and _names_nothing(config):
-            config = load_config(arguments.config, arguments.overrides, builtin())
+        task = builtin if _names_nothing(config) else None
+        if task:
+            config = load_config(arguments.config, arguments.overrides, task.base())
         check_layout(config, runtime.world_size())
         runtime.resolve_device(config.device)
+        if task:
+            task.prepare(config)
         work(config)
     except GipoError as error:
         return report_error(error)
@@ -82,4 +97,6 @@ def _options() -> str:
     rows = describe()
     width = max(len(key) for key, _, _ in rows)
     lines = [f"  {key:<{width}}  {meaning} [{default}]" for key, default, meaning in rows]
-    return "\n".join(["options (key, meaning, [default]):", *lines, "", "algorithm.name:", *presets.lines()])
+    return "\n".join(
+        [f"options (key, meaning, [default]; {MARKS_MEAN}):", *lines, "", "algorithm.name:", *presets.lines()]
+    )

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 
 from gipo_mc.errors import CheckpointError, ConfigError
-from gipo_mc.models.families.llama import LlamaShape
-from gipo_mc.models.stage import HeadKind, LlamaModel, build_model
+from gipo_mc.models.families.llama import ModelShape
+from gipo_mc.models.stage import HeadKind, StageModel, build_model
 from gipo_mc.models.weights.hf_load import load_hf_weights
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.run import checkpoint
@@ -43,9 +43,9 @@ class ModelSource:
     role: str = ""
 
     @property
-    def shape(self) -> LlamaShape:
+    def shape(self) -> ModelShape:
         """Sizes of the model, from its config.json."""
-        return LlamaShape.from_hf(self.folder)
+        return ModelShape.from_hf(self.folder)
 
     def fingerprint(self) -> str:
         """A hash that differs where the weights do: of the manifest's sums, or of name, size and header (which lists
@@ -102,7 +102,7 @@ def load_model(
     groups: int = 0,
     group_head: Literal["mlp", "linear"] = "mlp",
     empty: bool = False,
-) -> LlamaModel:
+) -> StageModel:
     """Build this rank's stage and fill it from the source; heads that the source does not have start fresh.
 
     A critic takes the reward head of a reward model as its value head. `empty`: do not read the source, the caller
@@ -128,7 +128,7 @@ def load_model(
     return model
 
 
-def _load_run_weights(model: LlamaModel, source: ModelSource, *, fresh_head: bool) -> None:
+def _load_run_weights(model: StageModel, source: ModelSource, *, fresh_head: bool) -> None:
     prefix = f"{source.role}.model."
     sharded = model.sharded_state_dict(prefix=prefix)
     saved = checkpoint.load_state(source.checkpoint)["heads"][source.role]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,22 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.config import Config, OptimizerConfig, changes, save_config
-from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens
-from gipo_mc.errors import EXIT_INTERRUPTED, CheckpointError, ConfigError, GipoError
-from gipo_mc.models.stage import HeadKind, LlamaModel
+from gipo_mc.data.sets import DataSet
+from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens, tokens_hash
+from gipo_mc.errors import CheckpointError
+from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.ops import describe_build
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
-from gipo_mc.parallel.news import first_error, record_error
-from gipo_mc.parallel.runtime import lost_peer
 from gipo_mc.run import checkpoint
 from gipo_mc.run.console import Console
-from gipo_mc.run.folder import RunFolder
+from gipo_mc.run.folder import RunFolder, State
 from gipo_mc.run.metrics import MetricsLogger
 from gipo_mc.run.model_sources import ModelSource, load_model, resolve
+from gipo_mc.run.outcome import outcome_kept
+from gipo_mc.run.resume import Fixed, fixed_settings
 
 
 @dataclass
@@ -39,6 +40,8 @@ class Session:
 
     logger: on the main rank only; `log` and friends do nothing elsewhere.
     start: iterations that the checkpoint this run continues from had finished.
+    step: iterations finished so far, for run_status.json and warnings.
+    fixed: what the run must keep to be continued.
     """
 
     config: Config
@@ -49,11 +52,15 @@ class Session:
     dtype: torch.dtype
     start: int = 0
     step: int = 0
-    #: Frozen models by name -> what they are made of: a run continues with the same ones or not at all.
-    frozen: dict[str, str] = field(default_factory=dict)
+    fixed: Fixed = field(init=False)
     _resume_from: Path | None = None
-    _resume_warnings: list[str] = field(default_factory=list)
+    _passed_over: list[str] = field(default_factory=list)
     _sources: dict[str, ModelSource] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.fixed = Fixed(
+            fixed_settings(self.config, self.folder.command, self.dtype, distributed_optimizer=self.shards_optimizer)
+        )
 
     # ------------------------------------------------------------------ models
     def source(self, name: str, key: str) -> ModelSource:
@@ -85,8 +92,12 @@ class Session:
         *,
         total_steps: int = 1,
         groups: int = 0,
+        key: str = "",
     ) -> Engine:
-        """Engine of a model, trainable where an optimizer is given."""
+        """Engine of a model, trainable where an optimizer is given.
+
+        key: the option that names a frozen model; its weights are to be the same when the run continues.
+        """
         algorithm = self.config.algorithm
         model = load_model(
             source,
@@ -100,10 +111,10 @@ class Session:
             empty=optimizer is not None and self._resume_from is not None,  # `resume` is going to fill it
         )
         if optimizer is None:
-            self.frozen[f"{source.name} ({head})"] = on_main(source.fingerprint)
+            self.fixed.frozen[key or source.name] = on_main(source.fingerprint)
         return self.engine(model, optimizer, total_steps=total_steps)
 
-    def engine(self, model: LlamaModel, optimizer: OptimizerConfig | None, *, total_steps: int = 1) -> Engine:
+    def engine(self, model: StageModel, optimizer: OptimizerConfig | None, *, total_steps: int = 1) -> Engine:
         """Engine of a model that exists already."""
         return Engine(
             model, self.layout, optimizer, total_steps=total_steps, distributed_optimizer=self.shards_optimizer
@@ -115,11 +126,26 @@ class Session:
         choice = self.config.parallel.distributed_optimizer
         return choice == "on" or (choice == "auto" and self.layout.device.type == "cuda")
 
+    # -------------------------------------------------------------------- data
+    def trains_on(
+        self, key: str, rows: DataSet[Any], tokenizer: PreTrainedTokenizerBase, *, named_domains: bool = False
+    ) -> None:
+        """Remember the training data that option `key` names, and who reads it: a run continues with the same rows.
+
+        named_domains: the names of the domains matter, too (a reward function is told them).
+        """
+        self.fixed.frozen["model.tokenizer"] = on_main(lambda: tokens_hash(tokenizer))
+        self.fixed.data[key] = on_main(lambda: rows.sources(named_domains=named_domains))
+
     # ------------------------------------------------------------- checkpoints
     def save(
-        self, engines: Mapping[str, Engine], tokenizers: Mapping[str, PreTrainedTokenizerBase], state: dict[str, Any]
+        self,
+        step: int,
+        engines: Mapping[str, Engine],
+        tokenizers: Mapping[str, PreTrainedTokenizerBase],
+        state: dict[str, Any],
     ) -> None:
-        """Checkpoint after `self.step` iterations. state: what else the next iteration depends on, JSON-able."""
+        """Checkpoint after `step` iterations. state: what else the next iteration depends on, JSON-able."""
         sharded: dict[str, Any] = {}
         for role, engine in engines.items():
             sharded |= engine.sharded_state(role)
@@ -135,14 +161,13 @@ class Session:
         state = {
             **state,
             "heads": {role: engine.model.head for role, engine in engines.items()},
-            "settings": self._fixed_settings(),
-            "frozen": self.frozen,
+            **asdict(self.fixed),
         }
-        checkpoint.save(self.folder.checkpoints, self.step, sharded, state, self.config.checkpoint.keep, extras)
+        checkpoint.save(self.folder.checkpoints, step, sharded, state, self.config.checkpoint.keep, extras)
 
-    def checkpoint_due(self) -> bool:
-        """Is a checkpoint to be written after the iteration that just ended?"""
-        return self._due(self.step, self.config.checkpoint.every)
+    def checkpoint_due(self, step: int) -> bool:
+        """Is a checkpoint to be written after `step` iterations?"""
+        return self._due(step, self.config.checkpoint.every)
 
     def evaluation_due(self, step: int) -> bool:
         """Is the model to be evaluated in the iteration that brings the number of finished ones to `step`?"""
@@ -152,14 +177,19 @@ class Session:
         return step == self.config.run.iterations or (every > 0 and step % every == 0)
 
     def resume(self, engines: Mapping[str, Engine]) -> dict[str, Any] | None:
-        """Continue from the run folder's newest usable checkpoint: its state, or None for a fresh run."""
-        for warning in self._resume_warnings:
-            self.warn(warning)
+        """Continue from the run folder's newest usable checkpoint: its state, or None for a fresh run.
+
+        Everything that the run depends on is loaded before. Raises ConfigError where something of it changed.
+        """
+        for reason in self._passed_over:
+            self.warn(f"Passed over a checkpoint: {reason}")
         path = self._resume_from
         if path is None:
             return None
         state = checkpoint.load_state(path)
-        self._check_unchanged(path, state)
+        self.fixed.check(path, state)
+        if changed := on_main(self._take_over_config):
+            self.warn(f"The run continues with changed options: {'; '.join(changed)}")
         sharded: dict[str, Any] = {}
         for role, engine in engines.items():
             sharded |= engine.sharded_state(role, is_loading=True)
@@ -171,40 +201,18 @@ class Session:
             self.warn(f"Nothing to do: the run has finished {self.start} iterations; raise run.iterations to go on.")
         return state
 
-    def _fixed_settings(self) -> dict[str, Any]:
-        """Options that decide which data a step takes and what is trained: a run keeps them from start to end."""
-        config = self.config
-        return {
-            "run.seed": config.run.seed,
-            "algorithm.name": config.algorithm.name,
-            "algorithm.groups": config.algorithm.group_count,
-            "algorithm.groups_from": config.algorithm.groups_from,
-            "algorithm.group_trunk": config.algorithm.group_trunk,
-            "algorithm.group_head": config.algorithm.group_head,
-            "algorithm.advantage": config.algorithm.advantage,
-            "rollout.batch_size": config.rollout.batch_size,
-            "rollout.samples_per_prompt": config.rollout.samples_per_prompt,
-            "train.batch_size": config.train.batch_size,
-            "dpo.loss": config.dpo.loss,
-            "parallel.distributed_optimizer": "on" if self.shards_optimizer else "off",
-        }
-
-    def _check_unchanged(self, path: Path, state: dict[str, Any]) -> None:
-        now = self._fixed_settings()
-        changed = [f"{key} was {old}, now {now[key]}" for key, old in state["settings"].items() if now[key] != old]
-        changed += [
-            f"{name} is no longer what it was ({self.frozen.get(name, 'absent')})"
-            for name, old in state["frozen"].items()
-            if self.frozen.get(name) != old
-        ]
-        if changed:
-            raise ConfigError(
-                f"The run cannot continue from {path}, because something changed that it depends on:\n"
-                + "\n".join(f"  - {line}" for line in changed)
-                + "\nPut it back (a checkpoint may be named by its own folder), or use another run.name."
-            )
+    def _take_over_config(self) -> list[str]:
+        """Options that differ from the run folder's config.yaml, which is then that of this run."""
+        changed = changes(self.folder.config, self.config)
+        save_config(self.config, self.folder.config)
+        return changed
 
     # ---------------------------------------------------------------- showing
+    def write_status(self, state: State, exit_code: int | None = None, message: str = "") -> None:
+        """run_status.json, with the iterations that have finished."""
+        if self.logger:
+            self.folder.write_status(state, exit_code, message, self.step)
+
     def header(self, lines: Sequence[tuple[str, str]]) -> None:
         """What runs, and where; also kept for the report."""
         algorithm = [("resumed from", str(self._resume_from))] if self._resume_from else []
@@ -227,17 +235,17 @@ class Session:
         self.step = step
         if self.logger:
             self.logger.log(step, metrics)
-            self.folder.write_status("running", step=step)
+        self.write_status("running")
         if show:
             self.console.iteration(step, metrics)
 
-    def distribution(self, name: str, values_B: Tensor, domains: Sequence[str]) -> None:
-        """The distribution of `values_B` [B] in this iteration, whole and by domain."""
+    def distribution(self, step: int, name: str, values_B: Tensor, domains: Sequence[str]) -> None:
+        """The distribution of `values_B` [B] in iteration `step`, whole and by domain."""
         if self.logger:
-            self.logger.histogram(self.step, name, values_B)
+            self.logger.histogram(step, name, values_B)
             for domain in sorted(set(domains)):
                 rows = [row for row, own in enumerate(domains) if own == domain]
-                self.logger.histogram(self.step, f"{name}/domain/{domain}", values_B[rows])
+                self.logger.histogram(step, f"{name}/domain/{domain}", values_B[rows])
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Callable[[int, int], None]]:
@@ -267,17 +275,12 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
     happens. Raises the errors of config, layout and folder on every rank."""
     layout = runtime.initialize(config.parallel, config.device)
     name = config.run.name or command
-    path = Path(config.run.dir) / name
-    folder = RunFolder(path, command)
-
+    folder = RunFolder(Path(config.run.dir) / name, command)
     logger: MetricsLogger | None = None
-    changed: list[str] = []
 
     def take() -> None:
         nonlocal folder, logger
         folder = RunFolder.open(config.run.dir, name, command, config.run.resume)
-        changed.extend(changes(folder.config, config) if folder.config.exists() else [])
-        save_config(config, folder.config)
         logger = MetricsLogger(folder)
 
     on_main(take)
@@ -285,43 +288,25 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
     console = Console(name, config.run.iterations, enabled=layout.is_main)
     session = Session(config, layout, folder, console, logger, dtype)
     try:
-        newest, reasons = on_main(lambda: checkpoint.latest(folder.checkpoints))
-        if newest is None and reasons:
-            raise CheckpointError(
-                "No checkpoint of this run can be used:\n" + "\n".join(f"  - {reason}" for reason in reasons)
-            )
-        session._resume_from, session._resume_warnings = newest, [f"Passed over a checkpoint: {r}" for r in reasons]
-        if newest and changed:
-            session._resume_warnings.append(f"The run continues with changed options: {'; '.join(changed)}")
-        if logger:  # before anything is logged, warnings included
-            logger.truncate_after(checkpoint.load_state(newest)["step"] if newest else -1)
-        _status(session, "running")
-        yield session
-        _status(session, "done", 0)
-    except GipoError as error:
-        record_error(error.exit_code, str(error))
-        _status(session, "failed", error.exit_code, str(error))
-        raise
-    except KeyboardInterrupt:
-        _status(session, "failed", EXIT_INTERRUPTED, "interrupted by the user")
-        raise
-    except BaseException as error:
-        code, message = 1, f"{type(error).__name__}: {error}"
-        lost = lost_peer(error) if isinstance(error, RuntimeError) else None
-        if lost:
-            # What another rank failed of says more than that it is gone.
-            cause = first_error()
-            code, message = (cause.exit_code, cause.message) if cause else (lost.exit_code, str(lost))
-        else:
-            record_error(code, message)
-        _status(session, "failed", code, message)
-        raise
+        with outcome_kept(session.write_status):
+            _find_checkpoint(session)
+            yield session
     finally:
         if logger:
             logger.close()
         folder.close()
 
 
-def _status(session: Session, state: Any, exit_code: int | None = None, message: str = "") -> None:
-    if session.logger:
-        session.folder.write_status(state, exit_code, message, session.step)
+def _find_checkpoint(session: Session) -> None:
+    """Where the run continues from, if anywhere. Raises CheckpointError where none of its checkpoints is usable."""
+    newest, reasons = on_main(lambda: checkpoint.latest(session.folder.checkpoints))
+    if newest is None and reasons:
+        raise CheckpointError(
+            "No checkpoint of this run can be used:\n" + "\n".join(f"  - {reason}" for reason in reasons)
+        )
+    session._resume_from, session._passed_over = newest, reasons
+    if session.logger:  # before anything is logged, warnings included
+        session.logger.truncate_after(checkpoint.load_state(newest)["step"] if newest else -1)
+    if newest is None:
+        on_main(lambda: save_config(session.config, session.folder.config))
+    session.write_status("running")

@@ -59,10 +59,10 @@ class DPOTask:
             session.tokenizer(source, config.model.tokenizer or str(policy.folder))
         sizes = session.layout.tensor, session.layout.pipeline
         source.shape.check(*sizes, sequence_length=config.data.sequence_length)
-        self._pairs = Pairs(config, tokenizer)
+        self._pairs = Pairs(session, tokenizer)
         self.train_size, self.held_out_size = self._pairs.train_size, self._pairs.held_out_size
         self._reference_name = source.name
-        self._reference: Engine | None = session.load(source, "lm")
+        self._reference: Engine | None = session.load(source, "lm", key="model.reference")
         # float32 [pairs, 2], chosen and rejected; NaN where the run does not need them.
         self._scored = {False: _unknown(self.train_size), True: _unknown(self.held_out_size)}
 

@@ -101,8 +101,8 @@ def train_supervised(config: Config, command: str, head: HeadKind, make_task: Ta
                 raise NumericsError(
                     f"The gradients of the last {PATIENCE} steps were not finite: lower policy.lr, or check the data."
                 )
-            if session.checkpoint_due():
-                session.save({"model": engine}, {"model": tokenizer}, {})
+            if session.checkpoint_due(step + 1):
+                session.save(step + 1, {"model": engine}, {"model": tokenizer}, {})
         session.console.done(
             [("metrics", str(session.folder.metrics)), ("checkpoints", str(session.folder.checkpoints))]
         )

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.config import Config
 from gipo_mc.data.collate import to_sequences
 from gipo_mc.data.loading import load_preferences, sources_of
+from gipo_mc.run.session import Session
 from gipo_mc.types import Sequences
 
 
@@ -21,9 +21,11 @@ class Pairs:
 
     unit = 2
 
-    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, session: Session, tokenizer: PreTrainedTokenizerBase) -> None:
+        config = session.config
         self._pad_id = tokenizer.pad_token_id
         self._train = load_preferences(config.data, tokenizer, seed=config.run.seed)
+        session.trains_on("data.preferences", self._train, tokenizer)
         self._held_out = None
         if sources_of(config.data, "preferences", "evaluation"):
             self._held_out = load_preferences(config.data, tokenizer, seed=config.run.seed, part="evaluation")

@@ -28,7 +28,7 @@ class RewardTask:
 
     def __init__(self, session: Session, tokenizer: PreTrainedTokenizerBase) -> None:
         self._margin = session.config.train.margin
-        self._pairs = Pairs(session.config, tokenizer)
+        self._pairs = Pairs(session, tokenizer)
         self.train_size, self.held_out_size = self._pairs.train_size, self._pairs.held_out_size
 
     def prepare(self, session: Session, model: Engine) -> None:

@@ -31,6 +31,7 @@ class SFTTask:
         self._pad_id = tokenizer.pad_token_id
         self._logit_rows = config.parallel.logit_rows
         self._train = load_demonstrations(config.data, tokenizer, seed=config.run.seed)
+        session.trains_on("data.demonstrations", self._train, tokenizer)
         self._held_out = None
         if sources_of(config.data, "demonstrations", "evaluation"):
             self._held_out = load_demonstrations(config.data, tokenizer, seed=config.run.seed, part="evaluation")

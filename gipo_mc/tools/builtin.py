@@ -1,4 +1,4 @@
-"""The built-in task as configurations: what every trainer does when nothing names a model or data.
+"""The built-in task: what every trainer does when nothing names a model or data.
 
 A small Llama is made, fine-tuned on demonstrations, a reward model is trained on preference pairs, and GI-PPO starts
 from the two; DPO starts from the first and needs the pairs only. The whole pipeline without a file or a network. See
@@ -7,6 +7,7 @@ from the two; DPO starts from the first and needs the pairs only. The whole pipe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from gipo_mc.config import Config, load_config
 from gipo_mc.data.synthetic import builtin_llama_config, builtin_tokenizer
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import on_main
-from gipo_mc.rl import gi_ppo
 from gipo_mc.run import checkpoint
-from gipo_mc.supervised import dpo, reward_model, sft
+from gipo_mc.run.command import BuiltinTask
+from gipo_mc.supervised import reward_model, sft
 from gipo_mc.tools.new_model import create_model
 
 #: KL penalty of the built-in task with its reward model: GI-PPO's, whose effective penalty is this times the mean
@@ -101,35 +102,6 @@ def gi_ppo_base() -> dict[str, Any]:
     )
 
 
-def train_sft(config: Config) -> None:
-    """SFT; makes the built-in model first where that is what is to be trained."""
-    _with_ranks(config)
-    _make_model(config)
-    sft.train(config)
-
-
-def train_reward(config: Config) -> None:
-    """Reward model; trains the built-in SFT model first where that is what it starts from."""
-    _with_ranks(config)
-    _ensure(config, "builtin_sft", sft_base(), config.model.policy, train_sft)
-    reward_model.train(config)
-
-
-def train_dpo(config: Config) -> None:
-    """DPO; trains the built-in SFT model first where that is what it starts from."""
-    _with_ranks(config)
-    _ensure(config, "builtin_sft", sft_base(), config.model.policy, train_sft)
-    dpo.train(config)
-
-
-def train_gi_ppo(config: Config) -> None:
-    """GI-PPO; trains the built-in SFT and reward models first where those are what it starts from."""
-    _with_ranks(config)
-    _ensure(config, "builtin_sft", sft_base(), config.model.policy, train_sft)
-    _ensure(config, "builtin_reward", reward_base(), config.model.reward, train_reward)
-    gi_ppo.train(config)
-
-
 def _base(**sections: dict[str, Any]) -> dict[str, Any]:
     merged: dict[str, Any] = {name: dict(section) for name, section in _COMMON.items()}
     merged["parallel"] = dict(layout_for(runtime.world_size()))
@@ -138,14 +110,11 @@ def _base(**sections: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _with_ranks(config: Config) -> None:
-    runtime.initialize(config.parallel, config.device)
-
-
 def _make_model(config: Config) -> None:
     folder = Path(config.run.dir) / "builtin_model"
     if Path(config.model.policy) != folder:
         return
+    runtime.initialize(config.parallel, config.device)
 
     def work() -> None:
         if not (folder / "config.json").is_file():
@@ -154,14 +123,24 @@ def _make_model(config: Config) -> None:
     on_main(work)
 
 
-def _ensure(config: Config, name: str, base: dict[str, Any], wanted: str, train: Any) -> None:
+def _train_sft(config: Config) -> None:
+    _train_first(config, "builtin_sft", config.model.policy, SFT, sft.train)
+
+
+def _train_sft_and_reward(config: Config) -> None:
+    _train_sft(config)
+    _train_first(config, "builtin_reward", config.model.reward, REWARD, reward_model.train)
+
+
+def _train_first(config: Config, name: str, wanted: str, task: BuiltinTask, train: Callable[[Config], None]) -> None:
     """Train the built-in run `name` if `wanted` is that run and it has no finished checkpoint."""
     folder = Path(config.run.dir) / name
     if Path(wanted) != folder:
         return
-    parallel = config.parallel.model_dump(exclude={"micro_batch_size"})
+    runtime.initialize(config.parallel, config.device)
+    base = task.base()
+    base["parallel"] |= config.parallel.model_dump(exclude={"micro_batch_size"})
     overrides = [f"run.dir={config.run.dir}", f"run.seed={config.run.seed}", f"device={config.device}"]
-    base["parallel"] |= parallel
     prepared = load_config(None, [*overrides, f"dtype={config.dtype}"], base)
     done = on_main(lambda: prepared.run.iterations in checkpoint.steps(folder / "checkpoints"))
     if not done:
@@ -170,4 +149,12 @@ def _ensure(config: Config, name: str, base: dict[str, Any], wanted: str, train:
             print(
                 f"The built-in task needs {folder} first: {steps} steps, about a minute on two CPU cores.", flush=True
             )
+        task.prepare(prepared)
         train(prepared)
+
+
+#: The task of each trainer: its configuration, and what it makes or trains before.
+SFT = BuiltinTask(sft_base, _make_model)
+REWARD = BuiltinTask(reward_base, _train_sft)
+DPO = BuiltinTask(dpo_base, _train_sft)
+GI_PPO = BuiltinTask(gi_ppo_base, _train_sft_and_reward)

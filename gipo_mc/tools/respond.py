@@ -12,6 +12,7 @@ from gipo_mc.data.encode import Encoder
 from gipo_mc.data.loading import load_prompts
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer
 from gipo_mc.errors import ConfigError
+from gipo_mc.generation.megatron import MegatronEngine
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.rl.rewards import responses as response_texts
@@ -57,7 +58,8 @@ def respond(
     source.shape.check(layout.tensor, layout.pipeline, sequence_length=longest)
     dtype = runtime.resolve_dtype(config.dtype, layout.device)
     model = load_model(source, layout, head="lm", dtype=dtype, trainable=False, seed=config.run.seed)
-    rollout = roll_out(model, tokenizer, prompts, config, 0, purpose="generate", greedy=greedy, on_step=on_step)
+    engine = MegatronEngine(model, config.rollout.micro_batch_size)
+    rollout = roll_out(engine, tokenizer, prompts, config, 0, purpose="generate", greedy=greedy, on_step=on_step)
     rows = zip(
         prompts,
         response_texts(rollout.sequences, tokenizer),

@@ -43,8 +43,8 @@ def test_diagnostics_by_hand():
     assert all(type(value) is float for value in metrics.values())
 
 
-def test_diagnostics_use_the_score_and_the_bounds():
-    metrics = example(score_B=torch.tensor([1.0, 1.0, 1.0, 2.0]), weights="population")
+def test_diagnostics_use_the_signal_and_the_bounds():
+    metrics = example(signal_B=torch.tensor([1.0, 1.0, 1.0, 2.0]), weights="population")
     assert metrics["group/1/objective"] == 2.0 and metrics["group/1/reward"] == 6.0
     assert metrics["group/variance"] == pytest.approx(0.25)
     unbounded, bounded = example(beta=1.0), example(beta=1.0, cap=0.8)

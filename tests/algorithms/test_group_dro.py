@@ -35,10 +35,10 @@ def test_sequence_weights_by_hand():
 
 def test_weights_are_the_gradient_of_the_weighted_objectives():
     probs = torch.randn(9, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).softmax(1)
-    score = torch.randn(9, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    signal = torch.randn(9, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
     q = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
-    (expected,) = torch.autograd.grad((q * (probs * score[:, None]).sum(0) / probs.sum(0)).sum(), score)
-    weights = sequence_weights(q.tolist(), whole(probs, score.detach()), probs, 0.0)
+    (expected,) = torch.autograd.grad((q * (probs * signal[:, None]).sum(0) / probs.sum(0)).sum(), signal)
+    weights = sequence_weights(q.tolist(), whole(probs, signal.detach()), probs, 0.0)
     torch.testing.assert_close(weights / 9, expected)
     assert float(weights.mean()) == pytest.approx(1.0)
 

@@ -15,7 +15,7 @@ from gipo_mc.algorithms.group_invariance import (
     moments,
     probability_gradient,
     relative_weight,
-    score_gradient,
+    signal_gradient,
     with_mass_floor,
 )
 
@@ -27,90 +27,90 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def draw(rows, groups, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(rows, groups, generator=generator, dtype=torch.float64)
-    score = torch.randn(rows, generator=generator, dtype=torch.float64)
-    return logits.softmax(1).to(dtype), score.to(dtype)
+    signal = torch.randn(rows, generator=generator, dtype=torch.float64)
+    return logits.softmax(1).to(dtype), signal.to(dtype)
 
 
-def whole(probs, score, weights):
-    return moments(*group_statistics(probs, score), len(score), weights)
+def whole(probs, signal, weights):
+    return moments(*group_statistics(probs, signal), len(signal), weights)
 
 
-def plain_variance(probs, score, weights):
+def plain_variance(probs, signal, weights):
     """R_var written out once more, differentiable, as the formula of the paper reads."""
     mass = probs.sum(0)
-    objective = (probs * score[:, None]).sum(0) / mass
-    omega = mass / len(score) if weights == "size" else torch.full_like(mass, 1 / len(mass))
+    objective = (probs * signal[:, None]).sum(0) / mass
+    omega = mass / len(signal) if weights == "size" else torch.full_like(mass, 1 / len(mass))
     return (omega * (objective - (omega * objective).sum()) ** 2).sum()
 
 
 # One sequence of group 1, three of group 0: R = (2, 6).
 HARD = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-SCORE = torch.tensor([0.0, 3.0, 3.0, 6.0])
+SIGNAL = torch.tensor([0.0, 3.0, 3.0, 6.0])
 
 
 @dtypes
 def test_hand_computed_by_size(dtype):
-    m = whole(HARD.to(dtype), SCORE.to(dtype), "size")
+    m = whole(HARD.to(dtype), SIGNAL.to(dtype), "size")
     assert m.objective_M.tolist() == [2.0, 6.0]
     assert float(m.mean) == 3.0  # (3 * 2 + 1 * 6) / 4
     assert float(m.variance) == 3.0  # 3/4 * 1 + 1/4 * 9 = w (1 - w) D^2
     assert m.omega_M.tolist() == [0.75, 0.25]
-    gradient = score_gradient(m, HARD.to(dtype))
+    gradient = signal_gradient(m, HARD.to(dtype))
     assert gradient.dtype == dtype
     assert gradient.tolist() == [-0.5, -0.5, -0.5, 1.5]  # (2/4) (R_g - 3)
     assert relative_weight(0.1, m, HARD.to(dtype)).tolist() == pytest.approx([1.2, 1.2, 1.2, 0.4])
     # (2 S R_g - R_g^2 - 2 Rbar S + Rbar^2) / 4 for S = 0 and S = 6
-    assert probability_gradient(m, SCORE.to(dtype))[[0, 3]].tolist() == [[1.25, -6.75], [-1.75, 2.25]]
+    assert probability_gradient(m, SIGNAL.to(dtype))[[0, 3]].tolist() == [[1.25, -6.75], [-1.75, 2.25]]
 
 
 @dtypes
 def test_hand_computed_population(dtype):
-    m = whole(HARD.to(dtype), SCORE.to(dtype), "population")
+    m = whole(HARD.to(dtype), SIGNAL.to(dtype), "population")
     assert float(m.mean) == 4.0
     assert float(m.variance) == 4.0  # D^2 / 4
-    assert score_gradient(m, HARD.to(dtype)).tolist() == pytest.approx([-2 / 3, -2 / 3, -2 / 3, 2.0])
+    assert signal_gradient(m, HARD.to(dtype)).tolist() == pytest.approx([-2 / 3, -2 / 3, -2 / 3, 2.0])
     # (R_g - 4)(S - R_g) / P_g for S = 0: (-2)(-2)/3 and (2)(-6)/1
-    assert probability_gradient(m, SCORE.to(dtype))[0].tolist() == pytest.approx([4 / 3, -12.0])
+    assert probability_gradient(m, SIGNAL.to(dtype))[0].tolist() == pytest.approx([4 / 3, -12.0])
 
 
 @modes
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(2, 17), groups=st.integers(1, 5), seed=st.integers(0, 10_000))
 def test_closed_forms_are_autograd(weights, rows, groups, seed):
-    probs, score = draw(rows, groups, seed)
+    probs, signal = draw(rows, groups, seed)
     logits = probs.log().requires_grad_()
-    score.requires_grad_()
-    value = plain_variance(logits.softmax(1), score, weights)
-    by_score, by_logit = torch.autograd.grad(value, (score, logits))
+    signal.requires_grad_()
+    value = plain_variance(logits.softmax(1), signal, weights)
+    by_signal, by_logit = torch.autograd.grad(value, (signal, logits))
 
-    m = whole(probs, score.detach(), weights)
+    m = whole(probs, signal.detach(), weights)
     torch.testing.assert_close(m.variance, value.detach(), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(score_gradient(m, probs), by_score, rtol=1e-9, atol=1e-12)
-    through_softmax = torch.autograd.grad(logits.softmax(1), logits, probability_gradient(m, score))[0]
+    torch.testing.assert_close(signal_gradient(m, probs), by_signal, rtol=1e-9, atol=1e-12)
+    through_softmax = torch.autograd.grad(logits.softmax(1), logits, probability_gradient(m, signal))[0]
     torch.testing.assert_close(through_softmax, by_logit, rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize("groups", [2, 4])
 def test_population_probability_gradient_is_autograd_before_the_softmax(groups):
-    probs, score = draw(13, groups, 3)
+    probs, signal = draw(13, groups, 3)
     probs.requires_grad_()
-    (expected,) = torch.autograd.grad(plain_variance(probs, score, "population"), probs)
-    torch.testing.assert_close(probability_gradient(whole(probs, score, "population"), score), expected)
+    (expected,) = torch.autograd.grad(plain_variance(probs, signal, "population"), probs)
+    torch.testing.assert_close(probability_gradient(whole(probs, signal, "population"), signal), expected)
 
 
 def test_size_probability_gradient_is_autograd_before_the_softmax():
-    probs, score = draw(13, 3, 3)
+    probs, signal = draw(13, 3, 3)
     probs.requires_grad_()
-    (expected,) = torch.autograd.grad(plain_variance(probs, score, "size"), probs)
-    torch.testing.assert_close(probability_gradient(whole(probs, score, "size"), score), expected)
+    (expected,) = torch.autograd.grad(plain_variance(probs, signal, "size"), probs)
+    torch.testing.assert_close(probability_gradient(whole(probs, signal, "size"), signal), expected)
 
 
 @modes
 @settings(max_examples=30, deadline=None)
 @given(rows=st.integers(1, 20), groups=st.integers(1, 6), seed=st.integers(0, 10_000), beta=st.floats(0, 3))
 def test_weights_are_zero_sum(weights, rows, groups, seed, beta):
-    probs, score = draw(rows, groups, seed)
-    m = whole(probs, score, weights)
+    probs, signal = draw(rows, groups, seed)
+    m = whole(probs, signal, weights)
     # grad(mean S - beta R_var) = sum_i c_i grad S_i with sum_i c_i = 1
     c = relative_weight(beta, m, probs) / rows
     assert float(c.sum()) == pytest.approx(1.0, abs=1e-9)
@@ -118,10 +118,10 @@ def test_weights_are_zero_sum(weights, rows, groups, seed, beta):
 
 @pytest.mark.parametrize("beta", [0.3, 1.0])
 def test_combined_objective_is_a_reweighting(beta):
-    probs, score = draw(9, 2, 5)
+    probs, signal = draw(9, 2, 5)
     features = torch.randn(9, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     theta = torch.ones(4, dtype=torch.float64, requires_grad=True)
-    s = torch.tanh(features @ theta) + score
+    s = torch.tanh(features @ theta) + signal
     (expected,) = torch.autograd.grad(s.mean() - beta * plain_variance(probs, s, "size"), theta, retain_graph=True)
     m = whole(probs, s.detach(), "size")
     (actual,) = torch.autograd.grad((relative_weight(beta, m, probs) / 9 * s).sum(), theta)
@@ -132,97 +132,97 @@ def test_combined_objective_is_a_reweighting(beta):
 @settings(max_examples=25, deadline=None)
 @given(cuts=st.lists(st.integers(0, 16), max_size=5), seed=st.integers(0, 1000))
 def test_any_split_gives_the_gradient_of_the_whole(weights, cuts, seed):
-    probs, score = draw(16, 3, seed)
+    probs, signal = draw(16, 3, seed)
     theta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    (expected,) = torch.autograd.grad(plain_variance(probs, torch.sin(theta * score), weights), theta)
+    (expected,) = torch.autograd.grad(plain_variance(probs, torch.sin(theta * signal), weights), theta)
 
     edges = [0, *sorted(cuts), 16]
     parts = [slice(a, b) for a, b in itertools.pairwise(edges)]
     with torch.no_grad():  # first pass: sums over all micro-batches
-        sums = [group_statistics(probs[part], torch.sin(theta * score[part])) for part in parts]
+        sums = [group_statistics(probs[part], torch.sin(theta * signal[part])) for part in parts]
         m = moments(sum(mass for mass, _ in sums), sum(weighted for _, weighted in sums), 16, weights)
     total = torch.zeros((), dtype=torch.float64)
     for part in parts:  # second pass: coefficients fixed
-        loss = (score_gradient(m, probs[part]) * torch.sin(theta * score[part])).sum()
+        loss = (signal_gradient(m, probs[part]) * torch.sin(theta * signal[part])).sum()
         total = total + torch.autograd.grad(loss, theta)[0]
     torch.testing.assert_close(total, expected, rtol=1e-9, atol=1e-12)
 
 
 @modes
 def test_a_mean_of_micro_batch_variances_is_another_objective(weights):
-    probs, score = draw(16, 2, 2)
-    score.requires_grad_()
+    probs, signal = draw(16, 2, 2)
+    signal.requires_grad_()
     parts = [slice(i, i + 4) for i in range(0, 16, 4)]
-    (exact,) = torch.autograd.grad(plain_variance(probs, score, weights), score)
-    naive_value = sum(plain_variance(probs[p], score[p], weights) for p in parts) / 4
-    (naive,) = torch.autograd.grad(naive_value, score)
+    (exact,) = torch.autograd.grad(plain_variance(probs, signal, weights), signal)
+    naive_value = sum(plain_variance(probs[p], signal[p], weights) for p in parts) / 4
+    (naive,) = torch.autograd.grad(naive_value, signal)
     assert float((naive - exact).norm()) > 0.5 * float(exact.norm())
 
 
 @modes
 def test_a_group_that_a_part_does_not_have(weights):
     """Every part lacks one of the groups, as on a data-parallel rank that drew none of it; the sums are exact."""
-    parts = [group_statistics(HARD[i : i + 1], SCORE[i : i + 1]) for i in range(4)]
+    parts = [group_statistics(HARD[i : i + 1], SIGNAL[i : i + 1]) for i in range(4)]
     m = moments(sum(mass for mass, _ in parts), sum(weighted for _, weighted in parts), 4, weights)
-    expected = whole(HARD, SCORE, weights)
+    expected = whole(HARD, SIGNAL, weights)
     assert torch.equal(m.variance, expected.variance) and torch.equal(m.objective_M, expected.objective_M)
-    by_part = torch.cat([score_gradient(m, HARD[i : i + 1]) for i in range(4)])
-    assert torch.equal(by_part, score_gradient(expected, HARD))
+    by_part = torch.cat([signal_gradient(m, HARD[i : i + 1]) for i in range(4)])
+    assert torch.equal(by_part, signal_gradient(expected, HARD))
 
 
 @modes
 @dtypes
 def test_one_group_has_no_variance_at_all(weights, dtype):
-    _, score = draw(7, 1, 0, dtype)
+    _, signal = draw(7, 1, 0, dtype)
     probs = torch.randn(7, 1, dtype=dtype, generator=torch.Generator().manual_seed(0)).softmax(1)
-    m = whole(probs, score, weights)
+    m = whole(probs, signal, weights)
     assert float(m.variance) == 0.0
-    assert torch.equal(score_gradient(m, probs), torch.zeros(7, dtype=dtype))
+    assert torch.equal(signal_gradient(m, probs), torch.zeros(7, dtype=dtype))
     assert torch.equal(relative_weight(0.7, m, probs), torch.ones(7, dtype=dtype))
 
 
 @modes
 @pytest.mark.parametrize("groups", [2, 3, 4])
 def test_uniform_assignment_has_no_variance(weights, groups):
-    _, score = draw(11, 2, 4)
+    _, signal = draw(11, 2, 4)
     probs = torch.full((11, groups), 1 / groups, dtype=torch.float64)
-    m = whole(probs, score, weights)
+    m = whole(probs, signal, weights)
     assert float(m.variance) == pytest.approx(0.0, abs=1e-28)
-    assert score_gradient(m, probs).abs().max() < 1e-14
+    assert signal_gradient(m, probs).abs().max() < 1e-14
 
 
 @modes
 @settings(max_examples=25, deadline=None)
 @given(order=st.permutations(range(4)), seed=st.integers(0, 1000))
 def test_labels_permute_freely(weights, order, seed):
-    probs, score = draw(10, 4, seed)
-    a, b = whole(probs, score, weights), whole(probs[:, order], score, weights)
+    probs, signal = draw(10, 4, seed)
+    a, b = whole(probs, signal, weights), whole(probs[:, order], signal, weights)
     torch.testing.assert_close(a.variance, b.variance)
     torch.testing.assert_close(a.objective_M[order], b.objective_M)
-    torch.testing.assert_close(score_gradient(a, probs), score_gradient(b, probs[:, order]))
-    torch.testing.assert_close(probability_gradient(a, score)[:, order], probability_gradient(b, score))
+    torch.testing.assert_close(signal_gradient(a, probs), signal_gradient(b, probs[:, order]))
+    torch.testing.assert_close(probability_gradient(a, signal)[:, order], probability_gradient(b, signal))
 
 
 @modes
 @settings(max_examples=25, deadline=None)
 @given(scale=st.floats(-5, 5), shift=st.floats(-100, 100), seed=st.integers(0, 1000))
 def test_scale_squares_and_shift_leaves_the_variance(weights, scale, shift, seed):
-    probs, score = draw(10, 3, seed)
-    base = float(whole(probs, score, weights).variance)
-    assert float(whole(probs, scale * score, weights).variance) == pytest.approx(scale**2 * base, rel=1e-9, abs=1e-13)
-    assert float(whole(probs, score + shift, weights).variance) == pytest.approx(base, rel=1e-7, abs=1e-11)
+    probs, signal = draw(10, 3, seed)
+    base = float(whole(probs, signal, weights).variance)
+    assert float(whole(probs, scale * signal, weights).variance) == pytest.approx(scale**2 * base, rel=1e-9, abs=1e-13)
+    assert float(whole(probs, signal + shift, weights).variance) == pytest.approx(base, rel=1e-7, abs=1e-11)
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 1000), rows=st.integers(2, 30))
 def test_two_groups_by_their_distance(seed, rows):
-    probs, score = draw(rows, 2, seed)
-    population, size = whole(probs, score, "population"), whole(probs, score, "size")
+    probs, signal = draw(rows, 2, seed)
+    population, size = whole(probs, signal, "population"), whole(probs, signal, "size")
     distance = float(population.objective_M[0] - population.objective_M[1])
     share = float(size.mass_M[0]) / rows
     assert float(population.variance) == pytest.approx(distance**2 / 4)
     assert float(size.variance) == pytest.approx(share * (1 - share) * distance**2)
-    assert float(size.variance) <= float(score.var(correction=0)) + 1e-12  # ANOVA's bound
+    assert float(size.variance) <= float(signal.var(correction=0)) + 1e-12  # ANOVA's bound
 
 
 @modes
@@ -238,17 +238,17 @@ def test_two_groups_by_their_distance(seed, rows):
 )
 def test_degenerate_groups_are_finite(weights, dtype, probs):
     probs = torch.tensor(probs, dtype=dtype)
-    score = torch.tensor([1.0, -2.0, 4.0], dtype=dtype)
-    m = whole(probs, score, weights)
+    signal = torch.tensor([1.0, -2.0, 4.0], dtype=dtype)
+    m = whole(probs, signal, weights)
     kept = with_mass_floor(m, 0.05)
     beta, _ = bounded_beta(0.3, m, mass_floor=0.05, cap=0.8)
     for tensor in (
         m.objective_M,
         m.mean,
         m.variance,
-        score_gradient(m, probs),
-        probability_gradient(m, score),
-        score_gradient(kept, probs),
+        signal_gradient(m, probs),
+        probability_gradient(m, signal),
+        signal_gradient(kept, probs),
         beta,
     ):
         assert torch.isfinite(tensor).all()
@@ -266,13 +266,13 @@ def test_a_mass_of_rounding_noise_is_no_group(dtype):
 
 @modes
 def test_an_empty_group_leaves_the_others_as_if_it_were_not_there(weights):
-    probs, score = draw(8, 2, 1)
+    probs, signal = draw(8, 2, 1)
     with_empty = torch.cat([probs, torch.zeros(8, 1, dtype=torch.float64)], 1)
-    a, b = whole(probs, score, weights), whole(with_empty, score, weights)
+    a, b = whole(probs, signal, weights), whole(with_empty, signal, weights)
     torch.testing.assert_close(a.variance, b.variance)
-    torch.testing.assert_close(score_gradient(a, probs), score_gradient(b, with_empty))
-    torch.testing.assert_close(probability_gradient(a, score), probability_gradient(b, score)[:, :2])
-    assert probability_gradient(b, score)[:, 2].tolist() == [0.0] * 8
+    torch.testing.assert_close(signal_gradient(a, probs), signal_gradient(b, with_empty))
+    torch.testing.assert_close(probability_gradient(a, signal), probability_gradient(b, signal)[:, :2])
+    assert probability_gradient(b, signal)[:, 2].tolist() == [0.0] * 8
 
 
 @modes
@@ -284,21 +284,21 @@ def test_a_group_of_one_member(weights):
 
 
 @modes
-def test_equal_scores_and_no_rows(weights):
+def test_equal_signals_and_no_rows(weights):
     probs, _ = draw(6, 2, 1)
     m = whole(probs, torch.full((6,), 3.0, dtype=torch.float64), weights)
     assert float(m.variance) == pytest.approx(0.0, abs=1e-28)
     nothing = whole(torch.zeros(0, 2), torch.zeros(0), weights)
     assert float(nothing.variance) == 0.0
-    assert score_gradient(nothing, torch.zeros(0, 2)).shape == (0,)
+    assert signal_gradient(nothing, torch.zeros(0, 2)).shape == (0,)
 
 
 @modes
 def test_more_groups_than_rows(weights):
-    probs, score = draw(2, 16, 1)
-    m = whole(probs, score, weights)
-    assert torch.isfinite(score_gradient(m, probs)).all()
-    assert float(score_gradient(m, probs).sum()) == pytest.approx(0.0, abs=1e-12)
+    probs, signal = draw(2, 16, 1)
+    m = whole(probs, signal, weights)
+    assert torch.isfinite(signal_gradient(m, probs)).all()
+    assert float(signal_gradient(m, probs).sum()) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_unknown_weights_are_refused():
@@ -310,12 +310,12 @@ def test_unknown_weights_are_refused():
 def test_mass_floor_takes_a_thin_group_out_and_keeps_the_zero_sum(weights):
     probs = torch.zeros(40, 3, dtype=torch.float64)
     probs[:20, 0], probs[20:39, 1], probs[39, 2] = 1, 1, 1  # 50 %, 47.5 %, 2.5 %
-    score = torch.cat([torch.zeros(20), torch.ones(19), torch.full((1,), 100.0)]).double()
-    m = whole(probs, score, weights)
+    signal = torch.cat([torch.zeros(20), torch.ones(19), torch.full((1,), 100.0)]).double()
+    m = whole(probs, signal, weights)
     kept = with_mass_floor(m, 0.05)
     assert kept.omega_M[2] == 0.0
     assert float(kept.variance) == pytest.approx((20 / 39) * (19 / 39) if weights == "size" else 0.25)
-    gradient = score_gradient(kept, probs)
+    gradient = signal_gradient(kept, probs)
     assert float(gradient[39]) == 0.0
     assert float(gradient.sum()) == pytest.approx(0.0, abs=1e-14)
     same = with_mass_floor(m, 0.01)  # nobody left out: bit for bit the same moments
@@ -325,20 +325,20 @@ def test_mass_floor_takes_a_thin_group_out_and_keeps_the_zero_sum(weights):
 def test_mass_floor_that_leaves_one_group_stops_the_penalty():
     probs = torch.tensor([[0.99, 0.01]] * 8, dtype=torch.float64)
     probs[0] = torch.tensor([0.9, 0.1])
-    _, score = draw(8, 2, 0)
-    _, kept = bounded_beta(0.3, whole(probs, score, "size"), mass_floor=0.05, cap=0.8)
+    _, signal = draw(8, 2, 0)
+    _, kept = bounded_beta(0.3, whole(probs, signal, "size"), mass_floor=0.05, cap=0.8)
     assert torch.equal(relative_weight(0.3, kept, probs), torch.ones(8, dtype=torch.float64))
 
 
 def test_mass_floor_above_every_group_is_finite():
-    probs, score = draw(8, 4, 0)
-    kept = with_mass_floor(whole(probs, score, "population"), 0.49)
+    probs, signal = draw(8, 4, 0)
+    kept = with_mass_floor(whole(probs, signal, "population"), 0.49)
     assert float(kept.variance) == 0.0
-    assert torch.equal(score_gradient(kept, probs), torch.zeros(8, dtype=torch.float64))
+    assert torch.equal(signal_gradient(kept, probs), torch.zeros(8, dtype=torch.float64))
 
 
 def test_cap_by_hand():
-    m = whole(HARD, SCORE, "size")  # |R_g - Rbar| = 1, 3
+    m = whole(HARD, SIGNAL, "size")  # |R_g - Rbar| = 1, 3
     beta, _ = bounded_beta(0.3, m, mass_floor=0.0, cap=0.8)
     assert float(beta) == pytest.approx(0.8 / 6)
     assert relative_weight(beta, m, HARD).tolist() == pytest.approx([1 + 0.8 / 3] * 3 + [0.2])
@@ -347,7 +347,7 @@ def test_cap_by_hand():
 
 
 def test_cap_counts_the_size_of_the_group_where_the_weights_do_not():
-    m = whole(HARD, SCORE, "population")  # N omega_g / P_g = 2/3, 2 and |R_g - Rbar| = 2, 2
+    m = whole(HARD, SIGNAL, "population")  # N omega_g / P_g = 2/3, 2 and |R_g - Rbar| = 2, 2
     beta, _ = bounded_beta(1.0, m, mass_floor=0.0, cap=0.8)
     assert float(beta) == pytest.approx(0.1)
     assert relative_weight(beta, m, HARD).tolist() == pytest.approx([1 + 0.8 / 3] * 3 + [0.2])
@@ -357,8 +357,8 @@ def test_cap_counts_the_size_of_the_group_where_the_weights_do_not():
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 1000), scale=st.floats(0.1, 1000), beta=st.floats(0, 10), floor=st.floats(0, 0.45))
 def test_capped_weights_never_unlearn(weights, seed, scale, beta, floor):
-    probs, score = draw(12, 3, seed)
-    bounded, kept = bounded_beta(beta, whole(probs, scale * score, weights), mass_floor=floor, cap=0.8)
+    probs, signal = draw(12, 3, seed)
+    bounded, kept = bounded_beta(beta, whole(probs, scale * signal, weights), mass_floor=floor, cap=0.8)
     assert 0.0 <= float(bounded) <= beta
     weight = relative_weight(bounded, kept, probs)
     assert float(weight.min()) >= 0.2 - 1e-9
@@ -367,7 +367,7 @@ def test_capped_weights_never_unlearn(weights, seed, scale, beta, floor):
 
 
 def test_bad_bounds_are_refused():
-    m = whole(HARD, SCORE, "size")
+    m = whole(HARD, SIGNAL, "size")
     for beta, cap in ((-0.1, 0.8), (0.1, 0.0), (math.nan, 0.8)):
         with pytest.raises(ValueError, match="must not be negative"):
             bounded_beta(beta, m, mass_floor=0.0, cap=cap)

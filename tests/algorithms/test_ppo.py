@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gipo_mc.algorithms.group_invariance import bounded_beta, group_statistics, moments, score_gradient
+from gipo_mc.algorithms.group_invariance import bounded_beta, group_statistics, moments, signal_gradient
 from gipo_mc.algorithms.ppo import explained_variance, policy_loss_terms, value_loss_sum
 from gipo_mc.ops import group_objective
 
@@ -24,20 +24,20 @@ def batch(rows=8, time=5, groups=2, seed=0, dtype=torch.float64):
     return [*floats, length, probs.to(dtype), signal.to(dtype)]
 
 
-def objective(data, rows=slice(None), score="ratio", logp=None):
+def objective(data, rows=slice(None), form="ratio", logp=None):
     values = [x[rows] for x in data]
     if logp is not None:
         values[0] = logp[rows]
-    return group_objective(*values, values[5][:, 0].contiguous(), clip=CLIP, kl_estimator="k3", score=score)
+    return group_objective(*values, values[5][:, 0].contiguous(), clip=CLIP, kl_estimator="k3", signal_form=form)
 
 
-def plain_loss(data, logp, beta, weights, score="ratio"):
+def plain_loss(data, logp, beta, weights, form="ratio"):
     """The mini-batch loss written out from the formulas, for autograd."""
     _, behaviour, _, advantage, length, probs, signal = data
     mask = torch.arange(logp.shape[1]) < length[:, None]
     ratio = (logp - behaviour).exp()
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage)
-    if score == "ratio":
+    if form == "ratio":
         s = signal + ((ratio - 1) * advantage * mask).sum(1) / length
     else:
         s = (logp * advantage * mask).sum(1)
@@ -48,23 +48,23 @@ def plain_loss(data, logp, beta, weights, score="ratio"):
     return -(surrogate * mask).sum() / mask.sum() + beta * variance
 
 
-@pytest.mark.parametrize(("weights", "score"), [("size", "ratio"), ("population", "log_prob")])
+@pytest.mark.parametrize(("weights", "form"), [("size", "ratio"), ("population", "log_prob")])
 @pytest.mark.parametrize("size", [8, 3, 1])
-def test_micro_batches_add_up_to_the_gradient_of_the_mini_batch(weights, score, size):
+def test_micro_batches_add_up_to_the_gradient_of_the_mini_batch(weights, form, size):
     data = batch()
     tokens, beta = int(data[4].sum()), 0.4
     whole_logp = data[0].clone().requires_grad_()
-    (expected,) = torch.autograd.grad(plain_loss(data, whole_logp, beta, weights, score), whole_logp)
+    (expected,) = torch.autograd.grad(plain_loss(data, whole_logp, beta, weights, form), whole_logp)
 
     parts = [slice(i, i + size) for i in range(0, 8, size)]
-    first_pass = [objective(data, part, score) for part in parts]
+    first_pass = [objective(data, part, form) for part in parts]
     m = moments(sum(o.mass_M for o in first_pass), sum(o.weighted_M for o in first_pass), 8, weights)
     logp = data[0].clone().requires_grad_()
     for part in parts:
         loss = policy_loss_terms(
-            objective(data, part, score, logp),
+            objective(data, part, form, logp),
             tokens=tokens,
-            score_gradient_B=score_gradient(m, data[5][part]),
+            signal_gradient_B=signal_gradient(m, data[5][part]),
             beta=beta,
         )
         loss.backward()
@@ -81,8 +81,8 @@ def test_policy_loss_by_hand():
     assert o.surrogate_B.tolist() == pytest.approx([2.4 - 1.0, -2.4])
     loss = policy_loss_terms(o, tokens=3)
     assert float(loss) == pytest.approx(1.0 / 3)
-    assert o.score_B.tolist() == pytest.approx([0.5 * 2 / 2, -0.5 * -3])
-    penalty = policy_loss_terms(o, tokens=3, score_gradient_B=torch.tensor([1.0, -2.0]).double(), beta=0.1)
+    assert o.signal_B.tolist() == pytest.approx([0.5 * 2 / 2, -0.5 * -3])
+    penalty = policy_loss_terms(o, tokens=3, signal_gradient_B=torch.tensor([1.0, -2.0]).double(), beta=0.1)
     assert float(penalty) == pytest.approx(1 / 3 + 0.1 * (0.5 - 3.0))
     bonus = policy_loss_terms(o, tokens=3, entropy_sum=torch.tensor(6.0).double(), entropy_coef=0.01)
     assert float(bonus) == pytest.approx(1 / 3 - 0.02)
@@ -106,12 +106,12 @@ def test_one_group_and_no_beta_are_ppo_bit_for_bit(dtype, weights):
     one[6] = batch(dtype=dtype)[6]  # drawn after p, so it depends on M: only p is to differ
     m = moments(*group_statistics(one[5], one[6]), 8, weights)
     beta, kept = bounded_beta(0.3, m, mass_floor=0.05, cap=0.8)
-    results = [gradients(one, score_gradient_B=score_gradient(kept, one[5]), beta=beta)]
+    results = [gradients(one, signal_gradient_B=signal_gradient(kept, one[5]), beta=beta)]
     two = batch(dtype=dtype)
     m = moments(*group_statistics(two[5], two[6]), 8, weights)
-    results.append(gradients(two, score_gradient_B=score_gradient(m, two[5]), beta=0.0))
+    results.append(gradients(two, signal_gradient_B=signal_gradient(m, two[5]), beta=0.0))
     beta, kept = bounded_beta(0.0, m, mass_floor=0.05, cap=0.8)
-    results.append(gradients(two, score_gradient_B=score_gradient(kept, two[5]), beta=beta))
+    results.append(gradients(two, signal_gradient_B=signal_gradient(kept, two[5]), beta=beta))
     for loss, gradient in results:
         assert torch.equal(loss, plain[0])
         assert torch.equal(gradient, plain[1])
@@ -122,17 +122,17 @@ def test_surrogate_has_the_rewards_value_and_ppos_gradient_at_ratio_one():
     data[0] = data[1].clone()
     logp = data[0].clone().requires_grad_()
     o = objective(data, logp=logp)
-    torch.testing.assert_close(o.score_B, data[6])
-    (of_score,) = torch.autograd.grad((o.score_B * data[4]).sum(), logp, retain_graph=True)
+    torch.testing.assert_close(o.signal_B, data[6])
+    (of_signal,) = torch.autograd.grad((o.signal_B * data[4]).sum(), logp, retain_graph=True)
     (of_ppo,) = torch.autograd.grad(o.surrogate_B.sum(), logp)
-    torch.testing.assert_close(of_score, of_ppo)
+    torch.testing.assert_close(of_signal, of_ppo)
 
 
 def test_policy_loss_ignores_the_padding():
     data = batch(dtype=torch.float32)
     outside = torch.arange(5) >= data[4][:, None]
     dirty = [x.masked_fill(outside, torch.nan) if x.shape == outside.shape else x for x in data]
-    weight = {"score_gradient_B": data[6], "beta": 0.3}
+    weight = {"signal_gradient_B": data[6], "beta": 0.3}
     for clean, spoiled in zip(gradients(data, **weight), gradients(dirty, **weight), strict=True):
         assert torch.equal(clean, spoiled)
 

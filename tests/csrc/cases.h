@@ -87,8 +87,8 @@ ObjectiveUpstream upstream_of(const std::vector<A>& all, int64_t batch, int64_t 
     const A* of = all.data();
     ObjectiveUpstream upstream{
         of, of + batch, of + 2 * batch, of + 3 * batch, of + 3 * batch + groups, of + 3 * batch + 2 * groups};
-    const void** const fields[] = {&upstream.score, &upstream.surrogate, &upstream.kl,
-                                   &upstream.mass,  &upstream.weighted,  &upstream.weighted_kl};
+    const void** const fields[] = {&upstream.signal, &upstream.surrogate, &upstream.kl,
+                                   &upstream.mass,   &upstream.weighted,  &upstream.weighted_kl};
     if (number % 8 < 6) *fields[number % 8] = nullptr;
     return upstream;
 }
@@ -98,13 +98,13 @@ template <class T>
 struct SequenceCase {
     using A = Accumulator<T>;
     int64_t batch, time, groups;
-    int estimator, score;
+    int estimator, signal_form;
     std::vector<T> logp, behaviour, reference, advantage;
     std::vector<int64_t> length;
-    std::vector<A> probs, signal, weight, upstream;
+    std::vector<A> probs, behaviour_signal, kl_weight, upstream;
 
-    SequenceCase(int64_t batch, int64_t time, int64_t groups, int estimator, int score)
-        : batch(batch), time(time), groups(groups), estimator(estimator), score(score) {
+    SequenceCase(int64_t batch, int64_t time, int64_t groups, int estimator, int signal_form)
+        : batch(batch), time(time), groups(groups), estimator(estimator), signal_form(signal_form) {
         const size_t tokens = batch * time;
         logp = normal<T>(tokens, 0.4, -2.0);
         behaviour = normal<T>(tokens, 0.4, -2.0);
@@ -112,25 +112,35 @@ struct SequenceCase {
         advantage = normal<T>(tokens, 1.0);
         for (int64_t i = 0; i < batch; ++i) length.push_back(i % 3 == 2 ? time : (i * 131) % (time + 1));
         probs = normal<A>(batch * groups, 0.1, 0.5);
-        signal = normal<A>(batch, 1.0);
-        weight = normal<A>(batch, 0.2, 0.5);
+        behaviour_signal = normal<A>(batch, 1.0);
+        kl_weight = normal<A>(batch, 0.2, 0.5);
         upstream = normal<A>(3 * batch + 2 * groups + 1, 1.0);
     }
 
     template <class Forward, class Backward, class Shape, class Last>
     std::vector<std::vector<A>> run(Forward forward, Backward backward, Shape shape, Last last) const {
-        const ObjectiveRows in{
-            logp.data(), behaviour.data(), reference.data(), advantage.data(), kCode<T>,      batch,
-            time,        groups,           length.data(),    probs.data(),     weight.data(), {0.2, estimator, score}};
+        const ObjectiveRows in{logp.data(),
+                               behaviour.data(),
+                               reference.data(),
+                               advantage.data(),
+                               kCode<T>,
+                               batch,
+                               time,
+                               groups,
+                               length.data(),
+                               probs.data(),
+                               kl_weight.data(),
+                               {0.2, estimator, signal_form}};
         std::vector<A> sequences(6 * batch), sums(2 * groups + 1), probs_out(batch * groups);
         std::vector<T> logp_out(batch * time, Narrow<T>::from(A(9)));
-        forward(in, signal.data(), sequences.data(), sums.data(), last);
+        forward(in, behaviour_signal.data(), sequences.data(), sums.data(), last);
         backward(in,
                  ObjectiveGradient{sequences.data(), upstream_of(upstream, batch, groups, time), logp_out.data(),
                                    probs_out.data()},
                  last);
-        const RewardRows rewards{behaviour.data(), reference.data(), advantage.data(), kCode<T>, batch, time,
-                                 signal.data(),    length.data(),    weight.data(),    0.999,    0.998, estimator};
+        const RewardRows rewards{
+            behaviour.data(),        reference.data(), advantage.data(), kCode<T>, batch, time,
+            behaviour_signal.data(), length.data(),    kl_weight.data(), 0.999,    0.998, estimator};
         std::vector<A> shaped(3 * batch * time, A(9)), kl(batch), row_sums(3 * batch);
         std::vector<double> totals(3);
         const int64_t tokens = batch * time;
@@ -152,7 +162,7 @@ struct JoinedCase {
     bool inplace;
     std::vector<int64_t> length, start, targets;
     std::vector<T> logits;
-    std::vector<A> behaviour, reference, advantage, probs, signal, weight, upstream, of_entropy;
+    std::vector<A> behaviour, reference, advantage, probs, behaviour_signal, kl_weight, upstream, of_entropy;
 
     JoinedCase(std::vector<int64_t> lengths, int64_t columns, int64_t padding, int64_t groups, int64_t chunk)
         : columns(columns), padding(padding), groups(groups), chunk(chunk), inplace(chunk % 2 == 0), length(lengths) {
@@ -169,8 +179,8 @@ struct JoinedCase {
         reference = normal<A>(tokens, 0.4, guess);
         advantage = normal<A>(tokens, 1.0);
         probs = normal<A>(batch * groups, 0.1, 0.5);
-        signal = normal<A>(batch, 1.0);
-        weight = normal<A>(batch, 0.2, 0.5);
+        behaviour_signal = normal<A>(batch, 1.0);
+        kl_weight = normal<A>(batch, 0.2, 0.5);
         upstream = normal<A>(3 * batch + 2 * groups + 1, 1.0);
         of_entropy = normal<A>(batch, 1.0);
     }
@@ -192,12 +202,12 @@ struct JoinedCase {
                              groups,
                              length.data(),
                              probs.data(),
-                             weight.data(),
+                             kl_weight.data(),
                              {0.2, int(chunk % 3), int(groups % 3)}},
                             start.data(),
                             chunk};
-        forward(in, signal.data(), JoinedResults{statistics.data(), chunks.data(), sequences.data(), sums.data()},
-                last);
+        forward(in, behaviour_signal.data(),
+                JoinedResults{statistics.data(), chunks.data(), sequences.data(), sums.data()}, last);
         T* out = inplace ? own.data() : gradients.data();
         backward(
             in,

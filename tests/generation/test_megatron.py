@@ -13,8 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from gipo_mc.errors import ConfigError, DataError, NumericsError
 from gipo_mc.generation.assemble import assemble_rollout, sampling_uniforms
-from gipo_mc.generation.megatron import Generated, generate
-from gipo_mc.models.families.llama import LlamaShape
+from gipo_mc.generation.engine import Generated, Sampling
+from gipo_mc.generation.megatron import MegatronEngine
+from gipo_mc.models.families.llama import ModelShape
 from gipo_mc.models.stage import build_model
 from gipo_mc.models.weights.hf_load import load_hf_weights
 from gipo_mc.parallel import runtime
@@ -97,11 +98,18 @@ def on_ranks(folder: Path, layout: dict[str, Any], job: Job) -> list[Any]:
 
     def rank_main(_: int) -> Any:
         here = runtime.initialize(config, "cpu")
-        model = build_model(LlamaShape.from_hf(folder), here, head="lm", dtype=torch.float32, trainable=True)
+        model = build_model(ModelShape.from_hf(folder), here, head="lm", dtype=torch.float32, trainable=True)
         load_hf_weights(model, folder)
         return job(model, here)
 
     return run_ranks(rank_main, ranks)
+
+
+def generate(
+    model: Any, tokens: Sequence[Sequence[int]], uniforms_BT: Any = None, micro_batch: int = 0, on_step: Any = None,
+    **sampling: Any,
+) -> Generated:  # fmt: skip
+    return MegatronEngine(model, micro_batch).generate(tokens, Sampling(**sampling), uniforms_BT, on_step)
 
 
 def rollout(model: Any, layout: Layout, prompts: list[Prompt], eos_id: int, **options: Any) -> Rollout:
@@ -111,7 +119,6 @@ def rollout(model: Any, layout: Layout, prompts: list[Prompt], eos_id: int, **op
     generated = generate(
         model,
         [prompt.token_ids for prompt in own],
-        layout=layout,
         max_new_tokens=count,
         eos_id=eos_id,
         uniforms_BT=sampling_uniforms(SEED, "rollout", STEP, [prompt.index for prompt in own], count),
@@ -282,7 +289,7 @@ def test_ends(folder: Path, prompts: list[Prompt], greedy_ids: list[list[int]]) 
         return list(ids[-2:]) == pair
 
     def job(model: Any, layout: Layout) -> list[Generated]:
-        options: dict[str, Any] = {"layout": layout, "greedy": True}
+        options: dict[str, Any] = {"greedy": True}
         return [
             generate(model, tokens, max_new_tokens=NEW, eos_id=first, **options),
             generate(model, tokens, max_new_tokens=1, eos_id=first, **options),
@@ -290,7 +297,7 @@ def test_ends(folder: Path, prompts: list[Prompt], greedy_ids: list[list[int]]) 
                 model, tokens, max_new_tokens=NEW, eos_id=never, stop=lambda ids: list(ids[-2:]) == pair, **options
             ),
             generate(model, [], max_new_tokens=NEW, eos_id=first, **options),
-            generate(model, tokens, max_new_tokens=NEW, eos_id=first, layout=layout, temperature=0),
+            generate(model, tokens, max_new_tokens=NEW, eos_id=first, temperature=0),
         ]
 
     eos_first, one_token, stopped, nothing, cold = on_ranks(folder, {}, job)[0]
@@ -339,11 +346,12 @@ def test_refusals_come_before_anything_is_computed(folder: Path) -> None:
             ([[1]], {"eos_id": VOCAB}),
             ([[1]], {"greedy": False}),
             ([[1]], {"greedy": False, "uniforms_BT": np.zeros((2, NEW))}),
-            ([[1]], {"temperature": -1.0, "top_p": 0.0, "top_k": -1, "micro_batch": -1}),
+            ([[1]], {"temperature": -1.0, "top_p": 0.0, "top_k": -1}),
+            ([[1]], {"micro_batch": -1}),
         ]
         errors = []
         for tokens, options in attempts:
-            merged = {"layout": layout, "max_new_tokens": NEW, "eos_id": 0, "greedy": True} | options
+            merged = {"max_new_tokens": NEW, "eos_id": 0, "greedy": True} | options
             try:
                 generate(model, tokens, **merged)
             except (ConfigError, DataError) as error:
@@ -351,12 +359,13 @@ def test_refusals_come_before_anything_is_computed(folder: Path) -> None:
         return errors
 
     errors = on_ranks(folder, {}, job)[0]
-    assert [name for name, _ in errors] == ["DataError"] * 4 + ["ConfigError"] * 5
+    assert [name for name, _ in errors] == ["DataError"] * 4 + ["ConfigError"] * 6
     texts = [text for _, text in errors]
     assert "Prompt 1 of the batch has no tokens" in texts[0]
     assert "21 tokens" in texts[1] and "context of 32" in texts[1] and "rollout.max_new_tokens" in texts[1]
     assert f"token id {VOCAB}," in texts[2] and "token id -1," in texts[3]
-    assert all(key in texts[8] for key in ("temperature", "top_p", "top_k", "micro_batch"))
+    assert all(key in texts[8] for key in ("temperature", "top_p", "top_k"))
+    assert "rollout.micro_batch_size=-1" in texts[9]
 
 
 def test_broken_weights_are_one_error_on_every_rank(folder: Path, prompts: list[Prompt], eos_id: int) -> None:

@@ -14,8 +14,8 @@ from transformers import LlamaForCausalLM
 
 from gipo_mc.config import OptimizerConfig, ParallelConfig
 from gipo_mc.errors import ConfigError
-from gipo_mc.models.families.llama import LlamaShape
-from gipo_mc.models.stage import LlamaModel, build_model
+from gipo_mc.models.families.llama import ModelShape
+from gipo_mc.models.stage import StageModel, build_model
 from gipo_mc.models.weights.hf_load import load_hf_weights
 from gipo_mc.models.weights.mapping import OUTPUT, RandomWeights, stage_mappings, trunk_tensors
 from gipo_mc.parallel import runtime, sharded_files
@@ -43,7 +43,7 @@ def weights(*size: int) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(12))
 
 
-def as_hf(model: LlamaModel, value: str) -> dict[str, Tensor]:
+def as_hf(model: StageModel, value: str) -> dict[str, Tensor]:
     """Parameters ("data") or accumulated gradients ("main_grad") of this stage as Hugging Face tensors, heads too."""
     found: dict[str, Tensor] = {}
     parameters = dict(model.named_parameters())
@@ -56,7 +56,7 @@ def as_hf(model: LlamaModel, value: str) -> dict[str, Tensor]:
     return found | {n: getattr(p, value).clone() for n, p in parameters.items() if n.startswith("group_head.")}
 
 
-def loss_on_last_stage(model: LlamaModel, hidden_LBH: Tensor, batch: Batch) -> dict[str, Tensor]:
+def loss_on_last_stage(model: StageModel, hidden_LBH: Tensor, batch: Batch) -> dict[str, Tensor]:
     """A loss that needs every logit or head output. On a tensor rank the logits' part is this shard's alone."""
     hidden = hidden_LBH.shape[-1]
     hidden_NH = hidden_LBH.transpose(0, 1).reshape(-1, hidden)
@@ -76,7 +76,7 @@ def loss_on_last_stage(model: LlamaModel, hidden_LBH: Tensor, batch: Batch) -> d
 
 def gradients(rank: int, parallel: ParallelConfig, folder: Path, head: Any) -> dict[str, Tensor]:
     layout = runtime.initialize(parallel, "cpu")
-    shape = LlamaShape.from_hf(folder)
+    shape = ModelShape.from_hf(folder)
     model = build_model(shape, layout, head=head, groups=3, dtype=torch.float32, trainable=True, initialize=False)
     load_hf_weights(model, folder)
     if head != "lm" and layout.is_last_stage:  # a fresh head of 0 would send no gradient to the trunk
@@ -136,13 +136,13 @@ def test_head_and_trunk_gradients_do_not_depend_on_the_layout(head: str, tmp_pat
 
 def initial_weights(rank: int, parallel: ParallelConfig, head: Any, tied: bool) -> dict[str, Tensor]:
     layout = runtime.initialize(parallel, "cpu")
-    shape = LlamaShape.from_hf(config(tie_word_embeddings=tied))
+    shape = ModelShape.from_hf(config(tie_word_embeddings=tied))
     return as_hf(build_model(shape, layout, head=head, groups=2, dtype=torch.float32, trainable=True, seed=9), "data")
 
 
 @pytest.mark.parametrize(("head", "tied"), [("lm", False), ("lm", True), ("critic", False)])
 def test_a_seed_gives_one_model_in_every_layout(head: str, tied: bool) -> None:
-    shape = LlamaShape.from_hf(config(tie_word_embeddings=tied))
+    shape = ModelShape.from_hf(config(tie_word_embeddings=tied))
     random = RandomWeights(shape, seed=9)
     first: dict[str, Tensor] = {}
     for layout, sizes in (LAYOUTS if head == "lm" else SOME).items():
@@ -163,7 +163,7 @@ def test_a_seed_gives_one_model_in_every_layout(head: str, tied: bool) -> None:
 
 def save_sharded(rank: int, parallel: ParallelConfig, folder: Path, head: Any, tied: bool) -> dict[str, Tensor]:
     layout = runtime.initialize(parallel, "cpu")
-    shape = LlamaShape.from_hf(config(tie_word_embeddings=tied))
+    shape = ModelShape.from_hf(config(tie_word_embeddings=tied))
     model = build_model(shape, layout, head=head, groups=2, dtype=torch.float32, trainable=True)
     for parameter in model.parameters():  # heads that start at 0 would hide a head that is not saved
         parameter.data.add_(0.125)
@@ -174,7 +174,7 @@ def save_sharded(rank: int, parallel: ParallelConfig, folder: Path, head: Any, t
 
 def load_sharded(rank: int, parallel: ParallelConfig, folder: Path, head: Any, tied: bool) -> dict[str, Tensor]:
     layout = runtime.initialize(parallel, "cpu")
-    shape = LlamaShape.from_hf(config(tie_word_embeddings=tied))
+    shape = ModelShape.from_hf(config(tie_word_embeddings=tied))
     model = build_model(shape, layout, head=head, groups=2, dtype=torch.float32, trainable=True, seed=77)
     loaded = sharded_files.read(model.sharded_state_dict(), folder)
     missing, unexpected = model.load_state_dict(loaded, strict=False)
@@ -198,7 +198,7 @@ def test_a_checkpoint_of_one_layout_loads_in_another(head: str, tied: bool, tmp_
 
 def projection_memory(rank: int, parallel: ParallelConfig) -> None:
     layout = runtime.initialize(parallel, "cpu")
-    shape = LlamaShape.from_hf(config())
+    shape = ModelShape.from_hf(config())
     counts = {}
     for head in ("lm", "value", "reward", "critic"):
         model = build_model(shape, layout, head=head, groups=1, dtype=torch.bfloat16, trainable=head == "lm")  # type: ignore[arg-type]
@@ -223,7 +223,7 @@ def test_only_language_models_hold_a_projection_and_heads_answer_in_float32() ->
 
 def logits_dtype(rank: int, parallel: ParallelConfig) -> None:
     layout = runtime.initialize(parallel, "cpu")
-    shape = LlamaShape.from_hf(config())
+    shape = ModelShape.from_hf(config())
     model = build_model(shape, layout, head="lm", dtype=torch.bfloat16, trainable=True)
     logits = model.lm_logits(torch.randn(5, shape.hidden_size, dtype=torch.bfloat16))
     assert logits.dtype is torch.bfloat16 and logits.shape == (5, 96) and logits.is_contiguous()

@@ -27,7 +27,7 @@ def by_hand() -> Sequences:
 
 
 def test_positions_and_targets_by_hand() -> None:
-    batch = MicroBatch(by_hand(), torch.arange(3), times=4)
+    batch = MicroBatch(by_hand(), torch.arange(3), width=4)
     row_N, time_N = batch.response_NN
     assert row_N.tolist() == [0, 0, 0, 2] and time_N.tolist() == [0, 1, 2, 0]
     # hidden_LBH.flatten(0, 1): row position * 3 + sequence. Token 12 at position 2 is predicted at position 1.
@@ -39,7 +39,7 @@ def test_positions_and_targets_by_hand() -> None:
 
 def test_the_positions_are_those_of_the_flattened_hidden_states() -> None:
     """A "model" whose hidden state is (position, token itself) shows what is really picked."""
-    batch = MicroBatch(by_hand(), torch.arange(3), times=3)
+    batch = MicroBatch(by_hand(), torch.arange(3), width=3)
     tokens_LB = batch.tokens_BL.t()
     hidden_LBH = torch.stack([torch.arange(5)[:, None].expand(5, 3), tokens_LB], dim=-1)
     states_NH = hidden_LBH.flatten(0, 1)
@@ -49,7 +49,7 @@ def test_the_positions_are_those_of_the_flattened_hidden_states() -> None:
 
 
 def test_packed_values_go_back_to_their_places_with_their_gradient() -> None:
-    batch = MicroBatch(by_hand(), torch.arange(3), times=4)
+    batch = MicroBatch(by_hand(), torch.arange(3), width=4)
     value_N = torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)
     value_BT = batch.to_response_BT(value_N)
     assert value_BT.tolist() == [[1, 2, 3, 0], [0, 0, 0, 0], [4, 0, 0, 0]]
@@ -61,9 +61,9 @@ def test_rows_are_cut_in_order_and_padded_no_further_than_their_own_longest() ->
     parts = micro_batches(by_hand(), 2, ALONE)
     assert [part.rows_B.tolist() for part in parts] == [[0, 1], [2]]
     assert [tuple(part.tokens_BL.shape) for part in parts] == [(2, 5), (1, 4)]
-    assert [part.times for part in parts] == [3, 3], "the time of the whole batch, so that tensors line up"
+    assert [part.width for part in parts] == [3, 3], "the time of the whole batch, so that tensors line up"
     assert parts[1].tokens_BL.tolist() == [[30, 31, 32, 33]]
-    assert [part.times for part in micro_batches(by_hand(), 2, ALONE, times=7)] == [7, 7]
+    assert [part.width for part in micro_batches(by_hand(), 2, ALONE, width=7)] == [7, 7]
 
 
 def test_lengths_are_padded_to_the_layouts_multiple() -> None:

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from gipo_mc.algorithms.group_inference import GroupState
 from gipo_mc.algorithms.group_source import GroupSource
+from gipo_mc.algorithms.state import RLState
 from gipo_mc.config import Config, OptimizerConfig, load_config
-from gipo_mc.models.families.llama import LlamaShape
+from gipo_mc.models.families.llama import ModelShape
 from gipo_mc.models.micro_batch import MicroBatch, micro_batches, run_backward
 from gipo_mc.models.readout import response_statistics
 from gipo_mc.models.stage import build_model
@@ -44,7 +44,7 @@ def _sequences(vocabulary: int, count: int = 6, longest: int = 9) -> Sequences:
 
 
 def _engine(layout: Layout, *, head: Any = "lm", dtype: torch.dtype = torch.float32, **changes: Any) -> Engine:
-    shape = LlamaShape.from_hf(tiny.config(num_hidden_layers=2, **changes))
+    shape = ModelShape.from_hf(tiny.config(num_hidden_layers=2, **changes))
     groups = 2 if head == "critic" else 0
     model = build_model(shape, layout, head=head, groups=groups, dtype=dtype, trainable=True, seed=3)
     return Engine(model, layout, OptimizerConfig(lr=1e-5))
@@ -202,7 +202,7 @@ def _peaks_of(rows: int, policy: Engine, critic: Engine, live: LiveLogits, row: 
         return result
 
     scores = measured("score", lambda: score(models, prompts, rollout, config, Phases(policy.layout)))
-    experience, _ = shape_experience(rollout, scores, GroupState.initial(2), config, GroupSource("classifier", 2))
+    experience, _ = shape_experience(rollout, scores, RLState.initial(2), config, GroupSource("classifier", 2))
     measured("ppo", lambda: update_policy(policy, experience, config, 0))
 
     def last_stage(model: Any, hidden_LBH: Tensor, part: MicroBatch) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 HALF = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, *HALF)
 ESTIMATORS = ("k1", "k2", "k3")
-SCORES = ("ratio", "log_prob", "log_prob_mean")
+SIGNAL_FORMS = ("ratio", "log_prob", "log_prob_mean")
 
 
 def close(actual: Tensor, expected: Tensor, what: str = "") -> None:
@@ -59,8 +59,8 @@ def objective_case(
         **{name: x.masked_fill(padding, torch.nan).to(dtype) for name, x in tokens.items()},
         "length_B": length,
         "group_probs_BM": torch.softmax(normal(batch, groups), 1).to(wide),
-        "signal_B": normal(batch).to(wide),
-        "high_B": torch.rand(batch, generator=generator, dtype=torch.float64).to(wide),
+        "behaviour_signal_B": normal(batch).to(wide),
+        "kl_weight_B": torch.rand(batch, generator=generator, dtype=torch.float64).to(wide),
     }
 
 
@@ -103,7 +103,7 @@ def shaping_case(batch: int, time: int, dtype: torch.dtype = torch.float32, seed
         "behaviour_logp_BT": case["behaviour_logp_BT"],
         "reference_logp_BT": case["reference_logp_BT"],
         "values_BT": case["advantage_BT"],
-        "score_B": case["signal_B"],
+        "reward_B": case["behaviour_signal_B"],
         "length_B": case["length_B"],
-        "kl_weight_B": case["high_B"],
+        "kl_weight_B": case["kl_weight_B"],
     }

@@ -15,7 +15,7 @@ from tests.ops.cases import (
     DTYPES,
     ESTIMATORS,
     HALF,
-    SCORES,
+    SIGNAL_FORMS,
     close,
     joined_case,
     objective_case,
@@ -27,7 +27,7 @@ from tests.ops.cases import (
 pytestmark = pytest.mark.gpu
 
 DEVICE = "cuda"
-OBJECTIVE = {"clip": 0.2, "kl_estimator": "k3", "score": "ratio"}
+OBJECTIVE = {"clip": 0.2, "kl_estimator": "k3", "signal_form": "ratio"}
 SHAPING = {"gamma": 0.99, "lam": 0.95, "kl_estimator": "k1"}
 
 
@@ -248,10 +248,10 @@ def compare_objective(case: dict[str, Tensor], options: dict) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("signal_form", SIGNAL_FORMS)
 @pytest.mark.parametrize("kl_estimator", ESTIMATORS)
-def test_group_objective(kl_estimator: str, score: str, dtype: torch.dtype) -> None:
-    options = {"clip": 0.2, "kl_estimator": kl_estimator, "score": score}
+def test_group_objective(kl_estimator: str, signal_form: str, dtype: torch.dtype) -> None:
+    options = {"clip": 0.2, "kl_estimator": kl_estimator, "signal_form": signal_form}
     for batch, time, groups in ((6, 300, 3), (3, 2057, 9), (5, 1024, 4), (300, 5, 2), (4, 7, 1), (0, 4, 2), (2, 0, 1)):
         compare_objective(objective_case(batch, time, groups, dtype), options)
 

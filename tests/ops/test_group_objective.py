@@ -13,10 +13,10 @@ from torch import Tensor
 
 from gipo_mc.ops import GroupObjective, group_objective, group_variance, reference
 from gipo_mc.ops import group_objective as public_op
-from tests.ops.cases import DTYPES, ESTIMATORS, HALF, SCORES, close, objective_case, widened, within_ulp
+from tests.ops.cases import DTYPES, ESTIMATORS, HALF, SIGNAL_FORMS, close, objective_case, widened, within_ulp
 
-OPTIONS = {"clip": 0.2, "kl_estimator": "k3", "score": "ratio"}
-DIFFERENTIABLE = ("score_B", "surrogate_B", "kl_B", "mass_M", "weighted_M", "weighted_kl")
+OPTIONS = {"clip": 0.2, "kl_estimator": "k3", "signal_form": "ratio"}
+DIFFERENTIABLE = ("signal_B", "surrogate_B", "kl_B", "mass_M", "weighted_M", "weighted_kl")
 
 
 def run(
@@ -52,10 +52,14 @@ def compare(case: dict[str, Tensor], **options: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("signal_form", SIGNAL_FORMS)
 @pytest.mark.parametrize("kl_estimator", ESTIMATORS)
-def test_every_estimator_and_score(kl_estimator: str, score: str, dtype: torch.dtype) -> None:
-    compare(objective_case(6, 45, 3, dtype, lengths=[0, 1, 16, 17, 33, 45]), kl_estimator=kl_estimator, score=score)
+def test_every_estimator_and_signal_form(kl_estimator: str, signal_form: str, dtype: torch.dtype) -> None:
+    compare(
+        objective_case(6, 45, 3, dtype, lengths=[0, 1, 16, 17, 33, 45]),
+        kl_estimator=kl_estimator,
+        signal_form=signal_form,
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -66,14 +70,14 @@ def test_every_estimator_and_score(kl_estimator: str, score: str, dtype: torch.d
     dtype=st.sampled_from(DTYPES),
     clip=st.sampled_from([0.05, 0.2, 1.5]),
     kl_estimator=st.sampled_from(ESTIMATORS),
-    score=st.sampled_from(SCORES),
+    signal_form=st.sampled_from(SIGNAL_FORMS),
     seed=st.integers(0, 1000),
 )
 def test_odd_sizes(
-    batch: int, time: int, groups: int, dtype: torch.dtype, clip: float, kl_estimator: str, score: str, seed: int
+    batch: int, time: int, groups: int, dtype: torch.dtype, clip: float, kl_estimator: str, signal_form: str, seed: int
 ) -> None:
     case = objective_case(batch, time, groups, dtype, seed)
-    compare(case, clip=clip, kl_estimator=kl_estimator, score=score)
+    compare(case, clip=clip, kl_estimator=kl_estimator, signal_form=signal_form)
 
 
 @pytest.mark.parametrize("field", DIFFERENTIABLE)
@@ -93,12 +97,12 @@ def test_hand_computed_numbers() -> None:
         "advantage_BT": torch.tensor([[1.0, -2.0, 5.0]]),
         "length_B": torch.tensor([2]),
         "group_probs_BM": torch.tensor([[0.25, 0.75]]),
-        "signal_B": torch.tensor([3.0]),
-        "high_B": torch.tensor([0.5]),
+        "behaviour_signal_B": torch.tensor([3.0]),
+        "kl_weight_B": torch.tensor([0.5]),
     }
-    out = group_objective(**case, clip=0.2, kl_estimator="k1", score="ratio")
+    out = group_objective(**case, clip=0.2, kl_estimator="k1", signal_form="ratio")
     ln2 = 0.6931472
-    close(out.score_B, torch.tensor([3 + (0.5 * 1 + -0.5 * -2) / 2]))
+    close(out.signal_B, torch.tensor([3 + (0.5 * 1 + -0.5 * -2) / 2]))
     close(out.surrogate_B, torch.tensor([1.2 - 1.6]))
     close(out.kl_B, torch.tensor([ln2]))
     assert out.clipped_B.tolist() == [2.0]
@@ -109,13 +113,13 @@ def test_hand_computed_numbers() -> None:
     close(out.weighted_kl, torch.tensor(ln2 / 2))
 
 
-def test_score_ratio_at_the_behaviour_policy_is_the_signal_with_the_gradient_of_ppo() -> None:
+def test_signal_of_the_ratio_at_the_behaviour_policy_is_the_signal_with_the_gradient_of_ppo() -> None:
     case = objective_case(4, 12, 2, lengths=[12, 5, 1, 12])
     case["behaviour_logp_BT"] = case["logp_BT"]
     logp = case["logp_BT"].clone().requires_grad_()
     out = group_objective(**{**case, "logp_BT": logp}, **OPTIONS)
-    assert torch.equal(out.score_B, case["signal_B"]) and (out.clipped_B == 0).all()
-    out.score_B.sum().backward()
+    assert torch.equal(out.signal_B, case["behaviour_signal_B"]) and (out.clipped_B == 0).all()
+    out.signal_B.sum().backward()
     valid = torch.arange(12) < case["length_B"][:, None]
     close(logp.grad, (case["advantage_BT"] / case["length_B"][:, None]).where(valid, 0.0))
 
@@ -136,9 +140,9 @@ def test_an_overflowing_ratio_does_not_reach_outputs_that_were_not_used() -> Non
     case = objective_case(2, 4, 2, lengths=[4, 4])
     case["behaviour_logp_BT"] = case["behaviour_logp_BT"] - 500.0
     logp = case["logp_BT"].clone().requires_grad_()
-    out = group_objective(**{**case, "logp_BT": logp}, **{**OPTIONS, "kl_estimator": "k1", "score": "log_prob"})
+    out = group_objective(**{**case, "logp_BT": logp}, **{**OPTIONS, "kl_estimator": "k1", "signal_form": "log_prob"})
     assert (out.ratio_max_B == torch.inf).all()
-    (out.score_B.sum() + out.kl_B.sum()).backward()
+    (out.signal_B.sum() + out.kl_B.sum()).backward()
     close(logp.grad, case["advantage_BT"] + 1)
 
 
@@ -146,17 +150,17 @@ def test_a_nan_inside_the_response_shows() -> None:
     case = objective_case(2, 40, 2, lengths=[40, 40])
     case["logp_BT"][0, 3] = torch.nan
     out = group_objective(**case, **OPTIONS)
-    for field in (out.score_B, out.surrogate_B, out.kl_B, out.ratio_max_B, out.behaviour_kl_B):
+    for field in (out.signal_B, out.surrogate_B, out.kl_B, out.ratio_max_B, out.behaviour_kl_B):
         assert field.isnan().tolist() == [True, False]
     assert out.mass_M.isfinite().all() and out.weighted_M.isnan().all()
 
 
-@pytest.mark.parametrize("score", SCORES)
-def test_sequences_without_tokens(score: str) -> None:
+@pytest.mark.parametrize("signal_form", SIGNAL_FORMS)
+def test_sequences_without_tokens(signal_form: str) -> None:
     case = objective_case(3, 7, 2, lengths=[0, 0, 0])
-    compare(case, score=score)
-    out = group_objective(**case, **{**OPTIONS, "score": score})
-    assert torch.equal(out.score_B, case["signal_B"] if score == "ratio" else torch.zeros(3))
+    compare(case, signal_form=signal_form)
+    out = group_objective(**case, **{**OPTIONS, "signal_form": signal_form})
+    assert torch.equal(out.signal_B, case["behaviour_signal_B"] if signal_form == "ratio" else torch.zeros(3))
     assert all((x == 0).all() for x in (out.surrogate_B, out.kl_B, out.clipped_B, out.ratio_max_B, out.behaviour_kl_B))
 
 
@@ -169,11 +173,11 @@ def test_transposed_and_expanded_inputs_are_not_read_as_contiguous() -> None:
     case = objective_case(5, 18, 3, lengths=[18, 3, 0, 18, 9])
     expected = group_objective(**case, **OPTIONS)
     strided = {name: x.t().contiguous().t() if x.dim() == 2 else x for name, x in case.items()}
-    strided["signal_B"] = torch.stack((case["signal_B"], torch.zeros(5)), 1)[:, 0]
+    strided["behaviour_signal_B"] = torch.stack((case["behaviour_signal_B"], torch.zeros(5)), 1)[:, 0]
     for a, b in zip(group_objective(**strided, **OPTIONS), expected, strict=True):
         assert torch.equal(a, b)
     compare({**case, "advantage_BT": torch.randn(5, 1).expand(5, 18)})
-    compare({**case, "signal_B": torch.tensor(0.3).expand(5)})
+    compare({**case, "behaviour_signal_B": torch.tensor(0.3).expand(5)})
 
 
 def test_bits_do_not_depend_on_the_run_or_the_number_of_threads() -> None:
@@ -187,15 +191,15 @@ def test_bits_do_not_depend_on_the_run_or_the_number_of_threads() -> None:
         assert all(torch.equal(a, b) for a, b in zip(other, runs[0], strict=True))
 
 
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("signal_form", SIGNAL_FORMS)
 @pytest.mark.parametrize("kl_estimator", ESTIMATORS)
-def test_gradcheck(kl_estimator: str, score: str) -> None:
+def test_gradcheck(kl_estimator: str, signal_form: str) -> None:
     case = objective_case(3, 4, 2, torch.float64, lengths=[4, 2, 0])
     case = {name: torch.nan_to_num(x) for name, x in case.items()}
 
     def outputs(logp: Tensor, probs: Tensor) -> tuple[Tensor, ...]:
         arguments = {**case, "logp_BT": logp, "group_probs_BM": probs}
-        out = public_op(**arguments, clip=0.2, kl_estimator=kl_estimator, score=score)
+        out = public_op(**arguments, clip=0.2, kl_estimator=kl_estimator, signal_form=signal_form)
         return tuple(getattr(out, name) for name in DIFFERENTIABLE)
 
     assert torch.autograd.gradcheck(
@@ -207,8 +211,8 @@ def test_gradcheck(kl_estimator: str, score: str) -> None:
 def test_opcheck(dtype: torch.dtype) -> None:
     case = {name: torch.nan_to_num(x) for name, x in objective_case(3, 5, 2, dtype, lengths=[5, 2, 0]).items()}
     torch.library.opcheck(torch.ops.gipo_mc.group_objective.default, (*case.values(), 0.2, 2, 0))
-    arguments = [x for name, x in case.items() if name != "signal_B"]
-    wide = case["signal_B"].dtype
+    arguments = [x for name, x in case.items() if name != "behaviour_signal_B"]
+    wide = case["behaviour_signal_B"].dtype
     of_B, of_M = torch.ones(3, dtype=wide), torch.ones(2, dtype=wide)
     upstream = (of_B, of_B, None, of_M, None, of_B[0])
     numbers = (torch.ones(3, dtype=wide), 0.2, 2, 0)
@@ -239,9 +243,9 @@ def test_variance_of_the_whole_mini_batch_from_unequal_micro_batches(weights: st
     outputs = [group_objective(**part, **OPTIONS) for part in parts]
     mass, weighted = (sum(getattr(o, name) for o in outputs) for name in ("mass_M", "weighted_M"))
     torch.testing.assert_close(group_variance(mass, weighted, 12, weights=weights), expected)
-    mean = sum(group_variance(o.mass_M, o.weighted_M, len(o.score_B), weights=weights).variance for o in outputs) / len(
-        outputs
-    )
+    mean = sum(
+        group_variance(o.mass_M, o.weighted_M, len(o.signal_B), weights=weights).variance for o in outputs
+    ) / len(outputs)
     assert abs(mean - expected.variance) > 0.1 * expected.variance
 
 
@@ -296,11 +300,11 @@ def test_group_variance_gradcheck(weights: str) -> None:
         ({"length_B": torch.tensor([1.0, 2.0, 3.0])}, TypeError, "length_B has dtype"),
         ({"group_probs_BM": torch.zeros(3, 0)}, ValueError, "at least one group"),
         ({"group_probs_BM": torch.zeros(2, 2)}, ValueError, r"group_probs_BM has shape \[2, 2\]"),
-        ({"high_B": None}, TypeError, "high_B must be a tensor"),
-        ({"signal_B": torch.zeros(3, device="meta")}, ValueError, "signal_B is on meta"),
+        ({"kl_weight_B": None}, TypeError, "kl_weight_B must be a tensor"),
+        ({"behaviour_signal_B": torch.zeros(3, device="meta")}, ValueError, "behaviour_signal_B is on meta"),
         ({"clip": 0.0}, ValueError, "clip=0.0"),
         ({"kl_estimator": "k4"}, ValueError, "kl_estimator='k4' is not known"),
-        ({"score": "sum"}, ValueError, "score='sum' is not known"),
+        ({"signal_form": "sum"}, ValueError, "signal_form='sum' is not known"),
     ],
 )
 def test_wrong_arguments_are_python_errors(change: dict, error: type[Exception], message: str) -> None:

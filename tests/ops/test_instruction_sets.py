@@ -37,7 +37,7 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
     (out.logp_N.sum() - 0.3 * out.entropy_N.sum()).backward()
     case = objective_case(5, 601, 3, dtype=dtype)
     case["logp_BT"].requires_grad_()
-    objective = ops.group_objective(**case, clip=0.2, kl_estimator="k3", score="ratio")
+    objective = ops.group_objective(**case, clip=0.2, kl_estimator="k3", signal_form="ratio")
     (objective.surrogate_B.sum() + objective.weighted_M.sum() + objective.weighted_kl).backward()
     shaped = ops.shape_and_gae(**shaping_case(5, 530, dtype=dtype), gamma=0.99, lam=0.95, kl_estimator="k3")
     results += [out.logp_N, out.entropy_N, logits.grad, *objective, case["logp_BT"].grad, *shaped]

@@ -17,7 +17,7 @@ from gipo_mc.ops import native
 from gipo_mc.ops.token_statistics import token_gradient, token_partials
 from tests.ops.cases import HALF, objective_case, shaping_case
 
-OBJECTIVE = {"clip": 0.2, "kl_estimator": "k1", "score": "ratio"}
+OBJECTIVE = {"clip": 0.2, "kl_estimator": "k1", "signal_form": "ratio"}
 SHAPING = {"gamma": 1.0, "lam": 0.95, "kl_estimator": "k1"}
 
 

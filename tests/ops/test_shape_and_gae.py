@@ -49,7 +49,7 @@ def test_odd_sizes(
 
 
 def test_hand_computed_numbers() -> None:
-    """Three tokens, gamma 0.5, lambda 0.5, KLs 1, 0, -2 at weight 0.1, score 4 at the last token."""
+    """Three tokens, gamma 0.5, lambda 0.5, KLs 1, 0, -2 at weight 0.1, reward 4 at the last token."""
     out = shape_and_gae(
         torch.tensor([[1.0, 0.0, -2.0, 7.0]]),
         torch.zeros(1, 4),
@@ -84,10 +84,10 @@ def test_lambda_one_is_the_discounted_return() -> None:
     close(out.return_BT, expected[:, :-1])
 
 
-def test_no_kl_weight_leaves_the_score_at_the_last_token() -> None:
+def test_no_kl_weight_leaves_the_reward_at_the_last_token() -> None:
     case = {**shaping_case(4, 9), "kl_weight_B": torch.zeros(4)}
     out = compare(case, kl_estimator="k2")
-    assert torch.equal(out.reward_BT.sum(1), case["score_B"].where(case["length_B"] > 0, 0.0))
+    assert torch.equal(out.reward_BT.sum(1), case["reward_B"].where(case["length_B"] > 0, 0.0))
 
 
 @pytest.mark.parametrize(("batch", "time"), [(0, 4), (0, 0), (3, 0), (1, 1)])
@@ -138,7 +138,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
         ({"values_BT": torch.zeros(3, 4, dtype=torch.int64)}, TypeError, "values_BT has dtype"),
         ({"values_BT": torch.zeros(3)}, ValueError, r"give \[B, T\]"),
         ({"reference_logp_BT": torch.zeros(3, 4).double()}, TypeError, "reference_logp_BT has dtype"),
-        ({"score_B": torch.zeros(4)}, ValueError, r"score_B has shape \[4\]"),
+        ({"reward_B": torch.zeros(4)}, ValueError, r"reward_B has shape \[4\]"),
         ({"length_B": torch.tensor([5, 0, 0])}, ValueError, "values from 0 to 5, but T=4"),
         ({"kl_weight_B": 0.1}, TypeError, "kl_weight_B must be a tensor, not float"),
         ({"gamma": 1.1}, ValueError, "gamma=1.1 must be at most 1"),

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gipo_mc.ops import TokenObjective, group_objective, reference, token_objective, token_statistics
-from tests.ops.cases import DTYPES, ESTIMATORS, HALF, SCORES, close, joined_case, widened, within_ulp
+from tests.ops.cases import DTYPES, ESTIMATORS, HALF, SIGNAL_FORMS, close, joined_case, widened, within_ulp
 
-OPTIONS = {"clip": 0.2, "kl_estimator": "k3", "score": "ratio"}
-DIFFERENTIABLE = ("score_B", "surrogate_B", "kl_B", "mass_M", "weighted_M", "weighted_kl", "entropy_B")
+OPTIONS = {"clip": 0.2, "kl_estimator": "k3", "signal_form": "ratio"}
+DIFFERENTIABLE = ("signal_B", "surrogate_B", "kl_B", "mass_M", "weighted_M", "weighted_kl", "entropy_B")
 Result = tuple[dict[str, Tensor], Tensor, Tensor]
 
 
@@ -58,12 +58,12 @@ def one_after_the_other(logits_NV: Tensor, targets_N: Tensor, **arguments: Any) 
     return TokenObjective(group_objective(padded[0], **arguments), padded[1].sum(1))
 
 
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("signal_form", SIGNAL_FORMS)
 @pytest.mark.parametrize("kl_estimator", ESTIMATORS)
-def test_every_estimator_and_score(kl_estimator: str, score: str) -> None:
+def test_every_estimator_and_signal_form(kl_estimator: str, signal_form: str) -> None:
     for dtype in (*DTYPES, torch.float64):
         case = joined_case([3, 0, 1, 9, 4], 37, 3, dtype)
-        compare(case, kl_estimator=kl_estimator, score=score, temperature=0.8)
+        compare(case, kl_estimator=kl_estimator, signal_form=signal_form, temperature=0.8)
 
 
 @settings(max_examples=40, deadline=None)
@@ -181,7 +181,7 @@ def test_transposed_token_inputs_are_not_read_as_contiguous() -> None:
     case = joined_case([5, 0, 7], 18, 3)
     expected = run(token_objective, case)
     strided = {name: x if name == "logits_NV" else x.t().contiguous().t() for name, x in case.items()}
-    strided["signal_B"] = torch.stack((case["signal_B"], torch.zeros(3)), 1)[:, 0]
+    strided["behaviour_signal_B"] = torch.stack((case["behaviour_signal_B"], torch.zeros(3)), 1)[:, 0]
     strided["targets_N"] = torch.stack((case["targets_N"], torch.zeros(12, dtype=torch.int64)), 1)[:, 0]
     found = run(token_objective, strided)
     assert all(torch.equal(found[0][name], x) for name, x in expected[0].items())
@@ -200,14 +200,20 @@ def test_bits_do_not_depend_on_the_run_or_the_number_of_threads(dtype: torch.dty
         assert all(torch.equal(a, b) for a, b in zip(other, runs[0], strict=True))
 
 
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("signal_form", SIGNAL_FORMS)
 @pytest.mark.parametrize("kl_estimator", ESTIMATORS)
-def test_gradcheck(kl_estimator: str, score: str) -> None:
+def test_gradcheck(kl_estimator: str, signal_form: str) -> None:
     case = joined_case([3, 0, 1], 9, 2, torch.float64)
 
     def outputs(logits: Tensor, probs: Tensor) -> tuple[Tensor, ...]:
         arguments = {**case, "logits_NV": logits, "group_probs_BM": probs}
-        options = {"clip": 0.2, "kl_estimator": kl_estimator, "score": score, "vocab_size": 8, "temperature": 0.8}
+        options = {
+            "clip": 0.2,
+            "kl_estimator": kl_estimator,
+            "signal_form": signal_form,
+            "vocab_size": 8,
+            "temperature": 0.8,
+        }
         out = token_objective(**arguments, **options)
         return (*(getattr(out.objective, name) for name in DIFFERENTIABLE[:-1]), out.entropy_B)
 
@@ -219,7 +225,7 @@ def test_gradcheck(kl_estimator: str, score: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(dtype: torch.dtype) -> None:
     case = {name: torch.nan_to_num(x) for name, x in joined_case([4, 0, 2], 10, 2, dtype).items()}
-    signal = case.pop("signal_B")
+    signal = case.pop("behaviour_signal_B")
     tensors = list(case.values())
     numbers = (10, 0.9, 0.2, 2, 0)
     operators = torch.ops.gipo_mc

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from gipo_mc.algorithms.group_invariance import beta_at, bounded_beta, group_statistics, moments, score_gradient
+from gipo_mc.algorithms.group_invariance import beta_at, bounded_beta, group_statistics, moments, signal_gradient
 from gipo_mc.config import Config
-from gipo_mc.models.micro_batch import MicroBatch, micro_batches
+from gipo_mc.models.micro_batch import MicroBatch
 from gipo_mc.models.readout import response_statistics
 from gipo_mc.parallel.engine import Engine, StepResult
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.rl import gi_ppo, update_policy
+from gipo_mc.rl.experience import Experience
 from gipo_mc.rl.mini_batch import MiniBatch, mini_batches
 from gipo_mc.rl.setup import restore, set_up
 from gipo_mc.run.session import open_session
-from gipo_mc.types import Experience
 from tests.ranks import run_ranks
 from tests.runs import rl_config, save_models
 
@@ -75,8 +75,8 @@ def test_the_first_update_begins_where_the_rollout_was(tmp_path: Path, models: d
     assert first["group/0/mass"] + first["group/1/mass"] == pytest.approx(1.0)
     # With the ratio at 1 the surrogate is the sum of the whitened advantages over the response tokens: 0.
     assert first["policy/loss"] == pytest.approx(0.0, abs=1e-5)
-    assert torch.equal(experience.scores.behaviour_logp_BT, experience.scores.reference_logp_BT)
-    assert torch.allclose(experience.scores.group_probs_BM.sum(1), torch.ones(12))
+    assert torch.equal(experience.outputs.behaviour_logp_BT, experience.outputs.reference_logp_BT)
+    assert torch.allclose(experience.outputs.group_probs_BM.sum(1), torch.ones(12))
 
 
 def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
@@ -124,7 +124,8 @@ def test_gi_ppo_without_its_parts_is_ppo_bit_for_bit(
     metrics, parameters, experiences = _run(tmp_path, models, "gi", *overrides)
     for own, wanted in zip(experiences, expected[2], strict=True):
         assert torch.equal(own.rollout.sequences.tokens_BL, wanted.rollout.sequences.tokens_BL)
-        assert torch.equal(own.advantage_BT, wanted.advantage_BT) and torch.equal(own.kl_weight_B, wanted.kl_weight_B)
+        assert torch.equal(own.inputs.advantage_BT, wanted.inputs.advantage_BT)
+        assert torch.equal(own.inputs.kl_weight_B, wanted.inputs.kl_weight_B)
     for role in ("policy", "critic"):
         assert _same(parameters[role], expected[1][role]) == [], role
     assert metrics[1]["policy/grad_norm"] == expected[0][1]["policy/grad_norm"] > 0
@@ -134,10 +135,10 @@ def test_its_parts_do_something(tmp_path: Path, models: dict[str, str], ppo: dic
     """Else the identities above would hold for nothing."""
     expected = ppo["clipped"]
     adaptive = _run(tmp_path, models, "adaptive", "algorithm.beta_policy=0")
-    assert (adaptive[2][0].kl_weight_B < 0.1).all() and (adaptive[2][0].kl_weight_B > 0).all()
+    assert (adaptive[2][0].inputs.kl_weight_B < 0.1).all() and (adaptive[2][0].inputs.kl_weight_B > 0).all()
     assert _same(adaptive[1]["policy"], expected[1]["policy"])
     penalty = _run(tmp_path, models, "penalty", "algorithm.kl_penalty=fixed", "algorithm.beta_policy=0.3")
-    assert torch.equal(penalty[2][0].advantage_BT, expected[2][0].advantage_BT)
+    assert torch.equal(penalty[2][0].inputs.advantage_BT, expected[2][0].inputs.advantage_BT)
     assert _same(penalty[1]["policy"], expected[1]["policy"])
 
 
@@ -162,39 +163,40 @@ def test_exact_and_rollout_statistics_part_only_after_the_first_step(tmp_path: P
 
 # ------------------------------------------------------------------------------- the penalty in one plain graph
 def _plain_losses(
-    model: Any, batch: MiniBatch, experience: Experience, config: Config, layout: Layout
+    model: Any, batch: MiniBatch, config: Config, layout: Layout
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(PPO + beta R_var in one graph, PPO of sequences re-weighted in closed form, p, S) of a whole mini-batch."""
-    settings, rows_B, length_B = config.algorithm, batch.rows_B, batch.sequences.response_length_B
-    part: MicroBatch = micro_batches(batch.sequences, 99, layout, times=experience.rollout.times)[0]
+    settings, experience = config.algorithm, batch.experience
+    length_B = experience.inputs.length_B
+    part: MicroBatch = batch.micro_batches(99, layout)[0]
     statistics = response_statistics(model, model(part.tokens_BL), part, config.rollout.temperature, 0)
     logp_BT = part.to_response_BT(statistics.logp_N)
     bonus = settings.entropy_coef * statistics.entropy_N.sum()
     mask_BT = torch.arange(logp_BT.shape[1]) < length_B[:, None]
-    advantage_BT = torch.where(mask_BT, experience.advantage_BT[rows_B], 0.0)
-    ratio_BT = (logp_BT - experience.scores.behaviour_logp_BT[rows_B]).exp()
+    advantage_BT = torch.where(mask_BT, experience.inputs.advantage_BT, 0.0)
+    ratio_BT = (logp_BT - experience.outputs.behaviour_logp_BT).exp()
     clipped_BT = ratio_BT.clamp(1 - settings.clip, 1 + settings.clip)
     surrogate = torch.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT).sum()
-    score_B = experience.signal_B[rows_B] + ((ratio_BT - 1) * advantage_BT).sum(1) / length_B
+    signal_B = experience.inputs.behaviour_signal_B + ((ratio_BT - 1) * advantage_BT).sum(1) / length_B
     if settings.signal_form == "log_prob":
-        token_BT = {"advantage": experience.advantage_BT, "return": experience.return_BT}[settings.signal]
-        score_B = torch.where(mask_BT, logp_BT * token_BT[rows_B], 0.0).sum(1)
-        score_B = score_B / length_B if settings.signal_tokens == "mean" else score_B
-    probs_BM = experience.scores.group_probs_BM[rows_B]
+        token_BT = {"advantage": experience.inputs.advantage_BT, "return": experience.return_BT}[settings.signal]
+        signal_B = torch.where(mask_BT, logp_BT * token_BT, 0.0).sum(1)
+        signal_B = signal_B / length_B if settings.signal_tokens == "mean" else signal_B
+    probs_BM = experience.outputs.group_probs_BM
     if settings.assignment == "hard":
         probs_BM = torch.nn.functional.one_hot(probs_BM.argmax(1), 2).float()
     # R_var itself, differentiated by autograd: omega_g (R_g - Rbar)^2.
     mass_M = probs_BM.sum(0)
-    objective_M = (probs_BM * score_B[:, None]).sum(0) / mass_M.clamp(min=1e-30)
-    omega_M = mass_M / len(rows_B) if settings.weights == "size" else (mass_M > 0) / (mass_M > 0).sum()
+    objective_M = (probs_BM * signal_B[:, None]).sum(0) / mass_M.clamp(min=1e-30)
+    omega_M = mass_M / len(batch) if settings.weights == "size" else (mass_M > 0) / (mass_M > 0).sum()
     variance = (omega_M * (objective_M - (omega_M * objective_M).sum()).square()).sum()
     beta = settings.beta_policy if settings.penalty == "variance" else 0.0
-    found = moments(*group_statistics(probs_BM, score_B.detach()), len(rows_B), settings.weights)
+    found = moments(*group_statistics(probs_BM, signal_B.detach()), len(batch), settings.weights)
     # n c_i of the sequence's own surrogate: 1/n of PPO's token mean, less beta dR_var/dS_i of the mean over its tokens.
-    weight_B = 1.0 - beta * batch.tokens * score_gradient(found, probs_BM) / length_B
+    weight_B = 1.0 - beta * batch.tokens * signal_gradient(found, probs_BM) / length_B
     weighted = (weight_B[:, None] * ratio_BT * advantage_BT).sum()
     loss = -(surrogate + bonus) / batch.tokens + beta * variance
-    return loss, -(weighted + bonus) / batch.tokens, probs_BM, score_B.detach()
+    return loss, -(weighted + bonus) / batch.tokens, probs_BM, signal_B.detach()
 
 
 def _gradients(rank: int, folder: Path, models: dict[str, str], overrides: list[str]) -> Any:
@@ -233,18 +235,18 @@ def _gradients(rank: int, folder: Path, models: dict[str, str], overrides: list[
         names, parameters = zip(*model.named_parameters(), strict=True)
         for batch in mini_batches(experience, config, 0, "policy", 1):
             with torch.enable_grad():
-                loss, _, probs_BM, score_B = _plain_losses(model, batch, experience, config, session.layout)
+                loss, _, probs_BM, signal_B = _plain_losses(model, batch, config, session.layout)
                 plain.append(dict(zip(names, torch.autograd.grad(loss, parameters), strict=True)))
                 # Once more, because op A's backward pass takes the place of the logits.
-                _, weighted, _, _ = _plain_losses(model, batch, experience, config, session.layout)
+                _, weighted, _, _ = _plain_losses(model, batch, config, session.layout)
                 reweighted.append(dict(zip(names, torch.autograd.grad(weighted, parameters), strict=True)))
-            found = moments(*group_statistics(probs_BM, score_B), len(batch), settings.weights)
+            found = moments(*group_statistics(probs_BM, signal_B), len(batch), settings.weights)
             beta = settings.beta_policy if settings.penalty == "variance" else 0.0
             # No floor and no cap were active: the closed form is that of the whole beta.
             bounded, held = bounded_beta(
                 beta_at(0, beta, 0), found, mass_floor=settings.mass_floor, cap=settings.reweight_cap or math.inf
             )
-            assert float(bounded) == pytest.approx(beta) and float(score_gradient(held, probs_BM).sum().abs()) < 1e-6
+            assert float(bounded) == pytest.approx(beta) and float(signal_gradient(held, probs_BM).sum().abs()) < 1e-6
     return list(zip(ours, plain, reweighted, strict=True))
 
 

@@ -14,9 +14,9 @@ from gipo_mc.config import AlgorithmConfig, load_config, save_config, validate
 from gipo_mc.errors import ConfigError
 from gipo_mc.presets import PRESETS
 from gipo_mc.rl import gi_ppo
+from gipo_mc.rl.experience import Experience
 from gipo_mc.rl.setup import describe_algorithm, describe_groups, restore, set_up
 from gipo_mc.run.session import open_session
-from gipo_mc.types import Experience
 from tests.ranks import run_ranks
 from tests.runs import rl_config, save_models
 from tests.source_rules import ROOT
@@ -97,7 +97,7 @@ def test_groups_are_there_where_the_preset_has_them(presets: dict[str, Any]) -> 
         metrics, experiences, _, said, engines = presets[name]
         grouped = preset.algorithm["groups_from"] != "none"
         assert ("group/0/mass" in metrics[0]) == ("group/variance" in metrics[0]) == grouped, name
-        assert experiences[0].group_probs_BM.shape == (12, 2 if grouped else 1), name
+        assert experiences[0].inputs.group_probs_BM.shape == (12, 2 if grouped else 1), name
         assert ("group/stability" in metrics[0]) == (preset.algorithm["groups_from"] == "classifier"), name
         assert ("group/oracle" in metrics[0]) == ("ORACLE" in said[1]) == name.startswith("oracle_"), name
         assert said[0].startswith(preset.title)
@@ -109,10 +109,10 @@ def test_the_oracle_is_told_the_domains(presets: dict[str, Any]) -> None:
     metrics, experiences, _, said, _ = presets["oracle_gi_ppo"]
     first: Experience = experiences[0]
     easy_B = torch.tensor([domain == "easy" for domain in first.rollout.domain_B])
-    assert torch.equal(first.group_probs_BM, torch.stack([easy_B, ~easy_B], 1).float())
+    assert torch.equal(first.inputs.group_probs_BM, torch.stack([easy_B, ~easy_B], 1).float())
     assert metrics[0]["group/domain_auc"] == 1.0 and "easy, hard" in said[1]
     best = int(metrics[0]["group/best"])
-    assert torch.equal(first.kl_weight_B, 0.1 * first.group_probs_BM[:, best])
+    assert torch.equal(first.inputs.kl_weight_B, 0.1 * first.inputs.group_probs_BM[:, best])
 
 
 def test_names_of_groups_mean_nothing(presets: dict[str, Any]) -> None:
@@ -125,20 +125,20 @@ def test_names_of_groups_mean_nothing(presets: dict[str, Any]) -> None:
 
 def test_the_threshold_knows_the_reward_alone(presets: dict[str, Any]) -> None:
     first: Experience = presets["threshold_kl"][1][0]
-    above_B = first.scores.reward_B > first.scores.reward_B.mean()
-    assert torch.equal(first.group_probs_BM[:, 0].bool(), above_B)
-    assert torch.equal(first.kl_weight_B, 0.1 * above_B), "the group above the mean earns more"
+    above_B = first.outputs.reward_B > first.outputs.reward_B.mean()
+    assert torch.equal(first.inputs.group_probs_BM[:, 0].bool(), above_B)
+    assert torch.equal(first.inputs.kl_weight_B, 0.1 * above_B), "the group above the mean earns more"
 
 
 def test_kl_weights_of_the_presets(presets: dict[str, Any]) -> None:
-    weights = {name: presets[name][1][0].kl_weight_B for name in PRESETS}
+    weights = {name: presets[name][1][0].inputs.kl_weight_B for name in PRESETS}
     for name in ("ppo", "variance_penalty", "oracle_group_dro", "rloo", "paper"):  # no best R_g yet for the paper
         assert torch.equal(weights[name], torch.full((12,), 0.1)), name
     assert torch.equal(weights["ppo_no_kl"], torch.zeros(12))
     adaptive, even = weights["adaptive_kl"], weights["mean_kl"]
     assert adaptive.std() > 0 and torch.equal(even, even[:1].expand(12))
     torch.testing.assert_close(even.mean(), adaptive.mean())
-    assert presets["paper"][1][1].kl_weight_B.std() > 0
+    assert presets["paper"][1][1].inputs.kl_weight_B.std() > 0
 
 
 def test_group_dro_weighs_the_worse_domain_up(presets: dict[str, Any]) -> None:
@@ -147,9 +147,9 @@ def test_group_dro_weighs_the_worse_domain_up(presets: dict[str, Any]) -> None:
     assert metrics[f"group/{worse}/weight"] > 0.5 > metrics[f"group/{1 - worse}/weight"]
     assert metrics["group/0/weight"] + metrics["group/1/weight"] == pytest.approx(1.0)
     dro, ppo = presets["oracle_group_dro"][1][0], presets["ppo"][1][0]
-    ratio_B = (dro.advantage_BT[:, 0] / ppo.advantage_BT[:, 0]).double()
+    ratio_B = (dro.inputs.advantage_BT[:, 0] / ppo.inputs.advantage_BT[:, 0]).double()
     for group in (0, 1):
-        member_B = dro.group_probs_BM[:, group] == 1
+        member_B = dro.inputs.group_probs_BM[:, group] == 1
         expected = metrics[f"group/{group}/weight"] / metrics[f"group/{group}/mass"]
         torch.testing.assert_close(ratio_B[member_B], torch.full((int(member_B.sum()),), expected).double())
 
@@ -162,9 +162,9 @@ def test_without_a_critic_samples_are_compared(presets: dict[str, Any]) -> None:
     assert (prompts == prompts[:, :1]).all() and len(set(prompts[:, 0].tolist())) == 3
     tokens = second.rollout.sequences.tokens_BL
     assert len({tuple(row.tolist()) for row in tokens}) > 3, "the samples of a prompt are not copies"
-    paid = (second.scores.reward_B - second.kl_weight_B * second.kl_B).reshape(3, 4)
+    paid = (second.outputs.reward_B - second.inputs.kl_weight_B * second.kl_B).reshape(3, 4)
     expected = ((paid - paid.mean(1, keepdim=True)) / (paid.std(1, keepdim=True) + 1e-6)).flatten()
-    torch.testing.assert_close(second.advantage_BT[:, 0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(second.inputs.advantage_BT[:, 0], expected, rtol=1e-4, atol=1e-5)
     assert presets["gi_rloo"][4] == ["classifier", "policy"]
 
 
@@ -178,10 +178,11 @@ def test_the_classifier_may_stand_alone_and_rest(presets: dict[str, Any]) -> Non
 def test_the_kl_may_stand_in_the_loss_and_follow_a_target(presets: dict[str, Any]) -> None:
     metrics, experiences, policy, _, _ = presets["loss"]
     plain: Experience = presets["ppo"][1][0]
-    assert torch.equal(experiences[0].kl_weight_B, plain.kl_weight_B) and metrics[0]["kl/coef"] == pytest.approx(0.098)
+    assert torch.equal(experiences[0].inputs.kl_weight_B, plain.inputs.kl_weight_B)
+    assert metrics[0]["kl/coef"] == pytest.approx(0.098)
     assert metrics[1]["kl/coef"] == pytest.approx(0.098 * (1 + 0.1 * min(0.2, metrics[1]["kl/mean"] / 0.1 - 1)))
     free = presets["ppo_no_kl"]
-    assert torch.equal(experiences[0].advantage_BT, free[1][0].advantage_BT), "no KL in the reward"
+    assert torch.equal(experiences[0].inputs.advantage_BT, free[1][0].inputs.advantage_BT), "no KL in the reward"
     assert not all(torch.equal(policy[name], free[2][name]) for name in policy)
 
 

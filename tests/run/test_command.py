@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from gipo_mc.config import Config
 from gipo_mc.data.tokenizer import train_bpe_tokenizer
 from gipo_mc.rl import gi_ppo
-from gipo_mc.run.command import run_command
+from gipo_mc.run.command import BuiltinTask, run_command
 from gipo_mc.supervised import reward_model, sft
 from tests.ranks import run_ranks
 from tests.runs import save_models
@@ -69,6 +70,41 @@ def _rl(models: dict[str, str], **changes: str) -> list[str]:
         "eval.prompts": "0",
     } | {key.replace("__", "."): value for key, value in changes.items()}
     return [f"{key}={value}" for key, value in values.items()]
+
+
+class RecordedTask:
+    """A built-in task that only says what it was asked for."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.task = BuiltinTask(self._base, lambda config: self.calls.append(f"prepare seed {config.run.seed}"))
+
+    def _base(self) -> dict[str, Any]:
+        self.calls.append("base")
+        return {"run": {"seed": 7}}
+
+    def train(self, config: Config) -> None:
+        self.calls.append(f"train seed {config.run.seed}")
+
+
+@pytest.mark.parametrize("word", ["run.name=x", "device=cpu", "algorithm.name=ppo", "data.max_rows=5"])
+def test_the_built_in_task_is_prepared_where_nothing_names_a_model_or_data(word: str) -> None:
+    recorded = RecordedTask()
+    assert run_command("test", recorded.train, argv=[word], builtin=recorded.task) == 0
+    assert recorded.calls == ["base", "prepare seed 7", "train seed 7"]
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *(f"model.{name}=runs/builtin_sft" for name in ("policy", "reference", "critic", "reward", "tokenizer")),
+        *(f"data.{name}=[builtin]" for name in ("prompts", "preferences", "demonstrations")),
+    ],
+)
+def test_a_configuration_that_names_a_model_or_data_never_touches_the_built_in_task(word: str) -> None:
+    recorded = RecordedTask()
+    assert run_command("test", recorded.train, argv=[word], builtin=recorded.task) == 0
+    assert recorded.calls == ["train seed 1"]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -30,7 +30,7 @@ def _train_and_export(rank: int, folder: Path, models: dict[str, str], layout: d
         setup = set_up(session)
         restore(session, setup)
         prompts = take_prompts(setup.prompts, config, 0)[:6]
-        rollout = roll_out(setup.policy_model, setup.tokenizer, prompts, config, 0, greedy=True)
+        rollout = roll_out(setup.rollout_engine, setup.tokenizer, prompts, config, 0, greedy=True)
         start, layout_now = session.start, session.layout
     to_hf(str(folder / "run"), folder / "exported", layout_now)
     return start, rollout.sequences
@@ -81,9 +81,9 @@ def _evaluate_against_another_reference(rank: int, folder: Path, models: dict[st
         domain_of = list(setup.held_out.domain_of)
         rows = [domain_of.index(name) + row for name in ("easy", "ood") for row in range(11)]
         prompts = [setup.held_out[row] for row in rows]
-        rollout = roll_out(setup.policy_model, setup.tokenizer, prompts, config, 0, purpose="evaluation")
+        rollout = roll_out(setup.rollout_engine, setup.tokenizer, prompts, config, 0, purpose="evaluation")
         scores = score(setup.models, prompts, rollout, config, Phases(session.layout))
-        mask_BT = response_mask(rollout.sequences.response_length_B, rollout.times)
+        mask_BT = response_mask(rollout.sequences.response_length_B, rollout.width)
         kl_B = ((scores.behaviour_logp_BT - scores.reference_logp_BT) * mask_BT).sum(1)
         return found, kl_B, setup.gold(prompts, rollout)
 

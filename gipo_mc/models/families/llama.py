@@ -32,7 +32,7 @@ ROPE_TYPES = ("default", "linear", "llama3")
 
 
 @dataclass(frozen=True)
-class LlamaShape:
+class ModelShape:
     """Sizes and constants of one Llama (1, 2 or 3), in Hugging Face's words.
 
     head_dim: width of one head; hidden_size / heads in every published Llama, but free here.
@@ -59,7 +59,7 @@ class LlamaShape:
     pad_token_id: int | None = None
 
     @classmethod
-    def from_hf(cls, source: str | Path | LlamaConfig) -> LlamaShape:
+    def from_hf(cls, source: str | Path | LlamaConfig) -> ModelShape:
         """The shape of a Hugging Face folder or config.
 
         Raises CheckpointError if there is no readable config.json, ConfigError listing every feature of the model
@@ -164,7 +164,7 @@ class LlamaShape:
             raise ConfigError("The model does not fit the layout or the data:\n" + _bullets(problems))
 
 
-def transformer_config(shape: LlamaShape, layout: Layout, dtype: torch.dtype) -> TransformerConfig:
+def transformer_config(shape: ModelShape, layout: Layout, dtype: torch.dtype) -> TransformerConfig:
     """Megatron's configuration of this shape on this layout.
 
     Losses arrive normalised over the whole mini-batch, so `calculate_per_token_loss` keeps the schedules from dividing
@@ -258,7 +258,7 @@ def _scaling(rope_type: str, rope: dict[str, Any]) -> tuple[tuple[str, float | s
     return (("rope_type", rope_type), *((name, rope[name]) for name in names if name in rope))
 
 
-def _divisors(shape: LlamaShape) -> str:
+def _divisors(shape: ModelShape) -> str:
     common = math.gcd(shape.heads, shape.kv_heads, shape.intermediate_size)
     return "one of " + ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
 

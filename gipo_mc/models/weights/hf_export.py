@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gipo_mc.errors import ConfigError, StorageError
-from gipo_mc.models.families.llama import LlamaShape
-from gipo_mc.models.stage import LlamaModel
+from gipo_mc.models.families.llama import ModelShape
+from gipo_mc.models.stage import StageModel
 from gipo_mc.models.weights.hf_load import INDEX
 from gipo_mc.models.weights.mapping import EMBEDDING, OUTPUT, SCORE, stage_mappings, trunk_tensors
 from gipo_mc.parallel.collectives import gather_in_rank_order
@@ -33,7 +33,7 @@ SHARD_BYTES = 4 * 2**30
 
 
 def export_hf_weights(
-    model: LlamaModel,
+    model: StageModel,
     folder: str | Path,
     *,
     dtype: torch.dtype | None = None,
@@ -66,7 +66,7 @@ def export_hf_weights(
 
 
 def _plan(
-    shape: LlamaShape, head: str, pipeline: int, dtype: torch.dtype, shard_bytes: int
+    shape: ModelShape, head: str, pipeline: int, dtype: torch.dtype, shard_bytes: int
 ) -> dict[str, dict[str, tuple[int, ...]]]:
     """File name -> tensor name -> shape, for all stages."""
     tensors = trunk_tensors(shape)
@@ -95,7 +95,7 @@ def _stage(name: str, layers: int, pipeline: int) -> int:
 
 
 def _write_stage(
-    model: LlamaModel, folder: Path, dtype: torch.dtype, plan: dict[str, dict[str, Any]], failure: str | None
+    model: StageModel, folder: Path, dtype: torch.dtype, plan: dict[str, dict[str, Any]], failure: str | None
 ) -> str | None:
     """Files of this stage, on its first tensor rank; the others take part in gathering even after a failure."""
     file_of = {name: file for file, names in plan.items() for name in names}
@@ -113,7 +113,7 @@ def _write_stage(
 
 
 @torch.no_grad()
-def _whole_tensors(model: LlamaModel) -> Iterator[tuple[str, Tensor]]:
+def _whole_tensors(model: StageModel) -> Iterator[tuple[str, Tensor]]:
     """Hugging Face tensors of this stage, one parameter at a time; needs all tensor ranks."""
     parameters = dict(model.named_parameters())
     for name, mapping in stage_mappings(model).items():
@@ -140,7 +140,7 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> str | None:
 
 
 def _write_rest(
-    model: LlamaModel, folder: Path, dtype: torch.dtype, plan: dict[str, dict[str, Any]], fields: dict[str, Any]
+    model: StageModel, folder: Path, dtype: torch.dtype, plan: dict[str, dict[str, Any]], fields: dict[str, Any]
 ) -> str | None:
     """Index, config.json, and away with the weight files of an earlier export."""
     if model.head == "lm":

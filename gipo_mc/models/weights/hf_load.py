@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gipo_mc.errors import CheckpointError
-from gipo_mc.models.stage import LlamaModel
+from gipo_mc.models.stage import StageModel
 from gipo_mc.models.weights.mapping import EMBEDDING, HEADS, OUTPUT, SCORE, load_parameters, trunk_tensors
 
 INDEX = "model.safetensors.index.json"
@@ -105,7 +105,7 @@ def stored_dtype(source: SafetensorsFolder) -> torch.dtype:
     return _DTYPES[stored.pop()] if len(stored) == 1 else torch.float32
 
 
-def load_hf_weights(model: LlamaModel, folder: str | Path, *, fresh_head: bool | None = None) -> None:
+def load_hf_weights(model: StageModel, folder: str | Path, *, fresh_head: bool | None = None) -> None:
     """Fill this stage of the model from a Hugging Face folder (LlamaForCausalLM or LlamaForSequenceClassification).
 
     A language model needs the output projection (or tied embeddings). The head of a reward model, and the value head of
@@ -122,7 +122,7 @@ def load_hf_weights(model: LlamaModel, folder: str | Path, *, fresh_head: bool |
     load_parameters(model, source, skip=skip)
 
 
-def _check(model: LlamaModel, source: SafetensorsFolder, fresh_head: bool) -> frozenset[str]:
+def _check(model: StageModel, source: SafetensorsFolder, fresh_head: bool) -> frozenset[str]:
     """Compare names and shapes of the whole checkpoint; the parameters to leave alone."""
     shape, skip, notes = model.shape, frozenset[str](), []
     expected, optional = trunk_tensors(shape), {OUTPUT: (shape.vocab_size, shape.hidden_size)}

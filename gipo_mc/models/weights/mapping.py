@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gipo_mc.models.families.llama import LlamaShape
+from gipo_mc.models.families.llama import ModelShape
 from gipo_mc.parallel.streams import generator
 
 if TYPE_CHECKING:
-    from gipo_mc.models.stage import LlamaModel
+    from gipo_mc.models.stage import StageModel
 
 EMBEDDING, OUTPUT, FINAL_NORM, SCORE = (
     "model.embed_tokens.weight",
@@ -152,7 +152,7 @@ class QueryKeyValue(Mapping):
         return {name: part.flatten(0, 1) for name, part in zip((self.query, self.key, self.value), parts, strict=True)}
 
 
-def stage_mappings(model: LlamaModel) -> dict[str, Mapping]:
+def stage_mappings(model: StageModel) -> dict[str, Mapping]:
     """Parameter name of this stage -> its mapping, in the order of the network. The group head, which Hugging Face's
     models do not have, is left out; the output projection of a tied model on a later stage reads the embedding."""
     shape = model.shape
@@ -176,7 +176,7 @@ def stage_mappings(model: LlamaModel) -> dict[str, Mapping]:
     return mappings
 
 
-def _layer_mapping(shape: LlamaShape, part: str, prefix: str) -> Mapping:
+def _layer_mapping(shape: ModelShape, part: str, prefix: str) -> Mapping:
     match part:
         # TransformerEngine keeps the norm's weight inside the linear layer behind it.
         case "input_layernorm.weight" | "self_attention.linear_qkv.layer_norm_weight":
@@ -195,7 +195,7 @@ def _layer_mapping(shape: LlamaShape, part: str, prefix: str) -> Mapping:
     raise AssertionError(f"no Hugging Face tensor is known for the parameter {prefix}{part}")
 
 
-def trunk_tensors(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
+def trunk_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     """Hugging Face name -> shape of every tensor of the trunk (no output projection, no head)."""
     hidden, wide = shape.hidden_size, shape.intermediate_size
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -217,7 +217,7 @@ def trunk_tensors(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
 
 
 @torch.no_grad()
-def load_parameters(model: LlamaModel, source: WeightSource, *, skip: frozenset[str] = frozenset()) -> None:
+def load_parameters(model: StageModel, source: WeightSource, *, skip: frozenset[str] = frozenset()) -> None:
     """Fill the parameters of this stage from a source, one at a time, except those named in `skip`."""
     rank = Rank(model.layout.tensor_rank, model.layout.tensor)
     parameters = dict(model.named_parameters())
@@ -230,7 +230,7 @@ class RandomWeights:
     """A fresh trunk under Hugging Face names: norms are 1, matrices N(0, initializer_range^2), each from the stream
     of its name."""
 
-    def __init__(self, shape: LlamaShape, seed: int) -> None:
+    def __init__(self, shape: ModelShape, seed: int) -> None:
         self.tensors = trunk_tensors(shape) | {OUTPUT: (shape.vocab_size, shape.hidden_size)}
         self.std, self.seed = shape.initializer_range, seed
 
@@ -250,13 +250,13 @@ def normal(seed: int, name: str, size: tuple[int, ...], std: float) -> Tensor:
 HEADS = frozenset({"value_head.weight", "reward_head.weight"})
 
 
-def initialize_trunk(model: LlamaModel, seed: int) -> None:
+def initialize_trunk(model: StageModel, seed: int) -> None:
     """Random weights for everything but the heads."""
     load_parameters(model, RandomWeights(model.shape, seed), skip=HEADS)
 
 
 @torch.no_grad()
-def initialize_heads(model: LlamaModel, seed: int) -> None:
+def initialize_heads(model: StageModel, seed: int) -> None:
     """Fresh heads: values and rewards start at 0, so that a reward model begins at a loss of ln 2 a pair and has no
     random preference to unlearn; the group head small, so that p_phi starts near uniform but not symmetric, which
     would give every group the same gradient for ever."""

@@ -20,8 +20,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from gipo_mc.models.families.llama import LlamaShape
-from gipo_mc.models.stage import HeadKind, LlamaModel, build_model
+from gipo_mc.models.families.llama import ModelShape
+from gipo_mc.models.stage import HeadKind, StageModel, build_model
 from gipo_mc.models.weights.hf_export import export_hf_weights
 from gipo_mc.models.weights.hf_load import SafetensorsFolder, load_hf_weights, stored_dtype
 from gipo_mc.models.weights.mapping import OUTPUT, SCORE
@@ -57,7 +57,7 @@ def check_checkpoint(folder: str | Path, layout: Layout, *, rows: int = 2, lengt
     Raises ConfigError or CheckpointError where the checkpoint cannot be loaded at all.
     """
     folder = Path(folder)
-    shape = LlamaShape.from_hf(folder)
+    shape = ModelShape.from_hf(folder)
     source = SafetensorsFolder(folder)
     head: HeadKind = "reward" if SCORE in source.shapes else "lm"
     model = build_model(shape, layout, head=head, dtype=torch.float32, trainable=False, initialize=False)
@@ -72,8 +72,8 @@ def check_checkpoint(folder: str | Path, layout: Layout, *, rows: int = 2, lengt
     return checks
 
 
-def _compare_outputs(model: LlamaModel, layout: Layout, folder: Path, tokens_BL: Tensor) -> Check:
-    def last_stage(model: LlamaModel, hidden_LBH: Tensor, batch: _Tokens) -> dict[str, Tensor]:
+def _compare_outputs(model: StageModel, layout: Layout, folder: Path, tokens_BL: Tensor) -> Check:
+    def last_stage(model: StageModel, hidden_LBH: Tensor, batch: _Tokens) -> dict[str, Tensor]:
         return {"output": _outputs(model, hidden_LBH, layout)}
 
     outputs = Engine(model, layout).forward([_Tokens(tokens_BL.to(layout.device))], last_stage)
@@ -91,7 +91,7 @@ def _compare_outputs(model: LlamaModel, layout: Layout, folder: Path, tokens_BL:
     return Check(f"{what} against transformers", f"max |difference| {worst[0]:.2e} of max |{what}| {scale:.3g}", passed)
 
 
-def _outputs(model: LlamaModel, hidden_LBH: Tensor, layout: Layout) -> Tensor:
+def _outputs(model: StageModel, hidden_LBH: Tensor, layout: Layout) -> Tensor:
     """[B, L, V] logits, or [B, L] rewards of every prefix, on every tensor rank."""
     length, batch, hidden = hidden_LBH.shape
     hidden_NH = hidden_LBH.transpose(0, 1).reshape(-1, hidden)
@@ -115,7 +115,7 @@ def _transformers_outputs(folder: Path, head: str, tokens_BL: Tensor) -> Tensor:
         return reference.score(hidden).squeeze(-1)
 
 
-def _compare_folders(source: SafetensorsFolder, copy: SafetensorsFolder, shape: LlamaShape) -> list[Check]:
+def _compare_folders(source: SafetensorsFolder, copy: SafetensorsFolder, shape: ModelShape) -> list[Check]:
     # Not compared, because not loaded: rotary constants of old checkpoints, and a projection that a tied model ignores.
     ignored = {OUTPUT} if shape.tied else set()
     names = {name for name in source.shapes if not name.endswith("rotary_emb.inv_freq")} - ignored
@@ -126,7 +126,7 @@ def _compare_folders(source: SafetensorsFolder, copy: SafetensorsFolder, shape: 
             different.append(name)
     found = f"{len(names)} tensors" if not different else f"{len(different)} differ: {', '.join(different[:3])}"
     config = json.loads((copy.folder / "config.json").read_text(encoding="utf-8"))
-    same = LlamaShape.from_hf(copy.folder) == shape
+    same = ModelShape.from_hf(copy.folder) == shape
     return [
         Check("weights there and back, bit for bit", found, not different),
         Check("config.json there and back", ", ".join(config.get("architectures", [])), same),

@@ -17,7 +17,7 @@ from benchmarks.studies import tables
 from tests.scripts import run_script
 
 ROOT = Path(__file__).resolve().parents[3]
-SCRIPT = ROOT / "benchmarks" / "kernels.py"
+SCRIPT = ROOT / "benchmarks" / "kernels" / "kernels.py"
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,106 @@
+"""What a run keeps from its start to its end: the check that comes before a run continues.
+
+Every option keeps its value, unless its field in `gipo_mc.config.schema` says otherwise. Names of files and models may
+change, what they hold may not: it is compared by SHA-256. The start models (model.policy, model.critic) are not read
+again, because a checkpoint has their weights: they may be moved, and where one is the reference too it is held as that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gipo_mc.config import Config, options, resume_rule, values
+from gipo_mc.errors import ConfigError
+
+#: Command -> sections and options that it does not read: they may change, because nothing depends on them.
+UNREAD: dict[str, tuple[str, ...]] = {
+    "train_sft": ("rollout", "algorithm", "critic", "dpo", "train.margin"),
+    "train_reward": ("rollout", "algorithm", "critic", "dpo"),
+    "train_dpo": ("rollout", "algorithm", "critic", "train.margin"),
+    "train_gi_ppo": ("train", "dpo", "data.sequence_length"),
+}
+
+
+@dataclass
+class Fixed:
+    """What a checkpoint stores of this, JSON-able, under the names of the fields.
+
+    settings: values of the fixed options that the command reads, by key.
+    frozen: frozen models and the tokenizer, by the key that names them -> what they are made of.
+    data: key of the training data -> its sources, {"source", "rows", "sha256"} each.
+    """
+
+    settings: dict[str, Any]
+    frozen: dict[str, str] = field(default_factory=dict)
+    data: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def changes(self, stored: Mapping[str, Any]) -> list[str]:
+        """What differs from the state of a checkpoint, a line each. What that did not store yet is not compared."""
+        settings = [
+            f"{key} was {old!r}, now {self.settings[key]!r}"
+            for key, old in stored["settings"].items()
+            if key in self.settings and self.settings[key] != old
+        ]
+        frozen = [
+            f"{key} was made of {old}, now of {self.frozen.get(key, 'something else')}"
+            for key, old in stored["frozen"].items()
+            if not self._holds(key, old)
+        ]
+        data = [
+            line
+            for key, old in stored.get("data", {}).items()
+            for line in _changed_sources(key, old, self.data.get(key, []))
+        ]
+        return [*settings, *frozen, *data]
+
+    def check(self, checkpoint: Path, stored: Mapping[str, Any]) -> None:
+        """Raises ConfigError with every change."""
+        if changed := self.changes(stored):
+            raise ConfigError(
+                f"The run cannot continue from {checkpoint}, because something changed that it depends on:\n"
+                + "\n".join(f"  - {line}" for line in changed)
+                + "\nPut it back (a model may be named by the folder of one of its checkpoints), or start a new run "
+                "with another run.name."
+            )
+
+    def _holds(self, key: str, made_of: str) -> bool:
+        if key in options() and resume_rule(key) == "changeable":
+            return True  # the reward of evaluations
+        if key in self.frozen:
+            return self.frozen[key] == made_of
+        # Older checkpoints have the folder's name in place of the key.
+        return made_of in self.frozen.values()
+
+
+def fixed_settings(config: Config, command: str, dtype: torch.dtype, *, distributed_optimizer: bool) -> dict[str, Any]:
+    """Values of the options that a run of this command keeps. "auto" counts as what it stands for on this machine."""
+    found = values(config) | {
+        "dtype": str(dtype).removeprefix("torch."),
+        "parallel.distributed_optimizer": "on" if distributed_optimizer else "off",
+        "algorithm.groups": config.algorithm.group_count,
+    }
+    unread = UNREAD.get(command, ())
+    return {
+        key: found[key]
+        for key in options()
+        if resume_rule(key) == "fixed" and not any(key == name or key.startswith(f"{name}.") for name in unread)
+    }
+
+
+def _changed_sources(key: str, before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The sources, in order, whose rows are not the same; they may have other names."""
+    changed = []
+    for old, new in zip_longest(before, now):
+        if old is None or new is None or old["sha256"] != new["sha256"]:
+            changed.append(f"{key} was {_source(old)}, now {_source(new)}")
+    return changed
+
+
+def _source(found: Mapping[str, Any] | None) -> str:
+    return f"{found['source']} ({found['rows']} rows, SHA-256 {found['sha256']})" if found else "no file"

@@ -1,7 +1,7 @@
 """Every command of the README runs exactly as it is written, in order, in one shell, in a folder like a fresh clone.
 
-Runs are cut short after the command line was parsed (tests/short_runs.py), and `make` and `pip` are not carried out
-(tests/shell.py): CI has done so before any test. What `make demo` runs has a test of its own.
+Runs are cut short after the command line was parsed (tests/shell/short_runs.py), and `make` and `pip` are not carried
+out (tests/shell/lines.py): CI has done so before any test. What `make demo` runs has a test of its own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from gipo_mc.config import load_config, validate
-from tests.shell import Outcome, run_lines
-from tests.short_runs import LIMITS, cut, write_model, write_rows, write_user_file
+from tests.shell.lines import Outcome, run_lines
+from tests.shell.short_runs import LIMITS, cut, write_model, write_rows, write_user_file
 from tests.source_rules import ROOT
 
 #: Commands that end with another code on some machines, and why.

@@ -1,7 +1,7 @@
 """Make the commands of this process short: what a configuration or an option asks for is cut after it was parsed.
 
 The command line, the configuration files, the checks and the code are those of the user; only sizes are smaller, and
-data sets of the hub are read from local files. Called in a fork (tests/shell.py), because nothing is put back.
+data sets of the hub are read from local files. Called in a fork (tests/shell/lines.py), because nothing is put back.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 PATH begins with small programs named python, torchrun, make and pip. The first two hand their arguments, environment,
 folder and streams to the process of the tests, which forks: torch and Megatron are imported there already, which takes
-six seconds of processor time otherwise, and tests/short_runs.py cuts what takes long. `make` says what it would do
-(make -n), so that a target has to exist; `pip install -e .` is left to CI, which has built the package before any test.
+six seconds of processor time otherwise, and tests/shell/short_runs.py cuts what takes long. `make` says what it would
+do (make -n), so that a target has to exist; `pip install -e .` is left to CI, which has built the package before any
+test.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any, NoReturn
 import torch
 from torch.distributed.run import get_args_parser
 
-from tests.short_runs import shorten
+from tests.shell.short_runs import shorten
 from tests.source_rules import ROOT
 
 _CLIENT = """#!{python} -IS
@@ -64,7 +65,7 @@ class Outcome:
 def run_lines(commands: Sequence[str], folder: Path, hub: Path, timeout: float = 400.0) -> list[Outcome]:
     """The commands (a line each, or several joined by backslashes) in one bash, in `folder`, whatever the others did.
 
-    hub: see `tests.short_runs.shorten`. A command that was not reached within `timeout` seconds is not among the
+    hub: see `tests.shell.short_runs.shorten`. A command that was not reached within `timeout` seconds is not among the
     outcomes; one that was running has code -1.
     """
     for script in (ROOT / "scripts").glob("*.py"):  # imported before the forks: Megatron and what else they need

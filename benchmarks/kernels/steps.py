@@ -208,7 +208,7 @@ def sft_step(options: argparse.Namespace) -> Callable[[], dict[str, float]]:
 
 
 def ppo_step(options: argparse.Namespace) -> Callable[[], dict[str, float]]:
-    """Scores, advantages and policy update of a GI-PPO iteration, as rl/gi_ppo.py does them: without the rollout
+    """Scoring, advantages and policy update of a GI-PPO iteration, as rl/gi_ppo.py does them: without the rollout
     and the critic's update, which have no logits or few."""
     from gipo_mc.algorithms.group_source import GroupSource
     from gipo_mc.algorithms.state import RLState
@@ -236,8 +236,8 @@ def ppo_step(options: argparse.Namespace) -> Callable[[], dict[str, float]]:
 
     def step() -> dict[str, float]:
         phases = Phases(policy.layout)
-        scores = score(models, prompts, rollout, config, phases)
-        experience, _ = shape(rollout, scores, state, config, groups)
+        outputs = score(models, prompts, rollout, config, phases)
+        experience, _ = shape(rollout, outputs, state, config, groups)
         with phases("update_policy"):
             metrics = update_policy(policy, experience, config, 0)
         found = {name: metrics[f"policy/{name}"] for name in ("loss", "entropy", "grad_norm", "group_variance")}

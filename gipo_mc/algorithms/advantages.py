@@ -36,7 +36,7 @@ def whiten(
 
 
 def normalise_reward(reward_B: Tensor, mean: float, std: float, clip: float = 0.0) -> Tensor:
-    """Score of the response: (reward - running mean) / running std, bounded to [-clip, clip] when clip > 0.
+    """What a response is paid: (reward - running mean) / running std, bounded to [-clip, clip] when clip > 0.
 
     reward_B: [B] in reward-model units; mean and std in the same units (`state.RLState.reward_mean` and
     `.reward_std`). A std of 0 (all rewards equal so far) is held at 1e-8 and gives 0 for those rewards.

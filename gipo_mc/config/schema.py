@@ -173,7 +173,7 @@ class AlgorithmConfig(Section):
     entropy_coef: float = Field(0.0, ge=0, description="entropy bonus")
     whiten_advantages: bool = Field(True, description="advantages to mean 0, std 1 over the rollout batch")
     reward_clip: float = Field(0.0, ge=0, description="clip of the normalised reward; 0: off")
-    normalize_reward: bool = Field(False, description="score = (reward - running mean) / running std")
+    normalize_reward: bool = Field(False, description="pay (reward - running mean) / running std")
     epochs: int = Field(1, ge=1, description="passes over a rollout batch")
     mini_batch_size: int = Field(32, ge=1, description="sequences of one optimizer step, over all ranks")
     critic_epochs: int = Field(0, ge=0, description="the same for critic and classifier (stage 1); 0: as epochs")

@@ -157,7 +157,7 @@ def proxy_reward(prompt_ids: Sequence[int], response_ids: Sequence[int], domain:
 def proxy(prompts: list[str], responses: list[str], domains: list[str]) -> list[float]:
     """`proxy_reward` as a reward function of the configuration (model.reward: python:gipo_mc.data.synthetic:proxy).
 
-    The noise is a fixed function of prompt and response (a hash of the two is its key): the same text scores the same
+    The noise is a fixed function of prompt and response (a hash of the two is its key): the same text earns the same
     on every rank and in every run, as with a reward model whose errors are fixed.
     """
     rewards = []
@@ -199,8 +199,8 @@ def preference(seed: int, split: str, index: int) -> tuple[tuple[int, ...], tupl
     while second == first:
         second = _response(rng, prompt_ids[-1], domain)
     noise = rng.standard_normal(2)
-    scores = [proxy_reward(prompt_ids, r, domain, float(n)) for r, n in zip((first, second), noise, strict=True)]
-    chosen, rejected = (first, second) if scores[0] >= scores[1] else (second, first)
+    rewards = [proxy_reward(prompt_ids, r, domain, float(n)) for r, n in zip((first, second), noise, strict=True)]
+    chosen, rejected = (first, second) if rewards[0] >= rewards[1] else (second, first)
     return prompt_ids, chosen, rejected, domain
 
 

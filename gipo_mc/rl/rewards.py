@@ -31,7 +31,7 @@ _FUNCTION = "python:"
 
 
 class Reward(Protocol):
-    """Scores whole responses."""
+    """The reward of whole responses."""
 
     def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
         """float32 [B] on the layout's device, the same on every rank. prompts: those of the rollout, in its order."""

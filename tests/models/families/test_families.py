@@ -116,7 +116,7 @@ WITHOUT_WINDOW = {key: value for key, value in MISTRAL_7B_V03.items() if key != 
         (QWEN3_06B | {"use_sliding_window": True, "sliding_window": 9}, "max_position_embeddings to 9 in config.json"),
         (QWEN3_06B | {"layer_types": ["sliding_attention"] * 28}, "layer_types holds sliding_attention"),
         (QWEN3_06B | {"attention_bias": True}, "attention_bias=true"),
-        (QWEN3_06B | {"model_type": "qwen3_moe"}, "llama, mistral, qwen2, qwen3; mixtures of experts are not"),
+        (QWEN3_06B | {"model_type": "qwen3_moe"}, ", ".join(FAMILIES) + "; mixtures of experts are not"),
         ({"model_type": "gemma2"}, "model_type='gemma2', which cannot be trained here"),
     ],
 )

@@ -1,4 +1,4 @@
-"""gipo_mc: Group-Invariant PPO for Llama models on Megatron-core (Zheng et al., arXiv 2310.11971)."""
+"""gipo_mc: Group-Invariant PPO for Llama, Mistral and Qwen models on Megatron-core (Zheng et al., arXiv 2310.11971)."""
 
 import warnings
 

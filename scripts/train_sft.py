@@ -1,4 +1,4 @@
-"""Fine-tune a Llama on demonstrations (supervised, token cross entropy on the responses).
+"""Fine-tune a model on demonstrations (supervised, token cross entropy on the responses).
 
 Without any argument: the built-in task, sized to the ranks and the device there are.
 """

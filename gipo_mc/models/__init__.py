@@ -1,1 +1,1 @@
-"""Llama on Megatron-core: a pipeline stage and its heads, weights from and to Hugging Face; no RLHF here."""
+"""Models on Megatron-core: families, a pipeline stage and its heads, weights from and to Hugging Face; no RLHF."""

@@ -14,8 +14,7 @@ from gipo_mc.models.layers import CausalAttention, RMSNorm
 from gipo_mc.models.megatron_config import transformer_config
 from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel import runtime
-from tests.models.families.test_llama import layout
-from tests.models.tiny import VARIANTS, config
+from tests.models.tiny import VARIANTS, config, layout
 from tests.ranks import parallel_config, run_ranks
 
 

@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from gipo_mc.parallel.layout import Layout
+
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -89,6 +91,23 @@ def _draw_vectors(model: torch.nn.Module) -> None:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
         elif name.endswith("bias"):
             torch.nn.init.uniform_(parameter, -0.5, 0.5)
+
+
+def layout(**changes: Any) -> Layout:
+    """One CPU rank, without process groups."""
+    fields: dict[str, Any] = {
+        "world_size": 1,
+        "rank": 0,
+        "tensor": 1,
+        "pipeline": 1,
+        "data": 1,
+        "tensor_rank": 0,
+        "pipeline_rank": 0,
+        "data_rank": 0,
+        "sequence": False,
+        "device": torch.device("cpu"),
+    }
+    return Layout(**(fields | changes))
 
 
 def let_this_rank_write() -> None:

@@ -12,8 +12,6 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from gipo_mc.errors import CheckpointError, ConfigError
 from gipo_mc.models.families import family_of, hf_config, read_shape
-from gipo_mc.models.megatron_config import transformer_config
-from gipo_mc.parallel.layout import Layout
 from tests.models.tiny import LLAMA3_ROPE, VARIANTS, config
 
 # As Meta published them, before transformers 5 moved the rotary constants into rope_parameters.
@@ -53,22 +51,6 @@ LLAMA32_1B = LLAMA2_7B | {
 def write(folder: Path, fields: dict[str, Any]) -> Path:
     (folder / "config.json").write_text(json.dumps(fields))
     return folder
-
-
-def layout(**changes: Any) -> Layout:
-    fields: dict[str, Any] = {
-        "world_size": 1,
-        "rank": 0,
-        "tensor": 1,
-        "pipeline": 1,
-        "data": 1,
-        "tensor_rank": 0,
-        "pipeline_rank": 0,
-        "data_rank": 0,
-        "sequence": False,
-        "device": torch.device("cpu"),
-    }
-    return Layout(**(fields | changes))
 
 
 def test_published_configs_of_before_transformers_5(tmp_path: Path) -> None:
@@ -136,33 +118,3 @@ def test_unreadable_configs(tmp_path: Path) -> None:
         read_shape(write(tmp_path, {}))
     with pytest.raises(CheckpointError, match="not a valid Llama config"):
         read_shape(write(tmp_path, LLAMA2_7B | {"hidden_size": 4095}))
-
-
-def test_check_reports_every_misfit_with_numbers_and_fix() -> None:
-    shape = read_shape(config())
-    shape.check(2, 4, sequence_length=64, tokenizer_size=131)
-    with pytest.raises(ConfigError) as error:
-        shape.check(4, 3, sequence_length=65, tokenizer_size=132)
-    message = str(error.value)
-    assert "parallel.tensor=4 does not divide the model's 2 key-value heads: use one of 1, 2" in message
-    assert "parallel.pipeline=3 does not divide the model's 4 layers: use one of 1, 2, 4" in message
-    assert "65 tokens" in message and "64 positions" in message
-    assert "ids up to 131" in message and "ends at 130" in message
-    assert "attention heads" not in message, "4 ranks do divide 4 heads"
-
-
-def test_the_padded_vocabulary_does_not_depend_on_common_tensor_sizes() -> None:
-    shape = read_shape(config())
-    assert {shape.padded_vocab(tensor) for tensor in (1, 2, 4, 8, 16)} == {192}
-    assert shape.padded_vocab(3) == 192 and shape.padded_vocab(5) == 320
-    assert read_shape(config(vocab_size=128256)).padded_vocab(8) == 128256
-
-
-def test_megatron_is_told_llamas_constants_not_its_defaults() -> None:
-    told = transformer_config(read_shape(config()), layout(), torch.float32)
-    assert (told.hidden_dropout, told.attention_dropout, told.layernorm_epsilon) == (0.0, 0.0, 1e-5)
-    assert told.normalization == "RMSNorm" and told.gated_linear_unit and not told.add_bias_linear
-    assert told.activation_func is torch.nn.functional.silu
-    assert told.calculate_per_token_loss and told.variable_seq_lengths
-    low = transformer_config(read_shape(config()), layout(), torch.bfloat16)
-    assert low.bf16 and low.params_dtype is torch.bfloat16 and low.pipeline_dtype is torch.bfloat16

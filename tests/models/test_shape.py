@@ -1,0 +1,29 @@
+"""Whether a shape fits a layout, the data and the tokenizer."""
+
+from __future__ import annotations
+
+import pytest
+
+from gipo_mc.errors import ConfigError
+from gipo_mc.models.families import read_shape
+from tests.models.tiny import config
+
+
+def test_check_reports_every_misfit_with_numbers_and_fix() -> None:
+    shape = read_shape(config())
+    shape.check(2, 4, sequence_length=64, tokenizer_size=131)
+    with pytest.raises(ConfigError) as error:
+        shape.check(4, 3, sequence_length=65, tokenizer_size=132)
+    message = str(error.value)
+    assert "parallel.tensor=4 does not divide the model's 2 key-value heads: use one of 1, 2" in message
+    assert "parallel.pipeline=3 does not divide the model's 4 layers: use one of 1, 2, 4" in message
+    assert "65 tokens" in message and "64 positions" in message
+    assert "ids up to 131" in message and "ends at 130" in message
+    assert "attention heads" not in message, "4 ranks do divide 4 heads"
+
+
+def test_the_padded_vocabulary_does_not_depend_on_common_tensor_sizes() -> None:
+    shape = read_shape(config())
+    assert {shape.padded_vocab(tensor) for tensor in (1, 2, 4, 8, 16)} == {192}
+    assert shape.padded_vocab(3) == 192 and shape.padded_vocab(5) == 320
+    assert read_shape(config(vocab_size=128256)).padded_vocab(8) == 128256

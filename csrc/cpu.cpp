@@ -60,9 +60,12 @@ void merge_rows(const PartialRows& in, const TokenResults& out, int64_t begin, i
         SoftmaxPart<A> whole = empty_part<A>();
         A target = minus_infinity<A>();
         for (int64_t rank = 0; rank < in.ranks; ++rank) {
-            const A* part = partials + rank * 4 * in.rows + i;
-            whole = merge<A>(whole, {part[0], part[in.rows], part[2 * in.rows]}, inverse_temperature);
-            target = part[3 * in.rows] > target ? part[3 * in.rows] : target;
+            const A* part = partials + rank * kPartialFields * in.rows + i;
+            whole = merge<A>(
+                whole, {part[kPartialMaximum * in.rows], part[kPartialSum * in.rows], part[kPartialWeighted * in.rows]},
+                inverse_temperature);
+            const A rank_target = part[kPartialTarget * in.rows];
+            target = rank_target > target ? rank_target : target;
         }
         put_results(out, in.rows, i, whole, target, in.targets[i] == kIgnoredTarget, inverse_temperature);
     }
@@ -72,15 +75,15 @@ template <class A>
 void group_sums(const ObjectiveRows& in, const A* sequences, A* sums) {
     const A* probs = static_cast<const A*>(in.probs);
     const A* kl_weight = static_cast<const A*>(in.kl_weight);
-    std::vector<double> totals(2 * in.groups + 1, 0.0);
+    std::vector<double> totals(kGroupFields * in.groups + 1, 0.0);
     for (int64_t i = 0; i < in.batch; ++i) {
-        const double signal = sequences[i], kl = sequences[2 * in.batch + i];
+        const double signal = sequences[kSignal * in.batch + i], kl = sequences[kKl * in.batch + i];
         for (int64_t g = 0; g < in.groups; ++g) {
             const double p = probs[i * in.groups + g];
-            totals[g] += p;
-            totals[in.groups + g] += p * signal;
+            totals[kMass * in.groups + g] += p;
+            totals[kWeighted * in.groups + g] += p * signal;
         }
-        totals[2 * in.groups] += static_cast<double>(kl_weight[i]) * kl;
+        totals[kGroupFields * in.groups] += static_cast<double>(kl_weight[i]) * kl;
     }
     for (size_t k = 0; k < totals.size(); ++k) sums[k] = static_cast<A>(totals[k]);
 }
@@ -138,7 +141,7 @@ void shape_and_gae_cpu(const RewardRows& in, const ShapedRows& out, int threads)
                   [&](int64_t begin, int64_t end) { run(in, out, begin, end); });
     with_type(in.dtype, [&](auto type) {
         const auto* row_sums = static_cast<const Accumulator<decltype(type)>*>(out.row_sums);
-        for (int field = 0; field < 3; ++field) {
+        for (int field = 0; field < kSumFields; ++field) {
             double total = 0;
             for (int64_t i = 0; i < in.batch; ++i) total += static_cast<double>(row_sums[field * in.batch + i]);
             out.totals[field] = total;

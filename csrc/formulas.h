@@ -13,7 +13,7 @@ using Mask = decltype(A() < A());
 // The larger of two numbers; NaN if either is, in whichever order they come.
 template <class A>
 GIPO_HD A larger(A a, A b) {
-    return select(a != a, a, not_below(b, a));
+    return select(a != a, a, clamp_low(b, a));
 }
 
 // ---- Op A: softmax statistics -------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ struct Surrogate {
 };
 template <class A>
 GIPO_HD Surrogate<A> surrogate(A ratio, A advantage, A lowest, A highest) {
-    const A bounded = not_above(not_below(ratio, lowest), highest);
+    const A bounded = clamp(ratio, lowest, highest);
     const A free = ratio * advantage, held = bounded * advantage;
     return {select(held < free, held, free), held < free};
 }

@@ -1,3 +1,5 @@
+// Build and test: pip install -e . && pytest tests/ops/test_group_objective.py
+//
 // Op B on the CPU, over a range of sequences; compiled for every instruction set (cpu.h). One pass over four
 // [batch, time] inputs, 16 bytes a float32 token forward and 20 backward, whatever the number of groups; nothing of
 // size [batch, time] is kept between the two.
@@ -43,21 +45,22 @@ struct Run {
     static GIPO_HD T zero() { return Narrow<T>::from(A(0)); }
 };
 
-enum Field { kSignal, kSurrogate, kKl, kClipped, kBehaviourKl, kFields };
+// What is summed over the tokens of a sequence; its largest ratio is not a sum.
+enum Sum { kSignalSum, kSurrogateSum, kKlSum, kClippedSum, kBehaviourKlSum, kSums };
 
 template <class A>
 struct LaneSums {
-    Lanes<A> field[kFields];
+    Lanes<A> field[kSums];
 
     GIPO_HD LaneSums() {
         for (Lanes<A>& lanes : field) lanes = Lanes<A>(A(0));
     }
     GIPO_HD void add(const ObjectiveToken<Lanes<A>>& token) {
-        field[kSignal] += token.signal;
-        field[kSurrogate] += token.surrogate;
-        field[kKl] += token.kl;
-        field[kClipped] += token.clipped;
-        field[kBehaviourKl] += token.behaviour_kl;
+        field[kSignalSum] += token.signal;
+        field[kSurrogateSum] += token.surrogate;
+        field[kKlSum] += token.kl;
+        field[kClippedSum] += token.clipped;
+        field[kBehaviourKlSum] += token.behaviour_kl;
     }
 };
 
@@ -86,7 +89,7 @@ GIPO_HD void forward(const ObjectiveFormula<Lanes<A>>& formula, const ObjectiveR
     for (int64_t i = begin; i < end; ++i) {
         const int64_t length = bounded_length(in.length[i], in.time);
         const Tokens<T> at(in, i * in.time);
-        double totals[kFields] = {};
+        double totals[kSums] = {};
         Lanes<A> ratio(A(0));
         for (int64_t block = 0; block < length; block += kBlock) {
             const int64_t stop = length - block < kBlock ? length : block + kBlock;
@@ -102,20 +105,20 @@ GIPO_HD void forward(const ObjectiveFormula<Lanes<A>>& formula, const ObjectiveR
                 const Lanes<A> some = add(Run<T>(at, t, stop - t));
                 for (int64_t k = 0; k < stop - t; ++k) ratio.set(0, larger(ratio.lane(0), some.lane(k)));
             }
-            for (int field = 0; field < kFields; ++field) {
+            for (int field = 0; field < kSums; ++field) {
                 for (int k = 0; k < kLanes; ++k) totals[field] += static_cast<double>(sums.field[field].lane(k));
             }
         }
         A largest = 0;
         for (int k = 0; k < kLanes; ++k) largest = larger(largest, ratio.lane(k));
         const ObjectiveFormula<A> of_sequence(in.options);
-        sequences[i] = of_sequence.sequence_signal(static_cast<A>(totals[kSignal]),
-                                                   static_cast<const A*>(behaviour_signal)[i], length);
-        sequences[in.batch + i] = static_cast<A>(totals[kSurrogate]);
-        sequences[2 * in.batch + i] = static_cast<A>(totals[kKl]);
-        sequences[3 * in.batch + i] = static_cast<A>(totals[kClipped]);
-        sequences[4 * in.batch + i] = largest;
-        sequences[5 * in.batch + i] = static_cast<A>(totals[kBehaviourKl]);
+        sequences[kSignal * in.batch + i] = of_sequence.sequence_signal(
+            static_cast<A>(totals[kSignalSum]), static_cast<const A*>(behaviour_signal)[i], length);
+        sequences[kSurrogate * in.batch + i] = static_cast<A>(totals[kSurrogateSum]);
+        sequences[kKl * in.batch + i] = static_cast<A>(totals[kKlSum]);
+        sequences[kClipped * in.batch + i] = static_cast<A>(totals[kClippedSum]);
+        sequences[kRatioMax * in.batch + i] = largest;
+        sequences[kBehaviourKl * in.batch + i] = static_cast<A>(totals[kBehaviourKlSum]);
     }
 }
 

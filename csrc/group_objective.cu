@@ -1,3 +1,5 @@
+// Test: pytest tests/ops/test_cuda.py with a GPU, pytest tests/csrc/test_csrc.py -k fibers on any CPU
+//
 // Op B on CUDA: one block a sequence, then one block for four groups' sums over sequences (2 launches forward, 1
 // backward); 16 bytes a float32 token forward, 20 backward, whatever the number of groups. At 1024 float32 tokens a
 // thread has its four tokens of all four inputs, 64 bytes, in flight at once.
@@ -40,27 +42,25 @@ struct TokenRow {
     }
 };
 
-constexpr int kFields = 6;        // of a sequence
-constexpr int kLargestRatio = 4;  // the field that is a maximum, not a sum
-
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    sequences_kernel(ObjectiveRows in, ObjectiveFormula<float> formula, const float* __restrict__ behaviour_signal,
-                     float* __restrict__ sequences) {
-    __shared__ float shared[kWarps][kFields];
+    sequences_kernel(ObjectiveRows in, ObjectiveFormula<float> formula,
+                     const float* __restrict__ behaviour_signal,  // [B] in
+                     float* __restrict__ sequences) {             // [kSequenceFields, B] out
+    __shared__ float shared[kWarps][kSequenceFields];
     for (int64_t i = blockIdx.x; i < in.batch; i += gridDim.x) {
         const int64_t length = bounded_length(in.length[i], in.time);
         const TokenRow<T> row(in, i);
         const RowCut cut = cut_row(row.logp, length, row.behaviour, row.reference, row.advantage);
-        float values[kFields] = {};
+        float values[kSequenceFields] = {};
         const auto add = [&](int, float logp, float behaviour, float reference, float advantage) {
             const ObjectiveToken<float> token = formula.token(logp, behaviour, reference, advantage);
-            values[0] += token.signal;
-            values[1] += token.surrogate;
-            values[2] += token.kl;
-            values[3] += token.clipped;
-            values[kLargestRatio] = larger(values[kLargestRatio], token.ratio);
-            values[5] += token.behaviour_kl;
+            values[kSignal] += token.signal;
+            values[kSurrogate] += token.surrogate;
+            values[kKl] += token.kl;
+            values[kClipped] += token.clipped;
+            values[kRatioMax] = larger(values[kRatioMax], token.ratio);
+            values[kBehaviourKl] += token.behaviour_kl;
         };
         for (int64_t pack = threadIdx.x; pack < cut.packs; pack += kThreads) {
             row.template tokens<kPack<T>>(cut.head + pack * kPack<T>, add);
@@ -68,10 +68,10 @@ __global__ void __launch_bounds__(kThreads)
         for (int64_t n = threadIdx.x; n < cut.singles(); n += kThreads) row.template tokens<1>(cut.single(n), add);
 
         const float total = block_totals(
-            values, shared, [](int field, float a, float b) { return field == kLargestRatio ? larger(a, b) : a + b; });
-        if (threadIdx.x == 0) {
-            sequences[i] = formula.sequence_signal(total, behaviour_signal[i], length);
-        } else if (threadIdx.x < kFields) {
+            values, shared, [](int field, float a, float b) { return field == kRatioMax ? larger(a, b) : a + b; });
+        if (threadIdx.x == kSignal) {
+            sequences[kSignal * in.batch + i] = formula.sequence_signal(total, behaviour_signal[i], length);
+        } else if (threadIdx.x < kSequenceFields) {
             sequences[threadIdx.x * in.batch + i] = total;
         }
     }
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void group_objective_cuda(const ObjectiveRows& in, const void* behaviour_signal, void* sequences, void* sums,
-                          void* stream) {
+                          CudaStream stream) {
     if (in.batch > 0) {
         with_cuda_type(in.dtype, [&](auto type) {
             launch("group_objective", sequences_kernel<decltype(type)>, blocks_for(in.batch), stream, in,
@@ -125,7 +125,7 @@ void group_objective_cuda(const ObjectiveRows& in, const void* behaviour_signal,
            static_cast<float*>(sums));
 }
 
-void group_objective_gradient_cuda(const ObjectiveRows& in, const ObjectiveGradient& gradient, void* stream) {
+void group_objective_gradient_cuda(const ObjectiveRows& in, const ObjectiveGradient& gradient, CudaStream stream) {
     if (in.batch == 0) return;
     with_cuda_type(in.dtype, [&](auto type) {
         using T = decltype(type);

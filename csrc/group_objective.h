@@ -5,32 +5,48 @@
 
 namespace gipo {
 
+// B sequences of at most T tokens, M groups. Contiguous.
 struct ObjectiveRows {
-    const void *logp, *behaviour, *reference, *advantage;  // [batch, time], contiguous
+    const void* logp;       // [B, T] in, of `dtype`
+    const void* behaviour;  // [B, T] in, of `dtype`
+    const void* reference;  // [B, T] in, of `dtype`
+    const void* advantage;  // [B, T] in, of `dtype`
     DType dtype;
-    int64_t batch, time, groups;
-    const int64_t* length;          // [batch]
-    const void *probs, *kl_weight;  // A [batch, groups] and A [batch]: p_ig and the weight of each sequence's KL
+    int64_t batch, time, groups;  // B, T, M
+    const int64_t* length;        // [B] in
+    const void* probs;            // [B, M] in, A: p_ig
+    const void* kl_weight;        // [B] in, A
     ObjectiveOptions options;
 };
 
-// behaviour_signal: A [batch]. sequences: A [6, batch]: signal, surrogate, kl, clipped tokens, largest ratio, behaviour
-// KL. sums: A [2 groups + 1]: sum_i p_ig, sum_i p_ig s_i, sum_i kl_weight_i kl_i, each in the order of i.
+// Planes of the [kSequenceFields, B] buffer `sequences`, in the order of GroupObjective in gipo_mc/ops/results.py.
+enum SequenceField : int { kSignal, kSurrogate, kKl, kClipped, kRatioMax, kBehaviourKl, kSequenceFields };
+
+// Planes of M numbers each in the [kGroupFields M + 1] buffer `sums`: sum_i p_ig and sum_i p_ig s_i. The number after
+// them is sum_i kl_weight_i kl_i. Each sum in the order of i.
+enum GroupField : int { kMass, kWeighted, kGroupFields };
+
+// behaviour_signal: [B] in, A. sequences: [kSequenceFields, B] out, A. sums: [kGroupFields M + 1] out, A.
 void group_objective_cpu(const ObjectiveRows& in, const void* behaviour_signal, void* sequences, void* sums,
                          int threads);
 void group_objective_cuda(const ObjectiveRows& in, const void* behaviour_signal, void* sequences, void* sums,
-                          void* stream);
+                          CudaStream stream);
 
-// What a gradient is given of each output. Null where an output was not used: its gradient is 0.
+// What a gradient is given of each output, A. Null where an output was not used: its gradient is 0.
 struct ObjectiveUpstream {
-    const void *signal, *surrogate, *kl;        // A [batch]
-    const void *mass, *weighted, *weighted_kl;  // A [groups], A [groups], A [1]
+    const void* signal;       // [B] in
+    const void* surrogate;    // [B] in
+    const void* kl;           // [B] in
+    const void* mass;         // [M] in
+    const void* weighted;     // [M] in
+    const void* weighted_kl;  // [1] in
 };
 
 struct ObjectiveGradient {
-    const void* signal;  // A [batch], s_i of the forward pass
+    const void* signal;  // [B] in, A: s_i of the forward pass
     ObjectiveUpstream of;
-    void *logp_out, *probs_out;  // [batch, time] of the tokens' type, A [batch, groups]
+    void* logp_out;   // [B, T] out, of the tokens' type
+    void* probs_out;  // [B, M] out, A
 };
 
 // Element i of an upstream gradient.
@@ -40,7 +56,7 @@ GIPO_HD A upstream_at(const void* gradient, int64_t i) {
 }
 
 void group_objective_gradient_cpu(const ObjectiveRows& in, const ObjectiveGradient& gradient, int threads);
-void group_objective_gradient_cuda(const ObjectiveRows& in, const ObjectiveGradient& gradient, void* stream);
+void group_objective_gradient_cuda(const ObjectiveRows& in, const ObjectiveGradient& gradient, CudaStream stream);
 
 // Coefficients of one sequence: d loss / d (sum of its token signals, surrogates, KLs).
 template <class A>

@@ -16,29 +16,31 @@ inline unsigned blocks_for_sums(int64_t groups) {
 }
 
 static __global__ void __launch_bounds__(kThreads)
-    sums_kernel(ObjectiveRows in, const float* __restrict__ sequences, float* __restrict__ sums) {
-    constexpr int kKl = 2 * kGroupTile;  // after the masses and the weighted signals of the tile
-    __shared__ float shared[kWarps][kKl + 1];
+    sums_kernel(ObjectiveRows in,
+                const float* __restrict__ sequences,  // [kSequenceFields, B] in
+                float* __restrict__ sums) {           // [kGroupFields M + 1] out
+    constexpr int kLast = kGroupFields * kGroupTile;  // place of the weighted KL, after the planes of the tile
+    __shared__ float shared[kWarps][kLast + 1];
     const float* __restrict__ probs = static_cast<const float*>(in.probs);
     const float* __restrict__ kl_weight = static_cast<const float*>(in.kl_weight);
     for (int64_t first = blockIdx.x * kGroupTile; first < in.groups; first += gridDim.x * kGroupTile) {
         const int count = static_cast<int>(in.groups - first < kGroupTile ? in.groups - first : kGroupTile);
-        float values[kKl + 1] = {};
+        float values[kLast + 1] = {};
 #pragma unroll 2
         for (int64_t i = threadIdx.x; i < in.batch; i += kThreads) {
-            const float signal = sequences[i];
+            const float signal = sequences[kSignal * in.batch + i];
 #pragma unroll
             for (int g = 0; g < kGroupTile; ++g) {
                 const float p = g < count ? probs[i * in.groups + first + g] : 0.0f;
-                values[g] += p;
-                values[kGroupTile + g] += p * signal;
+                values[kMass * kGroupTile + g] += p;
+                values[kWeighted * kGroupTile + g] += p * signal;
             }
-            if (first == 0) values[kKl] += kl_weight[i] * sequences[2 * in.batch + i];
+            if (first == 0) values[kLast] += kl_weight[i] * sequences[kKl * in.batch + i];
         }
         const float total = block_totals(values, shared, [](int, float a, float b) { return a + b; });
         const int field = static_cast<int>(threadIdx.x), g = field % kGroupTile;
-        if (field < kKl && g < count) sums[field / kGroupTile * in.groups + first + g] = total;
-        if (field == kKl && first == 0) sums[2 * in.groups] = total;
+        if (field < kLast && g < count) sums[field / kGroupTile * in.groups + first + g] = total;
+        if (field == kLast && first == 0) sums[kGroupFields * in.groups] = total;
     }
 }
 

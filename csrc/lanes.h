@@ -104,8 +104,8 @@ GIPO_HD LaneMask<E> is_minus_infinity(const Lanes<E>& x) {
     return x == Lanes<E>(minus_infinity<E>());
 }
 
-// As not_below and not_above of numbers.h, which compilers do not see to be one instruction each: x where one is NaN.
-GIPO_HD Lanes<float> not_below(const Lanes<float>& x, const Lanes<float>& lowest) {
+// As clamp_low and clamp_high of numbers.h, which compilers do not see to be one instruction each: x where one is NaN.
+GIPO_HD Lanes<float> clamp_low(const Lanes<float>& x, const Lanes<float>& lowest) {
     Lanes<float> result;
     for (int k = 0; k < Lanes<float>::kParts; ++k) {
 #if defined(__AVX512F__) && GIPO_VECTOR_BYTES == 64
@@ -119,7 +119,7 @@ GIPO_HD Lanes<float> not_below(const Lanes<float>& x, const Lanes<float>& lowest
     return result;
 }
 
-GIPO_HD Lanes<float> not_above(const Lanes<float>& x, const Lanes<float>& highest) {
+GIPO_HD Lanes<float> clamp_high(const Lanes<float>& x, const Lanes<float>& highest) {
     Lanes<float> result;
     for (int k = 0; k < Lanes<float>::kParts; ++k) {
 #if defined(__AVX512F__) && GIPO_VECTOR_BYTES == 64

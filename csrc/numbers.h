@@ -20,6 +20,8 @@ namespace gipo {
 
 enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3 };  // codes of gipo_mc/ops/native.py
 
+using CudaStream = void*;  // a cudaStream_t, whose header a build for the CPU does not have
+
 struct BFloat16 {
     uint16_t bits;
 };
@@ -193,22 +195,27 @@ GIPO_HD float power_of_two(float x) {
 #endif
 }
 
-// The larger of x and a constant; NaN stays NaN.
+// x, but at least `lowest`; NaN stays NaN.
 template <class A>
-GIPO_HD A not_below(A x, A lowest) {
+GIPO_HD A clamp_low(A x, A lowest) {
     return select(lowest > x, lowest, x);
 }
 
-// The smaller of x and a constant; NaN stays NaN.
+// x, but at most `highest`; NaN stays NaN.
 template <class A>
-GIPO_HD A not_above(A x, A highest) {
+GIPO_HD A clamp_high(A x, A highest) {
     return select(highest < x, highest, x);
+}
+
+template <class A>
+GIPO_HD A clamp(A x, A lowest, A highest) {
+    return clamp_high(clamp_low(x, lowest), highest);
 }
 
 // x, but not below the exponent whose power is 0.
 template <class A>
 GIPO_HD A bounded_exponent(A x) {
-    return not_below(x, A(lowest_exponent<Scalar<A>>()));
+    return clamp_low(x, A(lowest_exponent<Scalar<A>>()));
 }
 
 // e^x, and e^x - 1 - x without cancellation near 0, which the small KL of a young policy is made of.
@@ -235,7 +242,7 @@ GIPO_HD Exponential<A> exponential_of(A x) {
     const A value = expf(x);
     return {value, fabsf(x) < 0.5f ? series * (x * x) : value - 1.0f - x};
 #else
-    const A bounded = not_above(not_below(x, A(-88.0f)), A(89.0f));
+    const A bounded = clamp(x, A(-88.0f), A(89.0f));
     const A shifted = fused(bounded, A(static_cast<float>(kLog2E)), A(kExponentShift));
     const A n = shifted - A(kExponentShift);
     const A r = fused(n, A(2.12194440e-4f), fused(n, A(-0.693359375f), bounded));  // x - n ln 2, ln 2 in two parts

@@ -1,3 +1,5 @@
+// Build and test: pip install -e . && pytest tests/ops/test_shape_and_gae.py
+//
 // Op C on the CPU, over a range of sequences; compiled for every instruction set (cpu.h). 12 bytes read and 12 written
 // a float32 token.
 //
@@ -55,7 +57,7 @@ GIPO_HD void shape_row(const RewardRows& in, const ShapedRows& out, const Scan<A
 
     for (int64_t t = length; t < in.time; ++t) rewards[t] = advantages[t] = returns[t] = 0;
     A later = 0;
-    double totals[3] = {};  // KL, advantage, its square
+    double kl_total = 0, total = 0, squares_total = 0;
     // Runs of sixteen from the front; the last of them, which is the first to be worked on, may have fewer.
     for (int64_t end = length, begin; end > 0; end = begin) {
         begin = (end - 1) / kBlock * kBlock;
@@ -88,16 +90,16 @@ GIPO_HD void shape_row(const RewardRows& in, const ShapedRows& out, const Scan<A
             squares = fused(found, found, squares);
         }
         for (int k = 0; k < kLanes; ++k) {
-            totals[0] += static_cast<double>(kls.lane(k));
-            totals[1] += static_cast<double>(sums.lane(k));
-            totals[2] += static_cast<double>(squares.lane(k));
+            kl_total += static_cast<double>(kls.lane(k));
+            total += static_cast<double>(sums.lane(k));
+            squares_total += static_cast<double>(squares.lane(k));
         }
     }
     A* row_sums = static_cast<A*>(out.row_sums);
-    static_cast<A*>(out.kl)[i] = static_cast<A>(totals[0]);
-    row_sums[i] = static_cast<A>(length);
-    row_sums[in.batch + i] = static_cast<A>(totals[1]);
-    row_sums[2 * in.batch + i] = static_cast<A>(totals[2]);
+    static_cast<A*>(out.kl)[i] = static_cast<A>(kl_total);
+    row_sums[kTokenCount * in.batch + i] = static_cast<A>(length);
+    row_sums[kAdvantageSum * in.batch + i] = static_cast<A>(total);
+    row_sums[kAdvantageSquares * in.batch + i] = static_cast<A>(squares_total);
 }
 
 template <class T>

@@ -1,3 +1,5 @@
+// Test: pytest tests/ops/test_cuda.py with a GPU, pytest tests/csrc/test_csrc.py -k fibers on any CPU
+//
 // Op C on CUDA: one block a sequence, tiles of 256 tokens from the last to the first; A_t = delta_t + d A_{t+1} is an
 // associative scan of the pairs (d, delta). 12 bytes read and 12 written a float32 token.
 //
@@ -44,7 +46,7 @@ __device__ __forceinline__ Scan block_scan(Affine value, Affine* shared) {
 template <class T>
 __global__ void __launch_bounds__(kThreads) shape_kernel(RewardRows in, ShapedRows out, float gamma, float decay) {
     __shared__ Affine maps[kWarps];
-    __shared__ float shared[kWarps][3];
+    __shared__ float shared[kWarps][kSumFields];
     for (int64_t i = blockIdx.x; i < in.batch; i += gridDim.x) {
         const int64_t length = bounded_length(in.length[i], in.time), start = i * in.time;
         const T* behaviour = static_cast<const T*>(in.behaviour) + start;
@@ -57,7 +59,7 @@ __global__ void __launch_bounds__(kThreads) shape_kernel(RewardRows in, ShapedRo
         const float kl_weight = static_cast<const float*>(in.kl_weight)[i];
 
         for (float* row : {rewards, advantages, returns}) zero_row(row + length, in.time - length);
-        float later = 0, totals[3] = {};  // KL, advantage, its square
+        float later = 0, totals[kSumFields] = {};  // with the KL in the place of the count, which needs no sum
         for (int64_t end = length; end > 0; end -= kThreads) {
             const int64_t t = end - 1 - threadIdx.x;  // may be negative in the last tile
             Affine map{1.0f, 0.0f};
@@ -68,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) shape_kernel(RewardRows in, ShapedRo
                 value = widen(values[t]);
                 shaped = shaped_reward(kl, kl_weight, reward, last);
                 map = {decay, temporal_difference(shaped, value, last ? 0.0f : widen(values[t + 1]), gamma)};
-                totals[0] += kl;
+                totals[kTokenCount] += kl;
             }
             const Scan scan = block_scan(map, maps);
             if (t >= 0) {
@@ -76,25 +78,26 @@ __global__ void __launch_bounds__(kThreads) shape_kernel(RewardRows in, ShapedRo
                 rewards[t] = shaped;
                 advantages[t] = result;
                 returns[t] = result + value;
-                totals[1] += result;
-                totals[2] += result * result;
+                totals[kAdvantageSum] += result;
+                totals[kAdvantageSquares] += result * result;
             }
             later = scan.whole.offset + scan.whole.factor * later;
         }
         const float total = block_totals(totals, shared, [](int, float a, float b) { return a + b; });
         float* row_sums = static_cast<float*>(out.row_sums);
-        if (threadIdx.x == 0) {
+        if (threadIdx.x == kTokenCount) {
             static_cast<float*>(out.kl)[i] = total;
-            row_sums[i] = static_cast<float>(length);
-        } else if (threadIdx.x < 3) {
+            row_sums[kTokenCount * in.batch + i] = static_cast<float>(length);
+        } else if (threadIdx.x < kSumFields) {
             row_sums[threadIdx.x * in.batch + i] = total;
         }
     }
 }
 
 // One block a field. Not a hot kernel, so float64 costs nothing.
-__global__ void __launch_bounds__(kThreads)
-    totals_kernel(const float* __restrict__ row_sums, int64_t batch, double* __restrict__ totals) {
+__global__ void __launch_bounds__(kThreads) totals_kernel(const float* __restrict__ row_sums,  // [kSumFields, B] in
+                                                          int64_t batch,
+                                                          double* __restrict__ totals) {  // [kSumFields] out
     __shared__ double shared[kThreads];
     double total = 0;
     for (int64_t i = threadIdx.x; i < batch; i += kThreads) total += row_sums[blockIdx.x * batch + i];
@@ -109,14 +112,15 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void shape_and_gae_cuda(const RewardRows& in, const ShapedRows& out, void* stream) {
+void shape_and_gae_cuda(const RewardRows& in, const ShapedRows& out, CudaStream stream) {
     if (in.batch > 0) {
         with_cuda_type(in.dtype, [&](auto type) {
             launch("shape_and_gae", shape_kernel<decltype(type)>, blocks_for(in.batch), stream, in, out,
                    static_cast<float>(in.gamma), static_cast<float>(in.gamma * in.lambda));
         });
     }
-    launch("shape_and_gae", totals_kernel, 3, stream, static_cast<const float*>(out.row_sums), in.batch, out.totals);
+    launch("shape_and_gae", totals_kernel, kSumFields, stream, static_cast<const float*>(out.row_sums), in.batch,
+           out.totals);
 }
 
 }  // namespace gipo

@@ -1,3 +1,5 @@
+// Build and test: pip install -e . && pytest tests/ops/test_token_objective.py
+//
 // Ops A and B joined on the CPU: the kernels of both, one after the other, over numbers of a token each (the logits are
 // read once forward, read and written once backward). Threads and orders of reduction are theirs.
 #include "token_objective.h"
@@ -22,7 +24,9 @@ void for_each_token(const JoinedRows& in, const Visit& visit) {
 template <class A>
 ObjectiveRows with_log_probs(const JoinedRows& in, const A* statistics, std::vector<A>& logp) {
     logp.resize(in.tokens.batch * in.tokens.time);
-    for_each_token(in, [&](int64_t row, int64_t element, int64_t) { logp[element] = statistics[row]; });
+    for_each_token(in, [&](int64_t row, int64_t element, int64_t) {
+        logp[element] = statistics[kTokenLogp * in.logits.rows + row];
+    });
     ObjectiveRows tokens = in.tokens;
     tokens.logp = logp.data();
     return tokens;
@@ -33,12 +37,15 @@ void forward(const JoinedRows& in, const void* behaviour_signal, const JoinedRes
     const int64_t rows = in.logits.rows, batch = in.tokens.batch;
     std::vector<A> logp;
     A* statistics = static_cast<A*>(out.statistics);
-    token_statistics_cpu(in.logits, {statistics, statistics + rows, statistics + 2 * rows}, threads);
+    token_statistics_cpu(
+        in.logits,
+        {statistics + kTokenLogp * rows, statistics + kTokenEntropy * rows, statistics + kTokenMaximum * rows},
+        threads);
     group_objective_cpu(with_log_probs<A>(in, statistics, logp), behaviour_signal, out.sequences, out.sums, threads);
     std::vector<double> entropy(batch, 0.0);
-    for_each_token(in, [&](int64_t row, int64_t, int64_t i) { entropy[i] += statistics[rows + row]; });
+    for_each_token(in, [&](int64_t row, int64_t, int64_t i) { entropy[i] += statistics[kTokenEntropy * rows + row]; });
     A* sequences = static_cast<A*>(out.sequences);
-    for (int64_t i = 0; i < batch; ++i) sequences[6 * batch + i] = static_cast<A>(entropy[i]);
+    for (int64_t i = 0; i < batch; ++i) sequences[kEntropySum * batch + i] = static_cast<A>(entropy[i]);
 }
 
 template <class A>
@@ -53,10 +60,11 @@ void backward(const JoinedRows& in, const JoinedGradient& gradient, int threads)
         upstream[row] = slopes[element];
         upstream[rows + row] = upstream_at<A>(gradient.of_entropy, i);
     });
-    token_gradient_cpu(in.logits,
-                       {gradient.width, in.logits.columns, statistics + rows, statistics + 2 * rows, upstream.data(),
-                        upstream.data() + rows, gradient.out, gradient.stride},
-                       threads);
+    token_gradient_cpu(
+        in.logits,
+        {gradient.width, in.logits.columns, statistics + kTokenEntropy * rows, statistics + kTokenMaximum * rows,
+         upstream.data(), upstream.data() + rows, gradient.out, gradient.stride},
+        threads);
 }
 
 }  // namespace

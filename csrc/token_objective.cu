@@ -1,3 +1,5 @@
+// Test: pytest tests/ops/test_cuda.py with a GPU, pytest tests/csrc/test_csrc.py -k fibers on any CPU
+//
 // Ops A and B joined on CUDA: a block takes a few consecutive tokens of one sequence, reduces each one's row of logits
 // as op A does and turns it into op B's terms at once. The logits are read once forward (2 bytes in bf16), read and
 // written once backward (4 bytes); what is kept for the backward pass is 16 bytes a token, and what passes between the
@@ -10,9 +12,6 @@
 
 namespace gipo {
 namespace {
-
-constexpr int kFields = 7;        // of a chunk and of a sequence
-constexpr int kLargestRatio = 4;  // the field that is a maximum, not a sum
 
 GIPO_HD int64_t chunks_of(int64_t tokens, int64_t chunk) {
     return (tokens + chunk - 1) / chunk;
@@ -41,9 +40,10 @@ __device__ __forceinline__ const T* logits_at(const LogitRows& in, int64_t row) 
 template <class T>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     chunks_kernel(JoinedRows in, ObjectiveFormula<float> formula, float inverse_temperature, int64_t per_sequence,
-                  float* __restrict__ statistics, float* __restrict__ chunks) {
+                  float* __restrict__ statistics,  // [kTokenFields, rows] out
+                  float* __restrict__ chunks) {    // [kJoinedFields, B, per_sequence] out
     __shared__ Part shared[kWarps], wholes[kWarp];
-    __shared__ float terms[kFields][kWarp];
+    __shared__ float terms[kJoinedFields][kWarp];
     const int64_t rows = in.logits.rows, blocks = in.tokens.batch * per_sequence;
     const int k = static_cast<int>(threadIdx.x);
     for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
@@ -59,26 +59,26 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
             const float logit = target >= 0 && target < in.logits.columns ? widen(logits_at<T>(in.logits, row)[target])
                                                                           : minus_infinity<float>();
             const TokenResult<float> token = token_result(wholes[k], logit, inverse_temperature);
-            statistics[row] = token.logp;
-            statistics[rows + row] = token.entropy;
-            statistics[2 * rows + row] = wholes[k].maximum;
-            statistics[3 * rows + row] = token.log_sum;
+            statistics[kTokenLogp * rows + row] = token.logp;
+            statistics[kTokenEntropy * rows + row] = token.entropy;
+            statistics[kTokenMaximum * rows + row] = wholes[k].maximum;
+            statistics[kTokenLogSum * rows + row] = token.log_sum;
             const ObjectiveToken<float> term = formula.token(
                 token.logp, token_at(in.tokens.behaviour, in.tokens, chunk)[k],
                 token_at(in.tokens.reference, in.tokens, chunk)[k], token_at(in.tokens.advantage, in.tokens, chunk)[k]);
-            terms[0][k] = term.signal;
-            terms[1][k] = term.surrogate;
-            terms[2][k] = term.kl;
-            terms[3][k] = term.clipped;
-            terms[kLargestRatio][k] = term.ratio;
-            terms[5][k] = term.behaviour_kl;
-            terms[6][k] = token.entropy;
+            terms[kSignal][k] = term.signal;
+            terms[kSurrogate][k] = term.surrogate;
+            terms[kKl][k] = term.kl;
+            terms[kClipped][k] = term.clipped;
+            terms[kRatioMax][k] = term.ratio;
+            terms[kBehaviourKl][k] = term.behaviour_kl;
+            terms[kEntropySum][k] = token.entropy;
         }
         __syncthreads();
-        if (k < kFields) {
+        if (k < kJoinedFields) {
             float total = terms[k][0];
             for (int r = 1; r < chunk.count; ++r) {
-                total = k == kLargestRatio ? larger(total, terms[k][r]) : total + terms[k][r];
+                total = k == kRatioMax ? larger(total, terms[k][r]) : total + terms[k][r];
             }
             chunks[k * blocks + block] = total;
         }
@@ -87,24 +87,25 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
 
 __global__ void __launch_bounds__(kThreads)
     sequences_kernel(JoinedRows in, ObjectiveFormula<float> formula, int64_t per_sequence,
-                     const float* __restrict__ behaviour_signal, const float* __restrict__ chunks,
-                     float* __restrict__ sequences) {
-    __shared__ float shared[kWarps][kFields];
+                     const float* __restrict__ behaviour_signal,  // [B] in
+                     const float* __restrict__ chunks,            // [kJoinedFields, B, per_sequence] in
+                     float* __restrict__ sequences) {             // [kJoinedFields, B] out
+    __shared__ float shared[kWarps][kJoinedFields];
     const int64_t batch = in.tokens.batch;
-    const auto combine = [](int field, float a, float b) { return field == kLargestRatio ? larger(a, b) : a + b; };
+    const auto combine = [](int field, float a, float b) { return field == kRatioMax ? larger(a, b) : a + b; };
     for (int64_t i = blockIdx.x; i < batch; i += gridDim.x) {
         const int64_t length = token_count(in, i), count = chunks_of(length, in.chunk);
-        float values[kFields] = {};
+        float values[kJoinedFields] = {};
         for (int64_t c = threadIdx.x; c < count; c += kThreads) {
 #pragma unroll
-            for (int field = 0; field < kFields; ++field) {
+            for (int field = 0; field < kJoinedFields; ++field) {
                 values[field] = combine(field, values[field], chunks[(field * batch + i) * per_sequence + c]);
             }
         }
         const float total = block_totals(values, shared, combine);
-        if (threadIdx.x == 0) {
-            sequences[i] = formula.sequence_signal(total, behaviour_signal[i], length);
-        } else if (threadIdx.x < kFields) {
+        if (threadIdx.x == kSignal) {
+            sequences[kSignal * batch + i] = formula.sequence_signal(total, behaviour_signal[i], length);
+        } else if (threadIdx.x < kJoinedFields) {
             sequences[threadIdx.x * batch + i] = total;
         }
     }
@@ -127,12 +128,12 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
                                                                   token_count(in, chunk.sequence), formula);
             const int64_t row = chunk.row + k, target = in.logits.targets[row];
             const float slope =
-                formula.slope(statistics[row], token_at(in.tokens.behaviour, in.tokens, chunk)[k],
+                formula.slope(statistics[kTokenLogp * rows + row], token_at(in.tokens.behaviour, in.tokens, chunk)[k],
                               token_at(in.tokens.reference, in.tokens, chunk)[k],
                               token_at(in.tokens.advantage, in.tokens, chunk)[k], of.signal, of.surrogate, of.kl);
-            slopes[k] = {statistics[2 * rows + row],
-                         statistics[3 * rows + row],
-                         statistics[rows + row],
+            slopes[k] = {statistics[kTokenMaximum * rows + row],
+                         statistics[kTokenLogSum * rows + row],
+                         statistics[kTokenEntropy * rows + row],
                          target >= 0 && target < in.logits.columns ? slope : 0.0f,
                          upstream_at<float>(gradient.of_entropy, chunk.sequence),
                          inverse_temperature};
@@ -156,7 +157,8 @@ void check_chunk(int64_t chunk) {
 
 }  // namespace
 
-void token_objective_cuda(const JoinedRows& in, const void* behaviour_signal, const JoinedResults& out, void* stream) {
+void token_objective_cuda(const JoinedRows& in, const void* behaviour_signal, const JoinedResults& out,
+                          CudaStream stream) {
     check_chunk(in.chunk);
     const ObjectiveFormula<float> formula(in.tokens.options);
     const int64_t per_sequence = chunks_of(in.tokens.time, in.chunk);
@@ -175,7 +177,7 @@ void token_objective_cuda(const JoinedRows& in, const void* behaviour_signal, co
            static_cast<const float*>(out.sequences), static_cast<float*>(out.sums));
 }
 
-void token_objective_gradient_cuda(const JoinedRows& in, const JoinedGradient& gradient, void* stream) {
+void token_objective_gradient_cuda(const JoinedRows& in, const JoinedGradient& gradient, CudaStream stream) {
     check_chunk(in.chunk);
     if (in.tokens.batch == 0) return;
     const int64_t per_sequence = std::max<int64_t>(1, chunks_of(in.tokens.time, in.chunk));

@@ -1,3 +1,5 @@
+// Test: pytest tests/ops/test_cuda.py with a GPU, pytest tests/csrc/test_csrc.py -k fibers on any CPU
+//
 // Op A on CUDA: one block a row, 16-byte loads and stores. Forward reads each logit once (2 bytes in bf16), the
 // gradient reads and writes it once (4 bytes): 6 bytes a bf16 logit, the least possible with a reduction between the
 // two. The rows and the order of their reduction are in token_rows.cuh.
@@ -23,12 +25,13 @@ __device__ __forceinline__ void for_each_part(const LogitRows& in, float inverse
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
-    partials_kernel(LogitRows in, float inverse_temperature, float* __restrict__ partials) {
+    partials_kernel(LogitRows in, float inverse_temperature,
+                    float* __restrict__ partials) {  // [kPartialFields, rows] out
     for_each_part<T>(in, inverse_temperature, [&](int64_t i, const Part& whole, float target_logit) {
-        partials[i] = whole.maximum;
-        partials[in.rows + i] = whole.sum;
-        partials[2 * in.rows + i] = whole.weighted;
-        partials[3 * in.rows + i] = target_logit;
+        partials[kPartialMaximum * in.rows + i] = whole.maximum;
+        partials[kPartialSum * in.rows + i] = whole.sum;
+        partials[kPartialWeighted * in.rows + i] = whole.weighted;
+        partials[kPartialTarget * in.rows + i] = target_logit;
     });
 }
 
@@ -48,9 +51,12 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(PartialRows in, TokenRe
         float target = minus_infinity<float>();
 #pragma unroll 1
         for (int64_t rank = 0; rank < in.ranks; ++rank) {
-            const float* part = partials + rank * 4 * in.rows + i;
-            whole = merge<float>(whole, {part[0], part[in.rows], part[2 * in.rows]}, inverse_temperature);
-            target = part[3 * in.rows] > target ? part[3 * in.rows] : target;
+            const float* part = partials + rank * kPartialFields * in.rows + i;
+            whole = merge<float>(
+                whole, {part[kPartialMaximum * in.rows], part[kPartialSum * in.rows], part[kPartialWeighted * in.rows]},
+                inverse_temperature);
+            const float rank_target = part[kPartialTarget * in.rows];
+            target = rank_target > target ? rank_target : target;
         }
         put_results(out, in.rows, i, whole, target, in.targets[i] == kIgnoredTarget, inverse_temperature);
     }
@@ -70,7 +76,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
 
 }  // namespace
 
-void token_partials_cuda(const LogitRows& in, void* partials, void* stream) {
+void token_partials_cuda(const LogitRows& in, void* partials, CudaStream stream) {
     if (in.rows == 0) return;
     with_cuda_type(in.dtype, [&](auto type) {
         launch("token_partials", partials_kernel<decltype(type)>, blocks_for(in.rows), stream, in,
@@ -78,7 +84,7 @@ void token_partials_cuda(const LogitRows& in, void* partials, void* stream) {
     });
 }
 
-void token_statistics_cuda(const LogitRows& in, const TokenResults& out, void* stream) {
+void token_statistics_cuda(const LogitRows& in, const TokenResults& out, CudaStream stream) {
     if (in.rows == 0) return;
     with_cuda_type(in.dtype, [&](auto type) {
         launch("token_statistics", results_kernel<decltype(type)>, blocks_for(in.rows), stream, in, out,
@@ -86,13 +92,13 @@ void token_statistics_cuda(const LogitRows& in, const TokenResults& out, void* s
     });
 }
 
-void token_merge_cuda(const PartialRows& in, const TokenResults& out, void* stream) {
+void token_merge_cuda(const PartialRows& in, const TokenResults& out, CudaStream stream) {
     if (in.rows == 0) return;
     launch("token_merge", merge_kernel, blocks_for((in.rows + kThreads - 1) / kThreads), stream, in, out,
            static_cast<float>(1.0 / in.temperature));
 }
 
-void token_gradient_cuda(const LogitRows& in, const LogitGradient& gradient, void* stream) {
+void token_gradient_cuda(const LogitRows& in, const LogitGradient& gradient, CudaStream stream) {
     if (in.rows == 0) return;
     with_cuda_type(in.dtype, [&](auto type) {
         launch("token_gradient", gradient_kernel<decltype(type)>, blocks_for(in.rows), stream, in, gradient,

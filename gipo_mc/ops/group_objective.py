@@ -18,12 +18,13 @@ from gipo_mc.ops import checks, native, reference
 from gipo_mc.ops.results import GroupObjective, GroupVariance, differentiable_fields
 
 _OP = "group_objective"
-_PER_SEQUENCE = 6  # signal, surrogate, kl, clipped, ratio_max, behaviour_kl: rows of one [6, B] buffer
+SEQUENCE_FIELDS = 6  # kSequenceFields of csrc/group_objective.h: the first fields of GroupObjective
+GROUP_FIELDS = 2  # kGroupFields there: mass and weighted signal of each group; one number more, the weighted KL
 
 
 def _fake_forward(*inputs: Any) -> tuple[Tensor, Tensor]:
     batch, groups = inputs[5].shape
-    return inputs[5].new_empty((_PER_SEQUENCE, batch)), inputs[5].new_empty(2 * groups + 1)
+    return inputs[5].new_empty((SEQUENCE_FIELDS, batch)), inputs[5].new_empty(GROUP_FIELDS * groups + 1)
 
 
 @native.op("group_objective", _fake_forward)
@@ -45,8 +46,8 @@ def _forward(
     tokens = [x.contiguous() for x in (logp_BT, behaviour_logp_BT, reference_logp_BT, advantage_BT)]
     vectors = [x.contiguous() for x in (length_B, group_probs_BM, behaviour_signal_B, kl_weight_B)]
     (batch, time), groups = logp_BT.shape, group_probs_BM.shape[1]
-    sequence_6B = group_probs_BM.new_empty((_PER_SEQUENCE, batch))
-    sums_2M1 = group_probs_BM.new_empty(2 * groups + 1)
+    sequence_6B = group_probs_BM.new_empty((SEQUENCE_FIELDS, batch))
+    sums_2M1 = group_probs_BM.new_empty(GROUP_FIELDS * groups + 1)
     native.call(
         "group_objective",
         logp_BT.device,

@@ -17,12 +17,19 @@ from gipo_mc.ops import checks, native, reference
 from gipo_mc.ops.results import ShapedAdvantages
 
 _OP = "shape_and_gae"
+SUM_FIELDS = 3  # kSumFields of csrc/shape_and_gae.h: tokens, sum and sum of squares of their advantages
 
 
 def _fake_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     values_BT, reward_B = inputs[2], inputs[3]
     reward_BT, advantage_BT, return_BT = (reward_B.new_empty(values_BT.shape) for _ in range(3))
-    return reward_BT, advantage_BT, return_BT, torch.empty_like(reward_B), reward_B.new_empty(3, dtype=torch.float64)
+    return (
+        reward_BT,
+        advantage_BT,
+        return_BT,
+        torch.empty_like(reward_B),
+        reward_B.new_empty(SUM_FIELDS, dtype=torch.float64),
+    )
 
 
 @native.op("shape_and_gae", _fake_forward)
@@ -42,7 +49,7 @@ def _forward(
     vectors = [x.contiguous() for x in (reward_B, length_B, kl_weight_B)]
     batch, time = values_BT.shape
     outputs = _fake_forward(*tokens, reward_B)
-    rows_3B = reward_B.new_empty((3, batch))  # per-row sums on their way to the total
+    rows_3B = reward_B.new_empty((SUM_FIELDS, batch))  # per-row sums on their way to the total
     native.call(
         "shape_and_gae",
         values_BT.device,

@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gipo_mc.ops import checks, native, reference
+from gipo_mc.ops.group_objective import GROUP_FIELDS, SEQUENCE_FIELDS
 from gipo_mc.ops.results import GroupObjective, TokenObjective, differentiable_fields
 
 _OP = "token_objective"
-_PER_SEQUENCE = 7  # op B's six, then the sum of the entropies
+JOINED_FIELDS = SEQUENCE_FIELDS + 1  # kJoinedFields of csrc/token_objective.h: op B's, then the sum of the entropies
+TOKEN_FIELDS = 4  # kTokenFields there: log-prob, entropy, maximum, ln sum
 _CHUNK = 4  # tokens that one block reduces on CUDA
 
 
@@ -87,7 +89,7 @@ def _arguments(batch: _Batch) -> tuple[list[Any], list[Tensor]]:
 def _fake_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, (signal_B,) = _Batch(*inputs[:_FIELDS]), inputs[_FIELDS:]
     size, groups = batch.group_probs_BM.shape
-    shapes = ((_PER_SEQUENCE, size), (2 * groups + 1,), (4, batch.logits_NV.shape[0]))
+    shapes = ((JOINED_FIELDS, size), (GROUP_FIELDS * groups + 1,), (TOKEN_FIELDS, batch.logits_NV.shape[0]))
     return tuple(signal_B.new_empty(shape) for shape in shapes)  # type: ignore[return-value]
 
 

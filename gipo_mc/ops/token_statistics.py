@@ -23,10 +23,12 @@ from gipo_mc.ops import checks, native, reference
 from gipo_mc.ops.results import TokenStatistics
 
 _OP = "token_statistics"
+PARTIAL_FIELDS = 4  # kPartialFields of csrc/token_statistics.h: maximum, sum, weighted sum, target logit
+ROW_FIELDS = 2  # kRowFields there: maximum, ln sum
 
 
 def _fake_partials(logits_NV: Tensor, *_: Any) -> Tensor:
-    return logits_NV.new_empty((4, logits_NV.shape[0]), dtype=checks.accumulator(logits_NV.dtype))
+    return logits_NV.new_empty((PARTIAL_FIELDS, logits_NV.shape[0]), dtype=checks.accumulator(logits_NV.dtype))
 
 
 @native.op("token_partials", _fake_partials)
@@ -46,7 +48,7 @@ def token_partials(logits_NV: Tensor, targets_N: Tensor, vocab_start: int, colum
 
 def _results(rows: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     dtype = checks.accumulator(like.dtype)
-    return tuple(like.new_empty(shape, dtype=dtype) for shape in ((rows,), (rows,), (2, rows)))  # type: ignore[return-value]
+    return tuple(like.new_empty(shape, dtype=dtype) for shape in ((rows,), (rows,), (ROW_FIELDS, rows)))  # type: ignore[return-value]
 
 
 @native.op("token_merge", lambda partials_R4N, *_: _results(partials_R4N.shape[2], partials_R4N))

@@ -54,8 +54,8 @@ struct TokenCase {
     std::vector<std::vector<A>> run(Results results, Partials partials, Merge merge, Gradient gradient,
                                     Last last) const {
         const double temperature = 0.8;
-        std::vector<A> parts(8 * rows), logp(rows), entropy(rows), statistics(2 * rows);
-        std::vector<A> alone_logp(rows), alone_entropy(rows), alone_statistics(2 * rows);
+        std::vector<A> parts(2 * kPartialFields * rows), logp(rows), entropy(rows), statistics(kRowFields * rows);
+        std::vector<A> alone_logp(rows), alone_entropy(rows), alone_statistics(kRowFields * rows);
         std::vector<T> gradients(2 * rows * columns, Narrow<T>::from(A(9)));
         LogitRows shards[2];
         for (int shard = 0; shard < 2; ++shard) {
@@ -63,7 +63,7 @@ struct TokenCase {
             shards[shard] = {
                 start,          kCode<T>,        rows,       columns - (shard ? padding : 0), columns + extra,
                 targets.data(), shard * columns, temperature};
-            partials(shards[shard], parts.data() + shard * 4 * rows, last);
+            partials(shards[shard], parts.data() + shard * kPartialFields * rows, last);
         }
         merge(PartialRows{parts.data(), kCode<A>, 2, rows, targets.data(), temperature},
               TokenResults{logp.data(), entropy.data(), statistics.data()}, last);
@@ -131,7 +131,7 @@ struct SequenceCase {
                                probs.data(),
                                kl_weight.data(),
                                {0.2, estimator, signal_form}};
-        std::vector<A> sequences(6 * batch), sums(2 * groups + 1), probs_out(batch * groups);
+        std::vector<A> sequences(kSequenceFields * batch), sums(kGroupFields * groups + 1), probs_out(batch * groups);
         std::vector<T> logp_out(batch * time, Narrow<T>::from(A(9)));
         forward(in, behaviour_signal.data(), sequences.data(), sums.data(), last);
         backward(in,
@@ -141,8 +141,8 @@ struct SequenceCase {
         const RewardRows rewards{
             behaviour.data(),        reference.data(), advantage.data(), kCode<T>, batch, time,
             behaviour_signal.data(), length.data(),    kl_weight.data(), 0.999,    0.998, estimator};
-        std::vector<A> shaped(3 * batch * time, A(9)), kl(batch), row_sums(3 * batch);
-        std::vector<double> totals(3);
+        std::vector<A> shaped(3 * batch * time, A(9)), kl(batch), row_sums(kSumFields * batch);
+        std::vector<double> totals(kSumFields);
         const int64_t tokens = batch * time;
         shape(rewards,
               ShapedRows{shaped.data(), shaped.data() + tokens, shaped.data() + 2 * tokens, kl.data(), row_sums.data(),
@@ -189,8 +189,9 @@ struct JoinedCase {
     std::vector<std::vector<A>> run(Forward forward, Backward backward, Last last) const {
         const int64_t batch = length.size(), width = columns + padding;
         std::vector<T> own = logits, gradients(inplace ? 0 : rows * width, Narrow<T>::from(A(9)));
-        std::vector<A> statistics(4 * rows), chunks(7 * batch * ((time + chunk - 1) / chunk)), sequences(7 * batch);
-        std::vector<A> sums(2 * groups + 1), probs_out(batch * groups);
+        std::vector<A> statistics(kTokenFields * rows), sequences(kJoinedFields * batch);
+        std::vector<A> chunks(kJoinedFields * batch * ((time + chunk - 1) / chunk));
+        std::vector<A> sums(kGroupFields * groups + 1), probs_out(batch * groups);
         const JoinedRows in{{own.data(), kCode<T>, rows, columns, width, targets.data(), 0, 0.8},
                             {nullptr,
                              behaviour.data(),

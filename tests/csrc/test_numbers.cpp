@@ -90,15 +90,15 @@ void lanes() {
         const Lanes<float> power = power_of_two(bounded_exponent(a)), e = exponential(a), rest = excess(b);
         const Lanes<float> one = shifted_down<1>(a), two = shifted_down<2>(a);
         const Lanes<float> four = shifted_down<4>(a), eight = shifted_down<8>(a);
-        const Lanes<float> chosen = select(a > b, a, b), least = not_below(a, b), sum = fused(a, b, e);
-        const Lanes<float> most = not_above(a, b), both = larger(a, b);
+        const Lanes<float> chosen = select(a > b, a, b), least = clamp_low(a, b), sum = fused(a, b, e);
+        const Lanes<float> most = clamp_high(a, b), both = larger(a, b);
         for (int k = 0; k < kLanes; ++k) {
             require(same(power.lane(k), power_of_two(bounded_exponent(x[k]))), "2^x in a lane", x[k]);
             require(same(e.lane(k), exponential(x[k])), "e^x in a lane", x[k]);
             require(same(rest.lane(k), excess(y[k])), "e^x - 1 - x in a lane", y[k]);
             require(same(chosen.lane(k), x[k] > y[k] ? x[k] : y[k]), "select", x[k]);
-            require(same(least.lane(k), not_below(x[k], y[k])), "not_below", x[k]);
-            require(same(most.lane(k), not_above(x[k], y[k])), "not_above", x[k]);
+            require(same(least.lane(k), clamp_low(x[k], y[k])), "clamp_low", x[k]);
+            require(same(most.lane(k), clamp_high(x[k], y[k])), "clamp_high", x[k]);
             require(same(both.lane(k), larger(x[k], y[k])), "larger", x[k]);
             require(same(sum.lane(k), fused(x[k], y[k], exponential(x[k]))), "fused", x[k]);
             require(same(one.lane(k), k + 1 < kLanes ? x[k + 1] : 0), "shifted by 1", k);

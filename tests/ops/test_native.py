@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gipo_mc import ops
-from gipo_mc.ops import native
-from gipo_mc.ops.token_statistics import token_gradient, token_partials
+from gipo_mc.ops import checks, native
+from gipo_mc.ops.group_objective import GROUP_FIELDS, SEQUENCE_FIELDS
+from gipo_mc.ops.shape_and_gae import SUM_FIELDS
+from gipo_mc.ops.token_objective import JOINED_FIELDS, TOKEN_FIELDS
+from gipo_mc.ops.token_statistics import PARTIAL_FIELDS, ROW_FIELDS, token_gradient, token_partials
 from tests.ops.cases import HALF, objective_case, shaping_case
 
 OBJECTIVE = {"clip": 0.2, "kl_estimator": "k1", "signal_form": "ratio"}
@@ -209,3 +214,25 @@ def test_meta_tensors_and_modes_see_the_registered_ops() -> None:
     with Recorder():
         ops.token_statistics(torch.zeros(2, 3), torch.tensor([0, 1]))
     assert "gipo_mc.token_statistics.default" in seen
+
+
+@pytest.mark.parametrize(
+    ("header", "enum", "count"),
+    [
+        ("token_statistics.h", "PartialField", PARTIAL_FIELDS),
+        ("token_statistics.h", "RowField", ROW_FIELDS),
+        ("group_objective.h", "SequenceField", SEQUENCE_FIELDS),
+        ("group_objective.h", "GroupField", GROUP_FIELDS),
+        ("token_objective.h", "TokenField", TOKEN_FIELDS),
+        ("token_objective.h", "JoinedField", JOINED_FIELDS - SEQUENCE_FIELDS),
+        ("shape_and_gae.h", "SumField", SUM_FIELDS),
+        ("numbers.h", "class DType", len(native.DTYPE_CODES)),
+        ("formulas.h", "Estimator", len(checks.ESTIMATORS)),
+        ("formulas.h", "SignalForm", len(checks.SIGNAL_FORMS)),
+    ],
+)
+def test_the_headers_count_as_python_does(header: str, enum: str, count: int) -> None:
+    source = (Path(__file__).resolve().parents[2] / "csrc" / header).read_text()
+    (declared,) = re.findall(rf"enum {enum} : int \{{([^}}]*)\}}", source)
+    names = [name.partition("=")[0].strip() for name in declared.split(",")]
+    assert len([name for name in names if not name.endswith("Fields")]) == count

@@ -58,7 +58,7 @@ test: $(STAMP) ## the tests (about 5 minutes)
 	@$(PYTHON) -m pytest $(WORKERS) $(ARGS)
 
 digests: $(STAMP) ## digests of whole runs against the record: for a change that is meant to change no number
-	@$(PYTHON) tests/digests.py $(ARGS)
+	@$(PYTHON) tests/golden/digests.py $(ARGS)
 
 bench: $(STAMP) ## the kernels against their rivals on this machine (some minutes; ARGS="--quick" is faster)
 	@$(PYTHON) benchmarks/kernels/kernels.py $(ARGS)

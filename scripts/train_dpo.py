@@ -1,4 +1,5 @@
-"""Train a policy on preference pairs against a frozen reference (DPO, conservative DPO or IPO: dpo.loss).
+"""Train a policy on preference pairs against a frozen reference (DPO, conservative DPO or IPO: dpo.loss), if wanted
+weighted by group (group-DPO: dpo.groups_from).
 
 Without any argument: the built-in task, sized to the ranks and the device there are.
 """

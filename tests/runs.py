@@ -8,24 +8,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from gipo_mc.config import Config, ParallelConfig, load_config
 from gipo_mc.data.synthetic import builtin_llama_config, builtin_tokenizer
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.engine import Engine, StepResult
+from tests.models.tiny import FAMILIES
 from tests.ranks import run_ranks
 
 
-def save_models(folder: Path, seed: int = 3) -> dict[str, str]:
+def save_models(folder: Path, seed: int = 3, model_type: str = "llama") -> dict[str, str]:
     """A random policy and reward model for the built-in task, saved by transformers: {"policy": ..., "reward": ...}."""
-    fields = {**builtin_llama_config(), "initializer_range": 0.2}
+    fields = {**builtin_llama_config(), **FAMILIES.get(model_type, {}), "initializer_range": 0.2}
+    kind = CONFIG_MAPPING[model_type]
     tokenizer = builtin_tokenizer()
     torch.manual_seed(seed)
     for name, model in (
-        ("policy", LlamaForCausalLM(LlamaConfig(**fields))),
-        ("reward", LlamaForSequenceClassification(LlamaConfig(num_labels=1, **fields))),
+        ("policy", AutoModelForCausalLM.from_config(kind(**fields))),
+        ("reward", AutoModelForSequenceClassification.from_config(kind(num_labels=1, **fields))),
     ):
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
@@ -75,7 +77,7 @@ def whole_gradients(engine: Engine, gradients: dict[str, Tensor]) -> dict[str, T
     """Gradients of this stage under Hugging Face names, the tensor-parallel shards put together."""
     from megatron.core import parallel_state
 
-    from gipo_mc.models.weights.mapping import stage_mappings
+    from gipo_mc.models.weights.table import stage_mappings
 
     group = parallel_state.get_tensor_model_parallel_group()
     whole: dict[str, Tensor] = {}

@@ -61,10 +61,8 @@ FOLDER_LIMIT = 16
 FUNCTION_LIMIT = 60
 #: Functions that are longer, each with the reason.
 LONG_FUNCTIONS = {
-    "gipo_mc/algorithms/group_diagnostics.py:diagnostics": "to be split",
     "gipo_mc/ops/token_objective.py:token_objective": "to be split",
     "gipo_mc/ops/token_statistics.py:token_statistics": "to be split",
-    "gipo_mc/rl/setup.py:set_up": "to be split",
 }
 #: Circles that are known and to be broken.
 CIRCLES = ({"gipo_mc.models.stage", "gipo_mc.models.weights.mapping"},)

@@ -262,8 +262,8 @@ def configuration(options: argparse.Namespace) -> Any:
 def engines(options: argparse.Namespace) -> Callable[..., Any]:
     """f(head, optimizer) -> the engine of a fresh model, in the process group of this one process."""
     from gipo_mc.config import ParallelConfig
-    from gipo_mc.models.families.llama import ModelShape
-    from gipo_mc.models.stage import build_model
+    from gipo_mc.models.build import build_model
+    from gipo_mc.models.shape import ModelShape
     from gipo_mc.parallel import runtime
     from gipo_mc.parallel.engine import Engine
 

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from gipo_mc.algorithms.association import correlation, domain_auc, mutual_information, partial_correlation
 from gipo_mc.algorithms.group_inference import MEASURED_SHARE
-from gipo_mc.algorithms.group_invariance import Weights, bounded_beta, group_statistics, moments, relative_weight
+from gipo_mc.algorithms.group_invariance import (
+    GroupMoments,
+    Weights,
+    bounded_beta,
+    group_statistics,
+    moments,
+    relative_weight,
+)
 
 REPEAT = 20  # an alarm that goes on holding is said again after so many iterations
 
@@ -51,23 +58,14 @@ def diagnostics(
     """
     probs_BM, reward_B, kl_B = (x.detach().double() for x in (group_probs_BM, reward_B, kl_B))
     signal_B = reward_B if signal_B is None else signal_B.detach().double()
-    total, groups = probs_BM.shape
+    total = len(probs_BM)
     if len(domains) != total:
         raise ValueError(f"{len(domains)} domain labels for {total} sequences: one label for each is needed.")
     if not total:
         return {}
 
     batch = moments(*group_statistics(probs_BM, signal_B), total, weights)
-    mean_reward_M = moments(*group_statistics(probs_BM, reward_B), total, weights).objective_M
-    mean_kl_M = moments(*group_statistics(probs_BM, kl_B), total, weights).objective_M
-    metrics: dict[str, float] = {}
-    for group in range(groups):
-        metrics[f"group/{group}/mass"] = float(batch.mass_M[group]) / total
-        metrics[f"group/{group}/reward"] = float(mean_reward_M[group])
-        metrics[f"group/{group}/objective"] = float(batch.objective_M[group])
-        metrics[f"group/{group}/kl"] = float(mean_kl_M[group])
-    held = [float(r) for r, mass in zip(mean_reward_M, batch.mass_M, strict=True) if mass >= MEASURED_SHARE * total]
-    metrics["worst/group_reward"] = min(held)
+    metrics = _by_group(probs_BM, reward_B, kl_B, batch)
     metrics["group/variance"] = float(batch.variance)
     metrics["group/entropy"] = float(torch.special.entr(probs_BM).sum(1).mean())
     spread = float(signal_B.var(correction=0))
@@ -79,19 +77,41 @@ def diagnostics(
     metrics["group/weight_negative"] = float((weight_B < 0).double().mean())
 
     if best_group is not None:
-        high_B = probs_BM[:, best_group]
-        metrics["group/p_high"] = float(high_B.mean())
-        metrics["group/reward_correlation"] = correlation(high_B, reward_B)
-        metrics["group/length_correlation"] = correlation(high_B, length_B)
-        metrics["group/reward_beyond_length"] = partial_correlation(high_B, reward_B, length_B)
-    names = sorted(set(domains))
-    if len(names) > 1:
+        metrics |= _of_best_group(probs_BM[:, best_group], reward_B, length_B, domains)
+    if len(set(domains)) > 1:
         metrics["group/domain_auc"] = domain_auc(probs_BM, domains)
         metrics["group/domain_information"] = mutual_information(probs_BM, domains)
-        for name in names if best_group is not None else ():
-            inside_B = torch.tensor([domain == name for domain in domains], device=probs_BM.device)
-            metrics[f"group/reward_correlation/{name}"] = correlation(high_B[inside_B], reward_B[inside_B])
-            metrics[f"group/length_correlation/{name}"] = correlation(high_B[inside_B], length_B[inside_B])
+    return metrics
+
+
+def _by_group(probs_BM: Tensor, reward_B: Tensor, kl_B: Tensor, batch: GroupMoments) -> dict[str, float]:
+    total, groups = probs_BM.shape
+    mean_reward_M = moments(*group_statistics(probs_BM, reward_B), total, batch.weights).objective_M
+    mean_kl_M = moments(*group_statistics(probs_BM, kl_B), total, batch.weights).objective_M
+    metrics: dict[str, float] = {}
+    for group in range(groups):
+        metrics[f"group/{group}/mass"] = float(batch.mass_M[group]) / total
+        metrics[f"group/{group}/reward"] = float(mean_reward_M[group])
+        metrics[f"group/{group}/objective"] = float(batch.objective_M[group])
+        metrics[f"group/{group}/kl"] = float(mean_kl_M[group])
+    held = [float(r) for r, mass in zip(mean_reward_M, batch.mass_M, strict=True) if mass >= MEASURED_SHARE * total]
+    metrics["worst/group_reward"] = min(held)
+    return metrics
+
+
+def _of_best_group(high_B: Tensor, reward_B: Tensor, length_B: Tensor, domains: Sequence[str]) -> dict[str, float]:
+    """Does the probability of the best group follow reward or length, in all sequences and inside each domain?"""
+    metrics = {
+        "group/p_high": float(high_B.mean()),
+        "group/reward_correlation": correlation(high_B, reward_B),
+        "group/length_correlation": correlation(high_B, length_B),
+        "group/reward_beyond_length": partial_correlation(high_B, reward_B, length_B),
+    }
+    names = sorted(set(domains))
+    for name in names if len(names) > 1 else ():
+        inside_B = torch.tensor([domain == name for domain in domains], device=high_B.device)
+        metrics[f"group/reward_correlation/{name}"] = correlation(high_B[inside_B], reward_B[inside_B])
+        metrics[f"group/length_correlation/{name}"] = correlation(high_B[inside_B], length_B[inside_B])
     return metrics
 
 

@@ -23,6 +23,11 @@ def update_weights(weight_M: Sequence[float], moments: GroupMoments, step: float
     present_M = (with_mass_floor(moments, mass_floor).omega_M > 0).tolist()
     objective_M = moments.objective_M.tolist()
     change_M = [-step * r if present else 0.0 for r, present in zip(objective_M, present_M, strict=True)]
+    return exponentiated_gradient(weight_M, change_M)
+
+
+def exponentiated_gradient(weight_M: Sequence[float], change_M: Sequence[float]) -> list[float]:
+    """weight_g exp(change_g) / Z, M numbers that sum to 1: a step of mirror ascent on the simplex."""
     largest = max(change_M)  # taken out of every exponent, so that none overflows
     grown = [weight * math.exp(change - largest) for weight, change in zip(weight_M, change_M, strict=True)]
     return [weight / sum(grown) for weight in grown]

@@ -1,10 +1,7 @@
-"""The typed configuration: YAML + dotted overrides, validated once, before any process group starts.
+"""The sections of the configuration: every key with its type, bounds, default and meaning.
 
-Unknown keys, wrong types and impossible combinations are collected and reported in one `ConfigError`, each with
-its key, the numbers involved and the fix. The resolved configuration is written into the run folder.
-
-This module knows neither ranks nor models; `check_layout` is given the world size, and the checks against a
-model's shape live in `gipo_mc.models.families.llama`, called before start as well.
+Combinations of keys that have no meaning are found here too; what depends on the ranks is in `layout.py`, what depends
+on a model's shape in `gipo_mc.models.shape`. This file is a list and may be long.
 
 A run that continues keeps the value of every option, unless the field says otherwise: `changeable`, or
 `fixed_by_content` for the name of a file or model (`gipo_mc.run.resume` compares).
@@ -253,6 +250,13 @@ class DPOConfig(Section):
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="conservative DPO: share of pairs taken to be labelled wrongly; 0: plain DPO"
     )
+    groups_from: Literal["none", "domain", "classifier"] = Field(
+        "none", description="group-DPO, loss weighted by group: off; known domains; inferred by dpo.group_model"
+    )
+    group_step: float = Field(0.05, ge=0, description="group-DPO: step of the exponentiated gradient; 0: plain DPO")
+    group_model: str = fixed_by_content(
+        "", description="GI-PPO run (or its checkpoint) whose classifier infers the groups"
+    )
 
 
 class CheckpointConfig(Section):
@@ -318,6 +322,11 @@ class Config(Section):
                 problems.append(f"{name}.min_lr={section.min_lr} is larger than {name}.lr={section.lr}")
         if self.dpo.loss == "ipo" and self.dpo.label_smoothing:
             problems.append(f"dpo.label_smoothing={self.dpo.label_smoothing} is an option of dpo.loss=dpo: set it to 0")
+        if (self.dpo.groups_from == "classifier") != bool(self.dpo.group_model):
+            problems.append(
+                f"dpo.groups_from={self.dpo.groups_from} does not fit dpo.group_model={self.dpo.group_model!r}: "
+                "classifier takes its groups from a GI-PPO run named there, the others from none"
+            )
         if self.parallel.sequence and self.parallel.tensor == 1:
             problems.append("parallel.sequence=true needs parallel.tensor > 1: set one of the two")
         if problems:

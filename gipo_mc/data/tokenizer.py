@@ -36,7 +36,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise ConfigError(f"There is no folder {path}: correct model.tokenizer (or model.policy).")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder.exists() else path, trust_remote_code=False)
+        kind = PreTrainedTokenizerFast if _generic(folder) else AutoTokenizer
+        tokenizer = kind.from_pretrained(str(folder) if folder.exists() else path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(f"The tokenizer {path} cannot be loaded: {error}") from error
     if tokenizer.eos_token_id is None:
@@ -49,6 +50,17 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         reserved = next((token for token in _PADDING if token in vocabulary), None)
         tokenizer.pad_token = reserved or tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
+
+
+def _generic(folder: Path) -> bool:
+    """Does tokenizer.json say everything? Beside the config.json of a Qwen2, `AutoTokenizer` does not believe it and
+    gives every tokenizer the words, special tokens and pre-tokenizer of Qwen2's own."""
+    try:
+        fields = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # a hub name, an old folder, or a broken one: transformers says which
+    generic = fields.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    return generic and (folder / "tokenizer.json").is_file()
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, model: str = "the model") -> str:

@@ -1,4 +1,4 @@
-"""The parts of a Llama layer that Megatron-core does not bring for every device, and the layer specs that use them.
+"""The parts of a layer that Megatron-core does not bring for every device, and the layer specs that use them.
 
 Without TransformerEngine, Megatron's own norm refuses sequence parallelism and its attention holds O(L^2) scores. The
 modules here are a few lines on top of torch's kernels: `F.rms_norm`, and `F.scaled_dot_product_attention`, which is
@@ -126,11 +126,11 @@ def has_transformer_engine(config: TransformerConfig) -> bool:
 
 def block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage and the final norm."""
-    layer = _engine_layer() if has_transformer_engine(config) else _local_layer()
+    layer = _engine_layer(config) if has_transformer_engine(config) else _local_layer(config)
     return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
 
 
-def _local_layer() -> ModuleSpec:
+def _local_layer(config: TransformerConfig) -> ModuleSpec:
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -142,8 +142,8 @@ def _local_layer() -> ModuleSpec:
                     linear_qkv=ColumnParallelLinear,
                     core_attention=CausalAttention,
                     linear_proj=RowParallelLinear,
-                    q_layernorm=IdentityOp,
-                    k_layernorm=IdentityOp,
+                    q_layernorm=_head_norm(config),
+                    k_layernorm=_head_norm(config),
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
@@ -161,9 +161,15 @@ def _local_layer() -> ModuleSpec:
     )
 
 
-def _engine_layer() -> ModuleSpec:
+def _engine_layer(config: TransformerConfig) -> ModuleSpec:
     spec = get_gpt_layer_with_transformer_engine_spec()
     attention = spec.submodules.self_attention
     attention.module = CachedSelfAttention
     attention.submodules.core_attention = CausalAttention
+    attention.submodules.q_layernorm = attention.submodules.k_layernorm = _head_norm(config)
     return spec
+
+
+def _head_norm(config: TransformerConfig) -> type[torch.nn.Module]:
+    """The norm of each query and key head, before the rotary embedding, in families that have one."""
+    return RMSNorm if config.qk_layernorm else IdentityOp

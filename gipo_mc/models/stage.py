@@ -1,4 +1,4 @@
-"""One pipeline stage of a Llama on Megatron-core, with the head that a role needs.
+"""One pipeline stage of a model on Megatron-core, with the head that a role needs.
 
 Policy and reference are `head="lm"`, the reward model is "reward", the critic is "critic" (value and group head), a
 critic without groups "value". Only "lm" has a vocabulary projection; the others do not hold its memory. A stage returns
@@ -21,18 +21,18 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
 from torch import Tensor
 
-from gipo_mc.errors import ConfigError
-from gipo_mc.models.families.llama import ModelShape, transformer_config
+from gipo_mc.models.families import family_of
 from gipo_mc.models.heads import GroupHead, ScalarHead
 from gipo_mc.models.layers import block_spec
-from gipo_mc.models.weights.mapping import initialize_heads, initialize_trunk
+from gipo_mc.models.megatron_config import transformer_config
+from gipo_mc.models.shape import ModelShape
 from gipo_mc.parallel.layout import Layout
 
 HeadKind = Literal["lm", "value", "reward", "critic"]
 
 
 class StageModel(GPTModel):
-    """One stage. Build with `build_model`.
+    """One stage. Build with `gipo_mc.models.build.build_model`.
 
     Attributes: shape, layout, head; vocab_size (the true vocabulary), padded_vocab, and vocab_start, the first global
     id of this tensor rank's shard of the logits. Columns with a global id >= vocab_size are padding: consumers treat
@@ -59,7 +59,7 @@ class StageModel(GPTModel):
         self.shape, self.layout, self.head, self.groups = shape, layout, head, groups
         self.vocab_size, self.padded_vocab = shape.vocab_size, padded_vocab
         self.vocab_start = layout.tensor_rank * (padded_vocab // layout.tensor)
-        self.rotary_pos_emb.inv_freq = shape.rotary_frequencies().to(layout.device)
+        self.rotary_pos_emb.inv_freq = family_of(shape).rotary_frequencies(shape).to(layout.device)
         if layout.is_last_stage:
             self._build_head(group_head, dtype)
         self._sequence_switches = [
@@ -159,35 +159,3 @@ class StageModel(GPTModel):
         if self.head == "lm":
             return super().sharded_state_dict(prefix, sharded_offsets, metadata)
         return MegatronModule.sharded_state_dict(self, prefix, sharded_offsets, metadata)
-
-
-def build_model(
-    shape: ModelShape,
-    layout: Layout,
-    *,
-    head: HeadKind,
-    groups: int = 0,
-    group_head: Literal["mlp", "linear"] = "mlp",
-    dtype: torch.dtype,
-    trainable: bool,
-    seed: int = 1,
-    initialize: bool = True,
-) -> StageModel:
-    """This rank's stage, on `layout.device`, in train mode if `trainable`, else frozen and in eval mode.
-
-    Weights are drawn from one stream a parameter, keyed by (seed, name): the same model in every layout. Heads are
-    always initialised; `initialize=False` leaves the trunk to `load_hf_weights` or a checkpoint. Needs the process
-    groups (`gipo_mc.parallel.runtime.initialize`). Raises ConfigError if the shape does not fit the layout.
-    """
-    shape.check(layout.tensor, layout.pipeline)
-    if head == "critic" and groups < 1:
-        raise ConfigError(f"A critic with a group head needs algorithm.groups >= 1, not {groups}.")
-    model = StageModel(shape, layout, head=head, groups=groups, group_head=group_head, dtype=dtype)
-    if initialize:
-        initialize_trunk(model, seed)
-    initialize_heads(model, seed)
-    model.to(layout.device)
-    return model.train() if trainable else model.requires_grad_(False).eval()
-
-
-__all__ = ["HeadKind", "StageModel", "build_model"]

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, wraps
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -74,8 +74,24 @@ def call(name: str, device: torch.device, *args: Any) -> None:
         kernel(*args, torch.cuda.current_stream(device).cuda_stream)
 
 
-def op(name: str, fake: Callable[..., Any], mutates: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any]:
-    """Registers a function over tensors as the torch op gipo_mc::`name`, with `fake` for its shapes.
+_SCHEMA_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float"}
+
+
+def schema(*parameters: type[tuple[Any, ...]], returns: str, mutates: Sequence[str] = ()) -> str:
+    """The torch schema of an op whose parameters are the fields of these NamedTuples, one after the other."""
+    declared: list[str] = []
+    for fields in parameters:
+        for name, kind in get_type_hints(fields).items():
+            alias = f"(a{len(declared)}!)" if name in mutates else ""
+            declared.append(f"{_SCHEMA_TYPES[kind]}{alias} {name}")
+    return f"({', '.join(declared)}) -> {returns}"
+
+
+def op(
+    name: str, fake: Callable[..., Any], mutates: Sequence[str] = (), schema: str | None = None
+) -> Callable[[Callable[..., Any]], Any]:
+    """Registers a function over tensors as the torch op gipo_mc::`name`, with `fake` for its shapes. The parameters are
+    those of `schema`, or, without one, of the function's own signature.
 
     What is called in its place goes through torch's dispatcher only where something there has to see the op (compilers,
     modes, fake and meta tensors and other subclasses, the version counters of what it mutates): the dispatcher takes
@@ -84,7 +100,7 @@ def op(name: str, fake: Callable[..., Any], mutates: Sequence[str] = ()) -> Call
 
     def register(function: Callable[..., Any]) -> Any:
         registered = torch.library.custom_op(
-            f"gipo_mc::{name}", function, mutates_args=tuple(mutates), device_types=("cpu", "cuda")
+            f"gipo_mc::{name}", function, mutates_args=tuple(mutates), device_types=("cpu", "cuda"), schema=schema
         )
         registered.register_fake(fake)
 

@@ -8,7 +8,8 @@ the backward pass: 16 bytes a token. `gipo_mc.ops.reference` holds the definitio
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,167 +23,133 @@ _PER_SEQUENCE = 7  # op B's six, then the sum of the entropies
 _CHUNK = 4  # tokens that one block reduces on CUDA
 
 
-def _arguments(
-    logits_NV: Tensor,
-    targets_N: Tensor,
-    behaviour_logp_BT: Tensor,
-    reference_logp_BT: Tensor,
-    advantage_BT: Tensor,
-    length_B: Tensor,
-    group_probs_BM: Tensor,
-    kl_weight_B: Tensor,
-    columns: int,
-    temperature: float,
-    clip: float,
-    estimator: int,
-    signal_form: int,
-) -> tuple[list[Any], list[Tensor]]:
+class _Batch(NamedTuple):
+    """The first parameters of every op below, as `token_objective` takes them. columns: of the true vocabulary.
+    estimator, signal_form: positions in checks.ESTIMATORS and checks.SIGNAL_FORMS."""
+
+    logits_NV: Tensor
+    targets_N: Tensor
+    behaviour_logp_BT: Tensor
+    reference_logp_BT: Tensor
+    advantage_BT: Tensor
+    length_B: Tensor
+    group_probs_BM: Tensor
+    kl_weight_B: Tensor
+    columns: int
+    temperature: float
+    clip: float
+    estimator: int
+    signal_form: int
+
+
+class _Signal(NamedTuple):
+    """What forward takes beside the batch."""
+
+    behaviour_signal_B: Tensor
+
+
+class _Gradients(NamedTuple):
+    """What the gradient ops take beside the batch: S_i and the statistics of the tokens from forward, and the gradients
+    of the outputs, None for one that was not used."""
+
+    signal_B: Tensor
+    statistics_4N: Tensor
+    of_signal_B: Tensor | None
+    of_surrogate_B: Tensor | None
+    of_kl_B: Tensor | None
+    of_mass_M: Tensor | None
+    of_weighted_M: Tensor | None
+    of_weighted_kl: Tensor | None
+    of_entropy_B: Tensor | None
+
+
+_FIELDS = len(_Batch._fields)
+
+
+def _arguments(batch: _Batch) -> tuple[list[Any], list[Tensor]]:
     """(what both kernels take first, the tensors whose addresses that holds)."""
-    batch, time = advantage_BT.shape
-    tokens = [x.contiguous() for x in (behaviour_logp_BT, reference_logp_BT, advantage_BT)]
-    vectors = [x.contiguous() for x in (length_B, group_probs_BM, kl_weight_B)]
-    bounded_B, targets_N = length_B.clamp(0, time), targets_N.contiguous()
+    logits_NV, advantage_BT = batch.logits_NV, batch.advantage_BT
+    size, time = advantage_BT.shape
+    tokens = [x.contiguous() for x in (batch.behaviour_logp_BT, batch.reference_logp_BT, advantage_BT)]
+    vectors = [x.contiguous() for x in (batch.length_B, batch.group_probs_BM, batch.kl_weight_B)]
+    bounded_B, targets_N = batch.length_B.clamp(0, time), batch.targets_N.contiguous()
     start_B = bounded_B.cumsum(0) - bounded_B
     arguments = [
-        *(native.address(logits_NV), native.code(logits_NV), logits_NV.shape[0], columns, logits_NV.stride(0)),
-        *(native.address(targets_N), temperature),
-        *(*map(native.address, tokens), native.code(advantage_BT), batch, time, group_probs_BM.shape[1]),
-        *(*map(native.address, vectors), clip, estimator, signal_form, native.address(start_B), _CHUNK),
+        *(native.address(logits_NV), native.code(logits_NV), logits_NV.shape[0], batch.columns, logits_NV.stride(0)),
+        *(native.address(targets_N), batch.temperature),
+        *(*map(native.address, tokens), native.code(advantage_BT), size, time, batch.group_probs_BM.shape[1]),
+        *(*map(native.address, vectors), batch.clip, batch.estimator, batch.signal_form),
+        *(native.address(start_B), _CHUNK),
     ]
     return arguments, [targets_N, *tokens, *vectors, start_B]
 
 
 def _fake_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    logits_NV, group_probs_BM, behaviour_signal_B = inputs[0], inputs[6], inputs[8]
-    batch, groups = group_probs_BM.shape
-    shapes = ((_PER_SEQUENCE, batch), (2 * groups + 1,), (4, logits_NV.shape[0]))
-    return tuple(behaviour_signal_B.new_empty(shape) for shape in shapes)  # type: ignore[return-value]
+    batch, (signal_B,) = _Batch(*inputs[:_FIELDS]), inputs[_FIELDS:]
+    size, groups = batch.group_probs_BM.shape
+    shapes = ((_PER_SEQUENCE, size), (2 * groups + 1,), (4, batch.logits_NV.shape[0]))
+    return tuple(signal_B.new_empty(shape) for shape in shapes)  # type: ignore[return-value]
 
 
-@native.op("token_objective", _fake_forward)
-def _forward(
-    logits_NV: Tensor,
-    targets_N: Tensor,
-    behaviour_logp_BT: Tensor,
-    reference_logp_BT: Tensor,
-    advantage_BT: Tensor,
-    length_B: Tensor,
-    group_probs_BM: Tensor,
-    kl_weight_B: Tensor,
-    behaviour_signal_B: Tensor,
-    columns: int,
-    temperature: float,
-    clip: float,
-    estimator: int,
-    signal_form: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+@native.op("token_objective", _fake_forward, schema=native.schema(_Batch, _Signal, returns="(Tensor, Tensor, Tensor)"))
+def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """[7, B]: op B's six per sequence and the sum of the entropies; [2 M + 1]: op B's sums; [4, N]: log-prob, entropy,
     maximum, ln sum."""
-    inputs = (
-        logits_NV,
-        targets_N,
-        behaviour_logp_BT,
-        reference_logp_BT,
-        advantage_BT,
-        length_B,
-        group_probs_BM,
-        kl_weight_B,
-    )
-    arguments, _kept = _arguments(*inputs, columns, temperature, clip, estimator, signal_form)
-    behaviour_signal_B = behaviour_signal_B.contiguous()
-    outputs = sequence_7B, sums_2M1, statistics_4N = _fake_forward(*inputs, behaviour_signal_B)
-    chunks_7BC = behaviour_signal_B.new_empty((*sequence_7B.shape, -(-advantage_BT.shape[1] // _CHUNK)))
-    buffers = (behaviour_signal_B, statistics_4N, chunks_7BC, sequence_7B, sums_2M1)
-    native.call("token_objective", logits_NV.device, *arguments, *map(native.address, buffers))
+    batch, (signal_B,) = _Batch(*inputs[:_FIELDS]), inputs[_FIELDS:]
+    arguments, _kept = _arguments(batch)
+    signal_B = signal_B.contiguous()
+    outputs = sequence_7B, sums_2M1, statistics_4N = _fake_forward(*inputs)
+    chunks_7BC = signal_B.new_empty((*sequence_7B.shape, -(-batch.advantage_BT.shape[1] // _CHUNK)))
+    buffers = (signal_B, statistics_4N, chunks_7BC, sequence_7B, sums_2M1)
+    native.call("token_objective", batch.logits_NV.device, *arguments, *map(native.address, buffers))
     return outputs
 
 
-def _gradient_into(out_NV: Tensor, *inputs: Any) -> Tensor:
+def _gradient_into(out_NV: Tensor, inputs: Sequence[Any]) -> Tensor:
     """Writes the gradient of the logits; returns that of the group probabilities."""
-    *own, signal_B, statistics_4N = inputs[:15]
-    arguments, _kept = _arguments(*own)
-    logits_NV, group_probs_BM = inputs[0], inputs[6]
-    upstream = native.upstream(*inputs[15:])
-    signal_B, statistics_4N = signal_B.contiguous(), statistics_4N.contiguous()
-    probs_gradient_BM = torch.empty_like(group_probs_BM, memory_format=torch.contiguous_format)
+    batch, (signal_B, statistics_4N, *upstream) = _Batch(*inputs[:_FIELDS]), _Gradients(*inputs[_FIELDS:])
+    arguments, _kept = _arguments(batch)
+    signal_B, statistics_4N, upstream = signal_B.contiguous(), statistics_4N.contiguous(), native.upstream(*upstream)
+    probs_gradient_BM = torch.empty_like(batch.group_probs_BM, memory_format=torch.contiguous_format)
     native.call(
         "token_objective_gradient",
-        logits_NV.device,
+        out_NV.device,
         *(*arguments, native.address(signal_B), *map(native.address, upstream)),
-        *(native.address(statistics_4N), logits_NV.shape[1]),
+        *(native.address(statistics_4N), batch.logits_NV.shape[1]),
         *(native.address(out_NV), out_NV.stride(0), native.address(probs_gradient_BM)),
     )
     return probs_gradient_BM
 
 
 def _fake_gradient(*inputs: Any) -> tuple[Tensor, Tensor]:
-    dense = torch.contiguous_format
-    return torch.empty_like(inputs[0], memory_format=dense), torch.empty_like(inputs[6], memory_format=dense)
+    batch, dense = _Batch(*inputs[:_FIELDS]), torch.contiguous_format
+    logits_gradient_NV = torch.empty_like(batch.logits_NV, memory_format=dense)
+    return logits_gradient_NV, torch.empty_like(batch.group_probs_BM, memory_format=dense)
 
 
-@native.op("token_objective_gradient", _fake_gradient)
-def _gradient(
-    logits_NV: Tensor,
-    targets_N: Tensor,
-    behaviour_logp_BT: Tensor,
-    reference_logp_BT: Tensor,
-    advantage_BT: Tensor,
-    length_B: Tensor,
-    group_probs_BM: Tensor,
-    kl_weight_B: Tensor,
-    columns: int,
-    temperature: float,
-    clip: float,
-    estimator: int,
-    signal_form: int,
-    signal_B: Tensor,
-    statistics_4N: Tensor,
-    of_signal_B: Tensor | None,
-    of_surrogate_B: Tensor | None,
-    of_kl_B: Tensor | None,
-    of_mass_M: Tensor | None,
-    of_weighted_M: Tensor | None,
-    of_weighted_kl: Tensor | None,
-    of_entropy_B: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of logits_NV and group_probs_BM from those of the outputs; None for one that was not used."""
-    numbers = (columns, temperature, clip, estimator, signal_form, signal_B, statistics_4N)
-    upstream = (of_signal_B, of_surrogate_B, of_kl_B, of_mass_M, of_weighted_M, of_weighted_kl, of_entropy_B)
-    tokens = (targets_N, behaviour_logp_BT, reference_logp_BT, advantage_BT, length_B, group_probs_BM, kl_weight_B)
-    out_NV = torch.empty_like(logits_NV, memory_format=torch.contiguous_format)
-    return out_NV, _gradient_into(out_NV, logits_NV, *tokens, *numbers, *upstream)
+@native.op(
+    "token_objective_gradient",
+    _fake_gradient,
+    schema=native.schema(_Batch, _Gradients, returns="(Tensor, Tensor)"),
+)
+def _gradient(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """Gradients of logits_NV and group_probs_BM."""
+    out_NV = torch.empty_like(inputs[0], memory_format=torch.contiguous_format)
+    return out_NV, _gradient_into(out_NV, inputs)
 
 
-@native.op("token_objective_gradient_", lambda *inputs: _fake_gradient(*inputs)[1], mutates=("logits_NV",))
-def _gradient_(
-    logits_NV: Tensor,
-    targets_N: Tensor,
-    behaviour_logp_BT: Tensor,
-    reference_logp_BT: Tensor,
-    advantage_BT: Tensor,
-    length_B: Tensor,
-    group_probs_BM: Tensor,
-    kl_weight_B: Tensor,
-    columns: int,
-    temperature: float,
-    clip: float,
-    estimator: int,
-    signal_form: int,
-    signal_B: Tensor,
-    statistics_4N: Tensor,
-    of_signal_B: Tensor | None,
-    of_surrogate_B: Tensor | None,
-    of_kl_B: Tensor | None,
-    of_mass_M: Tensor | None,
-    of_weighted_M: Tensor | None,
-    of_weighted_kl: Tensor | None,
-    of_entropy_B: Tensor | None,
-) -> Tensor:
+_MUTATES = ("logits_NV",)
+
+
+@native.op(
+    "token_objective_gradient_",
+    lambda *inputs: _fake_gradient(*inputs)[1],
+    mutates=_MUTATES,
+    schema=native.schema(_Batch, _Gradients, returns="Tensor", mutates=_MUTATES),
+)
+def _gradient_(*inputs: Any) -> Tensor:
     """As `_gradient`, the first result written over the logits themselves."""
-    numbers = (columns, temperature, clip, estimator, signal_form, signal_B, statistics_4N)
-    upstream = (of_signal_B, of_surrogate_B, of_kl_B, of_mass_M, of_weighted_M, of_weighted_kl, of_entropy_B)
-    tokens = (targets_N, behaviour_logp_BT, reference_logp_BT, advantage_BT, length_B, group_probs_BM, kl_weight_B)
-    return _gradient_into(logits_NV, logits_NV, *tokens, *numbers, *upstream)
+    return _gradient_into(inputs[0], inputs)
 
 
 class _TokenObjective(torch.autograd.Function):
@@ -192,7 +159,7 @@ class _TokenObjective(torch.autograd.Function):
     def forward(ctx: Any, inplace_backward: bool, *inputs: Any) -> tuple[Tensor, ...]:
         sequence_7B, sums_2M1, statistics_4N = _forward(*inputs)
         outputs = GroupObjective.of_buffers(sequence_7B[:-1], sums_2M1)
-        ctx.numbers, ctx.inplace = inputs[9:], inplace_backward
+        ctx.numbers, ctx.inplace = inputs[8:_FIELDS], inplace_backward
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(outputs.clipped_B, outputs.ratio_max_B, outputs.behaviour_kl_B)
         ctx.save_for_backward(*inputs[:8], outputs.signal_B, statistics_4N)
@@ -300,11 +267,11 @@ def token_objective(
         length_B,
         group_probs_BM,
         kl_weight_B.detach(),
-        behaviour_signal_B.detach(),
         columns,
         temperature,
         clip,
         estimator,
         form,
+        behaviour_signal_B.detach(),
     )
     return TokenObjective(GroupObjective(*objective), entropy_B)

@@ -12,7 +12,7 @@ there is beside the logits. `gipo_mc.ops.reference` holds the eager definition.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -79,67 +79,60 @@ def token_results(
     return results
 
 
-def _gradient_into(
-    out_NV: Tensor,
-    logits_NV: Tensor,
-    targets_N: Tensor,
-    entropy_N: Tensor,
-    statistics_2N: Tensor,
-    of_logp_N: Tensor | None,
-    of_entropy_N: Tensor | None,
-    vocab_start: int,
-    columns: int,
-    vocabulary: int,
-    temperature: float,
-) -> None:
-    kept = [x.contiguous() for x in (targets_N, entropy_N, statistics_2N)]
-    upstream = native.upstream(of_logp_N, of_entropy_N)
+class _GradientInputs(NamedTuple):
+    """The parameters of both gradient ops. of_logp_N, of_entropy_N: gradients of the outputs, None for one that was not
+    used; the others as in forward, or what it returned."""
+
+    logits_NV: Tensor
+    targets_N: Tensor
+    entropy_N: Tensor
+    statistics_2N: Tensor
+    of_logp_N: Tensor | None
+    of_entropy_N: Tensor | None
+    vocab_start: int
+    columns: int
+    vocabulary: int
+    temperature: float
+
+
+def _gradient_into(out_NV: Tensor, given: _GradientInputs) -> None:
+    logits_NV = given.logits_NV
+    kept = [x.contiguous() for x in (given.targets_N, given.entropy_N, given.statistics_2N)]
+    upstream = native.upstream(given.of_logp_N, given.of_entropy_N)
     native.call(
         "token_gradient",
         logits_NV.device,
-        *(native.address(logits_NV), native.code(logits_NV), logits_NV.shape[0], columns, logits_NV.stride(0)),
-        *(native.address(kept[0]), vocab_start, temperature, logits_NV.shape[1], vocabulary),
+        *(native.address(logits_NV), native.code(logits_NV), logits_NV.shape[0], given.columns, logits_NV.stride(0)),
+        *(native.address(kept[0]), given.vocab_start, given.temperature, logits_NV.shape[1], given.vocabulary),
         *(*map(native.address, (*kept[1:], *upstream)), native.address(out_NV), out_NV.stride(0)),
     )
 
 
-@native.op("token_gradient", lambda logits_NV, *_: torch.empty_like(logits_NV, memory_format=torch.contiguous_format))
-def token_gradient(
-    logits_NV: Tensor,
-    targets_N: Tensor,
-    entropy_N: Tensor,
-    statistics_2N: Tensor,
-    of_logp_N: Tensor | None,
-    of_entropy_N: Tensor | None,
-    vocab_start: int,
-    columns: int,
-    vocabulary: int,
-    temperature: float,
-) -> Tensor:
-    """Gradient of the logits [N, V_local], contiguous, from (maximum, ln sum) and the gradients of log-prob and
-    entropy; None for one that was not used."""
-    out_NV = torch.empty_like(logits_NV, memory_format=torch.contiguous_format)
-    numbers = (vocab_start, columns, vocabulary, temperature)
-    _gradient_into(out_NV, logits_NV, targets_N, entropy_N, statistics_2N, of_logp_N, of_entropy_N, *numbers)
+def _fake_gradient(logits_NV: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(logits_NV, memory_format=torch.contiguous_format)
+
+
+@native.op("token_gradient", _fake_gradient, schema=native.schema(_GradientInputs, returns="Tensor"))
+def token_gradient(*inputs: Any) -> Tensor:
+    """Gradient of the logits [N, V_local], contiguous. inputs: the fields of _GradientInputs."""
+    out_NV = _fake_gradient(*inputs)
+    _gradient_into(out_NV, _GradientInputs(*inputs))
     return out_NV
 
 
-@native.op("token_gradient_", lambda *_: None, mutates=("logits_NV",))
-def token_gradient_(
-    logits_NV: Tensor,
-    targets_N: Tensor,
-    entropy_N: Tensor,
-    statistics_2N: Tensor,
-    of_logp_N: Tensor | None,
-    of_entropy_N: Tensor | None,
-    vocab_start: int,
-    columns: int,
-    vocabulary: int,
-    temperature: float,
-) -> None:
+_MUTATES = ("logits_NV",)
+
+
+@native.op(
+    "token_gradient_",
+    lambda *_: None,
+    mutates=_MUTATES,
+    schema=native.schema(_GradientInputs, returns="()", mutates=_MUTATES),
+)
+def token_gradient_(*inputs: Any) -> None:
     """As `token_gradient`, written over the logits themselves."""
-    numbers = (vocab_start, columns, vocabulary, temperature)
-    _gradient_into(logits_NV, logits_NV, targets_N, entropy_N, statistics_2N, of_logp_N, of_entropy_N, *numbers)
+    given = _GradientInputs(*inputs)
+    _gradient_into(given.logits_NV, given)
 
 
 class _TokenStatistics(torch.autograd.Function):

@@ -60,59 +60,23 @@ class RLSetup:
 def set_up(session: Session) -> RLSetup:
     """Load models and data as the configuration says, and say so. Raises ConfigError, DataError, CheckpointError."""
     config = session.config
-    if not config.model.policy:
-        raise ConfigError("model.policy is empty: give an SFT run, a Hugging Face folder or a hub name.")
-    if not config.model.reward:
-        raise ConfigError(
-            "model.reward is empty: give a reward-model run or folder, or python:package.module:function."
-        )
-    policy_source = session.source(config.model.policy, "model.policy")
-    reference_source = session.source(config.model.reference or config.model.policy, "model.reference")
-    tokenizer = session.tokenizer(policy_source, config.model.tokenizer)
-    settings = config.algorithm
-    has_critic, own_trunk = settings.advantage == "gae", settings.inferred and settings.group_trunk == "own"
-    # Where there is neither, the policy's name stands for it: it is checked, and not loaded again.
-    critic_name = config.model.critic or _critic_start(session, tokenizer)
-    critic_source = session.source(critic_name, "model.critic") if has_critic or own_trunk else policy_source
-    # Critic and reference read the policy's token ids.
-    for source in (critic_source, reference_source):
-        session.tokenizer(source, config.model.tokenizer or str(policy_source.folder))
-
-    longest = config.data.prompt_length + config.rollout.max_new_tokens
-    for source in (policy_source, reference_source, critic_source):
-        source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=longest, tokenizer_size=0)
+    sources = _find_sources(session)
+    tokenizer = sources.tokenizer
     prompts = load_prompts(config.data, tokenizer, seed=config.run.seed)
     session.trains_on("data.prompts", prompts, tokenizer, named_domains=is_function(config.model.reward))
     held_out = None
     if config.eval.prompts and sources_of(config.data, "prompts", "evaluation"):
         held_out = load_prompts(config.data, tokenizer, seed=config.run.seed, part="evaluation")
-
-    iterations = config.run.iterations
-    steps = optimizer_steps(config, iterations, settings.critic_epochs or settings.epochs)
-    policy_steps = optimizer_steps(config, max(1, iterations - settings.critic_warmup), settings.epochs)
     groups = group_source(config, prompts)
-    reward = _reward(session, config.model.reward, "model.reward", tokenizer)
     gold = _reward(session, config.eval.reward, "eval.reward", tokenizer) if config.eval.reward else None
-    critic = classifier = None
-    if has_critic:
-        critic = _critic(session, critic_source, steps, groups=settings.inferred and not own_trunk)
-    if own_trunk:
-        classifier_steps = -(-steps // settings.classifier_every)
-        classifier = _critic(session, critic_source, classifier_steps, groups=True)
-    models = Models(
-        policy=session.load(policy_source, "lm", config.policy, total_steps=policy_steps),
-        reference=session.load(reference_source, "lm", key="model.reference"),
-        critic=critic,
-        classifier=classifier,
-        reward=reward,
-    )
+    models = _load_models(session, sources)
     session.header(
         [
             ("algorithm", describe_algorithm(config)),
             ("groups", describe_groups(config, groups)),
-            ("policy", policy_source.name),
-            ("reference", reference_source.name),
-            ("critic", critic_source.name if has_critic else "none"),
+            ("policy", sources.policy.name),
+            ("reference", sources.reference.name),
+            ("critic", sources.critic.name if models.critic is not None else "none"),
             ("reward", config.model.reward),
             ("prompts", prompts.describe()),
             ("held out", held_out.describe() if held_out else "none"),
@@ -122,6 +86,67 @@ def set_up(session: Session) -> RLSetup:
     assert isinstance(policy, StageModel)
     engine = MegatronEngine(policy, config.rollout.micro_batch_size)
     return RLSetup(models, engine, groups, tokenizer, prompts, held_out, gold)
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """Where the models come from, and the policy's tokenizer. critic: the policy's source where it starts nothing."""
+
+    policy: ModelSource
+    reference: ModelSource
+    critic: ModelSource
+    tokenizer: PreTrainedTokenizerBase
+
+
+def _find_sources(session: Session) -> _Sources:
+    config = session.config
+    if not config.model.policy:
+        raise ConfigError("model.policy is empty: give an SFT run, a Hugging Face folder or a hub name.")
+    if not config.model.reward:
+        raise ConfigError(
+            "model.reward is empty: give a reward-model run or folder, or python:package.module:function."
+        )
+    policy = session.source(config.model.policy, "model.policy")
+    reference = session.source(config.model.reference or config.model.policy, "model.reference")
+    tokenizer = session.tokenizer(policy, config.model.tokenizer)
+    critic = policy
+    if _has_critic(config) or _has_own_trunk(config):
+        critic = session.source(config.model.critic or _critic_start(session, tokenizer), "model.critic")
+    # Critic and reference read the policy's token ids.
+    for source in (critic, reference):
+        session.tokenizer(source, config.model.tokenizer or str(policy.folder))
+    longest = config.data.prompt_length + config.rollout.max_new_tokens
+    for source in (policy, reference, critic):
+        source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=longest, tokenizer_size=0)
+    return _Sources(policy, reference, critic, tokenizer)
+
+
+def _load_models(session: Session, sources: _Sources) -> Models:
+    config, settings = session.config, session.config.algorithm
+    iterations, own_trunk = config.run.iterations, _has_own_trunk(config)
+    steps = optimizer_steps(config, iterations, settings.critic_epochs or settings.epochs)
+    policy_steps = optimizer_steps(config, max(1, iterations - settings.critic_warmup), settings.epochs)
+    critic = classifier = None
+    if _has_critic(config):
+        critic = _critic(session, sources.critic, steps, groups=settings.inferred and not own_trunk)
+    if own_trunk:
+        classifier = _critic(session, sources.critic, -(-steps // settings.classifier_every), groups=True)
+    return Models(
+        policy=session.load(sources.policy, "lm", config.policy, total_steps=policy_steps),
+        reference=session.load(sources.reference, "lm", key="model.reference"),
+        critic=critic,
+        classifier=classifier,
+        reward=_reward(session, config.model.reward, "model.reward", sources.tokenizer),
+    )
+
+
+def _has_critic(config: Config) -> bool:
+    return config.algorithm.advantage == "gae"
+
+
+def _has_own_trunk(config: Config) -> bool:
+    """Is the classifier a model of its own?"""
+    return config.algorithm.inferred and config.algorithm.group_trunk == "own"
 
 
 def group_source(config: Config, prompts: PromptSet) -> GroupSource:

@@ -18,8 +18,10 @@ from typing import Any, Literal
 import torch
 
 from gipo_mc.errors import CheckpointError, ConfigError
-from gipo_mc.models.families.llama import ModelShape
-from gipo_mc.models.stage import HeadKind, StageModel, build_model
+from gipo_mc.models.build import build_model
+from gipo_mc.models.families import read_shape
+from gipo_mc.models.shape import ModelShape
+from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.models.weights.hf_load import load_hf_weights
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.run import checkpoint
@@ -45,7 +47,7 @@ class ModelSource:
     @property
     def shape(self) -> ModelShape:
         """Sizes of the model, from its config.json."""
-        return ModelShape.from_hf(self.folder)
+        return read_shape(self.folder)
 
     def fingerprint(self) -> str:
         """A hash that differs where the weights do: of the manifest's sums, or of name, size and header (which lists
@@ -147,7 +149,7 @@ def _load_run_weights(model: StageModel, source: ModelSource, *, fresh_head: boo
                     f"{source.name} holds a {saved!r} model, which has no reward head: give a reward model."
                 )
             continue
-        elif local.startswith("group_head."):
+        elif local.startswith("group_head.") and fresh_head:
             continue  # a new run infers its own groups
         wanted[name] = tensor
     if model.head == "lm" and saved != "lm":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from gipo_mc.config import Config, OptimizerConfig, changes, save_config
 from gipo_mc.data.sets import DataSet
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens, tokens_hash
 from gipo_mc.errors import CheckpointError
+from gipo_mc.models.families import family_of, hf_config
 from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.ops import describe_build
 from gipo_mc.parallel import runtime
@@ -92,10 +93,12 @@ class Session:
         *,
         total_steps: int = 1,
         groups: int = 0,
+        group_head: Literal["mlp", "linear"] | None = None,
         key: str = "",
     ) -> Engine:
         """Engine of a model, trainable where an optimizer is given.
 
+        group_head: kind of the classifier's head; None: algorithm.group_head.
         key: the option that names a frozen model; its weights are to be the same when the run continues.
         """
         algorithm = self.config.algorithm
@@ -107,7 +110,7 @@ class Session:
             trainable=optimizer is not None,
             seed=self.config.run.seed,
             groups=groups,
-            group_head=algorithm.group_head,
+            group_head=group_head or algorithm.group_head,
             empty=optimizer is not None and self._resume_from is not None,  # `resume` is going to fill it
         )
         if optimizer is None:
@@ -152,7 +155,8 @@ class Session:
 
         def extras(path: Path) -> None:
             for role, engine in engines.items():
-                config = engine.model.shape.to_hf(architectures=["LlamaForCausalLM"])  # type: ignore[union-attr,operator]
+                shape = cast(StageModel, engine.model).shape
+                config = hf_config(shape, architectures=[family_of(shape).causal_lm])
                 config.save_pretrained(path / role)
                 tokenizers[role].save_pretrained(path / role)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.algorithms.dpo import dpo_loss
-from gipo_mc.algorithms.reward_model import preference_correct
+from gipo_mc.algorithms.supervised import preference_correct
 from gipo_mc.config import Config
 from gipo_mc.data.tokenizer import load_tokenizer, same_tokens
 from gipo_mc.errors import ConfigError, NumericsError
@@ -27,7 +27,8 @@ from gipo_mc.models.readout import response_statistics
 from gipo_mc.parallel.engine import Engine, LastStage, Outputs
 from gipo_mc.run.model_sources import ModelSource
 from gipo_mc.run.session import Session
-from gipo_mc.supervised.loop import forward, held_out_rows, train_supervised, training_rows
+from gipo_mc.supervised.group_dpo import GroupDPOTask
+from gipo_mc.supervised.loop import Task, forward, held_out_rows, train_supervised, training_rows
 from gipo_mc.supervised.pairs import Pairs
 from gipo_mc.types import Sequences
 
@@ -35,7 +36,7 @@ from gipo_mc.types import Sequences
 _TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 0.02}
 
 
-class DPOTask:
+class DPOTask(Task):
     """Preference pairs and the reference's log-probs of them, P pairs a batch.
 
     Metrics: "loss" (a pair), "accuracy" (of the implicit rewards), "margin" (mean difference of the implicit rewards),
@@ -59,8 +60,8 @@ class DPOTask:
             session.tokenizer(source, config.model.tokenizer or str(policy.folder))
         sizes = session.layout.tensor, session.layout.pipeline
         source.shape.check(*sizes, sequence_length=config.data.sequence_length)
-        self._pairs = Pairs(session, tokenizer)
-        self.train_size, self.held_out_size = self._pairs.train_size, self._pairs.held_out_size
+        self.pairs = Pairs(session, tokenizer)
+        self.train_size, self.held_out_size = self.pairs.train_size, self.pairs.held_out_size
         self._reference_name = source.name
         self._reference: Engine | None = session.load(source, "lm", key="model.reference")
         # float32 [pairs, 2], chosen and rejected; NaN where the run does not need them.
@@ -91,7 +92,7 @@ class DPOTask:
 
     def batch(self, rows: Sequence[int], *, held_out: bool = False) -> tuple[Sequences, LastStage]:
         reference_P2 = torch.from_numpy(self._scored[held_out][np.asarray(rows)]).to(self._device)
-        return self._pairs.sequences(rows, held_out=held_out), partial(self._last_stage, reference_P2)
+        return self.pairs.sequences(rows, held_out=held_out), partial(self._last_stage, reference_P2)
 
     def normaliser(self, batch: Sequences) -> float:
         return len(batch) / self.unit
@@ -114,7 +115,7 @@ class DPOTask:
         name = "IPO" if settings.loss == "ipo" else "conservative DPO" if settings.label_smoothing else "DPO"
         smoothing = f", label smoothing {settings.label_smoothing:g}" if settings.label_smoothing else ""
         what = f"{name}, beta {settings.beta:g}{smoothing}"
-        return [("reference", self._reference_name), ("loss", what), *self._pairs.describe()]
+        return [("reference", self._reference_name), ("loss", what), *self.pairs.describe()]
 
     def _batches_to_score(self, session: Session) -> Iterator[tuple[bool, np.ndarray]]:
         """(held out?, rows): the first batch that takes each of the pairs in the steps that are left."""
@@ -133,7 +134,7 @@ class DPOTask:
                 yield True, rows
 
     def _score(self, session: Session, engine: Engine, rows: np.ndarray, held_out: bool) -> np.ndarray:
-        batch = self._pairs.sequences(rows.tolist(), held_out=held_out)
+        batch = self.pairs.sequences(rows.tolist(), held_out=held_out)
         found = forward(session, engine, batch, self._log_probs, ("chosen", "rejected"), unit=self.unit)
         scored_P2 = torch.stack([found["chosen"], found["rejected"]], dim=1).cpu().numpy()
         if not np.isfinite(scored_P2).all():
@@ -176,7 +177,7 @@ class DPOTask:
 
     def _check_start(self, session: Session, policy: Engine) -> None:
         rows = training_rows(session.config, self.train_size, 0)
-        tokens = float(self._pairs.sequences(rows.tolist()).response_length_B.sum())
+        tokens = float(self.pairs.sequences(rows.tolist()).response_length_B.sum())
         found_P2 = self._score(session, policy, rows, False)
         difference = float(np.abs(found_P2 - self._scored[False][rows]).sum()) / tokens
         if not difference <= _TOLERANCE[session.dtype]:
@@ -188,7 +189,12 @@ class DPOTask:
 
 def train(config: Config) -> None:
     """Train `model.policy` (usually the SFT model) on `data.preferences` against `model.reference`."""
-    train_supervised(config, "train_dpo", "lm", DPOTask)
+    train_supervised(config, "train_dpo", "lm", _task)
+
+
+def _task(session: Session, tokenizer: PreTrainedTokenizerBase) -> Task:
+    task = DPOTask(session, tokenizer)
+    return task if session.config.dpo.groups_from == "none" else GroupDPOTask(session, tokenizer, task, task.pairs)
 
 
 def _unknown(pairs: int) -> np.ndarray:

@@ -7,6 +7,7 @@ Losses are sums divided by what the whole batch holds (tokens or pairs), so no s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,31 +32,20 @@ PATIENCE = 10
 
 
 class Task(Protocol):
-    """What is learned. Made by a `TaskMaker`, once the tokenizer is known."""
+    """What is learned. Made by a `TaskMaker`, once the tokenizer is known.
 
-    @property
-    def unit(self) -> int:
-        """Rows of a batch that belong together: 1 for demonstrations, 2 for pairs."""
-        ...
+    unit: rows of a batch that belong together: 1 for demonstrations, 2 for pairs.
+    outputs: names of the last stage's outputs, one number a unit.
+    train_size, held_out_size: units of training and of held-out data; 0: none.
+    """
 
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the last stage's outputs, one number a unit."""
-        ...
-
-    @property
-    def train_size(self) -> int:
-        """Units of training data."""
-        ...
-
-    @property
-    def held_out_size(self) -> int:
-        """Units of held-out data; 0: none."""
-        ...
+    unit: int
+    outputs: tuple[str, ...]
+    train_size: int
+    held_out_size: int
 
     def prepare(self, session: Session, model: Engine) -> None:
         """What is done once before the first step, when the model is loaded and `session.start` known."""
-        ...
 
     def batch(self, rows: Sequence[int], *, held_out: bool = False) -> tuple[Sequences, LastStage]:
         """Sequences of the given rows of the training (or held-out) data, `unit` for each, and what the last stage
@@ -74,6 +64,30 @@ class Task(Protocol):
         """(label, value) lines on the data."""
         ...
 
+    def after_step(self, outputs: dict[str, Tensor]) -> dict[str, float]:
+        """Adapt to the outputs of the whole batch of a step that changed the model; metrics of that."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What later steps need beside the model, JSON-able and equal on every rank: saved in checkpoints."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from the state in a checkpoint; called before `prepare`."""
+        return None
+
+
+@dataclass(frozen=True)
+class ShareOfLoss:
+    """A micro-batch's share of the batch's loss: its sum over the batch's tokens or pairs."""
+
+    sums: LastStage
+    normaliser: float
+
+    def __call__(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
+        outputs = self.sums(model, hidden_LBH, part)
+        return outputs | {"loss": outputs["loss_sum"] / self.normaliser}
+
 
 #: Loads the data of a task with a tokenizer, and the frozen models it needs.
 TaskMaker = Callable[[Session, PreTrainedTokenizerBase], Task]
@@ -91,7 +105,9 @@ def train_supervised(config: Config, command: str, head: HeadKind, make_task: Ta
         task = make_task(session, tokenizer)
         engine = session.load(source, head, config.policy, total_steps=config.run.iterations)
         session.header([("model", source.name), *task.describe()])
-        session.resume({"model": engine})
+        saved = session.resume({"model": engine})
+        if saved is not None:
+            task.restore(saved)
         task.prepare(session, engine)
         skipped = 0
         for step in range(session.start, config.run.iterations):
@@ -102,7 +118,7 @@ def train_supervised(config: Config, command: str, head: HeadKind, make_task: Ta
                     f"The gradients of the last {PATIENCE} steps were not finite: lower policy.lr, or check the data."
                 )
             if session.checkpoint_due(step + 1):
-                session.save(step + 1, {"model": engine}, {"model": tokenizer}, {})
+                session.save(step + 1, {"model": engine}, {"model": tokenizer}, task.state())
         session.console.done(
             [("metrics", str(session.folder.metrics)), ("checkpoints", str(session.folder.checkpoints))]
         )
@@ -114,19 +130,16 @@ def _step(session: Session, engine: Engine, task: Task, step: int) -> dict[str, 
     batch, sums_of = task.batch(training_rows(config, task.train_size, step).tolist())
     batch = _to_device(batch, session.layout.device)
     normaliser = task.normaliser(batch)
-
-    def last_stage(model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
-        sums = sums_of(model, hidden_LBH, part)
-        return sums | {"loss": sums["loss_sum"] / normaliser}
-
+    loss = ShareOfLoss(sums_of, normaliser)
     with phases("update"):
         parts = micro_batches(batch, config.parallel.micro_batch_size, session.layout, unit=task.unit)
-        outputs = run_backward(engine, parts, len(batch) // task.unit, last_stage, dict.fromkeys(task.outputs, 0))
+        outputs = run_backward(engine, parts, len(batch) // task.unit, loss, dict.fromkeys(task.outputs, 0))
         result = engine.step()
     metrics = task.metrics(outputs, normaliser)
     metrics |= {"lr": result.lr, "skipped": float(not result.updated)}
     if result.updated:
         metrics["grad_norm"] = result.grad_norm
+        metrics |= task.after_step(outputs)
     if task.held_out_size and config.eval.prompts and session.evaluation_due(step + 1):
         with phases("evaluation"):
             held_out = evaluate(session, engine, task)

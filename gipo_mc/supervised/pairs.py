@@ -43,6 +43,11 @@ class Pairs:
             self._pad_id,
         )
 
+    def domain_of(self, *, held_out: bool = False) -> tuple[str, ...]:
+        """The label of every pair of the training (or held-out) data."""
+        data = self._held_out if held_out else self._train
+        return data.domain_of if data else ()
+
     def describe(self) -> list[tuple[str, str]]:
         """(label, value) lines on the data."""
         held_out = self._held_out.describe() if self._held_out else "none"

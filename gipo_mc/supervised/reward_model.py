@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.algorithms.reward_model import preference_correct, preference_loss_sum
+from gipo_mc.algorithms.supervised import preference_correct, preference_loss_sum
 from gipo_mc.config import Config
 from gipo_mc.models.micro_batch import MicroBatch
-from gipo_mc.parallel.engine import Engine, LastStage, Outputs
+from gipo_mc.parallel.engine import LastStage, Outputs
 from gipo_mc.run.session import Session
-from gipo_mc.supervised.loop import train_supervised
+from gipo_mc.supervised.loop import Task, train_supervised
 from gipo_mc.supervised.pairs import Pairs
 from gipo_mc.types import Sequences
 
 
-class RewardTask:
+class RewardTask(Task):
     """Preference pairs. Metrics: "loss" (nats a pair), "accuracy", "margin" (mean reward difference), "reward" (mean
     over all responses)."""
 
@@ -30,9 +30,6 @@ class RewardTask:
         self._margin = session.config.train.margin
         self._pairs = Pairs(session, tokenizer)
         self.train_size, self.held_out_size = self._pairs.train_size, self._pairs.held_out_size
-
-    def prepare(self, session: Session, model: Engine) -> None:
-        pass
 
     def batch(self, rows: Sequence[int], *, held_out: bool = False) -> tuple[Sequences, LastStage]:
         return self._pairs.sequences(rows, held_out=held_out), self.last_stage

@@ -8,19 +8,19 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.algorithms.sft import cross_entropy_sum
+from gipo_mc.algorithms.supervised import cross_entropy_sum
 from gipo_mc.config import Config
 from gipo_mc.data.collate import to_sequences
 from gipo_mc.data.loading import load_demonstrations, sources_of
 from gipo_mc.models.micro_batch import MicroBatch
 from gipo_mc.models.readout import response_statistics
-from gipo_mc.parallel.engine import Engine, LastStage, Outputs
+from gipo_mc.parallel.engine import LastStage, Outputs
 from gipo_mc.run.session import Session
-from gipo_mc.supervised.loop import train_supervised
+from gipo_mc.supervised.loop import Task, train_supervised
 from gipo_mc.types import Sequences
 
 
-class SFTTask:
+class SFTTask(Task):
     """Demonstrations, and the cross entropy of their responses. Metrics: "loss" (nats a token), "tokens"."""
 
     unit = 1
@@ -37,9 +37,6 @@ class SFTTask:
             self._held_out = load_demonstrations(config.data, tokenizer, seed=config.run.seed, part="evaluation")
         self.train_size = len(self._train)
         self.held_out_size = len(self._held_out) if self._held_out else 0
-
-    def prepare(self, session: Session, model: Engine) -> None:
-        pass
 
     def batch(self, rows: Sequence[int], *, held_out: bool = False) -> tuple[Sequences, LastStage]:
         data = self._held_out if held_out else self._train

@@ -9,11 +9,12 @@ from megatron.core import dist_checkpointing
 
 from gipo_mc.data.tokenizer import load_tokenizer
 from gipo_mc.errors import ConfigError, StorageError
+from gipo_mc.models.families import hf_config
 from gipo_mc.models.stage import HeadKind
 from gipo_mc.models.weights.hf_export import export_hf_weights
 from gipo_mc.models.weights.hf_load import SafetensorsFolder, stored_dtype
-from gipo_mc.models.weights.mapping import SCORE
 from gipo_mc.models.weights.parity import Check, check_checkpoint
+from gipo_mc.models.weights.table import SCORE
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
@@ -64,7 +65,7 @@ def from_hf(name: str, out: Path, layout: Layout) -> Path:
     tokenizer = load_tokenizer(str(source.folder))
 
     def extras(path: Path) -> None:
-        source.shape.to_hf().save_pretrained(path / _ROLE)
+        hf_config(source.shape).save_pretrained(path / _ROLE)
         tokenizer.save_pretrained(path / _ROLE)
 
     state = {"heads": {_ROLE: head}}

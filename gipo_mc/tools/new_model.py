@@ -1,4 +1,4 @@
-"""A fresh Llama with random weights as a Hugging Face folder: what a run without any checkpoint starts from."""
+"""A fresh model with random weights as a Hugging Face folder: what a run without any checkpoint starts from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.config import DataConfig
 from gipo_mc.data.chat import plain
@@ -16,16 +16,19 @@ from gipo_mc.data.loading import sources_of
 from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.tokenizer import train_bpe_tokenizer
 from gipo_mc.errors import StorageError
+from gipo_mc.models.families import FAMILIES
 
 
-def create_model(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int, **config: Any) -> None:
-    """Save a randomly initialised `LlamaForCausalLM` (safetensors) and its tokenizer in `folder`.
+def create_model(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int, family: str = "llama", **config: Any
+) -> None:
+    """Save a randomly initialised language model of a family (safetensors) and its tokenizer in `folder`.
 
-    config: arguments of `transformers.LlamaConfig`; vocabulary and special tokens are the tokenizer's. The global
-    random state is left as it was.
+    config: arguments of the family's config in transformers; vocabulary and special tokens are the tokenizer's. The
+    global random state is left as it was.
     """
-    highest = max(tokenizer.get_vocab().values())
-    shape = LlamaConfig(
+    highest, kind = max(tokenizer.get_vocab().values()), FAMILIES[family]
+    shape = kind.new_config(
         **{
             "vocab_size": highest + 1,
             "bos_token_id": tokenizer.bos_token_id,
@@ -36,7 +39,7 @@ def create_model(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int, **
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(shape)
+        model = kind.hf_class(kind.causal_lm)(shape)
     try:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -44,13 +47,15 @@ def create_model(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int, **
         raise StorageError(f"The new model cannot be written to {folder}: {error}") from error
 
 
-def create_text_model(folder: Path, data: DataConfig, vocab_size: int, seed: int, **config: Any) -> int:
+def create_text_model(
+    folder: Path, data: DataConfig, vocab_size: int, seed: int, family: str = "llama", **config: Any
+) -> int:
     """`create_model` with a byte-level BPE tokenizer trained on the demonstrations of `data`; returns its vocabulary.
 
     Raises DataError where a source cannot be read.
     """
     tokenizer = train_bpe_tokenizer(_texts(data), vocab_size, folder)
-    create_model(folder, tokenizer, seed, **config)
+    create_model(folder, tokenizer, seed, family, **config)
     return len(tokenizer)
 
 

@@ -1,10 +1,11 @@
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from gipo_mc.data.synthetic import builtin_tokenizer
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, train_bpe_tokenizer
 from gipo_mc.errors import ConfigError
+from gipo_mc.models.families import FAMILIES
 
 TEXTS = ["The dog runs to the park.", "The park is green, and the dog is brown."] * 20
 
@@ -15,9 +16,10 @@ def closed(words, **special) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, **special)
 
 
-def test_a_trained_bpe_encodes_any_text_and_survives_loading_beside_a_llama_config(tmp_path):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_trained_bpe_encodes_any_text_and_survives_loading_beside_a_models_config(tmp_path, family):
     trained = train_bpe_tokenizer(TEXTS, 300, tmp_path)
-    LlamaConfig(vocab_size=300).save_pretrained(tmp_path)
+    FAMILIES[family].new_config(vocab_size=300).save_pretrained(tmp_path)
     loaded = load_tokenizer(str(tmp_path))
     for tokenizer in (trained, loaded):
         assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 1, 2)

@@ -15,8 +15,8 @@ from gipo_mc.errors import ConfigError, DataError, NumericsError
 from gipo_mc.generation.assemble import assemble_rollout, sampling_uniforms
 from gipo_mc.generation.engine import Generated, Sampling
 from gipo_mc.generation.megatron import MegatronEngine
-from gipo_mc.models.families.llama import ModelShape
-from gipo_mc.models.stage import build_model
+from gipo_mc.models.build import build_model
+from gipo_mc.models.families import read_shape
 from gipo_mc.models.weights.hf_load import load_hf_weights
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.layout import Layout, split_rows
@@ -98,7 +98,7 @@ def on_ranks(folder: Path, layout: dict[str, Any], job: Job) -> list[Any]:
 
     def rank_main(_: int) -> Any:
         here = runtime.initialize(config, "cpu")
-        model = build_model(ModelShape.from_hf(folder), here, head="lm", dtype=torch.float32, trainable=True)
+        model = build_model(read_shape(folder), here, head="lm", dtype=torch.float32, trainable=True)
         load_hf_weights(model, folder)
         return job(model, here)
 

@@ -8,9 +8,11 @@ from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
 from gipo_mc.config import ParallelConfig
-from gipo_mc.models.families.llama import ModelShape, transformer_config
+from gipo_mc.models.build import build_model
+from gipo_mc.models.families import read_shape
 from gipo_mc.models.layers import CausalAttention, RMSNorm
-from gipo_mc.models.stage import StageModel, build_model
+from gipo_mc.models.megatron_config import transformer_config
+from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel import runtime
 from tests.models.families.test_llama import layout
 from tests.models.tiny import VARIANTS, config
@@ -35,7 +37,7 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 @pytest.mark.parametrize(("new", "seen"), [(5, 5), (1, 1), (1, 6), (3, 7)], ids=["training", "one", "decode", "chunk"])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_attention_against_loops(new: int, seen: int, groups: int) -> None:
-    told = transformer_config(ModelShape.from_hf(config()), layout(), torch.float64)
+    told = transformer_config(read_shape(config()), layout(), torch.float64)
     attention = CausalAttention(told, layer_number=1)
     query = torch.randn(new, 2, 4, 8, dtype=torch.float64)
     key, value = torch.randn(2, seen, 2, groups, 8, dtype=torch.float64)
@@ -45,7 +47,7 @@ def test_attention_against_loops(new: int, seen: int, groups: int) -> None:
 def test_norm_against_its_formula_and_its_sequence_parallel_mark() -> None:
     for sequence in (False, True):
         place = layout(tensor=2, sequence=sequence, world_size=2)
-        norm = RMSNorm(transformer_config(ModelShape.from_hf(config()), place, torch.float64), 8, eps=1e-5)
+        norm = RMSNorm(transformer_config(read_shape(config()), place, torch.float64), 8, eps=1e-5)
         norm.weight.data.uniform_(0.5, 1.5)
         x = torch.randn(3, 2, 8, dtype=torch.float64)
         expected = norm.weight * x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
@@ -65,7 +67,7 @@ def cached(model: StageModel, tokens_BL: Tensor, chunks: list[int]) -> Tensor:
 
 def compare_cache(rank: int, parallel: ParallelConfig, name: str) -> None:
     place = runtime.initialize(parallel, "cpu")
-    shape = ModelShape.from_hf(config(**VARIANTS[name]))
+    shape = read_shape(config(**VARIANTS[name]))
     model = build_model(shape, place, head="lm", dtype=torch.float32, trainable=False)
     tokens_BL = torch.randint(0, shape.vocab_size, (3, 13), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
@@ -86,7 +88,7 @@ def test_any_chunks_behind_the_cache_equal_one_forward_pass(name: str) -> None:
 
 def overflow_cache(rank: int) -> None:
     place = runtime.initialize(ParallelConfig(), "cpu")
-    shape = ModelShape.from_hf(config())
+    shape = read_shape(config())
     model = build_model(shape, place, head="lm", dtype=torch.float32, trainable=False)
     context = StaticInferenceContext(1, 4)
     with torch.no_grad(), pytest.raises(ValueError, match="holds 1 sequences of 4 tokens"):
@@ -100,7 +102,7 @@ def test_more_tokens_than_the_cache_holds() -> None:
 def compare_padding(rank: int, parallel: ParallelConfig) -> None:
     """Right padding, and the padding to a multiple of the tensor ranks, never reach a real token."""
     place = runtime.initialize(parallel, "cpu")
-    shape = ModelShape.from_hf(config())
+    shape = read_shape(config())
     model = build_model(shape, place, head="lm", dtype=torch.float32, trainable=False)
     tokens_BL = torch.randint(0, shape.vocab_size, (2, 9), generator=torch.Generator().manual_seed(4))
     padded = torch.cat([tokens_BL, torch.full((2, 6), 7)], dim=1)

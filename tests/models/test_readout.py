@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_iter
 from gipo_mc.algorithms.group_source import GroupSource
 from gipo_mc.algorithms.state import RLState
 from gipo_mc.config import Config, OptimizerConfig, load_config
-from gipo_mc.models.families.llama import ModelShape
+from gipo_mc.models.build import build_model
+from gipo_mc.models.families import read_shape
 from gipo_mc.models.micro_batch import MicroBatch, micro_batches, run_backward
 from gipo_mc.models.readout import response_statistics
-from gipo_mc.models.stage import build_model
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
@@ -44,7 +44,7 @@ def _sequences(vocabulary: int, count: int = 6, longest: int = 9) -> Sequences:
 
 
 def _engine(layout: Layout, *, head: Any = "lm", dtype: torch.dtype = torch.float32, **changes: Any) -> Engine:
-    shape = ModelShape.from_hf(tiny.config(num_hidden_layers=2, **changes))
+    shape = read_shape(tiny.config(num_hidden_layers=2, **changes))
     groups = 2 if head == "critic" else 0
     model = build_model(shape, layout, head=head, groups=groups, dtype=dtype, trainable=True, seed=3)
     return Engine(model, layout, OptimizerConfig(lr=1e-5))

@@ -1,4 +1,4 @@
-"""Tiny Hugging Face Llamas made with transformers, the oracle of the model tests."""
+"""Tiny Hugging Face models made with transformers, the oracle of the model tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+)
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -29,7 +34,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def config(**changes: Any) -> LlamaConfig:
+#: Families beside Llama -> what a tiny one has that `config` does not give it.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": None},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 16},
+}
+
+
+def config(model_type: str = "llama", **changes: Any) -> PreTrainedConfig:
     """4 layers, 4 heads, 2 key-value heads, vocabulary 131; weights large enough for logits of several units."""
     fields: dict[str, Any] = {
         "vocab_size": 131,
@@ -44,25 +57,38 @@ def config(**changes: Any) -> LlamaConfig:
         "pad_token_id": 0,
     }
     # A copy: transformers writes into the rope parameters it is given.
-    return LlamaConfig(**copy.deepcopy(fields | changes))
+    return CONFIG_MAPPING[model_type](**copy.deepcopy(fields | FAMILIES.get(model_type, {}) | changes))
 
 
-def save_lm(folder: Path, *, dtype: torch.dtype = torch.float32, shard: str = "5GB", **changes: Any) -> Path:
-    """A random LlamaForCausalLM saved by transformers."""
+def save_lm(
+    folder: Path, model_type: str = "llama", *, dtype: torch.dtype = torch.float32, shard: str = "5GB", **changes: Any
+) -> Path:
+    """A random language model saved by transformers."""
     torch.manual_seed(1)
-    model = LlamaForCausalLM(config(**changes))
-    for name, parameter in model.named_parameters():  # norms of 1 would hide a norm in the wrong place
-        if "norm" in name:
-            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model = AutoModelForCausalLM.from_config(config(model_type, **changes))
+    _draw_vectors(model)
     model.to(dtype).save_pretrained(folder, max_shard_size=shard)
     return folder
 
 
-def save_reward(folder: Path, *, dtype: torch.dtype = torch.float32, labels: int = 1, **changes: Any) -> Path:
-    """A random LlamaForSequenceClassification saved by transformers."""
+def save_reward(
+    folder: Path, model_type: str = "llama", *, dtype: torch.dtype = torch.float32, labels: int = 1, **changes: Any
+) -> Path:
+    """A random sequence classifier saved by transformers."""
     torch.manual_seed(2)
-    LlamaForSequenceClassification(config(num_labels=labels, **changes)).to(dtype).save_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_config(config(model_type, num_labels=labels, **changes))
+    _draw_vectors(model)
+    model.to(dtype).save_pretrained(folder)
     return folder
+
+
+def _draw_vectors(model: torch.nn.Module) -> None:
+    """Norms of 1 and biases of 0 would hide one in the wrong place."""
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        elif name.endswith("bias"):
+            torch.nn.init.uniform_(parameter, -0.5, 0.5)
 
 
 def let_this_rank_write() -> None:

@@ -229,8 +229,8 @@ def test_opcheck(dtype: torch.dtype) -> None:
     tensors = list(case.values())
     numbers = (10, 0.9, 0.2, 2, 0)
     operators = torch.ops.gipo_mc
-    torch.library.opcheck(operators.token_objective.default, (*tensors, signal, *numbers))
-    sequence_7B, _, statistics_4N = operators.token_objective(*tensors, signal, *numbers)
+    torch.library.opcheck(operators.token_objective.default, (*tensors, *numbers, signal))
+    sequence_7B, _, statistics_4N = operators.token_objective(*tensors, *numbers, signal)
     of_B, of_M = torch.ones_like(sequence_7B[0]), torch.ones(2)
     upstream = (sequence_7B[0], statistics_4N, of_B, None, of_B, None, of_M, of_B[0], of_B)
     torch.library.opcheck(operators.token_objective_gradient.default, (*tensors, *numbers, *upstream))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gipo_mc.config import OptimizerConfig, ParallelConfig
-from gipo_mc.models.families.llama import ModelShape
-from gipo_mc.models.stage import build_model
+from gipo_mc.models.build import build_model
+from gipo_mc.models.families import read_shape
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import replicate_rows
 from gipo_mc.parallel.engine import Engine
@@ -30,7 +30,7 @@ class Part:
 
 
 def _engine(layout: Layout, optimizer: OptimizerConfig | None = None, **options: Any) -> Engine:
-    shape = ModelShape.from_hf(tiny.config(num_hidden_layers=2))
+    shape = read_shape(tiny.config(num_hidden_layers=2))
     model = build_model(shape, layout, head="value", dtype=options.pop("dtype", torch.float32), trainable=True, seed=3)
     return Engine(model, layout, optimizer, **options)
 

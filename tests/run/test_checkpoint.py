@@ -16,10 +16,10 @@ import torch
 from gipo_mc.config import OptimizerConfig, ParallelConfig
 from gipo_mc.data.collate import to_sequences
 from gipo_mc.errors import CheckpointError, StorageError
-from gipo_mc.models.families.llama import ModelShape
+from gipo_mc.models.build import build_model
+from gipo_mc.models.families import read_shape
 from gipo_mc.models.micro_batch import micro_batches
 from gipo_mc.models.readout import group_probabilities, response_statistics, response_values
-from gipo_mc.models.stage import build_model
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
@@ -36,7 +36,7 @@ def _engines(sizes: dict[str, Any], seed: int, groups: int = 2) -> tuple[Layout,
     parallel = {name: value for name, value in sizes.items() if name != "data"}
     config = ParallelConfig(timeout_minutes=1, **parallel)
     layout = runtime.initialize(config, "cpu")
-    shape = ModelShape.from_hf(tiny.config(num_hidden_layers=2, tie_word_embeddings=True))
+    shape = read_shape(tiny.config(num_hidden_layers=2, tie_word_embeddings=True))
     optimizer = OptimizerConfig(lr=1e-2, warmup=3, schedule="linear")
     return layout, {
         role: Engine(

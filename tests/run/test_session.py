@@ -36,9 +36,9 @@ def _train_and_export(rank: int, folder: Path, models: dict[str, str], layout: d
     return start, rollout.sequences
 
 
-@pytest.mark.parametrize("name", ["1", "TP2xPP2"])
-def test_the_trained_policy_generates_the_same_in_transformers(tmp_path: Path, name: str) -> None:
-    models = save_models(tmp_path / "models")
+@pytest.mark.parametrize(("name", "family"), [("1", "llama"), ("TP2xPP2", "llama"), ("TP2xPP2", "qwen3")])
+def test_the_trained_policy_generates_the_same_in_transformers(tmp_path: Path, name: str, family: str) -> None:
+    models = save_models(tmp_path / "models", model_type=family)
     layout = LAYOUTS[name]
     ranks = layout.get("tensor", 1) * layout.get("pipeline", 1)
     start, sequences = run_ranks(_train_and_export, ranks, tmp_path, models, layout)[0]

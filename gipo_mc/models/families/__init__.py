@@ -1,1 +1,71 @@
-"""Model families: a Hugging Face config in, Megatron flags and a table of tensors out; one file each."""
+"""Families of models, a file each. Config.json decides which one a checkpoint belongs to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from gipo_mc.errors import CheckpointError, ConfigError
+from gipo_mc.models.families.base import Family
+from gipo_mc.models.families.llama import Llama
+from gipo_mc.models.families.mistral import Mistral
+from gipo_mc.models.families.qwen2 import Qwen2
+from gipo_mc.models.families.qwen3 import Qwen3
+from gipo_mc.models.shape import ModelShape
+
+#: model_type of config.json -> family. docs/recipes/model_family.md says how to add one.
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (Llama(), Mistral(), Qwen2(), Qwen3())}
+
+
+def family_of(shape: ModelShape) -> Family:
+    """The family of a shape."""
+    return FAMILIES[shape.family]
+
+
+def read_shape(source: str | Path | PreTrainedConfig) -> ModelShape:
+    """The shape of a Hugging Face folder or config.
+
+    Raises CheckpointError if there is no readable config.json, ConfigError for another kind of model, listing the
+    supported ones, or listing every feature of the model that is not supported.
+    """
+    if isinstance(source, PreTrainedConfig):
+        name = source.name_or_path or "the model"
+        return _family(source.model_type, name).shape(source, name)
+    folder = Path(source)
+    raw = _read_json(folder)
+    family = _family(raw.get("model_type"), str(folder / "config.json"))
+    try:
+        config = type(family.new_config()).from_dict(raw)
+    except Exception as error:  # transformers validates with several exception types of its own
+        raise CheckpointError(f"{folder / 'config.json'} is not a valid {family.hf_name} config: {error}") from error
+    return family.shape(config, str(folder))
+
+
+def hf_config(shape: ModelShape, **overrides: Any) -> PreTrainedConfig:
+    """The Hugging Face config of a shape, with fields of the caller's (architectures, dtype, num_labels)."""
+    return family_of(shape).hf_config(shape, **overrides)
+
+
+def _family(model_type: Any, where: str) -> Family:
+    if model_type not in FAMILIES:
+        raise ConfigError(
+            f"{where} describes model_type={model_type!r}, which cannot be trained here. Supported are dense models of "
+            f"the families {', '.join(FAMILIES)}; mixtures of experts are not."
+        )
+    return FAMILIES[model_type]
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} has no config.json: give a Hugging Face checkpoint, a folder with config.json and *.safetensors."
+        )
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    return raw if isinstance(raw, dict) else {}

@@ -22,10 +22,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gipo_mc.errors import ConfigError, StorageError
-from gipo_mc.models.families.llama import ModelShape
+from gipo_mc.models.families import family_of
+from gipo_mc.models.shape import ModelShape
 from gipo_mc.models.stage import StageModel
 from gipo_mc.models.weights.hf_load import INDEX
-from gipo_mc.models.weights.mapping import EMBEDDING, OUTPUT, SCORE, stage_mappings, trunk_tensors
+from gipo_mc.models.weights.table import EMBEDDING, OUTPUT, SCORE, stage_mappings, trunk_tensors
 from gipo_mc.parallel.collectives import gather_in_rank_order
 
 #: Largest file, unless one tensor is larger.
@@ -42,8 +43,8 @@ def export_hf_weights(
 ) -> None:
     """Write the model (all ranks call; `folder` is on a file system that they share).
 
-    A language model becomes a LlamaForCausalLM, a reward or value model a LlamaForSequenceClassification with one
-    label. Weights are converted to `dtype` (default: the model's). `config` adds or replaces fields of config.json
+    A language model becomes its family's ...ForCausalLM, a reward or value model its ...ForSequenceClassification with
+    one label. Weights are converted to `dtype` (default: the model's). `config` adds or replaces fields of config.json
     (for example pad_token_id). Weight files of an earlier export in the folder are removed, other files stay; the
     tokenizer is the caller's to save.
     Raises ConfigError for a critic with a group head, StorageError on every rank if a file cannot be written.
@@ -143,10 +144,11 @@ def _write_rest(
     model: StageModel, folder: Path, dtype: torch.dtype, plan: dict[str, dict[str, Any]], fields: dict[str, Any]
 ) -> str | None:
     """Index, config.json, and away with the weight files of an earlier export."""
+    family = family_of(model.shape)
     if model.head == "lm":
-        fields = {"architectures": ["LlamaForCausalLM"], **fields}
+        fields = {"architectures": [family.causal_lm], **fields}
     else:
-        fields = {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1, **fields}
+        fields = {"architectures": [family.sequence_classifier], "num_labels": 1, **fields}
     try:
         for old in folder.glob("*.safetensors"):
             if old.name not in plan:
@@ -161,7 +163,7 @@ def _write_rest(
             index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         else:
             index.unlink(missing_ok=True)
-        model.shape.to_hf(dtype=dtype, **fields).save_pretrained(folder)
+        family.hf_config(model.shape, dtype=dtype, **fields).save_pretrained(folder)
     except OSError as error:
         return f"{folder} cannot be written: {error} ({shutil.disk_usage(folder).free:,} bytes free)"
     return None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gipo_mc.errors import CheckpointError
 from gipo_mc.models.stage import StageModel
-from gipo_mc.models.weights.mapping import EMBEDDING, HEADS, OUTPUT, SCORE, load_parameters, trunk_tensors
+from gipo_mc.models.weights.table import EMBEDDING, HEADS, OUTPUT, SCORE, load_parameters, trunk_tensors
 
 INDEX = "model.safetensors.index.json"
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -106,7 +106,7 @@ def stored_dtype(source: SafetensorsFolder) -> torch.dtype:
 
 
 def load_hf_weights(model: StageModel, folder: str | Path, *, fresh_head: bool | None = None) -> None:
-    """Fill this stage of the model from a Hugging Face folder (LlamaForCausalLM or LlamaForSequenceClassification).
+    """Fill this stage of the model from a Hugging Face folder (a language model or a sequence classifier).
 
     A language model needs the output projection (or tied embeddings). The head of a reward model, and the value head of
     a critic, come from `score.weight` with one label. Where the checkpoint has none, the head stays as it was built if

@@ -20,11 +20,13 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from gipo_mc.models.families.llama import ModelShape
-from gipo_mc.models.stage import HeadKind, StageModel, build_model
+from gipo_mc.models.build import build_model
+from gipo_mc.models.families import family_of, read_shape
+from gipo_mc.models.shape import ModelShape
+from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.models.weights.hf_export import export_hf_weights
 from gipo_mc.models.weights.hf_load import SafetensorsFolder, load_hf_weights, stored_dtype
-from gipo_mc.models.weights.mapping import OUTPUT, SCORE
+from gipo_mc.models.weights.table import OUTPUT, SCORE
 from gipo_mc.parallel.collectives import gather_in_rank_order, on_main
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
@@ -57,7 +59,7 @@ def check_checkpoint(folder: str | Path, layout: Layout, *, rows: int = 2, lengt
     Raises ConfigError or CheckpointError where the checkpoint cannot be loaded at all.
     """
     folder = Path(folder)
-    shape = ModelShape.from_hf(folder)
+    shape = read_shape(folder)
     source = SafetensorsFolder(folder)
     head: HeadKind = "reward" if SCORE in source.shapes else "lm"
     model = build_model(shape, layout, head=head, dtype=torch.float32, trainable=False, initialize=False)
@@ -104,9 +106,8 @@ def _outputs(model: StageModel, hidden_LBH: Tensor, layout: Layout) -> Tensor:
 
 
 def _transformers_outputs(folder: Path, head: str, tokens_BL: Tensor) -> Tensor:
-    from transformers import LlamaForCausalLM, LlamaForSequenceClassification
-
-    kind: Any = LlamaForCausalLM if head == "lm" else LlamaForSequenceClassification
+    family = family_of(read_shape(folder))
+    kind: Any = family.hf_class(family.causal_lm if head == "lm" else family.sequence_classifier)
     reference = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True).eval()
     with torch.no_grad():
         if head == "lm":
@@ -126,7 +127,7 @@ def _compare_folders(source: SafetensorsFolder, copy: SafetensorsFolder, shape: 
             different.append(name)
     found = f"{len(names)} tensors" if not different else f"{len(different)} differ: {', '.join(different[:3])}"
     config = json.loads((copy.folder / "config.json").read_text(encoding="utf-8"))
-    same = ModelShape.from_hf(copy.folder) == shape
+    same = read_shape(copy.folder) == shape
     return [
         Check("weights there and back, bit for bit", found, not different),
         Check("config.json there and back", ", ".join(config.get("architectures", [])), same),

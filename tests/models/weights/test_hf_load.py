@@ -13,12 +13,13 @@ from torch import Tensor
 
 from gipo_mc.config import ParallelConfig
 from gipo_mc.errors import CheckpointError, ConfigError, StorageError
-from gipo_mc.models.families.llama import ModelShape
-from gipo_mc.models.stage import build_model
+from gipo_mc.models.build import build_model
+from gipo_mc.models.families import read_shape
 from gipo_mc.models.weights import hf_export
 from gipo_mc.models.weights.hf_export import export_hf_weights
 from gipo_mc.models.weights.hf_load import INDEX, SafetensorsFolder, load_hf_weights
-from gipo_mc.models.weights.mapping import Rank, load_parameters
+from gipo_mc.models.weights.mapping import Rank
+from gipo_mc.models.weights.table import load_parameters
 from gipo_mc.parallel import runtime
 from tests.models.tiny import VARIANTS, save_lm, save_reward
 from tests.ranks import parallel_config, run_ranks
@@ -26,7 +27,7 @@ from tests.ranks import parallel_config, run_ranks
 
 def load(rank: int, folder: Path, head: Any, trainable: bool) -> dict[str, Tensor]:
     layout = runtime.initialize(ParallelConfig(), "cpu")
-    shape = ModelShape.from_hf(folder)
+    shape = read_shape(folder)
     model = build_model(shape, layout, head=head, groups=2, dtype=torch.float32, trainable=trainable, seed=3)
     load_hf_weights(model, folder)
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -146,7 +147,7 @@ class Recorder:
 
 def record(rank: int, parallel: ParallelConfig, folder: Path) -> dict[str, int]:
     layout = runtime.initialize(parallel, "cpu")
-    shape = ModelShape.from_hf(folder)
+    shape = read_shape(folder)
     model = build_model(shape, layout, head="lm", dtype=torch.float32, trainable=True, initialize=False)
     source = Recorder(folder)
     load_parameters(model, source)
@@ -170,7 +171,7 @@ def test_shares_are_contiguous_and_complete() -> None:
 
 def export_to(rank: int, folder: Path, target: Path, head: Any, full_disk: bool) -> str:
     layout = runtime.initialize(ParallelConfig(pipeline=2), "cpu")
-    model = build_model(ModelShape.from_hf(folder), layout, head=head, groups=2, dtype=torch.float32, trainable=False)
+    model = build_model(read_shape(folder), layout, head=head, groups=2, dtype=torch.float32, trainable=False)
     if full_disk and rank == 1:
 
         def no_space(*args: Any, **kwargs: Any) -> None:

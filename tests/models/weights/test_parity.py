@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from gipo_mc.config import ParallelConfig
-from gipo_mc.models.families.llama import ModelShape
-from gipo_mc.models.stage import build_model
+from gipo_mc.models.build import build_model
+from gipo_mc.models.families import read_shape
 from gipo_mc.models.weights.hf_export import export_hf_weights
 from gipo_mc.models.weights.hf_load import load_hf_weights
 from gipo_mc.models.weights.parity import Check, check_checkpoint
@@ -70,7 +70,7 @@ def test_a_single_wrong_weight_is_found_on_every_rank(tmp_path: Path) -> None:
 
 def export(rank: int, parallel: ParallelConfig, source: Path, target: Path, head: str) -> None:
     layout = runtime.initialize(parallel, "cpu")
-    shape = ModelShape.from_hf(source)
+    shape = read_shape(source)
     model = build_model(shape, layout, head=head, dtype=torch.float32, trainable=True)  # type: ignore[arg-type]
     load_hf_weights(model, source)
     export_hf_weights(model, target, config={"pad_token_id": 0}, shard_bytes=20_000)

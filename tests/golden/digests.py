@@ -1,8 +1,8 @@
 """Digests of whole runs: what a change of the code that is meant to change no number has to leave as it was.
 
-    python tests/digests.py                       run everything, compare with tests/digests.json
-    python tests/digests.py --record FILE.json    run everything, write the digests
-    python tests/digests.py --only gi_ppo         the runs whose name begins with this
+    python tests/golden/digests.py                       run everything, compare with tests/golden/digests.json
+    python tests/golden/digests.py --record FILE.json    run everything, write the digests
+    python tests/golden/digests.py --only gi_ppo         the runs whose name begins with this
 
 Ten iterations of SFT, reward model, DPO, PPO and GI-PPO, and of the forms of GI-PPO that take other paths, in the
 layouts 1, TP2, TP2 x PP2 and DP2. A digest is the SHA-256 of every parameter and Adam moment of the last checkpoint, of
@@ -31,7 +31,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ.update(OMP_NUM_THREADS="1", CUDA_DEVICE_MAX_CONNECTIONS="1", HF_HUB_OFFLINE="1", GLOO_SOCKET_IFNAME="lo")
 
@@ -41,7 +41,7 @@ from transformers.utils import logging as transformers_logging  # noqa: E402
 
 from gipo_mc.data.synthetic import builtin_llama_config, builtin_tokenizer  # noqa: E402
 
-RECORD = ROOT / "tests" / "digests.json"
+RECORD = ROOT / "tests" / "golden" / "digests.json"
 ITERATIONS = 10
 LAYOUTS = {
     "1": (1, []),

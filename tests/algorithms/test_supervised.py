@@ -7,8 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from gipo_mc.algorithms.dpo import dpo_loss
-from gipo_mc.algorithms.reward_model import preference_correct, preference_loss_sum
-from gipo_mc.algorithms.sft import cross_entropy_sum
+from gipo_mc.algorithms.supervised import cross_entropy_sum, preference_correct, preference_loss_sum
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 

@@ -1,0 +1,94 @@
+"""Sizes of a model, of whatever family, and whether they fit a layout, the data and the tokenizer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gipo_mc.errors import ConfigError
+
+#: The vocabulary is padded to a multiple of this, so that every tensor-parallel size up to 64 that is a power of two
+#: sees the same padded size (a checkpoint's global shapes do not depend on the layout). Llama's own sizes (32000,
+#: 128256) are multiples already.
+VOCAB_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes and constants of one model.
+
+    head_dim: width of one head; hidden_size / heads in many models, but free here.
+    family: key of `gipo_mc.models.families.FAMILIES`, which knows everything that is no size.
+    rope_scaling: () for plain rotary embeddings, else the sorted items of HF's rope parameters (rope_type, factor and
+        for llama3 low_freq_factor, high_freq_factor, original_max_position_embeddings).
+    *_token_id: kept for export only; the tokenizer decides what this package pads and ends with.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    max_positions: int = 2048
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: tuple[tuple[str, float | str], ...] = ()
+    tied: bool = False
+    initializer_range: float = 0.02
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+    family: str = "llama"
+
+    def padded_vocab(self, tensor: int) -> int:
+        """Rows of the embedding in Megatron: `vocab_size` rounded up so that `tensor` ranks share them evenly."""
+        multiple = math.lcm(VOCAB_MULTIPLE, tensor)
+        return -(-self.vocab_size // multiple) * multiple
+
+    def check(self, tensor: int, pipeline: int, *, sequence_length: int = 0, tokenizer_size: int = 0) -> None:
+        """Can this model run on `tensor` x `pipeline` ranks, with these tokens? Pure arithmetic, before any group.
+
+        sequence_length: longest prompt + response in tokens; 0: not asked.
+        tokenizer_size: one more than the tokenizer's highest id; 0: not asked.
+        Raises ConfigError with every problem, its numbers and the fix.
+        """
+        problems = []
+        for label, size in (
+            ("attention heads", self.heads),
+            ("key-value heads", self.kv_heads),
+            ("feed-forward columns", self.intermediate_size),
+        ):
+            if size % tensor:
+                problems.append(
+                    f"parallel.tensor={tensor} does not divide the model's {size} {label}: use {_divisors(self)}"
+                )
+        if self.layers % pipeline:
+            fits = [n for n in range(1, self.layers + 1) if self.layers % n == 0]
+            problems.append(
+                f"parallel.pipeline={pipeline} does not divide the model's {self.layers} layers: "
+                f"use one of {', '.join(map(str, fits))}"
+            )
+        if sequence_length > self.max_positions:
+            problems.append(
+                f"{sequence_length} tokens of prompt and response do not fit the model's {self.max_positions} "
+                "positions: lower data.prompt_length, data.sequence_length or rollout.max_new_tokens"
+            )
+        if tokenizer_size > self.vocab_size:
+            problems.append(
+                f"the tokenizer has ids up to {tokenizer_size - 1}, but the model's vocabulary ends at "
+                f"{self.vocab_size - 1}: give the tokenizer that belongs to the model (model.tokenizer)"
+            )
+        if problems:
+            raise ConfigError("The model does not fit the layout or the data:\n" + bullets(problems))
+
+
+def _divisors(shape: ModelShape) -> str:
+    common = math.gcd(shape.heads, shape.kv_heads, shape.intermediate_size)
+    return "one of " + ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
+
+
+def bullets(lines: list[str]) -> str:
+    """One line each, for the end of an error message."""
+    return "\n".join(f"  - {line}" for line in lines)

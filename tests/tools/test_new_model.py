@@ -1,0 +1,28 @@
+"""scripts/new_model.py: a model of each family that loads here and in transformers, from a line of text."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from gipo_mc.data.tokenizer import load_tokenizer
+from gipo_mc.models.families import FAMILIES, read_shape
+from scripts.new_model import main
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_model_of_each_family(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"prompt": "The dog", "response": "runs to the park."}) + "\n")
+    words = f"--out {tmp_path / 'model'} --data {data} --family {family} --vocab 270 --hidden 32 --layers 2"
+    monkeypatch.setattr(sys, "argv", ["new_model.py", *words.split()])
+    assert main() == 0
+    shape, tokenizer = read_shape(tmp_path / "model"), load_tokenizer(str(tmp_path / "model"))
+    assert (shape.family, shape.layers, shape.head_dim, shape.vocab_size) == (family, 2, 8, len(tokenizer))
+    assert tokenizer.decode(tokenizer("The dog", add_special_tokens=False).input_ids) == "The dog"
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert type(model).__name__ == FAMILIES[family].causal_lm

@@ -64,8 +64,6 @@ LONG_FUNCTIONS = {
     "gipo_mc/ops/token_objective.py:token_objective": "to be split",
     "gipo_mc/ops/token_statistics.py:token_statistics": "to be split",
 }
-#: Circles that are known and to be broken.
-CIRCLES = ({"gipo_mc.models.stage", "gipo_mc.models.weights.mapping"},)
 
 
 def layer_of(module: str) -> str | None:
@@ -231,10 +229,7 @@ def test_sizes_of_functions():
 def test_no_modules_import_each_other():
     sources = {module_name(p): (p.read_text("utf-8"), p.name == "__init__.py") for p in python_files("gipo_mc")}
     found = circles(sources)
-    new = [circle for circle in found if circle not in CIRCLES]
-    assert not new, "\n".join(f"import each other: {', '.join(sorted(circle))}" for circle in new)
-    broken = [circle for circle in CIRCLES if circle not in found]
-    assert not broken, f"broken, so take it out of CIRCLES: {broken}"
+    assert not found, "\n".join(f"import each other: {', '.join(sorted(circle))}" for circle in found)
 
 
 def test_native_sources_know_no_torch():

@@ -63,7 +63,7 @@ def _anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def readme_commands(text: str) -> list[list[str]]:
+def page_commands(text: str) -> list[list[str]]:
     """Shell commands of the fenced blocks marked sh, bash, shell or console, as words; comments and output left out."""
     commands = []
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
@@ -80,43 +80,43 @@ def readme_commands(text: str) -> list[list[str]]:
     return commands
 
 
-def readme_violations(text: str, root: Path = ROOT) -> list[str]:
-    """Paths, make targets and configuration keys that the README names and the repository does not have."""
+def named_violations(page: str, text: str, root: Path = ROOT) -> list[str]:
+    """Paths, make targets and configuration keys that a page names and the repository does not have."""
     folders = r"(?:gipo_mc|scripts|configs|tests|docs|benchmarks|csrc|examples)"
     found = []
-    commands = readme_commands(text)
+    commands = page_commands(text)
     quoted = [word for span in re.findall(r"`([^`\n]+)`", text) for word in span.split()]
-    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text)
-    for word in [*(w for c in commands for w in c), *quoted, *links]:
+    for word in [*(w for c in commands for w in c), *quoted]:
         path = word.strip("'\",;").rstrip(".").split("::")[0]
-        is_path = re.fullmatch(rf"(?:\./)?{folders}/[\w./*-]*", path) or path in links
+        is_path = re.fullmatch(rf"(?:\./)?{folders}/[\w./*-]*", path)
         if is_path and not any(root.glob(path.removeprefix("./").rstrip("/"))):
-            found.append(f"the README names {word}, which is not there")
+            found.append(f"{page} names {word}, which is not there")
     makefile = root / "Makefile"
     targets = set(re.findall(r"^([a-z]+):", makefile.read_text(), flags=re.MULTILINE)) if makefile.exists() else set()
     for words in commands:
         if words[0] == "make":
             named = [w for w in words[1:] if re.fullmatch(r"[a-z]+", w)]
-            found += [f"the README says make {t}, and there is no such target" for t in named if t not in targets]
+            found += [f"{page} says make {t}, and there is no such target" for t in named if t not in targets]
         train = next((i for i, w in enumerate(words) if re.search(r"scripts/train_\w+\.py$", w)), None)
         if train is not None:
-            found += _train_command_violations(words[train + 1 :], root)
+            found += _train_command_violations(page, words[train + 1 :], root)
     return found
 
 
-def _train_command_violations(words: list[str], root: Path) -> list[str]:
+def _train_command_violations(page: str, words: list[str], root: Path) -> list[str]:
     config = words[words.index("--config") + 1] if "--config" in words else None
     overrides = [w for w in words if re.match(r"[a-z_]+(\.[a-z_]+)*=", w)]
     try:
         load_config(str(root / config) if config else None, overrides)
     except Exception as error:
-        return [f"the README's command `{' '.join(words)}` is refused: {error}"]
+        return [f"{page}: `{' '.join(words)}` is refused: {error}"]
     return []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_links(path: Path):
-    violations = link_violations(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
+def test_what_a_page_names_is_there(path: Path):
+    name, text = path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
+    violations = link_violations(name, text) + named_violations(name, text)
     assert not violations, "\n".join(violations)
 
 
@@ -124,15 +124,6 @@ def test_the_pages_state_the_layers_in_the_same_words():
     texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in LAYER_PAGES if (ROOT / name).is_file()}
     assert len(texts) == len(LAYER_PAGES), f"of {', '.join(LAYER_PAGES)} there is only {', '.join(texts)}"
     violations = [v for name, text in texts.items() for v in layer_rule_violations(name, text)]
-    assert not violations, "\n".join(violations)
-
-
-def test_readme():
-    readme = ROOT / "README.md"
-    assert readme.is_file(), "there is no README.md"
-    text = readme.read_text(encoding="utf-8")
-    assert readme_commands(text), "the README shows no command"
-    violations = readme_violations(text)
     assert not violations, "\n".join(violations)
 
 
@@ -144,17 +135,16 @@ def test_readme():
         "```console\n$ torchrun scripts/train_sft.py --config configs/missing.yaml\n```",
         "```bash\ntorchrun scripts/train_gi_ppo.py \\\n  parallel.tensors=2\n```",
         "see `gipo_mc/no_such_file.py`",
-        "see [the design](docs/no_such_page.md#part)",
     ],
 )
-def test_readme_rule_finds(text: str):
-    assert readme_violations(text)
+def test_rule_of_names_finds(text: str):
+    assert named_violations("x.md", text)
 
 
-def test_readme_rule_allows():
+def test_rule_of_names_allows():
     text = "```bash\nmake test  # all of it\n```\n`gipo_mc/types.py` `scripts/*` [x](LICENSE) [y](https://a.org/b)"
     text += "\n```console\n$ torchrun --nproc-per-node 2 gipo_mc/types.py\nscripts/this_is_output.py\n```"
-    assert readme_violations(text) == []
+    assert named_violations("x.md", text) == []
 
 
 def test_link_rule_finds(tmp_path: Path):

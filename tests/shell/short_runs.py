@@ -1,4 +1,4 @@
-"""Make the commands of this process short: what a configuration or an option asks for is cut after it was parsed.
+"""Make the commands of this process short: what a configuration asks for is cut after it was parsed.
 
 The command line, the configuration files, the checks and the code are those of the user; only sizes are smaller, and
 data sets of the hub are read from local files. Called in a fork (tests/shell/lines.py), because nothing is put back.
@@ -6,7 +6,6 @@ data sets of the hub are read from local files. Called in a fork (tests/shell/li
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import random
@@ -26,13 +25,6 @@ LIMITS: dict[str, dict[str, Any]] = {
     "parallel": {"micro_batch_size": 8},
     "eval": {"prompts": 4},
 }
-#: Options of commands that have no configuration: description's first words -> values.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "One optimizer step of SFT": {
-        "vocabulary": 64, "hidden": 32, "layers": 2, "sequences": 4, "mini_batch": 2, "micro_batch": 2, "prompt": 4,
-        "response": 8, "rounds": 1, "repeats": 1, "logit_rows": [0],
-    },
-}  # fmt: skip
 
 
 def shorten(hub: Path) -> None:
@@ -47,16 +39,6 @@ def shorten(hub: Path) -> None:
 
     Config.model_validate = shortened  # type: ignore[method-assign, assignment]
     sources._load_hub = lambda _, name, options: _hub_rows(hub, name, options)
-    parsed = argparse.ArgumentParser.parse_known_args
-
-    def parse(parser: argparse.ArgumentParser, *given: Any, **more: Any) -> Any:
-        namespace, rest = parsed(parser, *given, **more)
-        for words, values in OPTIONS.items():
-            if str(parser.description).startswith(words):
-                vars(namespace).update(values)
-        return namespace, rest
-
-    argparse.ArgumentParser.parse_known_args = parse  # type: ignore[method-assign, assignment]
 
 
 def cut(config: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,8 @@ def run_command(
 ) -> int:
     """Parse `[--config FILE] [key.sub=value ...]`, check it against the ranks there are, and call `work`.
 
-    builtin: configuration of the built-in task, put underneath the user's where that names neither model nor data.
+    builtin: configuration of the built-in task, put underneath the user's where that names neither data nor a model
+    but the reward, of which that task may have another.
     Returns the exit code: 0, that of the `GipoError` that ended the run, or 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(
@@ -74,8 +75,8 @@ def report_error(error: GipoError) -> int:
 
 
 def _names_nothing(config: Config) -> bool:
-    data = config.data
-    return config.model == ModelConfig() and not (data.prompts or data.preferences or data.demonstrations)
+    data, models = config.data, config.model.model_copy(update={"reward": ""})
+    return models == ModelConfig() and not (data.prompts or data.preferences or data.demonstrations)
 
 
 def _options() -> str:

@@ -11,6 +11,7 @@ import pytest
 from gipo_mc.config import Config, load_config
 from gipo_mc.errors import ConfigError
 from gipo_mc.training import builtin
+from gipo_mc.training.command import run_command
 
 BASES = {name: getattr(builtin, f"{name}_base") for name in ("sft", "reward", "dpo", "gi_ppo")}
 
@@ -24,6 +25,21 @@ def test_the_built_in_task_loads_without_a_word_from_the_user(name: str) -> None
 @pytest.mark.parametrize("name", BASES)
 def test_the_built_in_task_follows_the_run_folder_that_is_given(name: str) -> None:
     assert load_config(None, ["run.dir=/elsewhere"], BASES[name]()).model.policy.startswith("/elsewhere/builtin_")
+
+
+@pytest.mark.parametrize("words", [[], ["model.reward=python:my.rewards:score"], ["policy.lr=1"]])
+def test_the_built_in_task_is_there_for_who_names_no_data_and_no_policy(words: list[str]) -> None:
+    seen: list[Config] = []
+    assert run_command("test", seen.append, argv=words, builtin=builtin.gi_ppo_base) == 0
+    assert seen[0].data.prompts == ["builtin"]
+    assert seen[0].model.reward == (words[0].partition("=")[2] if "reward" in str(words) else builtin.PROXY)
+
+
+@pytest.mark.parametrize("word", ["model.policy=mine", "model.critic=mine", "data.prompts=mine.jsonl"])
+def test_the_built_in_task_keeps_out_of_what_is_named(word: str) -> None:
+    seen: list[Config] = []
+    run_command("test", seen.append, argv=[word], builtin=builtin.gi_ppo_base)
+    assert seen[0].model.reward == "" and "builtin" not in str(seen[0].data)
 
 
 def test_the_built_in_reward_of_rl_is_the_proxy_and_ppo_is_beside_it() -> None:

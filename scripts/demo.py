@@ -26,6 +26,7 @@ from gipo_mc.tools.builtin import PPO
 
 #: Iterations of GI-PPO on four ranks. On two cores these take four times as long as on one rank, which does the others.
 SHARED = 20
+MOST_RANKS = 4
 REGIME = (
     "The reward here is the task's own proxy, a noisy function that pays for a habit the gold reward punishes; the "
     "reward model that the demo trains is shown beside it and rewards nothing. Each method has the settings that the "
@@ -50,7 +51,7 @@ def steps(folder: Path, iterations: int) -> Iterator[tuple[str, int, str, list[s
     yield "PPO with KL penalty", 1, "train_gi_ppo.py", [*PPO, "run.name=builtin_ppo", *rl]
     first = min(SHARED, iterations or SHARED)
     if max(checkpoint.steps(folder / "builtin_gi_ppo" / "checkpoints"), default=0) < first:
-        yield f"GI-PPO, {first} iterations with TP2 x PP2", 4, "train_gi_ppo.py", [f"run.iterations={first}"]
+        yield f"GI-PPO, {first} iterations with TP2 x PP2", MOST_RANKS, "train_gi_ppo.py", [f"run.iterations={first}"]
     if iterations != first:
         yield "GI-PPO, going on from its checkpoint on one rank", 1, "train_gi_ppo.py", rl
 
@@ -62,10 +63,11 @@ def main() -> int:
     options = parser.parse_args()
     scripts = Path(__file__).resolve().parent
     begin = time.monotonic()
+    # One GPU for a rank. A machine with fewer shows the same on its CPU cores, and all of it there: a run that goes on
+    # with other ranks keeps its device's number type.
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = "cuda" if gpus >= MOST_RANKS else "cpu"
     for what, ranks, script, overrides in steps(options.dir, options.iterations):
-        # One GPU for a rank; a machine with fewer shows the same on its CPU cores.
-        device = "cuda" if gpus >= ranks else "cpu"
         command = [sys.executable]
         if ranks > 1:
             command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]

@@ -2,7 +2,7 @@
 
 from gipo_mc.config.help import MARKS_MEAN, describe
 from gipo_mc.config.layout import check_layout
-from gipo_mc.config.load import changes, load_config, save_config, validate, values
+from gipo_mc.config.load import changes, load_config, names_nothing, save_config, validate, values
 from gipo_mc.config.schema import (
     AlgorithmConfig,
     CheckpointConfig,
@@ -38,6 +38,7 @@ __all__ = [
     "check_layout",
     "describe",
     "load_config",
+    "names_nothing",
     "options",
     "resume_rule",
     "save_config",

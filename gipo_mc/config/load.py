@@ -24,7 +24,22 @@ def load_config(path: str | None, overrides: list[str], base: dict[str, Any] | N
 
     Raises ConfigError naming every problem at once.
     """
-    layers = [OmegaConf.create(base or {})]
+    return _validate(_read(path, overrides, base or {}))
+
+
+def names_nothing(path: str | None, overrides: list[str]) -> bool:
+    """Does the user name neither a model nor training data? Other keys are not looked at. Raises ConfigError where the
+    configuration cannot be read."""
+    raw = _read(path, overrides, {})
+    model, data = raw.get("model"), raw.get("data")
+    if not isinstance(model, dict) or not isinstance(data, dict):
+        return False
+    return not (any(model.values()) or any(data.get(key) for key in ("prompts", "preferences", "demonstrations")))
+
+
+def _read(path: str | None, overrides: list[str], base: dict[str, Any]) -> dict[str, Any]:
+    """All layers merged and resolved, not validated."""
+    layers = [OmegaConf.create(base)]
     try:
         if path:
             if not Path(path).is_file():
@@ -46,7 +61,7 @@ def load_config(path: str | None, overrides: list[str], base: dict[str, Any] | N
         if type(error).__module__.startswith("yaml"):
             raise ConfigError(f"The configuration {path} is not valid YAML: {error}") from error
         raise
-    return _validate(raw)  # type: ignore[arg-type]
+    return raw  # type: ignore[return-value]
 
 
 def _filled(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class ParallelConfig(Section):
 
 
 class ModelConfig(Section):
-    policy: str = changeable("", description="HF folder or hub name, or a run's checkpoint; empty with builtin data")
+    policy: str = changeable("", description="HF folder or hub name, or a run's checkpoint")
     reference: str = fixed_by_content(
         "", description="frozen reference of RL's KL and of DPO; empty: the policy's start"
     )

@@ -42,7 +42,7 @@ def _forward(
     signal_form: int,
 ) -> tuple[Tensor, Tensor]:
     """[6, B], the fields of GroupObjective a sequence, and [2 M + 1], its sums. estimator and signal_form: positions in
-    checks.ESTIMATORS and SCORES."""
+    checks.ESTIMATORS and SIGNAL_FORMS."""
     tokens = [x.contiguous() for x in (logp_BT, behaviour_logp_BT, reference_logp_BT, advantage_BT)]
     vectors = [x.contiguous() for x in (length_B, group_probs_BM, behaviour_signal_B, kl_weight_B)]
     (batch, time), groups = logp_BT.shape, group_probs_BM.shape[1]

@@ -18,12 +18,12 @@ from gipo_mc.rl.experience import Experience, SignalForm
 class Objective:
     """The group objective of rows of the experience, as a function of the policy's log-probs of their tokens.
 
-    form: of the signal S_i. weight_BT: X_it of log pi X_it in the signal, where it is not the advantage of `inputs`.
+    form: of the signal S_i. signal_weight_BT: X_it of log pi X_it in the signal, where that is not the advantage.
     """
 
     inputs: ObjectiveInputs
     form: SignalForm
-    weight_BT: Tensor | None
+    signal_weight_BT: Tensor | None
     clip: float
     kl_estimator: str
 
@@ -41,16 +41,16 @@ class Objective:
 
     def rows(self, rows_B: Tensor) -> Objective:
         """That of the rows `rows_B` (int64 [b])."""
-        weight_BT = None if self.weight_BT is None else self.weight_BT[rows_B]
-        return replace(self, inputs=self.inputs.rows(rows_B), weight_BT=weight_BT)
+        signal_weight_BT = None if self.signal_weight_BT is None else self.signal_weight_BT[rows_B]
+        return replace(self, inputs=self.inputs.rows(rows_B), signal_weight_BT=signal_weight_BT)
 
     def of_log_probs(self, logp_BT: Tensor) -> GroupObjective:
         """From log-probs [B, T]. A signal whose log-probs have a weight of their own takes a second pass of the op, for
         its value and its sums by group."""
-        if self.weight_BT is None:
+        if self.signal_weight_BT is None:
             return self._group_objective(logp_BT, self.inputs, self.form)
         objective = self._group_objective(logp_BT, self.inputs, "ratio")
-        signal = self._group_objective(logp_BT, self.inputs._replace(advantage_BT=self.weight_BT), self.form)
+        signal = self._group_objective(logp_BT, self.inputs._replace(advantage_BT=self.signal_weight_BT), self.form)
         return objective._replace(signal_B=signal.signal_B, mass_M=signal.mass_M, weighted_M=signal.weighted_M)
 
     def of_hidden(
@@ -62,7 +62,7 @@ class Objective:
         objective; otherwise the log-probs stand between. The numbers are the same.
         """
         at_once = not logit_rows or len(part.state_N) <= logit_rows
-        if holds_the_vocabulary() and at_once and self.weight_BT is None:
+        if holds_the_vocabulary() and at_once and self.signal_weight_BT is None:
             return token_objective(
                 model.lm_logits(response_states(hidden_LBH, part)),
                 part.target_N,

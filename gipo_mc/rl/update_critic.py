@@ -73,8 +73,9 @@ class CriticLoss:
             detach = settings.group_trunk == "detached"
             probs_BM = group_probabilities(model, hidden_LBH, part, reads=settings.group_input, detach=detach)
             signal_B = experience.inputs.behaviour_signal_B[part.rows_B]
-            weights = settings.beta_critic, settings.balance
-            loss = loss + classifier_loss_terms(probs_BM, signal_B, self.statistics, *weights)
+            loss = loss + classifier_loss_terms(
+                probs_BM, signal_B, self.statistics, beta=settings.beta_critic, balance=settings.balance
+            )
             outputs["groups"] = probs_BM.detach()
         return outputs | {"loss": loss}
 

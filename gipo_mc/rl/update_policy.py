@@ -137,15 +137,15 @@ def _penalty_gradient(
     bounded, statistics = bounded_beta(
         beta, statistics, mass_floor=settings.mass_floor, cap=settings.reweight_cap or math.inf
     )
-    weight_B = relative_weight(bounded, statistics, probs_BM)
+    relative_B = relative_weight(bounded, statistics, probs_BM)
     log.add(
         beta=float(bounded),
         group_variance=float(statistics.variance),
-        weight_negative=float((weight_B < 0).float().mean()),
+        weight_negative=float((relative_B < 0).float().mean()),
         # Around their mean of 1, PPO's own weight: how large the penalty is beside PPO.
-        weight_std=float(weight_B.std(correction=0)),
+        weight_std=float(relative_B.std(correction=0)),
     )
-    log.largest(weight_max=float(weight_B.max()))
+    log.largest(weight_max=float(relative_B.max()))
     return bounded * signal_gradient(statistics, probs_BM)
 
 

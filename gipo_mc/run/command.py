@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from gipo_mc import presets
-from gipo_mc.config import MARKS_MEAN, Config, ModelConfig, check_layout, describe, load_config
+from gipo_mc.config import MARKS_MEAN, Config, check_layout, describe, load_config, names_nothing
 from gipo_mc.errors import EXIT_INTERRUPTED, GipoError
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.news import first_to_say
@@ -51,10 +51,8 @@ def run_command(
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override any option below")
     arguments = parser.parse_intermixed_args(argv)
     try:
-        config = load_config(arguments.config, arguments.overrides)
-        task = builtin if _names_nothing(config) else None
-        if task:
-            config = load_config(arguments.config, arguments.overrides, task.base())
+        task = builtin if builtin and names_nothing(arguments.config, arguments.overrides) else None
+        config = load_config(arguments.config, arguments.overrides, task.base() if task else None)
         check_layout(config, runtime.world_size())
         runtime.resolve_device(config.device)
         if task:
@@ -86,11 +84,6 @@ def report_error(error: GipoError) -> int:
     if first:
         print(f"\nerror: {error}", file=sys.stderr, flush=True)
     return error.exit_code
-
-
-def _names_nothing(config: Config) -> bool:
-    data = config.data
-    return config.model == ModelConfig() and not (data.prompts or data.preferences or data.demonstrations)
 
 
 def _options() -> str:

@@ -71,6 +71,8 @@ def resolve(name: str, key: str) -> ModelSource:
 
     Raises ConfigError if there is no such thing, CheckpointError if a named checkpoint is damaged.
     """
+    if not name:
+        raise ConfigError(f"{key} is empty: give a run, a Hugging Face folder or a hub name.")
     path = Path(name).expanduser()
     if (path / checkpoint.MANIFEST).is_file():
         checkpoint.verify(path)
@@ -152,10 +154,6 @@ def _load_run_weights(model: StageModel, source: ModelSource, *, fresh_head: boo
         elif local.startswith("group_head.") and fresh_head:
             continue  # a new run infers its own groups
         wanted[name] = tensor
-    if model.head == "lm" and saved != "lm":
-        raise CheckpointError(
-            f"{source.name} holds a {saved!r} model, which cannot generate: give a policy or SFT run."
-        )
     loaded = checkpoint.load_shards(source.checkpoint, wanted)
     weights = {name.removeprefix(prefix): value for name, value in loaded.items() if name.startswith(prefix)}
     model.load_state_dict(weights, strict=False)

@@ -1,14 +1,17 @@
 """What a run keeps from its start to its end: the check that comes before a run continues.
 
 Every option keeps its value, unless its field in `gipo_mc.config.schema` says otherwise. Names of files and models may
-change, what they hold may not: it is compared by SHA-256. The start models (model.policy, model.critic) are not read
-again, because a checkpoint has their weights: they may be moved, and where one is the reference too it is held as that.
+change, what they hold may not. Data and run checkpoints are compared by SHA-256; the safetensors of a Hugging Face
+folder by their headers, sizes, first and last mebibytes, which is quick at 70B; every model by its shape. The start
+models (model.policy, model.critic) are not read again, because a checkpoint has their weights: they may be moved, and
+where one is the reference too it is held as that.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ import torch
 
 from gipo_mc.config import Config, options, resume_rule, values
 from gipo_mc.errors import ConfigError
+from gipo_mc.models.families import read_shape
+from gipo_mc.models.shape import ModelShape
 
 #: Command -> sections and options that it does not read: they may change, because nothing depends on them.
 UNREAD: dict[str, tuple[str, ...]] = {
@@ -42,11 +47,6 @@ class Fixed:
 
     def changes(self, stored: Mapping[str, Any]) -> list[str]:
         """What differs from the state of a checkpoint, a line each. What that did not store yet is not compared."""
-        settings = [
-            f"{key} was {old!r}, now {self.settings[key]!r}"
-            for key, old in stored["settings"].items()
-            if key in self.settings and self.settings[key] != old
-        ]
         frozen = [
             f"{key} was made of {old}, now of {self.frozen.get(key, 'something else')}"
             for key, old in stored["frozen"].items()
@@ -57,25 +57,61 @@ class Fixed:
             for key, old in stored.get("data", {}).items()
             for line in _changed_sources(key, old, self.data.get(key, []))
         ]
-        return [*settings, *frozen, *data]
+        return [*self._changed_settings(stored), *frozen, *data]
+
+    def _changed_settings(self, stored: Mapping[str, Any]) -> list[str]:
+        return [
+            f"{key} was {old!r}, now {self.settings[key]!r}"
+            for key, old in stored["settings"].items()
+            if key in self.settings and self.settings[key] != old
+        ]
+
+    def check_settings(self, checkpoint: Path, stored: Mapping[str, Any]) -> None:
+        """`check` of the options alone, which needs no model and no data."""
+        _refuse(checkpoint, self._changed_settings(stored))
 
     def check(self, checkpoint: Path, stored: Mapping[str, Any]) -> None:
         """Raises ConfigError with every change."""
-        if changed := self.changes(stored):
-            raise ConfigError(
-                f"The run cannot continue from {checkpoint}, because something changed that it depends on:\n"
-                + "\n".join(f"  - {line}" for line in changed)
-                + "\nPut it back (a model may be named by the folder of one of its checkpoints), or start a new run "
-                "with another run.name."
-            )
+        _refuse(checkpoint, self.changes(stored))
 
     def _holds(self, key: str, made_of: str) -> bool:
-        if key in options() and resume_rule(key) == "changeable":
+        option = key.partition(" ")[0]
+        if option in options() and resume_rule(option) == "changeable":
             return True  # the reward of evaluations
         if key in self.frozen:
             return self.frozen[key] == made_of
         # Older checkpoints have the folder's name in place of the key.
         return made_of in self.frozen.values()
+
+
+def _refuse(checkpoint: Path, changed: Sequence[str]) -> None:
+    if changed:
+        raise ConfigError(
+            f"The run cannot continue from {checkpoint}, because something changed that it depends on:\n"
+            + "\n".join(f"  - {line}" for line in changed)
+            + "\nPut it back (a model may be named by the folder of one of its checkpoints), or start a new run "
+            "with another run.name."
+        )
+
+
+def check_shape(shape: ModelShape, saved: Path) -> None:
+    """Is the model that is to be filled from a checkpoint of the shape that this holds? Its tensors may fit where norms
+    or rotary embeddings compute something else. Raises ConfigError naming every field that differs."""
+    now, then = (asdict(_without_tokens(one)) for one in (shape, read_shape(saved)))
+    _refuse(
+        saved.parent,
+        [f"{saved.name}: {name} was {then[name]}, now {value}" for name, value in now.items() if then[name] != value],
+    )
+
+
+def shape_hash(shape: ModelShape) -> str:
+    """Of what a model computes beside its weights."""
+    return hashlib.sha256(repr(_without_tokens(shape)).encode()).hexdigest()[:16]
+
+
+def _without_tokens(shape: ModelShape) -> ModelShape:
+    """Special tokens are the tokenizer's matter here; initial weights are not drawn again."""
+    return replace(shape, bos_token_id=None, eos_token_id=None, pad_token_id=None, initializer_range=0.0)
 
 
 def fixed_settings(config: Config, command: str, dtype: torch.dtype, *, distributed_optimizer: bool) -> dict[str, Any]:

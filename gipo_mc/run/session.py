@@ -32,7 +32,7 @@ from gipo_mc.run.folder import RunFolder, State
 from gipo_mc.run.metrics import MetricsLogger
 from gipo_mc.run.model_sources import ModelSource, load_model, resolve
 from gipo_mc.run.outcome import outcome_kept
-from gipo_mc.run.resume import Fixed, fixed_settings
+from gipo_mc.run.resume import Fixed, check_shape, fixed_settings, shape_hash
 
 
 @dataclass
@@ -57,6 +57,7 @@ class Session:
     _resume_from: Path | None = None
     _passed_over: list[str] = field(default_factory=list)
     _sources: dict[str, ModelSource] = field(default_factory=dict)
+    _about: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.fixed = Fixed(
@@ -115,6 +116,7 @@ class Session:
         )
         if optimizer is None:
             self.fixed.frozen[key or source.name] = on_main(source.fingerprint)
+            self.fixed.frozen[f"{key or source.name} (config.json)"] = shape_hash(source.shape)
         return self.engine(model, optimizer, total_steps=total_steps)
 
     def engine(self, model: StageModel, optimizer: OptimizerConfig | None, *, total_steps: int = 1) -> Engine:
@@ -183,23 +185,29 @@ class Session:
     def resume(self, engines: Mapping[str, Engine]) -> dict[str, Any] | None:
         """Continue from the run folder's newest usable checkpoint: its state, or None for a fresh run.
 
-        Everything that the run depends on is loaded before. Raises ConfigError where something of it changed.
+        Everything that the run depends on is loaded before. Raises ConfigError where something of it changed; the run
+        folder then says what it said before.
         """
         for reason in self._passed_over:
             self.warn(f"Passed over a checkpoint: {reason}")
-        path = self._resume_from
-        if path is None:
-            return None
+        state = self._load_checkpoint(self._resume_from, engines) if self._resume_from else None
+        if self.logger:
+            self.folder.write_about(self._about)
+        return state
+
+    def _load_checkpoint(self, path: Path, engines: Mapping[str, Engine]) -> dict[str, Any]:
         state = checkpoint.load_state(path)
         self.fixed.check(path, state)
-        if changed := on_main(self._take_over_config):
-            self.warn(f"The run continues with changed options: {'; '.join(changed)}")
+        for role, engine in engines.items():
+            check_shape(engine.model.shape, path / role)  # type: ignore[arg-type]
         sharded: dict[str, Any] = {}
         for role, engine in engines.items():
             sharded |= engine.sharded_state(role, is_loading=True)
         loaded = checkpoint.load_shards(path, sharded)
         for role, engine in engines.items():
             engine.load_sharded_state(role, loaded)
+        if changed := on_main(self._take_over_config):
+            self.warn(f"The run continues with changed options: {'; '.join(changed)}")
         self.start = self.step = state["step"]
         if self.start >= self.config.run.iterations:
             self.warn(f"Nothing to do: the run has finished {self.start} iterations; raise run.iterations to go on.")
@@ -228,8 +236,7 @@ class Session:
             *algorithm,
         ]
         self.console.header(rows)
-        if self.logger:
-            self.folder.write_about(rows)
+        self._about = rows
 
     def log(self, step: int, metrics: Mapping[str, float], *, show: bool = True) -> None:
         """Metrics of finished iteration `step` (1, 2, ...), or of the state before the first one (0).
@@ -309,6 +316,8 @@ def _find_checkpoint(session: Session) -> None:
             "No checkpoint of this run can be used:\n" + "\n".join(f"  - {reason}" for reason in reasons)
         )
     session._resume_from, session._passed_over = newest, reasons
+    if newest is not None:  # before models are loaded, which may take minutes
+        session.fixed.check_settings(newest, checkpoint.load_state(newest))
     if session.logger:  # before anything is logged, warnings included
         session.logger.truncate_after(checkpoint.load_state(newest)["step"] if newest else -1)
     if newest is None:

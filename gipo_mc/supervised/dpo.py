@@ -1,8 +1,8 @@
 """Direct preference optimisation: the policy against a frozen reference, on preference pairs, without a reward model.
 
-The reference scores every pair once, before the first step, and is then freed: a step costs what one of SFT does. The
-scores are not saved. A resumed run computes those of the pairs that are left again (in a run of one epoch that is none
-twice), in the batches that took them first, so that they are the same bits; a file of them would have to be held
+The reference reads every pair once, before the first step, and is then freed: a step costs what one of SFT does. Its
+log-probs are not saved. A resumed run computes those of the pairs that are left again (in a run of one epoch that is
+none twice), in the batches that took them first, so that they are the same bits; a file of them would have to be held
 against data, tokenizer, reference and lengths, to save one forward pass.
 """
 
@@ -65,7 +65,7 @@ class DPOTask(Task):
         self._reference_name = source.name
         self._reference: Engine | None = session.load(source, "lm", key="model.reference")
         # float32 [pairs, 2], chosen and rejected; NaN where the run does not need them.
-        self._scored = {False: _unknown(self.train_size), True: _unknown(self.held_out_size)}
+        self._reference_logp = {False: _unknown(self.train_size), True: _unknown(self.held_out_size)}
 
     def prepare(self, session: Session, model: Engine) -> None:
         """Score the pairs that the run still takes with the reference, and free it.
@@ -79,10 +79,10 @@ class DPOTask(Task):
         with session.progress("reference log-probs", pairs) as tell:
             done = 0
             for held_out, rows in batches:
-                found_P2 = self._score(session, reference, rows, held_out)
-                known_P2 = self._scored[held_out][rows]
+                found_P2 = self._log_probs_of(session, reference, rows, held_out)
+                known_P2 = self._reference_logp[held_out][rows]
                 # A batch that reaches into the second epoch holds pairs that another one took first.
-                self._scored[held_out][rows] = np.where(np.isnan(known_P2), found_P2, known_P2)
+                self._reference_logp[held_out][rows] = np.where(np.isnan(known_P2), found_P2, known_P2)
                 done += len(rows)
                 tell(done, pairs)
         if session.start == 0 and self._starts_as_reference:
@@ -91,7 +91,7 @@ class DPOTask(Task):
         torch.cuda.empty_cache()  # training asks for memory in other sizes
 
     def batch(self, rows: Sequence[int], *, held_out: bool = False) -> tuple[Sequences, LastStage]:
-        reference_P2 = torch.from_numpy(self._scored[held_out][np.asarray(rows)]).to(self._device)
+        reference_P2 = torch.from_numpy(self._reference_logp[held_out][np.asarray(rows)]).to(self._device)
         return self.pairs.sequences(rows, held_out=held_out), partial(self._last_stage, reference_P2)
 
     def normaliser(self, batch: Sequences) -> float:
@@ -133,7 +133,7 @@ class DPOTask(Task):
             for rows in held_out_rows(session, self.held_out_size):
                 yield True, rows
 
-    def _score(self, session: Session, engine: Engine, rows: np.ndarray, held_out: bool) -> np.ndarray:
+    def _log_probs_of(self, session: Session, engine: Engine, rows: np.ndarray, held_out: bool) -> np.ndarray:
         batch = self.pairs.sequences(rows.tolist(), held_out=held_out)
         found = forward(session, engine, batch, self._log_probs, ("chosen", "rejected"), unit=self.unit)
         scored_P2 = torch.stack([found["chosen"], found["rejected"]], dim=1).cpu().numpy()
@@ -178,8 +178,8 @@ class DPOTask(Task):
     def _check_start(self, session: Session, policy: Engine) -> None:
         rows = training_rows(session.config, self.train_size, 0)
         tokens = float(self.pairs.sequences(rows.tolist()).response_length_B.sum())
-        found_P2 = self._score(session, policy, rows, False)
-        difference = float(np.abs(found_P2 - self._scored[False][rows]).sum()) / tokens
+        found_P2 = self._log_probs_of(session, policy, rows, False)
+        difference = float(np.abs(found_P2 - self._reference_logp[False][rows]).sum()) / tokens
         if not difference <= _TOLERANCE[session.dtype]:
             raise NumericsError(
                 "Before its first step the policy is the reference, so the DPO loss must be ln 2, but their log-probs "

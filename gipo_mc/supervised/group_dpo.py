@@ -7,7 +7,7 @@ that its backward pass belongs to.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,24 @@ from gipo_mc.types import Sequences
 
 #: Share of the training pairs under which a group's loss is mostly noise.
 _SMALL = 0.02
+
+
+@dataclass(frozen=True)
+class WeightedLoss:
+    """The loss of a micro-batch of pairs: that of `unweighted`, each pair's times its weight [P] of the whole batch.
+
+    values_PK: what the batch's pairs are, a column for each of the names `columns`: these are outputs, too.
+    """
+
+    unweighted: LastStage
+    weight_P: Tensor
+    values_PK: Tensor
+    columns: Sequence[str]
+
+    def __call__(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
+        outputs, pairs = self.unweighted(model, hidden_LBH, part), part.rows_B[:: part.unit] // part.unit
+        columns = dict(zip(self.columns, self.values_PK[pairs].unbind(dim=1), strict=True))
+        return outputs | columns | {"loss_sum": (self.weight_P[pairs] * outputs["pair_loss"]).sum()}
 
 
 class GroupDPOTask(Task):
@@ -59,6 +77,7 @@ class GroupDPOTask(Task):
         self._task.prepare(session, model)
         self._values = {part: self._values_of(session, part).to(session.layout.device) for part in (False, True)}
         self._classifier = None
+        torch.cuda.empty_cache()  # training asks for memory in other sizes
         share_M = self._values[False][:, len(self._domains) :].cpu().double().mean(dim=0)
         self._share_M: list[float] = (share_M / share_M.sum()).tolist()
         self._weight_M = self._weight_M or self._share_M
@@ -70,13 +89,7 @@ class GroupDPOTask(Task):
         sequences, unweighted = self._task.batch(rows, held_out=held_out)
         values_PK = self._values[held_out][list(rows)]
         weight_P = pair_weights(self._weight_M, self._share_M, values_PK[:, len(self._domains) :])
-
-        def last_stage(model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
-            outputs, pairs = unweighted(model, hidden_LBH, part), part.rows_B[:: self.unit] // self.unit
-            columns = dict(zip(self._columns, values_PK[pairs].unbind(dim=1), strict=True))
-            return outputs | columns | {"loss_sum": (weight_P[pairs] * outputs["pair_loss"]).sum()}
-
-        return sequences, last_stage
+        return sequences, WeightedLoss(unweighted, weight_P, values_PK, self._columns)
 
     def normaliser(self, batch: Sequences) -> float:
         return self._task.normaliser(batch)

@@ -25,7 +25,8 @@ class Pairs:
         config = session.config
         self._pad_id = tokenizer.pad_token_id
         self._train = load_preferences(config.data, tokenizer, seed=config.run.seed)
-        session.trains_on("data.preferences", self._train, tokenizer)
+        by_name = session.config.dpo.groups_from == "domain"  # weights of the domains are stored by their names
+        session.trains_on("data.preferences", self._train, tokenizer, named_domains=by_name)
         self._held_out = None
         if sources_of(config.data, "preferences", "evaluation"):
             self._held_out = load_preferences(config.data, tokenizer, seed=config.run.seed, part="evaluation")

@@ -19,10 +19,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder (the one with metrics.jsonl)")
     parser.add_argument("--out", type=Path, help="file to write (default: report.html in the first run folder)")
+    parser.add_argument("--note", type=Path, metavar="FILE", help="text file whose paragraphs stand above the runs")
     parser.add_argument("--charts", type=Path, metavar="DIR", help="write each chart as an SVG file too, into DIR")
     args = parser.parse_args(argv)
     try:
-        print(build_report(args.runs, args.out or args.runs[0] / "report.html"))
+        print(build_report(args.runs, args.out or args.runs[0] / "report.html", args.note))
         if args.charts:
             print(f"{args.charts}: {len(save_charts(args.runs, args.charts))} charts")
     except GipoError as error:

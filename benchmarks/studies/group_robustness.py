@@ -142,9 +142,14 @@ def described(options: argparse.Namespace) -> Study:
 
 
 def configured(run: Run, method: Method, *others: str, size: dict[str, int], folder: Path) -> Config:
-    """A run of `scripts/train_gi_ppo.py` on the built-in task, whose defaults hold for all that is not named here."""
+    """A run of `scripts/train_gi_ppo.py` on the built-in task, whose defaults hold for all that is not named here. The
+    weight of the variance penalty, which that sets, is the package's default here unless the method tunes it."""
     from gipo_mc.config import load_config
     from gipo_mc.tools import builtin
+
+    base = builtin.gi_ppo_base()
+    for key in BETA[:2]:
+        del base["algorithm"][key.removeprefix("algorithm.")]
 
     words = [
         *common_words(run, method, size, folder),
@@ -154,7 +159,7 @@ def configured(run: Run, method: Method, *others: str, size: dict[str, int], fol
         f"eval.reward={GOLD}",
         f"data.prompts=[{run.data}]",
     ]
-    return load_config(None, words, builtin.gi_ppo_base())
+    return load_config(None, words, base)
 
 
 def configured_on_pairs(run: Run, method: Method, size: dict[str, int], folder: Path) -> Config:
@@ -181,7 +186,7 @@ def references(seeds: Sequence[int], size: dict[str, int], folder: Path, workers
 
 def train_reference(seed: int, size: dict[str, int], folder: Path) -> None:
     """The SFT policy that all runs of a seed start from and are held to: trained until the held-out loss hardly falls
-    (the 150 steps of `train_sft.py` are for a demo, and leave the hard domain's chains unlearned)."""
+    (150 steps on 4,096 demonstrations leave the hard domain's chains unlearned)."""
     from gipo_mc.config import load_config
     from gipo_mc.supervised import sft
     from gipo_mc.tools import builtin

@@ -36,6 +36,7 @@ COMPARED = {
         "mean": "mean of both",
     },
 }
+COMPARED["demo_seeds"] = COMPARED["group_robustness"]
 #: The columns of the table of gold rewards, by study.
 COLUMNS = {
     "group_robustness": {
@@ -58,6 +59,7 @@ COLUMNS = {
         "kl_helpful": "KL, helpful",
     },
 }
+COLUMNS["demo_seeds"] = COLUMNS["group_robustness"]
 #: Beside PPO: what says whether a gain is due to group inference, and to which part of it.
 _CONTROLS = ("mean_kl", "threshold_kl", "threshold_gi_ppo", "ppo_no_kl", "dpo")
 _COUNTERPARTS = (
@@ -231,6 +233,17 @@ def replication(record: Record) -> str:
     return markdown(["minus PPO", *(f"{name}, {side}" for name in compared.values() for side in sides)], rows)
 
 
+def by_seed(record: Record) -> str:
+    """GI-PPO minus PPO in each seed: the demo shows one of them."""
+    found, compared = results(record), COMPARED[record["benchmark"]]
+    ppo, gi_ppo = found["ppo"], found["gi_ppo"]
+    rows = [
+        [str(seed), *(f"{gi_ppo[seed][figure] - ppo[seed][figure]:+.3f}" for figure in compared)]
+        for seed in sorted(set(ppo) & set(gi_ppo))
+    ]
+    return markdown(["seed", *compared.values()], rows)
+
+
 def judge(record: Record) -> str:
     """What the two reward models are worth on the published test pairs, by domain."""
     columns = {
@@ -285,14 +298,17 @@ PARTS: dict[str, Callable[[Record], str]] = {
     "even differences": lambda record: differences(record, "builtin:even"),
     "even controls": lambda record: controls(record, "builtin:even"),
     "even groups": lambda record: groups(record, "builtin:even"),
+    "by seed": by_seed,
     "judge": judge,
     "overhead": overhead,
 }
 
 
 #: The tables of each kind of record.
+DEMO = ("gold", "differences", "by seed")
 _PARTS = {
-    "group_robustness": tuple(part for part in PARTS if part not in ("overhead", "judge")),
+    "group_robustness": tuple(part for part in PARTS if part not in ("overhead", "judge", "by seed")),
+    "demo_seeds": DEMO,
     "hh_gold": ("judge", "settings", "gold", "differences", "controls", "groups", "preferences"),
     "group_overhead": ("overhead",),
 }

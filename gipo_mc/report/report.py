@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import gipo_mc
+from gipo_mc.errors import DataError
 from gipo_mc.report import panels, summary
 from gipo_mc.report.runs import RunData, load_runs
 from gipo_mc.run.jsonl import storage_errors, write_atomically
@@ -46,12 +47,13 @@ class _Chapter:
     phases: list[tuple[str, str, list[tuple[str, str]]]]
 
 
-def build_report(runs: list[Path], out: Path) -> Path:
+def build_report(runs: list[Path], out: Path, note: Path | None = None) -> Path:
     """Write the report of the run folders `runs` to `out` and return it.
 
     Runs of one kind are drawn into the same axes and compared in a table; kinds (SFT, reward model, RL) follow one
-    another in the order in which they were given. Raises DataError where a run is missing or its log is damaged,
-    StorageError where `out` cannot be written.
+    another in the order in which they were given. note: a text file whose paragraphs, parted by empty lines, stand
+    above the runs. Raises DataError where a run is missing, its log is damaged or the note cannot be read, StorageError
+    where `out` cannot be written.
     """
     loaded = load_runs(runs)
     kinds = _by_kind(loaded)
@@ -63,6 +65,7 @@ def build_report(runs: list[Path], out: Path) -> Path:
     environment.filters["picture"] = Markup  # only what plots.py drew: its text is escaped there
     html = environment.get_template("report.html.j2").render(
         title=" · ".join(summary.readable(run.name) for run in loaded),
+        note=_paragraphs(note) if note else [],
         chapters=chapters,
         version=gipo_mc.__version__,
         updated=max((str(run.status.get("updated") or "") for run in loaded), default=""),
@@ -91,6 +94,14 @@ def save_charts(runs: list[Path], folder: Path) -> list[Path]:
                 write_atomically(path, panel.svg.replace(">", '><rect width="100%" height="100%" fill="white"/>', 1))
                 written.append(path)
     return written
+
+
+def _paragraphs(note: Path) -> list[str]:
+    try:
+        text = note.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"The note {note} cannot be read: {error}. Give a text file in UTF-8.") from error
+    return [part for part in (summary.readable(part).strip() for part in re.split(r"\n\s*\n", text)) if part]
 
 
 def _by_kind(runs: Sequence[RunData]) -> dict[str, list[RunData]]:

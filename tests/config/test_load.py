@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,24 @@ def test_the_built_in_task_loads_without_a_word_from_the_user(name: str) -> None
 @pytest.mark.parametrize("name", BASES)
 def test_the_built_in_task_follows_the_run_folder_that_is_given(name: str) -> None:
     assert load_config(None, ["run.dir=/elsewhere"], BASES[name]()).model.policy.startswith("/elsewhere/builtin_")
+
+
+def test_the_built_in_reward_of_rl_is_the_proxy_and_ppo_is_beside_it() -> None:
+    """Where docs/results.md shows a gain, at the settings that its study chose."""
+    record = json.loads((Path(__file__).parents[2] / "benchmarks/results/group_robustness.json").read_text())
+    gi_ppo, ppo = load_config(None, [], builtin.gi_ppo_base()), load_config(None, builtin.PPO, builtin.gi_ppo_base())
+    assert gi_ppo.model.reward == ppo.model.reward == "python:gipo_mc.data.synthetic:proxy"
+    own = gi_ppo.algorithm
+    assert [own.beta_policy, own.reweight_cap, gi_ppo.policy.lr] == _numbers(record["chosen"]["gi_ppo_beta"])
+    assert [ppo.algorithm.kl_coef, ppo.policy.lr] == _numbers(record["chosen"]["ppo"])
+    assert ppo.algorithm.name == "ppo" and own.kl_coef == ppo.algorithm.kl_coef
+    assert (gi_ppo.run.iterations, gi_ppo.rollout.batch_size) == (record["size"]["iterations"], record["size"]["batch"])
+    sft = load_config(None, [], builtin.sft_base())
+    assert (sft.run.iterations, sft.data.max_rows) == (record["size"]["sft"], record["size"]["demonstrations"])
+
+
+def _numbers(chosen: str) -> list[float]:
+    return [float(number) for number in chosen.split()]
 
 
 def test_a_file_may_refer_to_a_key_that_nobody_gave(tmp_path: Path) -> None:

@@ -461,6 +461,25 @@ def test_charts_of_names_that_differ_in_punctuation_alone_keep_their_files(tmp_p
     assert {path.name for path in save_charts([run], tmp_path)} == {"some_a_b.svg", "some_a_b-2.svg", "some_a_b-3.svg"}
 
 
+def test_a_note_stands_above_the_runs_as_text(runs, tmp_path):
+    (tmp_path / "note.txt").write_text("What was <b>shown</b>\nand seen.\n\n \nWhere\x1b it holds.\n", encoding="utf-8")
+    done = command(runs["sft"], "--out", tmp_path / "r.html", "--note", tmp_path / "note.txt")
+    assert done.returncode == 0, done.stderr
+    html = (tmp_path / "r.html").read_text(encoding="utf-8")
+    note = "<p>What was &lt;b&gt;shown&lt;/b&gt;\nand seen.</p><p>Where\N{REPLACEMENT CHARACTER} it holds.</p>"
+    assert 0 < html.index(note) < html.index("<h2") and Page(html)
+    assert 'class="box note"' not in build_report([runs["sft"]], tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_note_that_cannot_be_read_is_one_sentence(runs, tmp_path, content):
+    if content:
+        (tmp_path / "note.txt").write_bytes(content)
+    done = command(runs["sft"], "--out", tmp_path / "r.html", "--note", tmp_path / "note.txt")
+    assert done.returncode == 3 and "note.txt cannot be read" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "r.html").exists()
+
+
 def test_the_command_fails_in_one_sentence(tmp_path):
     done = command(tmp_path)
     assert done.returncode == 3 and "no run folder" in done.stderr and "Traceback" not in done.stderr

@@ -36,6 +36,7 @@ CHANGEABLE = {
 CONTENT = {
     "model": ("reference", "reward", "tokenizer"),
     "data": ("prompts", "preferences", "demonstrations", "domains"),
+    "dpo": ("group_model",),
 }
 
 

@@ -272,8 +272,8 @@ def test_what_cannot_be_trained_is_one_sentence(
 def test_a_run_is_not_continued_with_another_reference_or_loss(tmp_path: Path, models: dict[str, str]) -> None:
     assert run_ranks(_train, 1, _config(tmp_path, models, "run.iterations=1"))[0]["code"] == 0
     for change, said in (
-        (f"model.reference={models['reference']}", f"{models['policy']} (lm) is no longer what it was"),
-        ("dpo.loss=ipo", "dpo.loss was dpo, now ipo"),
+        (f"model.reference={models['reference']}", "model.reference was made of "),
+        ("dpo.loss=ipo", "dpo.loss was 'dpo', now 'ipo'"),
     ):
         (seen,) = run_ranks(_train, 1, _config(tmp_path, models, change))
         assert seen["code"] == 2 and said in seen["said"], seen["said"]

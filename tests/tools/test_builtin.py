@@ -16,7 +16,7 @@ SMALL = {"train": {"batch_size": 8}, "data": {"prompts": ["builtin"], "max_rows"
 
 
 def _prepare(rank: int, task: str, folder: Path, *words: str) -> None:
-    for name in ("SFT", "REWARD"):
+    for name in ("SFT",):
         full = getattr(builtin, name)
 
         def small(full: builtin.BuiltinTask = full) -> dict[str, dict[str, object]]:
@@ -38,6 +38,7 @@ def _made(folder: Path) -> dict[str, list[int]]:
         ("SFT", []),
         ("REWARD", ["builtin_sft"]),
         ("DPO", ["builtin_sft"]),
+        ("GI_PPO", ["builtin_sft"]),
     ],
 )
 def test_what_a_trainer_starts_from_is_made(tmp_path: Path, task: str, runs: list[str]) -> None:
@@ -46,12 +47,10 @@ def test_what_a_trainer_starts_from_is_made(tmp_path: Path, task: str, runs: lis
 
 
 def test_nothing_is_trained_twice_and_nothing_that_is_not_asked_for(tmp_path: Path) -> None:
-    own = f"model.policy={tmp_path}/builtin_model"
-    run_ranks(_prepare, 1, "GI_PPO", tmp_path, own, "model.reward=python:gipo_mc.data.synthetic:proxy")
+    run_ranks(_prepare, 1, "GI_PPO", tmp_path, f"model.policy={tmp_path}/builtin_model")
     assert _made(tmp_path) == {}
-    reward = f"model.reward={tmp_path}/builtin_reward"
-    run_ranks(_prepare, 2, "GI_PPO", tmp_path, "parallel.tensor=2", reward)
-    assert _made(tmp_path) == {"builtin_model": [], "builtin_sft": [2], "builtin_reward": [2]}
+    run_ranks(_prepare, 2, "GI_PPO", tmp_path, "parallel.tensor=2")
+    assert _made(tmp_path) == {"builtin_model": [], "builtin_sft": [2]}
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    run_ranks(_prepare, 1, "GI_PPO", tmp_path, reward)
+    run_ranks(_prepare, 1, "REWARD", tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -11,7 +11,7 @@
 #       qwen2    AutoTokenizer             260 ids  pad '<|endoftext|>'  "123 cat" -> [16, 17, 18, 220, 66, 64, 83]
 #       qwen2    PreTrainedTokenizerFast   259 ids  pad None             "123 cat" -> [257, 220, 66, 64, 83]
 #       qwen3    AutoTokenizer             259 ids  pad None             "123 cat" -> [257, 220, 66, 64, 83]
-#   transformers 4.57.6 loads the same folder as written.
+#   transformers 4.57.6 saves the same tokenizer and loads it beside the same configs as written.
 # Why it matters: a model with the Qwen2 architecture and a tokenizer of its own is trained on one tokenization and
 #   served on another. Rewards and log-probabilities stay finite; only their quality suffers. Padding with the new id
 #   indexes past the embedding.

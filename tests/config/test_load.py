@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from gipo_mc.config import Config, load_config
+from gipo_mc.config import Config, load_config, names_nothing
 from gipo_mc.errors import ConfigError
+from gipo_mc.run.command import run_command
 from gipo_mc.tools import builtin
 
 BASES = {name: getattr(builtin, f"{name}_base") for name in ("sft", "reward", "dpo", "gi_ppo")}
@@ -77,3 +78,27 @@ def test_a_list_and_a_section_for_the_same_key_are_an_error(tmp_path: Path) -> N
     path.write_text("data: {prompts: [a.jsonl]}\n")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(str(path), ["data.prompts.a=1"])
+
+
+def test_options_are_checked_together_with_the_built_in_task_under_them() -> None:
+    """128 responses a mini-batch are more than the schema's 64 an iteration, and as many as the built-in task's."""
+    seen: list[Config] = []
+    task = builtin.BuiltinTask(builtin.gi_ppo_base, lambda config: None)
+    words = ["algorithm.mini_batch_size=128", "policy.min_lr=5e-5"]
+    assert run_command("test", seen.append, argv=words, builtin=task) == 0
+    assert seen[0].rollout.batch_size == seen[0].algorithm.mini_batch_size == 128
+
+
+@pytest.mark.parametrize(
+    ("words", "nothing"),
+    [
+        ([], True),
+        (["policy.lr=1", "data.max_rows=7", "data.evaluation=[x.jsonl]"], True),
+        (["model.reward=mine"], False),
+        (["model.tokenizer=mine"], False),
+        (["data.preferences=[x.jsonl]"], False),
+        (["model=3"], False),
+    ],
+)
+def test_the_built_in_task_is_there_for_who_names_no_model_and_no_data(words: list[str], nothing: bool) -> None:
+    assert names_nothing(None, words) == nothing

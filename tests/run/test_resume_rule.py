@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,10 +13,12 @@ import torch
 
 from gipo_mc.config import Config, load_config, options, resume_rule, values
 from gipo_mc.errors import ConfigError, GipoError
+from gipo_mc.models.families import hf_config
+from gipo_mc.models.shape import ModelShape
 from gipo_mc.parallel import runtime
 from gipo_mc.rl import gi_ppo
 from gipo_mc.run import checkpoint
-from gipo_mc.run.resume import UNREAD, Fixed, fixed_settings
+from gipo_mc.run.resume import UNREAD, Fixed, check_shape, fixed_settings, shape_hash
 from gipo_mc.supervised import dpo, sft
 from tests.ranks import run_ranks
 from tests.runs import read_metrics, save_models
@@ -262,3 +265,14 @@ def test_a_reward_function_is_told_the_domains_so_their_names_count(place: Path)
     renamed = [function, "run.iterations=2", f"data.prompts=[{place}/data/renamed.jsonl]"]
     outcomes = _continued("rl", place, [[function], renamed, [*renamed, "data.domains=[rows]"]])
     assert [outcome[:1] for outcome in outcomes] == ["", "2", ""], outcomes
+
+
+def test_a_model_that_computes_something_else_does_not_take_the_checkpoints_weights(tmp_path: Path) -> None:
+    """Weights of the same sizes fit whatever the norms' epsilon and the rotary base are."""
+    shape = ModelShape(32, 16, 24, 1, 2, 1, 8, norm_eps=1e-5)
+    hf_config(shape).save_pretrained(tmp_path / "step_00000001" / "policy")
+    check_shape(shape, tmp_path / "step_00000001" / "policy")
+    check_shape(replace(shape, eos_token_id=3, initializer_range=0.5), tmp_path / "step_00000001" / "policy")
+    with pytest.raises(ConfigError, match=r"step_00000001(?s:.*)policy: norm_eps was 1e-05, now 1e-06"):
+        check_shape(replace(shape, norm_eps=1e-6), tmp_path / "step_00000001" / "policy")
+    assert shape_hash(shape) == shape_hash(replace(shape, pad_token_id=1)) != shape_hash(replace(shape, rope_theta=5e5))

@@ -24,19 +24,29 @@ class MicroBatch:
     """One pass through the pipeline.
 
     sequences: the rows, padded to the longest of them and to the layout's length multiple, on the device.
-    rows_B: int64 [b], position of each row in the batch it was cut from.
+    first: position of its first row in the batch that it was cut from; the others follow.
     width: T of that batch, the width of every response-aligned tensor.
     unit: rows that belong together (2 for a pair).
     """
 
     sequences: Sequences
-    rows_B: Tensor
+    first: int
     width: int
     unit: int = 1
 
     def __len__(self) -> int:
         """Units of rows."""
         return len(self.sequences) // self.unit
+
+    @property
+    def span(self) -> slice:
+        """Its rows in the batch that it was cut from: `tensor[part.span]` is a view."""
+        return slice(self.first, self.first + len(self.sequences))
+
+    @property
+    def unit_span(self) -> slice:
+        """The same counted in units: its pairs among the pairs of the batch."""
+        return slice(self.first // self.unit, self.first // self.unit + len(self))
 
     @property
     def tokens_BL(self) -> Tensor:
@@ -96,15 +106,14 @@ def micro_batches(
     result = []
     for start in range(own.start, own.stop, size):
         stop = min(start + size, own.stop)
-        rows_B = torch.arange(start * unit, stop * unit, device=sequences.tokens_BL.device)
-        part = sequences.rows(rows_B)
+        part = sequences.rows(slice(start * unit, stop * unit))
         padding = -part.tokens_BL.shape[1] % layout.length_multiple
         part = Sequences(
             F.pad(part.tokens_BL, (0, padding)).to(layout.device),
             part.prompt_length_B.to(layout.device),
             part.response_length_B.to(layout.device),
         )
-        result.append(MicroBatch(part, rows_B.to(layout.device), width, unit))
+        result.append(MicroBatch(part, start * unit, width, unit))
     return result
 
 

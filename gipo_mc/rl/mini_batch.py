@@ -30,7 +30,7 @@ class MiniBatch:
         return len(self.experience)
 
     def micro_batches(self, size: int, layout: Layout) -> list[MicroBatch]:
-        """This rank's share in micro-batches of at most `size` rows; their `rows_B` are rows of this mini-batch."""
+        """This rank's share in micro-batches of at most `size` rows; their `span` is of this mini-batch."""
         rollout = self.experience.rollout
         return micro_batches(rollout.sequences, size, layout, width=rollout.width)
 

@@ -65,14 +65,14 @@ class CriticLoss:
         loss = hidden_LBH.new_zeros((), dtype=torch.float32)
         if self.values:
             values_BT = response_values(model, hidden_LBH, part)
-            old_BT, return_BT = experience.outputs.values_BT[part.rows_B], experience.return_BT[part.rows_B]
+            old_BT, return_BT = experience.outputs.values_BT[part.span], experience.return_BT[part.span]
             length_B = part.sequences.response_length_B
             outputs["value_loss"] = value_loss_sum(values_BT, old_BT, return_BT, length_B, settings.value_clip)
             loss = outputs["value_loss"] / self.batch.tokens
         if self.statistics is not None:
             detach = settings.group_trunk == "detached"
             probs_BM = group_probabilities(model, hidden_LBH, part, reads=settings.group_input, detach=detach)
-            signal_B = experience.inputs.behaviour_signal_B[part.rows_B]
+            signal_B = experience.inputs.behaviour_signal_B[part.span]
             loss = loss + classifier_loss_terms(
                 probs_BM, signal_B, self.statistics, beta=settings.beta_critic, balance=settings.balance
             )

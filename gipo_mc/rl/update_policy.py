@@ -51,7 +51,7 @@ class PolicyLoss:
     def __call__(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
         """ "loss", and `_ROW_OUTPUTS`, [b] each."""
         config, settings = self.config, self.config.algorithm
-        own = self.objective.rows(part.rows_B)
+        own = self.objective.rows(part.span)
         objective, entropy_B = own.of_hidden(
             model, hidden_LBH, part, config.rollout.temperature, config.parallel.logit_rows
         )
@@ -59,7 +59,7 @@ class PolicyLoss:
         loss = policy_loss_terms(
             objective,
             tokens=self.batch.tokens,
-            signal_gradient_B=None if gradient_B is None else gradient_B[part.rows_B],
+            signal_gradient_B=None if gradient_B is None else gradient_B[part.span],
             beta=1.0,
             entropy_sum=entropy_B.sum() if settings.entropy_coef else None,
             entropy_coef=settings.entropy_coef,

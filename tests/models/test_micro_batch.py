@@ -21,13 +21,17 @@ ALONE = Layout(1, 0, 1, 1, 1, 0, 0, 0, False, torch.device("cpu"))
 PAD = 99
 
 
+def _rows(part: MicroBatch) -> list[int]:
+    return list(range(part.span.start, part.span.stop))
+
+
 def by_hand() -> Sequences:
     """Prompts of 2, 1 and 3 tokens with responses of 3, 0 and 1: [3, 5]."""
     return to_sequences([[10, 11], [20], [30, 31, 32]], [[12, 13, 14], [], [33]], PAD)
 
 
 def test_positions_and_targets_by_hand() -> None:
-    batch = MicroBatch(by_hand(), torch.arange(3), width=4)
+    batch = MicroBatch(by_hand(), 0, width=4)
     row_N, time_N = batch.response_NN
     assert row_N.tolist() == [0, 0, 0, 2] and time_N.tolist() == [0, 1, 2, 0]
     # hidden_LBH.flatten(0, 1): row position * 3 + sequence. Token 12 at position 2 is predicted at position 1.
@@ -39,7 +43,7 @@ def test_positions_and_targets_by_hand() -> None:
 
 def test_the_positions_are_those_of_the_flattened_hidden_states() -> None:
     """A "model" whose hidden state is (position, token itself) shows what is really picked."""
-    batch = MicroBatch(by_hand(), torch.arange(3), width=3)
+    batch = MicroBatch(by_hand(), 0, width=3)
     tokens_LB = batch.tokens_BL.t()
     hidden_LBH = torch.stack([torch.arange(5)[:, None].expand(5, 3), tokens_LB], dim=-1)
     states_NH = hidden_LBH.flatten(0, 1)
@@ -49,7 +53,7 @@ def test_the_positions_are_those_of_the_flattened_hidden_states() -> None:
 
 
 def test_packed_values_go_back_to_their_places_with_their_gradient() -> None:
-    batch = MicroBatch(by_hand(), torch.arange(3), width=4)
+    batch = MicroBatch(by_hand(), 0, width=4)
     value_N = torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)
     value_BT = batch.to_response_BT(value_N)
     assert value_BT.tolist() == [[1, 2, 3, 0], [0, 0, 0, 0], [4, 0, 0, 0]]
@@ -59,7 +63,7 @@ def test_packed_values_go_back_to_their_places_with_their_gradient() -> None:
 
 def test_rows_are_cut_in_order_and_padded_no_further_than_their_own_longest() -> None:
     parts = micro_batches(by_hand(), 2, ALONE)
-    assert [part.rows_B.tolist() for part in parts] == [[0, 1], [2]]
+    assert [_rows(part) for part in parts] == [[0, 1], [2]]
     assert [tuple(part.tokens_BL.shape) for part in parts] == [(2, 5), (1, 4)]
     assert [part.width for part in parts] == [3, 3], "the time of the whole batch, so that tensors line up"
     assert parts[1].tokens_BL.tolist() == [[30, 31, 32, 33]]
@@ -88,14 +92,14 @@ def pairs(count: int) -> Sequences:
 )
 def test_pairs_stay_together(size: int, expected: list[list[int]]) -> None:
     parts = micro_batches(pairs(5), size, ALONE, unit=2)
-    assert [part.rows_B.tolist() for part in parts] == expected
+    assert [_rows(part) for part in parts] == expected
 
 
 def test_pairs_are_divided_among_data_parallel_ranks_whole() -> None:
     rows = []
     for rank in (0, 1):
         parts = micro_batches(pairs(5), 4, replace(ALONE, data=2, data_rank=rank), unit=2)
-        rows.append([row for part in parts for row in part.rows_B.tolist()])
+        rows.append([row for part in parts for row in _rows(part)])
     assert rows == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]]
 
 

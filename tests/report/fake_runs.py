@@ -29,55 +29,9 @@ def rl_run(root: Path, name: str, algorithm: str, iterations: int, gold: bool = 
              ("device", "CPU, float32"), ("ops", "native"), ("data", "built-in task: 4,096 prompts")]
         )  # fmt: skip
         for step in range(1, iterations + 1):
-            t = step / iterations
-            rise = 1 - np.exp(-3 * t)
-            top = {"gi_ppo": (1.0, 0.55), "ppo": (0.9, 0.3), "ppo_no_kl": (2.2, 0.35)}[algorithm]
-            easy, hard = 0.45 + rise * (top[0] - 0.45), 0.07 + rise * (top[1] - 0.07)
-            true_easy = easy - 0.3 * rise if algorithm != "ppo_no_kl" else 0.45 - 0.9 * rise
-            true_hard = hard - 0.1 * rise if algorithm != "ppo_no_kl" else 0.07 - 0.6 * rise
-            noise = random.normal(0, 0.05, 12)
-            kl = {"gi_ppo": 3.0, "ppo": 2.0, "ppo_no_kl": 14.0}[algorithm] * rise
-            rewards = {
-                "easy": random.normal(easy, 0.3, 102).clip(-1, 3), "hard": random.normal(hard, 0.35, 26).clip(-1, 2)
-            }  # fmt: skip
-            pooled = np.concatenate(list(rewards.values()))
-            row = {
-                "reward/mean": pooled.mean(), "reward/std": pooled.std(),
-                "reward/domain/easy": rewards["easy"].mean(), "reward/domain/hard": rewards["hard"].mean(),
-                "kl/mean": max(0, kl + noise[0] * 3),
-                "kl/weighted": max(0, 0.05 * kl * (0.6 if gi else 1) + noise[1] * 0.05),
-                "kl/domain/easy": max(0, kl * 0.8), "kl/domain/hard": kl * 1.7,
-                "policy/loss": -0.02 + noise[2] * 0.2, "policy/clip_fraction": abs(0.08 + noise[3] * 0.5),
-                "policy/entropy": 2.3 - 1.1 * rise + noise[4], "policy/grad_norm": 0.8 + abs(noise[5]) * 4,
-                "policy/ratio_max": 1.4 + abs(noise[6]) * 6,
-                "critic/loss": 0.4 * np.exp(-4 * t) + 0.08 + abs(noise[7]) * 0.3,
-                "critic/grad_norm": 1.5 + noise[8] * 6,
-                "critic/explained_variance": 0.7 * (1 - np.exp(-6 * t)) - 0.1 + noise[9],
-                "response/length": 6.5 + 1.5 * rise + noise[10], "response/truncated": 0.1 * (1 - rise),
-                "rollout/logp_difference": 1e-7 * (1 + abs(noise[11])),
-                "throughput/tokens_per_second": 1300 + 400 * noise[0],
-                **{f"time/{phase}": s * (1 + abs(noise[1])) for phase, s in PHASE_SECONDS.items()},
-            }  # fmt: skip
-            if gi:
-                mass = 0.5 + 0.27 * (1 - np.exp(-5 * t)) + noise[2] * 0.2
-                row |= {
-                    "group/0/mass": mass, "group/1/mass": 1 - mass,
-                    "group/0/reward": easy - 0.03, "group/1/reward": hard + 0.07 + noise[3],
-                    "group/0/objective": 0.3 * rise + noise[4], "group/1/objective": -0.6 * rise + noise[5],
-                    "group/0/kl": kl * 0.8, "group/1/kl": kl * 1.6,
-                    "group/variance": 0.15 * rise + abs(noise[6]) * 0.2, "group/entropy": 0.69 - 0.4 * rise,
-                    "group/best": 0.0, "group/reward_correlation": 0.4 * rise + noise[7],
-                    "group/domain_auc": 0.5 + 0.4 * rise, "group/p_high": 0.6 + noise[1],
-                }  # fmt: skip
-            if gold:
-                row |= {
-                    "gold/mean": 0.8 * true_easy + 0.2 * true_hard + noise[8], "gold/domain/easy": true_easy + noise[8],
-                    "gold/domain/hard": true_hard + noise[9],
-                    "gold/domain/ood": 0.3 + rise * {"gi_ppo": 0.08, "ppo": -0.03, "ppo_no_kl": -0.6}[algorithm],
-                }  # fmt: skip
-            row["time/total"] = sum(value for key, value in row.items() if key.startswith("time/")) + 0.1
+            row, rewards = iteration(algorithm, step / iterations, random, gold)
             log.log(step, row)
-            log.histogram(step, "reward", pooled)
+            log.histogram(step, "reward", np.concatenate(list(rewards.values())))
             for domain, values in rewards.items():
                 log.histogram(step, f"reward/domain/{domain}", values)
             if step in (1, iterations):
@@ -86,6 +40,70 @@ def rl_run(root: Path, name: str, algorithm: str, iterations: int, gold: bool = 
             log.warn(iterations, "g_high changed from group 1 to group 0.")
         folder.write_status("done", 0, step=iterations)
     return folder.path
+
+
+def iteration(
+    algorithm: str, t: float, random: np.random.Generator, gold: bool
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Metrics and rewards by domain of the iteration at `t`, the finished part of the run."""
+    gi = algorithm == "gi_ppo"
+    rise = 1 - np.exp(-3 * t)
+    top = {"gi_ppo": (1.0, 0.55), "ppo": (0.9, 0.3), "ppo_no_kl": (2.2, 0.35)}[algorithm]
+    easy, hard = 0.45 + rise * (top[0] - 0.45), 0.07 + rise * (top[1] - 0.07)
+    noise = random.normal(0, 0.05, 12)
+    kl = {"gi_ppo": 3.0, "ppo": 2.0, "ppo_no_kl": 14.0}[algorithm] * rise
+    rewards = {
+        "easy": random.normal(easy, 0.3, 102).clip(-1, 3), "hard": random.normal(hard, 0.35, 26).clip(-1, 2)
+    }  # fmt: skip
+    pooled = np.concatenate(list(rewards.values()))
+    row = {
+        "reward/mean": pooled.mean(), "reward/std": pooled.std(),
+        "reward/domain/easy": rewards["easy"].mean(), "reward/domain/hard": rewards["hard"].mean(),
+        "kl/mean": max(0, kl + noise[0] * 3),
+        "kl/weighted": max(0, 0.05 * kl * (0.6 if gi else 1) + noise[1] * 0.05),
+        "kl/domain/easy": max(0, kl * 0.8), "kl/domain/hard": kl * 1.7,
+        "policy/loss": -0.02 + noise[2] * 0.2, "policy/clip_fraction": abs(0.08 + noise[3] * 0.5),
+        "policy/entropy": 2.3 - 1.1 * rise + noise[4], "policy/grad_norm": 0.8 + abs(noise[5]) * 4,
+        "policy/ratio_max": 1.4 + abs(noise[6]) * 6,
+        "critic/loss": 0.4 * np.exp(-4 * t) + 0.08 + abs(noise[7]) * 0.3,
+        "critic/grad_norm": 1.5 + noise[8] * 6,
+        "critic/explained_variance": 0.7 * (1 - np.exp(-6 * t)) - 0.1 + noise[9],
+        "response/length": 6.5 + 1.5 * rise + noise[10], "response/truncated": 0.1 * (1 - rise),
+        "rollout/logp_difference": 1e-7 * (1 + abs(noise[11])),
+        "throughput/tokens_per_second": 1300 + 400 * noise[0],
+        **{f"time/{phase}": s * (1 + abs(noise[1])) for phase, s in PHASE_SECONDS.items()},
+    }  # fmt: skip
+    if gi:
+        row |= group_metrics(t, rise, easy, hard, kl, noise)
+    if gold:
+        row |= gold_metrics(algorithm, rise, easy, hard, noise)
+    row["time/total"] = sum(value for key, value in row.items() if key.startswith("time/")) + 0.1
+    return row, rewards
+
+
+def group_metrics(t: float, rise: float, easy: float, hard: float, kl: float, noise: np.ndarray) -> dict[str, float]:
+    """Metrics of two groups that come to be the domains."""
+    mass = 0.5 + 0.27 * (1 - np.exp(-5 * t)) + noise[2] * 0.2
+    return {
+        "group/0/mass": mass, "group/1/mass": 1 - mass,
+        "group/0/reward": easy - 0.03, "group/1/reward": hard + 0.07 + noise[3],
+        "group/0/objective": 0.3 * rise + noise[4], "group/1/objective": -0.6 * rise + noise[5],
+        "group/0/kl": kl * 0.8, "group/1/kl": kl * 1.6,
+        "group/variance": 0.15 * rise + abs(noise[6]) * 0.2, "group/entropy": 0.69 - 0.4 * rise,
+        "group/best": 0.0, "group/reward_correlation": 0.4 * rise + noise[7],
+        "group/domain_auc": 0.5 + 0.4 * rise, "group/p_high": 0.6 + noise[1],
+    }  # fmt: skip
+
+
+def gold_metrics(algorithm: str, rise: float, easy: float, hard: float, noise: np.ndarray) -> dict[str, float]:
+    """Gold rewards of the domains, and of one that training does not have."""
+    true_easy = easy - 0.3 * rise if algorithm != "ppo_no_kl" else 0.45 - 0.9 * rise
+    true_hard = hard - 0.1 * rise if algorithm != "ppo_no_kl" else 0.07 - 0.6 * rise
+    return {
+        "gold/mean": 0.8 * true_easy + 0.2 * true_hard + noise[8], "gold/domain/easy": true_easy + noise[8],
+        "gold/domain/hard": true_hard + noise[9],
+        "gold/domain/ood": 0.3 + rise * {"gi_ppo": 0.08, "ppo": -0.03, "ppo_no_kl": -0.6}[algorithm],
+    }  # fmt: skip
 
 
 def sample(domain: str, reward: float, number: int, groups: bool) -> dict:

@@ -1,4 +1,4 @@
-// Test: pytest tests/ops/test_cuda.py with a GPU, pytest tests/csrc/test_csrc.py -k fibers on any CPU
+// Test: pytest tests/ops/cuda with a GPU, pytest tests/csrc/test_csrc.py -k fibers on any CPU
 //
 // Op B on CUDA: one block a sequence, then one block for four groups' sums over sequences (2 launches forward, 1
 // backward); 16 bytes a float32 token forward, 20 backward, whatever the number of groups. At 1024 float32 tokens a

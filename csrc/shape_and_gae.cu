@@ -1,4 +1,4 @@
-// Test: pytest tests/ops/test_cuda.py with a GPU, pytest tests/csrc/test_csrc.py -k fibers on any CPU
+// Test: pytest tests/ops/cuda with a GPU, pytest tests/csrc/test_csrc.py -k fibers on any CPU
 //
 // Op C on CUDA: one block a sequence, tiles of 256 tokens from the last to the first; A_t = delta_t + d A_{t+1} is an
 // associative scan of the pairs (d, delta). 12 bytes read and 12 written a float32 token.

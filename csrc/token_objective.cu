@@ -1,4 +1,4 @@
-// Test: pytest tests/ops/test_cuda.py with a GPU, pytest tests/csrc/test_csrc.py -k fibers on any CPU
+// Test: pytest tests/ops/cuda with a GPU, pytest tests/csrc/test_csrc.py -k fibers on any CPU
 //
 // Ops A and B joined on CUDA: a block takes a few consecutive tokens of one sequence, reduces each one's row of logits
 // as op A does and turns it into op B's terms at once. The logits are read once forward (2 bytes in bf16), read and

@@ -1,4 +1,4 @@
-// Test: pytest tests/ops/test_cuda.py with a GPU, pytest tests/csrc/test_csrc.py -k fibers on any CPU
+// Test: pytest tests/ops/cuda with a GPU, pytest tests/csrc/test_csrc.py -k fibers on any CPU
 //
 // Op A on CUDA: one block a row, 16-byte loads and stores. Forward reads each logit once (2 bytes in bf16), the
 // gradient reads and writes it once (4 bytes): 6 bytes a bf16 logit, the least possible with a reduction between the

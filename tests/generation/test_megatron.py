@@ -2,139 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from gipo_mc.errors import ConfigError, DataError, NumericsError
-from gipo_mc.generation.assemble import assemble_rollout, sampling_uniforms
-from gipo_mc.generation.engine import Generated, Sampling
-from gipo_mc.generation.megatron import MegatronEngine
-from gipo_mc.models.build import build_model
-from gipo_mc.models.families import read_shape
-from gipo_mc.models.weights.hf_load import load_hf_weights
-from gipo_mc.parallel import runtime
-from gipo_mc.parallel.layout import Layout, split_rows
+from gipo_mc.generation.assemble import sampling_uniforms
+from gipo_mc.generation.engine import Generated
+from gipo_mc.parallel.layout import Layout
 from gipo_mc.types import Prompt, Rollout
-from tests.ranks import LAYOUTS, parallel_config, run_ranks
+from tests.generation.megatron_runs import (
+    NEW,
+    PROMPT_LENGTHS,
+    SEED,
+    VOCAB,
+    Job,
+    generate,
+    hf_greedy,
+    on_ranks,
+    responses,
+    rollout,
+)
+from tests.ranks import LAYOUTS
 
-VOCAB, NEW = 101, 12  # 101: no layout divides it, so padding is always there
-SEED, STEP = 7, 3
-PROMPT_LENGTHS = (3, 9, 1, 5, 5, 14, 2)
 FOUR_RANKS = {"TP2xPP2+SP": {"tensor": 2, "pipeline": 2, "sequence": True}}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama with grouped queries whose logits are spread enough to have clear favourites."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("llama")
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
-        initializer_range=0.25,
-        tie_word_embeddings=False,
-    )
-    LlamaForCausalLM(config).save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def prompts() -> list[Prompt]:
-    rng = np.random.default_rng(5)
-    return [
-        Prompt(index=100 + 3 * row, token_ids=tuple(rng.integers(0, VOCAB, n).tolist()), domain=f"d{row % 2}", text="")
-        for row, n in enumerate(PROMPT_LENGTHS)
-    ]
-
-
-@pytest.fixture(scope="module")
-def reference(folder: Path) -> LlamaForCausalLM:
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
-@pytest.fixture(scope="module")
-def greedy_ids(reference: LlamaForCausalLM, prompts: list[Prompt]) -> list[list[int]]:
-    """transformers' own greedy continuation, one prompt at a time and without an end."""
-    return [hf_greedy(reference, prompt.token_ids, eos_id=None) for prompt in prompts]
-
-
-@pytest.fixture(scope="module")
-def eos_id(greedy_ids: list[list[int]]) -> int:
-    """A token that some greedy responses reach early and others never."""
-    early = [token for ids in greedy_ids for token in ids[:6]]
-    return max((t for t in set(early) if not all(t in ids for ids in greedy_ids)), key=early.count)
-
-
-def hf_greedy(model: LlamaForCausalLM, ids: tuple[int, ...], eos_id: int | None) -> list[int]:
-    tokens = torch.tensor([ids])
-    output = model.generate(
-        tokens,
-        attention_mask=torch.ones_like(tokens),
-        max_new_tokens=NEW,
-        do_sample=False,
-        eos_token_id=eos_id,
-        pad_token_id=0,
-    )
-    return output[0, len(ids) :].tolist()
-
-
-Job = Callable[[Any, Layout], Any]
-
-
-def on_ranks(folder: Path, layout: dict[str, Any], job: Job) -> list[Any]:
-    """`job(model, layout)` on every rank of a layout, the model loaded from `folder`."""
-    config, ranks = parallel_config(**layout)
-
-    def rank_main(_: int) -> Any:
-        here = runtime.initialize(config, "cpu")
-        model = build_model(read_shape(folder), here, head="lm", dtype=torch.float32, trainable=True)
-        load_hf_weights(model, folder)
-        return job(model, here)
-
-    return run_ranks(rank_main, ranks)
-
-
-def generate(
-    model: Any, tokens: Sequence[Sequence[int]], uniforms_BT: Any = None, micro_batch: int = 0, on_step: Any = None,
-    **sampling: Any,
-) -> Generated:  # fmt: skip
-    return MegatronEngine(model, micro_batch).generate(tokens, Sampling(**sampling), uniforms_BT, on_step)
-
-
-def rollout(model: Any, layout: Layout, prompts: list[Prompt], eos_id: int, **options: Any) -> Rollout:
-    """Generate this replica's block, as a training iteration does, and bring all blocks together."""
-    own = [prompts[row] for row in split_rows(len(prompts), layout.data)[layout.data_rank]]
-    count = options.pop("max_new_tokens", NEW)
-    generated = generate(
-        model,
-        [prompt.token_ids for prompt in own],
-        max_new_tokens=count,
-        eos_id=eos_id,
-        uniforms_BT=sampling_uniforms(SEED, "rollout", STEP, [prompt.index for prompt in own], count),
-        **options,
-    )
-    return assemble_rollout(prompts, generated, layout, pad_id=0)
-
-
-def responses(result: Rollout) -> list[list[int]]:
-    sequences = result.sequences
-    return [
-        row[p : p + r]
-        for row, p, r in zip(
-            sequences.tokens_BL.tolist(), sequences.prompt_length_B.tolist(), sequences.response_length_B.tolist()
-        )
-    ]
 
 
 SAMPLED: dict[str, dict[str, Any]] = {
@@ -332,67 +227,3 @@ def test_progress_is_told_and_all_done_is_the_end(
     assert {total for _, total in told} == {len(prompts)}
     done = [count for count, _ in told]
     assert done == sorted(done) and done[-1] == len(prompts) and done[0] < len(prompts)
-
-
-def test_refusals_come_before_anything_is_computed(folder: Path) -> None:
-    def job(model: Any, layout: Layout) -> list[tuple[str, str]]:
-        model.forward = None  # a forward pass would fail
-        attempts: list[tuple[list[list[int]], dict[str, Any]]] = [
-            ([[1], []], {}),
-            ([[1] * 21], {}),
-            ([[1, VOCAB]], {}),
-            ([[-1, 1]], {}),
-            ([[1]], {"max_new_tokens": 0}),
-            ([[1]], {"eos_id": VOCAB}),
-            ([[1]], {"greedy": False}),
-            ([[1]], {"greedy": False, "uniforms_BT": np.zeros((2, NEW))}),
-            ([[1]], {"temperature": -1.0, "top_p": 0.0, "top_k": -1}),
-            ([[1]], {"micro_batch": -1}),
-        ]
-        errors = []
-        for tokens, options in attempts:
-            merged = {"max_new_tokens": NEW, "eos_id": 0, "greedy": True} | options
-            try:
-                generate(model, tokens, **merged)
-            except (ConfigError, DataError) as error:
-                errors.append((type(error).__name__, str(error)))
-        return errors
-
-    errors = on_ranks(folder, {}, job)[0]
-    assert [name for name, _ in errors] == ["DataError"] * 4 + ["ConfigError"] * 6
-    texts = [text for _, text in errors]
-    assert "Prompt 1 of the batch has no tokens" in texts[0]
-    assert "21 tokens" in texts[1] and "context of 32" in texts[1] and "rollout.max_new_tokens" in texts[1]
-    assert f"token id {VOCAB}," in texts[2] and "token id -1," in texts[3]
-    assert all(key in texts[8] for key in ("temperature", "top_p", "top_k"))
-    assert "rollout.micro_batch_size=-1" in texts[9]
-
-
-def test_broken_weights_are_one_error_on_every_rank(folder: Path, prompts: list[Prompt], eos_id: int) -> None:
-    """NaN in one rank's shard of the last stage stops all ranks with the same sentence, and modes are restored."""
-
-    def job(model: Any, layout: Layout) -> str:
-        model.train()
-        if layout.is_last_stage and layout.tensor_rank == 1:
-            with torch.no_grad():
-                next(p for name, p in model.named_parameters() if "output_layer" in name)[0, 0] = torch.nan
-        with pytest.raises(NumericsError) as caught:
-            rollout(model, layout, prompts, eos_id)
-        assert model.training
-        return str(caught.value)
-
-    messages = on_ranks(folder, LAYOUTS["TP2xPP2"], job)
-    assert len(set(messages)) == 1 and "not finite" in messages[0]
-
-
-def test_assemble_refuses_a_foreign_block(prompts: list[Prompt]) -> None:
-    layout = Layout(2, 0, 1, 1, 2, 0, 0, 0, False, torch.device("cpu"))
-    count = len(prompts)
-    own = Generated(
-        torch.zeros(count, 3, dtype=torch.int64),
-        torch.ones(count, dtype=torch.int64),
-        torch.zeros(count, 3),
-        torch.zeros(count, dtype=torch.bool),
-    )
-    with pytest.raises(ConfigError, match=r"owns 4 of 7 prompts, but 7 responses"):
-        assemble_rollout(prompts, own, layout, pad_id=0)

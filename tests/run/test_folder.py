@@ -1,0 +1,113 @@
+"""The run folder: one owner, one command, earlier runs moved aside, failures in words."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gipo_mc.errors import ConfigError, StorageError
+from gipo_mc.run import folder as run_folder_module
+from gipo_mc.run.folder import RunFolder
+from gipo_mc.run.metrics import MetricsLogger
+from tests.run.files import lines
+
+
+def test_the_folder_takes_the_name_or_the_command(tmp_path):
+    with RunFolder.open(tmp_path, "", "train_sft", resume=True) as folder:
+        assert folder.path == tmp_path / "train_sft"
+        assert folder.checkpoints.is_dir()
+        assert folder.config.name == "config.yaml" and folder.report.name == "report.html"
+
+
+@pytest.mark.parametrize("name", ["../out", "/abs", "a/../../b"])
+def test_a_name_cannot_leave_the_directory(tmp_path, name):
+    with pytest.raises(ConfigError, match=r"leaves run\.dir"):
+        RunFolder.open(tmp_path, name, "train_sft", resume=True)
+
+
+def test_a_second_job_is_refused_and_told_who_holds_the_folder(tmp_path):
+    with RunFolder.open(tmp_path, "toy", "train_sft", resume=True):
+        code = (
+            "import sys; from gipo_mc.run.folder import RunFolder\n"
+            "from gipo_mc.errors import GipoError\n"
+            "try: RunFolder.open(sys.argv[1], 'toy', 'train_sft', True)\n"
+            "except GipoError as error: print(error); sys.exit(error.exit_code)"
+        )
+        second = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert second.returncode == 6, second.stderr
+    assert f"in use by process {os.getpid()} on " in second.stdout
+    with RunFolder.open(tmp_path, "toy", "train_sft", resume=True):
+        pass  # free again
+
+
+def test_the_lock_of_a_killed_job_is_gone(tmp_path):
+    code = (
+        "import sys, os; from gipo_mc.run.folder import RunFolder\n"
+        "RunFolder.open(sys.argv[1], 'toy', 'train_sft', True); os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+    assert killed.returncode == -9
+    RunFolder.open(tmp_path, "toy", "train_sft", resume=True).close()
+
+
+def test_status_is_written_whole_and_read_back(folder):
+    folder.write_status("running", step=3)
+    folder.write_status("requeue", 75, "saved, asked to stop", 12)
+    status = json.loads(folder.status.read_text())
+    assert (status["state"], status["exit_code"], status["step"]) == ("requeue", 75, 12)
+    assert status["message"] == "saved, asked to stop" and status["command"] == "train_gi_ppo"
+    assert status["pid"] == os.getpid() and status["host"]
+    assert folder.read_status() == status
+    folder.status.write_text("{half")
+    assert folder.read_status() == {}
+
+
+def test_another_command_may_not_continue_the_run(tmp_path):
+    with RunFolder.open(tmp_path, "toy", "train_sft", resume=True) as folder:
+        folder.write_status("done", 0)
+    with pytest.raises(ConfigError, match="belongs to train_sft, this is train_gi_ppo"):
+        RunFolder.open(tmp_path, "toy", "train_gi_ppo", resume=True)
+    with RunFolder.open(tmp_path, "toy", "train_gi_ppo", resume=False):
+        pass
+
+
+def test_starting_anew_moves_the_earlier_run_aside(tmp_path):
+    for number in (1, 2):
+        with RunFolder.open(tmp_path, "toy", "train_sft", resume=False) as folder:
+            with MetricsLogger(folder) as log:
+                log.log(1, {"a": float(number)})
+            folder.write_status("done", 0)
+    with RunFolder.open(tmp_path, "toy", "train_sft", resume=False) as folder:
+        assert folder.set_aside == tmp_path / "toy" / "previous-2"
+        assert not folder.metrics.exists() and list(folder.checkpoints.iterdir()) == []
+    assert lines(tmp_path / "toy" / "previous-1" / "metrics.jsonl") == [{"step": 1, "a": 1.0}]
+    assert lines(tmp_path / "toy" / "previous-2" / "metrics.jsonl") == [{"step": 1, "a": 2.0}]
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(StorageError, match="cannot be written"):
+        RunFolder.open(tmp_path / "runs", "toy", "train_sft", resume=True)
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    def refuse(*_args):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(run_folder_module.fcntl, "flock", refuse)
+    with pytest.raises(StorageError, match="cannot be locked"):
+        RunFolder.open(tmp_path, "toy", "train_sft", resume=True)
+
+
+def test_about_keeps_order_and_repeated_labels(folder):
+    lines = [("policy", "llama"), ("held out", "easy"), ("held out", "hard"), ("device", "cpu")]
+    folder.write_about(lines)
+    assert [tuple(line) for line in json.loads(folder.about.read_text())] == lines
+
+
+def test_reading_back_needs_no_lock(folder):
+    folder.write_status("running")
+    assert RunFolder(folder.path).read_status()["state"] == "running"

@@ -25,7 +25,7 @@ from gipo_mc.run import checkpoint
 from gipo_mc.tools.builtin import PPO
 
 #: Iterations of GI-PPO on four ranks. On two cores these take four times as long as on one rank, which does the others.
-SHARED = 20
+SHARED = 10
 MOST_RANKS = 4
 REGIME = (
     "The reward here is the task's own proxy, a noisy function that pays for a habit the gold reward punishes; the "

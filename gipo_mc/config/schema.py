@@ -75,6 +75,11 @@ class ModelConfig(Section):
     reward: str = fixed_by_content("", description="reward model; or python:package.module:function")
     tokenizer: str = fixed_by_content("", description="tokenizer folder; empty: the policy's")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _nothing_is_empty(cls, value: object) -> object:
+        return "" if value is None else value  # `model.policy=` on a command line
+
 
 class DataConfig(Section):
     prompts: list[str] = fixed_by_content(

@@ -51,7 +51,7 @@ def load_function(name: str, key: str = "model.reward") -> RewardFunction:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:  # importing runs the user's module, which may raise anything
         raise ConfigError(
-            f"{key}={name}: the function cannot be had ({type(error).__name__}: {error}). Write "
+            f"{key}={name}: the function cannot be loaded ({type(error).__name__}: {error}). Write "
             "python:package.module:function, with the module on PYTHONPATH; it is called as "
             "f(prompts, responses, domains) and returns one number each."
         ) from error

@@ -313,7 +313,9 @@ def _find_checkpoint(session: Session) -> None:
     newest, reasons = on_main(lambda: checkpoint.latest(session.folder.checkpoints))
     if newest is None and reasons:
         raise CheckpointError(
-            "No checkpoint of this run can be used:\n" + "\n".join(f"  - {reason}" for reason in reasons)
+            "No checkpoint of this run can be used:\n"
+            + "\n".join(f"  - {reason}" for reason in reasons)
+            + "\nPut intact copies back, or begin again with run.resume=false (moves this run aside) or a new run.name."
         )
     session._resume_from, session._passed_over = newest, reasons
     if newest is not None:  # before models are loaded, which may take minutes

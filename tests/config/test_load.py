@@ -102,3 +102,9 @@ def test_options_are_checked_together_with_the_built_in_task_under_them() -> Non
 )
 def test_the_built_in_task_is_there_for_who_names_no_model_and_no_data(words: list[str], nothing: bool) -> None:
     assert names_nothing(None, words) == nothing
+
+
+def test_a_model_that_is_named_as_nothing_is_no_model() -> None:
+    """`model.policy=` on a command line is null in YAML; the trainers then say that it is empty."""
+    assert load_config(None, ["model.policy=", "model.reward="]).model.policy == ""
+    assert names_nothing(None, ["model.policy="])

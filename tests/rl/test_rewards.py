@@ -125,5 +125,5 @@ def test_names_of_functions() -> None:
     assert is_function("python:math:sqrt") and not is_function("runs/reward")
     assert load_function("python:os.path:join")("a", "b") == "a/b"  # type: ignore[arg-type,call-arg]
     for name in ("python:math", "python:math:nothing", "python:no.such.module:f", "python:", "python:a:b:c"):
-        with pytest.raises(ConfigError, match="the function cannot be had"):
+        with pytest.raises(ConfigError, match="the function cannot be loaded"):
             load_function(name)

@@ -24,6 +24,7 @@ from gipo_mc.config import check_layout, validate
 from gipo_mc.errors import CheckpointError, GipoError
 from gipo_mc.models.weights.parity import Check
 from gipo_mc.parallel import runtime
+from gipo_mc.parallel.launcher import adopt_slurm
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.run.command import report_error
 from gipo_mc.tools import conversion
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     transformers_logging.disable_progress_bar()
     try:
+        adopt_slurm()
         parallel = {"tensor": options.tensor, "pipeline": options.pipeline, "sequence": options.sequence}
         config = validate({"parallel": parallel, "device": options.device})
         check_layout(config, runtime.world_size())

@@ -2,7 +2,7 @@
 
 from gipo_mc.config.help import MARKS_MEAN, describe
 from gipo_mc.config.layout import check_layout
-from gipo_mc.config.load import changes, load_config, names_nothing, save_config, validate, values
+from gipo_mc.config.load import changes, load_config, names_nothing, run_folder, save_config, validate, values
 from gipo_mc.config.schema import (
     AlgorithmConfig,
     CheckpointConfig,
@@ -41,6 +41,7 @@ __all__ = [
     "names_nothing",
     "options",
     "resume_rule",
+    "run_folder",
     "save_config",
     "validate",
     "values",

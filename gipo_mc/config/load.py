@@ -6,6 +6,7 @@ key, the numbers involved and the fix.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,18 @@ def names_nothing(path: str | None, overrides: list[str]) -> bool:
     if not isinstance(model, dict) or not isinstance(data, dict):
         return False
     return not (any(model.values()) or any(data.get(key) for key in ("prompts", "preferences", "demonstrations")))
+
+
+def run_folder(path: str | None, overrides: list[str], base: dict[str, Any] | None = None) -> tuple[str, str]:
+    """(run.dir, run.name) of a configuration that may have problems elsewhere; the defaults where they are unknown."""
+    run: Any = None
+    for attempt in ((path, overrides), (None, [o for o in overrides if o.startswith(("run.dir=", "run.name="))])):
+        with suppress(ConfigError):
+            run = _read(*attempt, base or {}).get("run")
+            break
+    found = run if isinstance(run, dict) else {}
+    default = Config().run
+    return str(found.get("dir") or default.dir), str(found.get("name") or default.name)
 
 
 def _read(path: str | None, overrides: list[str], base: dict[str, Any]) -> dict[str, Any]:

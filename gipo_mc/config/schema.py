@@ -43,6 +43,9 @@ class RunConfig(Section):
     iterations: int = changeable(20, ge=1, description="iterations (RL) or optimizer steps (the others)")
     seed: int = Field(1, ge=0, lt=2**31, description="seed of every random stream")
     resume: bool = changeable(True, description="continue from the last checkpoint of the run folder, if it has one")
+    grace_seconds: float = changeable(
+        25.0, gt=0, description="after SIGTERM or SIGUSR1: time to reach the end of a step; torchrun kills after 30"
+    )
 
 
 class ParallelConfig(Section):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.errors import DataError
+from gipo_mc.parallel.limits import limited
 
 #: What stands before a response while it is tokenized, where the tokenizer would prepend a space to a text's start.
 _ANCHOR = "\n"
@@ -53,13 +54,14 @@ class Encoder:
         if not texts:
             return []
         try:
-            batch = self.tokenizer(
-                list(texts),
-                add_special_tokens=False,
-                split_special_tokens=not special,
-                return_attention_mask=False,
-                verbose=False,
-            )
+            with limited(f"The tokenizer {self.tokenizer.name_or_path or ''}"):
+                batch = self.tokenizer(
+                    list(texts),
+                    add_special_tokens=False,
+                    split_special_tokens=not special,
+                    return_attention_mask=False,
+                    verbose=False,
+                )
         except Exception as error:
             # The tokenizers library raises bare Exceptions: only its vocabulary errors are the data's fault.
             if "UNK" not in str(error):

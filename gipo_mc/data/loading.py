@@ -19,6 +19,7 @@ from gipo_mc.data.encode import Encoder
 from gipo_mc.data.examples import Example, LeftOut, examples
 from gipo_mc.data.sets import DemonstrationSet, PreferenceSet, PromptSet, SourceReport, TokenRows
 from gipo_mc.errors import ConfigError, DataError
+from gipo_mc.parallel.limits import limited
 
 Kind = Literal["prompts", "demonstrations", "preferences"]
 Part = Literal["train", "evaluation"]
@@ -181,7 +182,9 @@ def _file_rows(
 def _rendered(rows: Iterable[Example], renderer: Renderer, report: SourceReport) -> Iterator[Rendered]:
     for example in rows:
         try:
-            yield renderer.render(example)
+            with limited("The chat template"):
+                row = renderer.render(example)
+            yield row
         except LeftOut as reason:
             report.left_out[str(reason)] += 1
 

@@ -9,6 +9,7 @@ The baselines and controls are the same loop: `algorithm.name` sets where groups
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from gipo_mc.algorithms.group_diagnostics import count_alarms, warnings
 from gipo_mc.algorithms.state import RLState
@@ -42,6 +43,7 @@ def train(config: Config) -> None:
         if session.start == 0 and setup.held_out is not None:
             session.log(0, evaluate_policy(setup, config))  # what the policy could do before
         for step in range(session.start, config.run.iterations):
+            session.stop_point(step, partial(_save, session, setup, state, step))
             state, metrics = iterate(session, setup, state, step)
             broken = broken + 1 if _all_skipped(metrics, step, config) else 0
             if broken >= PATIENCE:
@@ -50,7 +52,7 @@ def train(config: Config) -> None:
                     "finite. Lower policy.lr or critic.lr, or continue from an earlier checkpoint."
                 )
             if session.checkpoint_due(step + 1):
-                session.save(step + 1, setup.engines, setup.tokenizers, {"groups": state.to_dict()})
+                _save(session, setup, state, step + 1)
         session.console.done(
             [("metrics", str(session.folder.metrics)), ("report", f"python scripts/report.py {session.folder.path}")]
         )
@@ -65,6 +67,7 @@ def iterate(session: Session, setup: RLSetup, state: RLState, step: int) -> tupl
     with phases("rollout"), session.progress("rollout", len(prompts)) as tell:
         rollout = roll_out(setup.rollout_engine, setup.tokenizer, prompts, config, step, on_step=tell)
     outputs = score(models, prompts, rollout, config, phases)
+    session.stop_point(step, partial(_save, session, setup, state, step))  # nothing was updated yet: as it began
     with phases("advantages"):
         experience, state = shape(rollout, outputs, state, config, setup.group_source)
     with phases("update_critic"), session.progress("critic", len(prompts)) as tell:
@@ -84,6 +87,10 @@ def iterate(session: Session, setup: RLSetup, state: RLState, step: int) -> tupl
     metrics["throughput/tokens_per_second"] = tokens / metrics["time/total"]
     _show(session, setup, prompts, experience, metrics, state, step)
     return state, metrics
+
+
+def _save(session: Session, setup: RLSetup, state: RLState, step: int) -> None:
+    session.save(step, setup.engines, setup.tokenizers, {"groups": state.to_dict()})
 
 
 def _show(

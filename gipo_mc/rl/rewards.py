@@ -22,6 +22,7 @@ from gipo_mc.models.readout import sequence_rewards
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
+from gipo_mc.parallel.limits import limited
 from gipo_mc.types import Prompt, Rollout, Sequences
 
 #: f(prompts, responses, domains) -> one finite reward each, in any units.
@@ -73,8 +74,9 @@ class FunctionReward:
         def work() -> list[float]:
             texts = responses(rollout.sequences, self.tokenizer)
             try:
-                found = self.function([prompt.text for prompt in prompts], texts, list(rollout.domain_B))
-                rewards = [float(reward) for reward in found]
+                with limited(f"The reward function {self.name}"):
+                    found = self.function([prompt.text for prompt in prompts], texts, list(rollout.domain_B))
+                    rewards = [float(reward) for reward in found]
             except GipoError:
                 raise
             except Exception as error:  # of the user's code, whatever it is

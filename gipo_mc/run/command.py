@@ -7,16 +7,21 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from gipo_mc import presets
-from gipo_mc.config import MARKS_MEAN, Config, check_layout, describe, load_config, names_nothing
-from gipo_mc.errors import EXIT_INTERRUPTED, GipoError
+from gipo_mc.config import MARKS_MEAN, Config, check_layout, describe, load_config, names_nothing, run_folder
+from gipo_mc.errors import EXIT_INTERRUPTED, GipoError, Requeue
 from gipo_mc.parallel import runtime
+from gipo_mc.parallel.launcher import adopt_slurm
 from gipo_mc.parallel.news import first_to_say
 from gipo_mc.parallel.runtime import lost_peer
+from gipo_mc.run.folder import RunFolder
+from gipo_mc.run.outcome import refusal_noted
+from gipo_mc.run.watch import listening
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ def run_command(
     """Parse `[--config FILE] [key.sub=value ...]`, check it against the ranks there are, and call `work`.
 
     builtin: used only where the configuration names neither a model nor data.
-    Returns the exit code: 0, that of the `GipoError` that ended the run, or 130 after Ctrl-C.
+    Returns the exit code: 0, that of the `GipoError` that ended the run, 75 after a signal that asked it to stop, or
+    130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(
         description=description,
@@ -51,18 +57,15 @@ def run_command(
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override any option below")
     arguments = parser.parse_intermixed_args(argv)
     try:
-        task = builtin if builtin and names_nothing(arguments.config, arguments.overrides) else None
-        config = load_config(arguments.config, arguments.overrides, task.base() if task else None)
-        check_layout(config, runtime.world_size())
-        runtime.resolve_device(config.device)
-        if task:
-            task.prepare(config)
-        work(config)
+        with listening():
+            work(_prepared(arguments, builtin))
+    except Requeue as stop:
+        _say(str(stop))
+        return stop.exit_code
     except GipoError as error:
         return report_error(error)
-    except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
-            print("\nInterrupted. The same command continues from the last checkpoint.", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as stop:
+        _say(f"Interrupted. {stop}".strip())
         return EXIT_INTERRUPTED
     except RuntimeError as error:
         lost = lost_peer(error)
@@ -72,6 +75,33 @@ def run_command(
     finally:
         runtime.shutdown()
     return 0
+
+
+def _prepared(arguments: argparse.Namespace, builtin: BuiltinTask | None) -> Config:
+    """The configuration, checked, and what the built-in task needs made. A start that ends here leaves its status."""
+    path, overrides = arguments.config, arguments.overrides
+    base: dict[str, Any] | None = None
+
+    def place() -> RunFolder:
+        dir, name = run_folder(path, overrides, base)
+        return RunFolder(Path(dir) / (name or Path(sys.argv[0]).stem))
+
+    with refusal_noted(place):
+        adopt_slurm()
+        task = builtin if builtin and names_nothing(path, overrides) else None
+        base = task.base() if task else None
+        config = load_config(path, overrides, base)
+        check_layout(config, runtime.world_size())
+        runtime.resolve_device(config.device)
+        if task:
+            task.prepare(config)
+    return config
+
+
+def _say(text: str) -> None:
+    """Once for the whole job, because every rank has something like it to say."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"\n{text}", file=sys.stderr, flush=True)
 
 
 def report_error(error: GipoError) -> int:

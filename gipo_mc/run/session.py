@@ -23,16 +23,17 @@ from gipo_mc.models.families import family_of, hf_config
 from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.ops import describe_build
 from gipo_mc.parallel import runtime
-from gipo_mc.parallel.collectives import on_main
+from gipo_mc.parallel.collectives import any_rank, on_main
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.run import checkpoint
 from gipo_mc.run.console import Console
-from gipo_mc.run.folder import RunFolder, State
+from gipo_mc.run.folder import RunFolder, State, without_a_word
 from gipo_mc.run.metrics import MetricsLogger
 from gipo_mc.run.model_sources import ModelSource, load_model, resolve
-from gipo_mc.run.outcome import outcome_kept
+from gipo_mc.run.outcome import outcome_kept, refusal_noted
 from gipo_mc.run.resume import Fixed, check_shape, fixed_settings, shape_hash
+from gipo_mc.run.watch import Watch, listening
 
 
 @dataclass
@@ -54,12 +55,14 @@ class Session:
     start: int = 0
     step: int = 0
     fixed: Fixed = field(init=False)
+    watch: Watch = field(init=False)
     _resume_from: Path | None = None
     _passed_over: list[str] = field(default_factory=list)
     _sources: dict[str, ModelSource] = field(default_factory=dict)
     _about: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.watch = Watch(self.folder, self.write_status, self.config.run.grace_seconds)
         self.fixed = Fixed(
             fixed_settings(self.config, self.folder.command, self.dtype, distributed_optimizer=self.shards_optimizer)
         )
@@ -182,6 +185,14 @@ class Session:
     def _due(self, step: int, every: int) -> bool:
         return step == self.config.run.iterations or (every > 0 and step % every == 0)
 
+    def stop_point(self, step: int, save: Callable[[], None]) -> None:
+        """End here if a signal asked any rank to. All ranks come by, where their state is that after `step` iterations.
+
+        save: writes the checkpoint of `step`; called unless there is one. Raises Requeue.
+        """
+        if any_rank(bool(self.watch.asked)):
+            self.watch.stop(save if step > self.start and not self.checkpoint_due(step) else None)
+
     def resume(self, engines: Mapping[str, Engine]) -> dict[str, Any] | None:
         """Continue from the run folder's newest usable checkpoint: its state, or None for a fresh run.
 
@@ -220,9 +231,13 @@ class Session:
         return changed
 
     # ---------------------------------------------------------------- showing
+    def open_log(self) -> None:
+        """On the main rank. Raises DataError where a log file is damaged."""
+        self.logger = MetricsLogger(self.folder)
+
     def write_status(self, state: State, exit_code: int | None = None, message: str = "") -> None:
         """run_status.json, with the iterations that have finished."""
-        if self.logger:
+        if self.layout.is_main:
             self.folder.write_status(state, exit_code, message, self.step)
 
     def header(self, lines: Sequence[tuple[str, str]]) -> None:
@@ -282,30 +297,36 @@ class Session:
 
 @contextmanager
 def open_session(config: Config, command: str) -> Iterator[Session]:
-    """Join the ranks, take the run folder, write the resolved configuration, and leave a status behind whatever
-    happens. Raises the errors of config, layout and folder on every rank."""
-    layout = runtime.initialize(config.parallel, config.device)
+    """Join the ranks, take the run folder, write the resolved configuration, watch for signals and hangs, and leave a
+    status behind whatever happens. Raises the errors of config, layout and folder on every rank."""
     name = config.run.name or command
     folder = RunFolder(Path(config.run.dir) / name, command)
-    logger: MetricsLogger | None = None
+    earlier: dict[str, Any] = {}
 
     def take() -> None:
-        nonlocal folder, logger
+        nonlocal folder, earlier
         folder = RunFolder.open(config.run.dir, name, command, config.run.resume)
-        logger = MetricsLogger(folder)
+        earlier = folder.read_status()
+        folder.write_status("running", step=max(checkpoint.steps(folder.checkpoints), default=0))
 
-    on_main(take)
-    dtype = runtime.resolve_dtype(config.dtype, layout.device)
-    console = Console(name, config.run.iterations, enabled=layout.is_main)
-    session = Session(config, layout, folder, console, logger, dtype)
-    try:
-        with outcome_kept(session.write_status):
-            _find_checkpoint(session)
-            yield session
-    finally:
-        if logger:
-            logger.close()
-        folder.close()
+    with listening():
+        with refusal_noted(lambda: RunFolder(folder.path, command)):
+            layout = runtime.initialize(config.parallel, config.device)
+            on_main(take)
+        dtype = runtime.resolve_dtype(config.dtype, layout.device)
+        console = Console(name, config.run.iterations, enabled=layout.is_main)
+        session = Session(config, layout, folder, console, None, dtype)
+        try:
+            with outcome_kept(session.watch):
+                on_main(session.open_log)
+                _find_checkpoint(session)
+                if earlier.get("state") == "running":
+                    session.warn(without_a_word(earlier))
+                yield session
+        finally:
+            if session.logger:
+                session.logger.close()
+            folder.close()
 
 
 def _find_checkpoint(session: Session) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -110,7 +111,12 @@ def train_supervised(config: Config, command: str, head: HeadKind, make_task: Ta
             task.restore(saved)
         task.prepare(session, engine)
         skipped = 0
+
+        def save(step: int) -> None:
+            session.save(step, {"model": engine}, {"model": tokenizer}, task.state())
+
         for step in range(session.start, config.run.iterations):
+            session.stop_point(step, partial(save, step))
             metrics = _step(session, engine, task, step)
             skipped = skipped + 1 if metrics["skipped"] else 0
             if skipped >= PATIENCE:
@@ -118,7 +124,7 @@ def train_supervised(config: Config, command: str, head: HeadKind, make_task: Ta
                     f"The gradients of the last {PATIENCE} steps were not finite: lower policy.lr, or check the data."
                 )
             if session.checkpoint_due(step + 1):
-                session.save(step + 1, {"model": engine}, {"model": tokenizer}, task.state())
+                save(step + 1)
         session.console.done(
             [("metrics", str(session.folder.metrics)), ("checkpoints", str(session.folder.checkpoints))]
         )

@@ -103,7 +103,8 @@ def while_others_wait(work: Callable[[], None]) -> None:
 
 def own_store() -> dist.Store:
     """The store over a connection of its own, for another thread: a wait in one thread would hold up the other."""
-    return _store().clone()
+    clone: dist.Store = _store().clone()  # type: ignore[attr-defined]  # torch's stubs lack it
+    return clone
 
 
 def _is_set(store: dist.Store, key: str) -> bool:

@@ -47,7 +47,7 @@ class Watch:
         code and message. grace: seconds from the wish to stop to the end of this process."""
         global _latest
         self.folder, self.write_status = folder, write_status
-        self.asked = _latest.asked if _latest else ""
+        self.asked: str = _latest.asked if _latest else ""
         self._grace = grace
         self._store, self._rank = news.own_store(), dist.get_rank()
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0

@@ -2,7 +2,7 @@
 
 from gipo_mc.config.help import MARKS_MEAN, describe
 from gipo_mc.config.layout import check_layout
-from gipo_mc.config.load import changes, load_config, names_nothing, save_config, validate, values
+from gipo_mc.config.load import as_yaml, changes, load_config, names_nothing, saved_values, validate, values
 from gipo_mc.config.schema import (
     AlgorithmConfig,
     CheckpointConfig,
@@ -34,6 +34,7 @@ __all__ = [
     "RolloutConfig",
     "RunConfig",
     "TrainConfig",
+    "as_yaml",
     "changes",
     "check_layout",
     "describe",
@@ -41,7 +42,7 @@ __all__ = [
     "names_nothing",
     "options",
     "resume_rule",
-    "save_config",
+    "saved_values",
     "validate",
     "values",
 ]

@@ -110,7 +110,7 @@ def _tensor(entry: Any) -> TensorStorageMetadata:
 def _place(info: Any) -> _StorageInfo:
     file = _is(_field(info, "_StorageInfo", "relative_path"), str)
     offset, length = (_is(_field(info, "_StorageInfo", name), int) for name in ("offset", "length"))
-    if Path(file).name != file or offset < 0 or length < 0:
+    if Path(file).name != file or file in ("", "..") or offset < 0 or length < 0:
         raise CheckpointError(f"names {file!r}, which is outside its folder: the checkpoint is damaged.")
     if info.state.get("transform_descriptors"):
         raise CheckpointError("holds transformed files, which this program does not write.")

@@ -10,6 +10,7 @@ import io
 import os
 import queue
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,8 +57,7 @@ def bytes_needed(sharded: dict[str, Any]) -> int:
 
 def write(sharded: dict[str, Any], folder: Path) -> None:
     """Save sharded state in an existing, empty folder; every rank calls it. Raises WriteFailed."""
-    # Megatron would start a manager process a rank to hand results over, for saves in the background: this one is not,
-    # and that process would import everything anew and outlive a rank that is killed.
+    # Megatron would start a manager process a rank to hand results over, which would import everything anew.
     filesystem_async._results_queue = queue.Queue()
     torch_dist.FileSystemWriterAsync = _Writer  # type: ignore[misc]
     # Megatron's `save`, with an agreement of the ranks wherever rank 0 writes alone: the others would wait for it.
@@ -120,11 +120,32 @@ def _write_shards(sharded: dict[str, Any], folder: Path) -> None:
 
 
 class _Writer(filesystem_async.FileSystemWriterAsync):
-    """Megatron's writer, on whose last step, the index that rank 0 writes, the other ranks do not wait in vain."""
+    """Megatron's writer, without its processes, and with a last step on which no rank waits in vain.
+
+    Megatron forks a process for each file. Where a rank is killed, these stay for ever, with its lock on the run
+    folder: nobody could start the run again.
+    """
 
     failure: OSError | None = None
 
+    @staticmethod
+    def write_preloaded_data_multiproc(
+        transform_list: list[Any], use_msc: bool, rank: int, write_buckets: list[Any], global_results_queue: Any
+    ) -> None:
+        """Write this rank's files, each in a thread, and put {number: results} or an exception into the queue."""
+        results: queue.Queue[tuple[int, Any]] = queue.Queue()
+        with ThreadPoolExecutor(len(write_buckets)) as pool:
+            for number, bucket in enumerate(write_buckets):
+                running: queue.Queue[int] = queue.Queue()
+                running.put(number)
+                write = filesystem_async.FileSystemWriterAsync.write_preloaded_data
+                pool.submit(write, transform_list, number, bucket, results, running, True)
+        found = dict(results.get_nowait() for _ in write_buckets)
+        failed = [result for result in found.values() if isinstance(result, Exception)]
+        global_results_queue.put(failed[0] if failed else found)
+
     def finish(self, metadata: Metadata, results: Any) -> None:
+        """Write the index. Rank 0 does, and the others wait for it, so that a failure is kept for later."""
         try:
             super().finish(metadata, results)
         except OSError as error:

@@ -15,6 +15,7 @@ the manifest has vouched for it, and what is read then can only become tensors a
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +47,9 @@ def save(
     Raises StorageError on every rank, leaving earlier checkpoints untouched.
     """
     final = folder / f"{_PREFIX}{step:08d}"
-    temporary = folder / f"{_TEMPORARY}{step:08d}"
+    # A name of its own: processes that write for a rank outlive it a little where it is killed.
+    nonce: str = on_main(lambda: secrets.token_hex(4))
+    temporary = folder / f"{_TEMPORARY}{step:08d}-{nonce}"
     needed = sharded_files.bytes_needed(sharded)
     content = json.dumps({"format": FORMAT, "step": step, **state}, indent=1).encode()
 

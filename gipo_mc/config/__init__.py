@@ -2,7 +2,16 @@
 
 from gipo_mc.config.help import MARKS_MEAN, describe
 from gipo_mc.config.layout import check_layout
-from gipo_mc.config.load import changes, load_config, names_nothing, run_folder, save_config, validate, values
+from gipo_mc.config.load import (
+    as_yaml,
+    changes,
+    load_config,
+    names_nothing,
+    run_folder,
+    saved_values,
+    validate,
+    values,
+)
 from gipo_mc.config.schema import (
     AlgorithmConfig,
     CheckpointConfig,
@@ -34,6 +43,7 @@ __all__ = [
     "RolloutConfig",
     "RunConfig",
     "TrainConfig",
+    "as_yaml",
     "changes",
     "check_layout",
     "describe",
@@ -42,7 +52,7 @@ __all__ = [
     "options",
     "resume_rule",
     "run_folder",
-    "save_config",
+    "saved_values",
     "validate",
     "values",
 ]

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
+from yaml import YAMLError
 
 from gipo_mc.config.schema import Config
 from gipo_mc.errors import ConfigError
@@ -131,14 +132,22 @@ def _suggestion(loc: tuple[Any, ...]) -> str:
 
 
 def changes(before: Path, now: Config) -> list[str]:
-    """Options that differ from a configuration saved earlier, as "key: old -> new"; [] if it cannot be read (then there
-    is nothing to compare with)."""
-    try:
-        old = OmegaConf.to_container(OmegaConf.load(before))
-    except (OSError, ValueError, OmegaConfBaseException):
-        return []
-    then, present = _flat(old), values(now)
+    """Options that differ from a configuration saved earlier, as "key: old -> new". Raises ConfigError where that
+    cannot be read."""
+    then, present = saved_values(before), values(now)
     return [f"{key}: {then[key]} -> {present[key]}" for key in present if key in then and then[key] != present[key]]
+
+
+def saved_values(path: Path) -> dict[str, Any]:
+    """The value of every option in a run's config.yaml, by its key. Raises ConfigError where it cannot be read."""
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, OmegaConfBaseException, YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(f"{path} cannot be read ({reason}).") from error
+    if not isinstance(found, dict) or not found:
+        raise ConfigError(f"{path} cannot be read (it holds no sections).")
+    return _flat(found)
 
 
 def values(config: Config) -> dict[str, Any]:
@@ -153,6 +162,6 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for item in items for key, value in item.items()}
 
 
-def save_config(config: Config, path: Path) -> None:
-    """Write the resolved configuration as YAML."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())), encoding="utf-8")
+def as_yaml(config: Config) -> str:
+    """The resolved configuration, as config.yaml holds it."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))

@@ -269,7 +269,7 @@ class DPOConfig(Section):
 
 class CheckpointConfig(Section):
     every: int = changeable(10, ge=0, description="iterations between checkpoints; 0: only the last")
-    keep: int = changeable(2, ge=1, description="checkpoints kept")
+    keep: int = changeable(2, ge=2, description="checkpoints kept, damaged ones not counted")
 
 
 class EvalConfig(Section):

@@ -204,7 +204,7 @@ def _config(path: Path, notes: list[str]) -> dict[str, Any]:
     # What the report shows beside the numbers: a damaged one is worth a note, not the loss of the report.
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         notes.append(f"{path} cannot be read and is left out: {str(error).splitlines()[0]}")
         return {}
     return config if isinstance(config, dict) else {}

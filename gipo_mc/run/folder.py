@@ -36,6 +36,7 @@ _CONTENTS = (
     "checkpoints",
     "run_status.json",
     "report.html",
+    ".saved.json",
 )
 
 
@@ -110,6 +111,11 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def saved(self) -> Path:
+        """Tells that there were checkpoints, should they be gone; written by `gipo_mc.run.resume`."""
+        return self.path / ".saved.json"
 
     @property
     def status(self) -> Path:

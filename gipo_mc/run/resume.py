@@ -1,16 +1,17 @@
 """What a run keeps from its start to its end: the check that comes before a run continues.
 
 Every option keeps its value, unless its field in `gipo_mc.config.schema` says otherwise. Names of files and models may
-change, what they hold may not. Data and run checkpoints are compared by SHA-256; the safetensors of a Hugging Face
-folder by their headers, sizes, first and last mebibytes, which is quick at 70B; every model by its shape. The start
-models (model.policy, model.critic) are not read again, because a checkpoint has their weights: they may be moved, and
-where one is the reference too it is held as that.
+change, what they hold may not. Rows of data, checkpoints of runs and the safetensors of Hugging Face folders are
+compared by SHA-256 of all that they hold; every model by its shape. The start models (model.policy, model.critic) are
+not read again, because a checkpoint has their weights: they may be moved, and where one is the reference too it is held
+as that.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -18,10 +19,14 @@ from typing import Any
 
 import torch
 
-from gipo_mc.config import Config, options, resume_rule, values
-from gipo_mc.errors import ConfigError
+from gipo_mc.config import Config, options, resume_rule, saved_values, values
+from gipo_mc.errors import CheckpointError, ConfigError
 from gipo_mc.models.families import read_shape
 from gipo_mc.models.shape import ModelShape
+from gipo_mc.parallel.collectives import on_main
+from gipo_mc.run import checkpoint
+from gipo_mc.run.folder import RunFolder
+from gipo_mc.run.jsonl import read_jsonl, write_atomically
 
 #: Command -> sections and options that it does not read: they may change, because nothing depends on them.
 UNREAD: dict[str, tuple[str, ...]] = {
@@ -44,13 +49,22 @@ class Fixed:
     settings: dict[str, Any]
     frozen: dict[str, str] = field(default_factory=dict)
     data: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    #: Key of a frozen model -> what older checkpoints say that it is made of. Not stored.
+    earlier: dict[str, Callable[[], str]] = field(default_factory=dict)
 
-    def changes(self, stored: Mapping[str, Any]) -> list[str]:
-        """What differs from the state of a checkpoint, a line each. What that did not store yet is not compared."""
+    def stored(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"settings": self.settings, "frozen": self.frozen, "data": self.data}
+
+    def changes(self, stored: Mapping[str, Any], evaluated: str = "") -> list[str]:
+        """What differs from the state of a checkpoint, a line each. What that did not store yet is not compared.
+
+        evaluated: the model that only evaluations used, under whose name older checkpoints list it.
+        """
         frozen = [
             f"{key} was made of {old}, now of {self.frozen.get(key, 'something else')}"
             for key, old in stored["frozen"].items()
-            if not self._holds(key, old)
+            if not (evaluated and key.startswith(f"{evaluated} (")) and not self._holds(key, old)
         ]
         data = [
             line
@@ -70,18 +84,29 @@ class Fixed:
         """`check` of the options alone, which needs no model and no data."""
         _refuse(checkpoint, self._changed_settings(stored))
 
-    def check(self, checkpoint: Path, stored: Mapping[str, Any]) -> None:
-        """Raises ConfigError with every change."""
-        _refuse(checkpoint, self.changes(stored))
+    def check(self, checkpoint: Path, stored: Mapping[str, Any], config: Path) -> None:
+        """Raises ConfigError with every change. config: the config.yaml that the run had."""
+        _refuse(checkpoint, self.changes(stored, _only_evaluated(config)))
 
     def _holds(self, key: str, made_of: str) -> bool:
         option = key.partition(" ")[0]
         if option in options() and resume_rule(option) == "changeable":
             return True  # the reward of evaluations
         if key in self.frozen:
-            return self.frozen[key] == made_of
+            return self.frozen[key] == made_of or (key in self.earlier and self.earlier[key]() == made_of)
         # Older checkpoints have the folder's name in place of the key.
-        return made_of in self.frozen.values()
+        return made_of in self.frozen.values() or any(earlier() == made_of for earlier in self.earlier.values())
+
+
+def _only_evaluated(config: Path) -> str:
+    """The model that eval.reward named, where nothing else of the run did; empty: none, or it is not known."""
+    try:
+        saved = saved_values(config)
+    except ConfigError:
+        return ""
+    name = saved.get("eval.reward")
+    others = [saved.get(f"model.{key}") for key in ("policy", "reference", "critic", "reward", "tokenizer")]
+    return name if isinstance(name, str) and name not in others else ""
 
 
 def _refuse(checkpoint: Path, changed: Sequence[str]) -> None:
@@ -140,3 +165,50 @@ def _changed_sources(key: str, before: Sequence[Mapping[str, Any]], now: Sequenc
 
 def _source(found: Mapping[str, Any] | None) -> str:
     return f"{found['source']} ({found['rows']} rows, SHA-256 {found['sha256']})" if found else "no file"
+
+
+def note_saved(folder: RunFolder, step: int) -> None:
+    """Remember beside the checkpoints that there is one. Nothing is ever read from where this points: it only tells
+    `find_checkpoint` that there was something to continue from. Called on one rank."""
+    write_atomically(folder.saved, json.dumps({"step": step}) + "\n")
+
+
+def find_checkpoint(folder: RunFolder) -> tuple[Path | None, list[str]]:
+    """(where a run continues from or None for a new one, why newer checkpoints were passed over). Every rank calls it.
+
+    Raises CheckpointError where none of its checkpoints is usable, or where there were some and are none: a start from
+    0 would erase what the run has logged.
+    """
+    newest, reasons = checkpoint.latest(folder.checkpoints, together=True)
+    if newest is None and reasons:
+        raise CheckpointError(
+            "No checkpoint of this run can be used:\n"
+            + "\n".join(f"  - {reason}" for reason in reasons)
+            + "\nPut intact copies back, or begin again with run.resume=false (moves this run aside) or a new run.name."
+        )
+    if newest is None and (evidence := on_main(lambda: _had_checkpoints(folder))):
+        raise CheckpointError(
+            f"{folder.checkpoints} holds no checkpoint, and there was one: {evidence}. A start from 0 would erase what "
+            "the run has logged. Put the checkpoints back, or begin again with run.resume=false (moves this run aside) "
+            "or a new run.name."
+        )
+    return newest, reasons
+
+
+def _had_checkpoints(folder: RunFolder) -> str:
+    """How it is known that the run had finished a checkpoint; empty: it is not."""
+    if folder.saved.exists():
+        try:
+            return f"that of step {int(json.loads(folder.saved.read_text())['step'])} was written"
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"{folder.saved} says so"
+    # A run of before that file was kept.
+    rows = read_jsonl(folder.metrics).rows if folder.metrics.exists() else []
+    try:
+        every = saved_values(folder.config).get("checkpoint.every")
+    except ConfigError:
+        return ""
+    last = int(rows[-1]["step"]) if rows else 0
+    if isinstance(every, int) and 0 < every < last:
+        return f"{folder.metrics} goes to step {last}, and checkpoint.every was {every}"
+    return ""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.config import Config, OptimizerConfig, changes, save_config
+from gipo_mc.config import Config, OptimizerConfig, as_yaml, changes
 from gipo_mc.data.sets import DataSet
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens, tokens_hash
-from gipo_mc.errors import CheckpointError
+from gipo_mc.errors import ConfigError
 from gipo_mc.models.families import family_of, hf_config
 from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.ops import describe_build
@@ -29,10 +29,11 @@ from gipo_mc.parallel.layout import Layout
 from gipo_mc.run import checkpoint
 from gipo_mc.run.console import Console
 from gipo_mc.run.folder import RunFolder, State, without_a_word
+from gipo_mc.run.jsonl import write_atomically
 from gipo_mc.run.metrics import MetricsLogger
 from gipo_mc.run.model_sources import ModelSource, load_model, resolve
 from gipo_mc.run.outcome import outcome_kept, refusal_noted
-from gipo_mc.run.resume import Fixed, check_shape, fixed_settings, shape_hash
+from gipo_mc.run.resume import Fixed, check_shape, find_checkpoint, fixed_settings, note_saved, shape_hash
 from gipo_mc.run.watch import Watch, listening
 
 
@@ -60,6 +61,8 @@ class Session:
     _passed_over: list[str] = field(default_factory=list)
     _sources: dict[str, ModelSource] = field(default_factory=dict)
     _about: list[tuple[str, str]] = field(default_factory=list)
+    #: Warnings of a start that may still be refused, and then leaves the files of the run as they are.
+    _held: list[str] | None = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.folder, self.write_status, self.config.run.grace_seconds)
@@ -72,7 +75,7 @@ class Session:
         """The source that configuration key `key` names; found (and downloaded) by one rank, then known to all."""
         if name in self._sources:
             return self._sources[name]  # found and verified before
-        found: ModelSource = on_main(lambda: resolve(name, key))
+        found = resolve(name, key, together=True, warn=self.warn)
         if not found.folder.exists():
             found = resolve(name, key)  # a hub name, on a node that does not share the first one's cache
         found.shape.check(self.layout.tensor, self.layout.pipeline)
@@ -119,6 +122,7 @@ class Session:
         )
         if optimizer is None:
             self.fixed.frozen[key or source.name] = on_main(source.fingerprint)
+            self.fixed.earlier[key or source.name] = source.earlier_fingerprint
             self.fixed.frozen[f"{key or source.name} (config.json)"] = shape_hash(source.shape)
         return self.engine(model, optimizer, total_steps=total_steps)
 
@@ -170,9 +174,10 @@ class Session:
         state = {
             **state,
             "heads": {role: engine.model.head for role, engine in engines.items()},
-            **asdict(self.fixed),
+            **self.fixed.stored(),
         }
         checkpoint.save(self.folder.checkpoints, step, sharded, state, self.config.checkpoint.keep, extras)
+        on_main(lambda: note_saved(self.folder, step))
 
     def checkpoint_due(self, step: int) -> bool:
         """Is a checkpoint to be written after `step` iterations?"""
@@ -197,18 +202,19 @@ class Session:
         """Continue from the run folder's newest usable checkpoint: its state, or None for a fresh run.
 
         Everything that the run depends on is loaded before. Raises ConfigError where something of it changed; the run
-        folder then says what it said before.
+        folder then holds what it held before.
         """
         for reason in self._passed_over:
             self.warn(f"Passed over a checkpoint: {reason}")
         state = self._load_checkpoint(self._resume_from, engines) if self._resume_from else None
-        if self.logger:
-            self.folder.write_about(self._about)
+        if state is not None and self.start >= self.config.run.iterations:
+            self.warn(f"Nothing to do: the run has finished {self.start} iterations; raise run.iterations to go on.")
+        on_main(self._take_over)
         return state
 
     def _load_checkpoint(self, path: Path, engines: Mapping[str, Engine]) -> dict[str, Any]:
         state = checkpoint.load_state(path)
-        self.fixed.check(path, state)
+        on_main(lambda: self.fixed.check(path, state, self.folder.config))
         for role, engine in engines.items():
             check_shape(engine.model.shape, path / role)  # type: ignore[arg-type]
         sharded: dict[str, Any] = {}
@@ -217,18 +223,26 @@ class Session:
         loaded = checkpoint.load_shards(path, sharded)
         for role, engine in engines.items():
             engine.load_sharded_state(role, loaded)
-        if changed := on_main(self._take_over_config):
-            self.warn(f"The run continues with changed options: {'; '.join(changed)}")
         self.start = self.step = state["step"]
-        if self.start >= self.config.run.iterations:
-            self.warn(f"Nothing to do: the run has finished {self.start} iterations; raise run.iterations to go on.")
         return state
 
-    def _take_over_config(self) -> list[str]:
-        """Options that differ from the run folder's config.yaml, which is then that of this run."""
-        changed = changes(self.folder.config, self.config)
-        save_config(self.config, self.folder.config)
-        return changed
+    def _take_over(self) -> None:
+        """The files of the run are those of this start from here on: nothing refuses it any more. On rank 0."""
+        assert self.logger is not None
+        self.logger.truncate_after(self.start if self._resume_from else -1)
+        held, self._held = self._held or [], None
+        for text in held:
+            self.logger.warn(self.step, text)
+        if self._resume_from:
+            try:
+                changed = changes(self.folder.config, self.config)
+            except ConfigError as error:
+                self.warn(f"{error} Which options have changed cannot be told; it is written anew.")
+            else:
+                if changed:
+                    self.warn(f"The run continues with changed options: {'; '.join(changed)}")
+        write_atomically(self.folder.config, as_yaml(self.config))
+        self.folder.write_about(self._about)
 
     # ---------------------------------------------------------------- showing
     def open_log(self) -> None:
@@ -290,7 +304,9 @@ class Session:
 
     def warn(self, text: str) -> None:
         """A warning on the console and in the report."""
-        if self.logger:
+        if self._held is not None:
+            self._held.append(text)
+        elif self.logger:
             self.logger.warn(self.step, text)
         self.console.warn(text)
 
@@ -330,19 +346,9 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
 
 
 def _find_checkpoint(session: Session) -> None:
-    """Where the run continues from, if anywhere. Raises CheckpointError where none of its checkpoints is usable."""
-    newest, reasons = on_main(lambda: checkpoint.latest(session.folder.checkpoints))
-    if newest is None and reasons:
-        raise CheckpointError(
-            "No checkpoint of this run can be used:\n"
-            + "\n".join(f"  - {reason}" for reason in reasons)
-            + "\nPut intact copies back, or begin again with run.resume=false (moves this run aside) or a new run.name."
-        )
-    session._resume_from, session._passed_over = newest, reasons
+    """Where the run continues from, if anywhere."""
+    newest, session._passed_over = find_checkpoint(session.folder)
+    session._resume_from = newest
     if newest is not None:  # before models are loaded, which may take minutes
         session.fixed.check_settings(newest, checkpoint.load_state(newest))
-    if session.logger:  # before anything is logged, warnings included
-        session.logger.truncate_after(checkpoint.load_state(newest)["step"] if newest else -1)
-    if newest is None:
-        on_main(lambda: save_config(session.config, session.folder.config))
     session.write_status("running")

@@ -14,7 +14,6 @@ from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer
 from gipo_mc.errors import ConfigError
 from gipo_mc.generation.megatron import MegatronEngine
 from gipo_mc.parallel import runtime
-from gipo_mc.parallel.collectives import on_main
 from gipo_mc.rl.rewards import responses as response_texts
 from gipo_mc.rl.rollout import roll_out
 from gipo_mc.run.model_sources import load_model, resolve
@@ -50,7 +49,7 @@ def respond(
             "No model is named: add model.policy=FOLDER, a Hugging Face folder, a run or one of a run's checkpoints."
         )
     layout = runtime.initialize(config.parallel, config.device)
-    source = on_main(lambda: resolve(config.model.policy, "model.policy"))
+    source = resolve(config.model.policy, "model.policy", together=True)
     tokenizer = load_tokenizer(config.model.tokenizer or str(source.folder))
     check_vocabulary(tokenizer, source.shape.vocab_size, source.name)
     prompts = _given(texts, tokenizer) if texts else _of_data(config, tokenizer)

@@ -182,6 +182,12 @@ class AlgorithmConfig(Section):
     whiten_advantages: bool = Field(True, description="advantages to mean 0, std 1 over the rollout batch")
     reward_clip: float = Field(0.0, ge=0, description="clip of the normalised reward; 0: off")
     normalize_reward: bool = Field(False, description="pay (reward - running mean) / running std")
+    outlier: float = changeable(
+        20.0, ge=0, description="rewards beyond so many times the usual reach, and 10, are winsorised; 0: off"
+    )
+    invalid_patience: int = changeable(
+        5, ge=1, description="iterations in a row with responses left out as not finite before the run stops"
+    )
     epochs: int = Field(1, ge=1, description="passes over a rollout batch")
     mini_batch_size: int = Field(32, ge=1, description="sequences of one optimizer step, over all ranks")
     critic_epochs: int = Field(0, ge=0, description="the same for critic and classifier (stage 1); 0: as epochs")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.limits import limited
 from gipo_mc.types import Prompt, Rollout, Sequences
 
-#: f(prompts, responses, domains) -> one finite reward each, in any units.
+#: f(prompts, responses, domains) -> one reward each, in any units. NaN or infinity: there is none for that response.
 RewardFunction = Callable[[list[str], list[str], list[str]], list[float]]
 
 _FUNCTION = "python:"
@@ -86,9 +85,6 @@ class FunctionReward:
                 ) from error
             if len(rewards) != len(prompts):
                 raise DataError(f"{self.name} returned {len(rewards)} rewards for {len(prompts)} responses.")
-            for index, reward in enumerate(rewards):
-                if not math.isfinite(reward):
-                    raise DataError(f"{self.name} returned {reward} for the response {texts[index][:200]!r}.")
             return rewards
 
         return torch.tensor(on_main(work), dtype=torch.float32, device=self.layout.device)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.algorithms.group_source import GroupSource
-from gipo_mc.algorithms.state import RLState
+from gipo_mc.algorithms.state import Health, RLState
 from gipo_mc.config import Config
 from gipo_mc.data.loading import load_prompts, sources_of
 from gipo_mc.data.sets import PromptSet
@@ -32,7 +32,8 @@ class RLSetup:
     """What the loop works with.
 
     rollout_engine: generates with the policy. group_source: where group probabilities come from. held_out: evaluation
-    prompts, or None. gold: the reward that training never sees.
+    prompts, or None. gold: the reward that training never sees. starts_as_reference: is the policy's start the
+    reference?
     """
 
     models: Models
@@ -42,6 +43,7 @@ class RLSetup:
     prompts: PromptSet
     held_out: PromptSet | None
     gold: Reward | None
+    starts_as_reference: bool = False
 
     @property
     def engines(self) -> Mapping[str, Engine]:
@@ -85,7 +87,8 @@ def set_up(session: Session) -> RLSetup:
     policy = models.policy.model
     assert isinstance(policy, StageModel)
     engine = MegatronEngine(policy, config.rollout.micro_batch_size)
-    return RLSetup(models, engine, groups, tokenizer, prompts, held_out, gold)
+    same = sources.policy.folder.resolve() == sources.reference.folder.resolve()
+    return RLSetup(models, engine, groups, tokenizer, prompts, held_out, gold, starts_as_reference=same)
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ def restore(session: Session, setup: RLSetup) -> RLState:
     state: dict[str, Any] | None = session.resume(setup.engines)
     if state is None:
         return RLState.initial(session.config.algorithm.group_count)
-    return RLState.from_dict(state["groups"])
+    return replace(RLState.from_dict(state["groups"]), health=Health.from_dict(state.get("health")))
 
 
 def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenizerBase) -> Reward:

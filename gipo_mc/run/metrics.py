@@ -21,6 +21,8 @@ from gipo_mc.run.jsonl import JsonLines, printable, read_jsonl, storage_errors
 
 #: Values kept of a distribution: all of a small batch, evenly spaced quantiles of a larger one.
 KEPT_VALUES = 201
+#: TensorBoard's histograms have no bin beyond this, and fail without a value in one.
+_EDGE = 0.9e20
 
 
 class MetricsLogger:
@@ -90,7 +92,7 @@ class MetricsLogger:
             }
         )
         with storage_errors(self._folder.tensorboard):
-            self._tensorboard().add_histogram(f"distribution/{name}", finite, step)
+            self._tensorboard().add_histogram(f"distribution/{name}", finite.clip(-_EDGE, _EDGE), step)
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append sampled responses: prompt, response, reward, domain, group_probs, kl, length (more is allowed)."""

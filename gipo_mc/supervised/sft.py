@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ class SFTTask(Task):
     def __init__(self, session: Session, tokenizer: PreTrainedTokenizerBase) -> None:
         config = session.config
         self._pad_id = tokenizer.pad_token_id
+        self.guess = math.log(max(len(tokenizer), 2))
         self._logit_rows = config.parallel.logit_rows
         self._train = load_demonstrations(config.data, tokenizer, seed=config.run.seed)
         session.trains_on("data.demonstrations", self._train, tokenizer)

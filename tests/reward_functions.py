@@ -29,3 +29,7 @@ def broken(prompts: list[str], responses: list[str], domains: list[str]) -> list
 def never(prompts: list[str], responses: list[str], domains: list[str]) -> list[float]:
     while True:
         time.sleep(1)
+
+
+def huge(prompts: list[str], responses: list[str], domains: list[str]) -> list[float]:
+    return [-1e30] * len(responses)

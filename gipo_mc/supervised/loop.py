@@ -161,7 +161,7 @@ class _Watch:
         self._lost = self._lost + 1 if step and loss > WORSE_THAN_GUESSING * task.guess else 0
         if self._lost >= LOST_PATIENCE:
             raise NumericsError(
-                f"The loss of the last {LOST_PATIENCE} steps ({loss:.3g} now) is more than {WORSE_THAN_GUESSING:g} times "
+                f"The loss of the last {LOST_PATIENCE} steps ({loss:.3g} now) is over {WORSE_THAN_GUESSING:g} times "
                 f"that of a model that knows nothing ({task.guess:.3g}): policy.lr={lr:g} is too large, and the model "
                 "is lost. Lower it, and begin again."
             )

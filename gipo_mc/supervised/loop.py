@@ -32,9 +32,9 @@ from gipo_mc.types import Sequences
 LINES = 50
 #: Skipped steps in a row after which a run stops.
 PATIENCE = 10
-#: Steps in a row whose loss is over so many times that of a model that knows nothing, after which a run stops: the
-#: model is destroyed, though its numbers are finite. A healthy one begins near that loss and goes down.
-WORSE_THAN_GUESSING, LOST_PATIENCE = 10.0, 3
+#: Steps in a row after which a run stops whose loss is over that of a model that knows nothing, and over `LOST` times
+#: the first: the model is lost, though its numbers are finite. A healthy one does not forget more than it knew.
+LOST_PATIENCE, LOST = 3, 2.0
 
 
 class Task(Protocol):
@@ -117,7 +117,7 @@ def train_supervised(config: Config, command: str, head: HeadKind, make_task: Ta
         if saved is not None:
             task.restore(saved)
         task.prepare(session, engine)
-        watch = _Watch(source.name)
+        watch = Watch(source.name)
 
         def save(step: int) -> None:
             session.save(step, {"model": engine}, {"model": tokenizer}, task.state())
@@ -132,12 +132,13 @@ def train_supervised(config: Config, command: str, head: HeadKind, make_task: Ta
         )
 
 
-class _Watch:
+class Watch:
     """Notices numbers that no training survives. model: the name of what is trained."""
 
     def __init__(self, model: str) -> None:
         self._model = model
         self._skipped = self._lost = 0
+        self._first: float | None = None
 
     def check(self, session: Session, engine: Engine, task: Task, step: int, metrics: dict[str, float]) -> None:
         """After step `step` with these metrics. Raises NumericsError with the cause."""
@@ -157,13 +158,13 @@ class _Watch:
             raise NumericsError(
                 f"The gradients of the last {PATIENCE} steps were not finite: lower policy.lr, or check the data."
             )
-        # The first loss is that of the start, whatever it was.
-        self._lost = self._lost + 1 if step and loss > WORSE_THAN_GUESSING * task.guess else 0
+        self._first = loss if self._first is None else self._first
+        self._lost = self._lost + 1 if loss > max(task.guess, LOST * self._first) else 0
         if self._lost >= LOST_PATIENCE:
             raise NumericsError(
-                f"The loss of the last {LOST_PATIENCE} steps ({loss:.3g} now) is over {WORSE_THAN_GUESSING:g} times "
-                f"that of a model that knows nothing ({task.guess:.3g}): policy.lr={lr:g} is too large, and the model "
-                "is lost. Lower it, and begin again."
+                f"The loss of the last {LOST_PATIENCE} steps ({loss:.3g} now) is over that of a model that knows "
+                f"nothing ({task.guess:.3g}) and over {LOST:g} times the first ({self._first:.3g}): policy.lr={lr:g} is "
+                "too large, and the model is lost. Lower it, and begin again."
             )
 
 

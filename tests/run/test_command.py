@@ -147,7 +147,18 @@ def test_tensor_parallelism_that_does_not_divide_the_heads(tmp_path: Path, model
         ("rl", ["model.reward=python:nowhere:f"], 2, ["python:nowhere:f", "PYTHONPATH"]),
         ("rl", ["model.reward=python:math:pi"], 2, ["float, not a function"]),
         ("rl", ["model.reward=python:tests.reward_functions:one_short"], 3, ["7 rewards for 8 responses"]),
-        ("rl", ["model.reward=python:tests.reward_functions:not_a_number"], 3, ["returned nan"]),
+        (
+            "rl",
+            ["model.reward=python:tests.reward_functions:not_a_number", "algorithm.invalid_patience=1"],
+            5,
+            ["1 responses have no usable reward", "the reward nan"],
+        ),
+        (
+            "rl",
+            ["model.reward=python:tests.reward_functions:huge", "algorithm.invalid_patience=1"],
+            5,
+            ["8 responses have no usable reward", "the reward -1e+30"],
+        ),
         ("rl", ["model.reward=python:tests.reward_functions:words"], 3, ["reward_functions:words"]),
         ("rl", ["model.reward=python:tests.reward_functions:broken"], 3, ["ZeroDivisionError"]),
     ],
@@ -174,7 +185,7 @@ def test_wrong_input_is_one_sentence_and_its_exit_code(
 
 
 def test_an_error_on_two_ranks_is_said_once(tmp_path: Path, models: dict[str, str]) -> None:
-    bad = ["model.reward=python:tests.reward_functions:not_a_number", "parallel.tensor=2"]
+    bad = ["model.reward=python:tests.reward_functions:one_short", "parallel.tensor=2"]
     assert _fails(tmp_path, "rl", *_rl(models), *bad, ranks=2)[0] == 3
 
 

@@ -31,6 +31,7 @@ CHANGEABLE = {
     "model": ("policy", "critic"),
     "data": ("evaluation",),
     "rollout": ("micro_batch_size",),
+    "algorithm": ("outlier", "invalid_patience"),
     "policy": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
     "critic": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
     "checkpoint": ("every", "keep"),

@@ -163,8 +163,8 @@ class Watch:
         if self._lost >= LOST_PATIENCE:
             raise NumericsError(
                 f"The loss of the last {LOST_PATIENCE} steps ({loss:.3g} now) is over that of a model that knows "
-                f"nothing ({task.guess:.3g}) and over {LOST:g} times the first ({self._first:.3g}): policy.lr={lr:g} is "
-                "too large, and the model is lost. Lower it, and begin again."
+                f"nothing ({task.guess:.3g}) and over {LOST:g} times the first ({self._first:.3g}): policy.lr={lr:g} "
+                "is too large, and the model is lost. Lower it, and begin again."
             )
 
 

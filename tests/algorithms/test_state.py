@@ -87,7 +87,7 @@ def test_running_figures_recover_from_one_outlier(size, value, at):
     bad, good = run(True), run(False)
     for name in ("reward_mean", "reward_std", "signal_std"):
         assert getattr(bad, name) == pytest.approx(getattr(good, name), rel=0.1, abs=0.05), name
-    assert bad.health.reach == pytest.approx(good.health.reach, rel=0.1)
+    assert bad.health.reach == pytest.approx(good.health.reach, rel=0.25)
 
 
 def test_a_signal_far_out_does_not_decide_the_scale_of_all():

@@ -84,9 +84,9 @@ class Fixed:
         """`check` of the options alone, which needs no model and no data."""
         _refuse(checkpoint, self._changed_settings(stored))
 
-    def check(self, checkpoint: Path, stored: Mapping[str, Any], config: Path) -> None:
-        """Raises ConfigError with every change. config: the config.yaml that the run had."""
-        _refuse(checkpoint, self.changes(stored, _only_evaluated(config)))
+    def check(self, checkpoint: Path, stored: Mapping[str, Any], config: Path | None = None) -> None:
+        """Raises ConfigError with every change. config: the config.yaml that the run had, if it is known."""
+        _refuse(checkpoint, self.changes(stored, _only_evaluated(config) if config else ""))
 
     def _holds(self, key: str, made_of: str) -> bool:
         option = key.partition(" ")[0]

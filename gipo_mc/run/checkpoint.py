@@ -24,12 +24,14 @@ from typing import Any
 from megatron.core import dist_checkpointing
 from torch.distributed.checkpoint import CheckpointException
 
-from gipo_mc.errors import CheckpointError, StorageError
+from gipo_mc.config import saved_values
+from gipo_mc.errors import CheckpointError, ConfigError, StorageError
 from gipo_mc.parallel import sharded_files
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.sharded_files import WriteFailed, on_main_or_fail, write_synced
 from gipo_mc.run import manifest
-from gipo_mc.run.jsonl import storage_errors
+from gipo_mc.run.folder import RunFolder
+from gipo_mc.run.jsonl import read_jsonl, storage_errors, write_atomically
 from gipo_mc.run.manifest import FORMAT, STATE, verify
 
 SHARDS = "shards"
@@ -184,3 +186,50 @@ def load_shards(path: Path, sharded: dict[str, Any]) -> dict[str, Any]:
         f"{path} cannot be loaded into this configuration: {reason}. It was made for another model or algorithm; "
         "use another run.name, or set run.resume=false."
     ) from cause
+
+
+def note(folder: RunFolder, step: int) -> None:
+    """Remember beside the checkpoints that there is one. Nothing is ever read from where this points: it only tells
+    `find` that there was something to continue from. Called on one rank."""
+    write_atomically(folder.saved, json.dumps({"step": step}) + "\n")
+
+
+def find(folder: RunFolder) -> tuple[Path | None, list[str]]:
+    """(where a run continues from or None for a new one, why newer checkpoints were passed over). Every rank calls it.
+
+    Raises CheckpointError where none of its checkpoints is usable, or where there were some and are none: a start from
+    0 would erase what the run has logged.
+    """
+    newest, reasons = latest(folder.checkpoints, together=True)
+    if newest is None and reasons:
+        raise CheckpointError(
+            "No checkpoint of this run can be used:\n"
+            + "\n".join(f"  - {reason}" for reason in reasons)
+            + "\nPut intact copies back, or begin again with run.resume=false (moves this run aside) or a new run.name."
+        )
+    if newest is None and (evidence := on_main(lambda: _had_checkpoints(folder))):
+        raise CheckpointError(
+            f"{folder.checkpoints} holds no checkpoint, and there was one: {evidence}. A start from 0 would erase what "
+            "the run has logged. Put the checkpoints back, or begin again with run.resume=false (moves this run aside) "
+            "or a new run.name."
+        )
+    return newest, reasons
+
+
+def _had_checkpoints(folder: RunFolder) -> str:
+    """How it is known that the run had finished a checkpoint; empty: it is not."""
+    if folder.saved.exists():
+        try:
+            return f"that of step {int(json.loads(folder.saved.read_text())['step'])} was written"
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"{folder.saved} says so"
+    # A run of before that file was kept.
+    rows = read_jsonl(folder.metrics).rows if folder.metrics.exists() else []
+    try:
+        every = saved_values(folder.config).get("checkpoint.every")
+    except ConfigError:
+        return ""
+    last = int(rows[-1]["step"]) if rows else 0
+    if isinstance(every, int) and 0 < every < last:
+        return f"{folder.metrics} goes to step {last}, and checkpoint.every was {every}"
+    return ""

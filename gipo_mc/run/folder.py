@@ -114,7 +114,7 @@ class RunFolder:
 
     @property
     def saved(self) -> Path:
-        """Tells that there were checkpoints, should they be gone; written by `gipo_mc.run.resume`."""
+        """Tells that there were checkpoints, should they be gone; written by `gipo_mc.run.checkpoint`."""
         return self.path / ".saved.json"
 
     @property

@@ -10,7 +10,6 @@ as that.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
@@ -19,14 +18,10 @@ from typing import Any
 
 import torch
 
-from gipo_mc.config import Config, options, resume_rule, saved_values, values
-from gipo_mc.errors import CheckpointError, ConfigError
+from gipo_mc.config import Config, changes, options, resume_rule, saved_values, values
+from gipo_mc.errors import ConfigError
 from gipo_mc.models.families import read_shape
 from gipo_mc.models.shape import ModelShape
-from gipo_mc.parallel.collectives import on_main
-from gipo_mc.run import checkpoint
-from gipo_mc.run.folder import RunFolder
-from gipo_mc.run.jsonl import read_jsonl, write_atomically
 
 #: Command -> sections and options that it does not read: they may change, because nothing depends on them.
 UNREAD: dict[str, tuple[str, ...]] = {
@@ -84,9 +79,9 @@ class Fixed:
         """`check` of the options alone, which needs no model and no data."""
         _refuse(checkpoint, self._changed_settings(stored))
 
-    def check(self, checkpoint: Path, stored: Mapping[str, Any], config: Path) -> None:
-        """Raises ConfigError with every change. config: the config.yaml that the run had."""
-        _refuse(checkpoint, self.changes(stored, _only_evaluated(config)))
+    def check(self, checkpoint: Path, stored: Mapping[str, Any], config: Path | None = None) -> None:
+        """Raises ConfigError with every change. config: the config.yaml that the run had, if it is known."""
+        _refuse(checkpoint, self.changes(stored, _only_evaluated(config) if config else ""))
 
     def _holds(self, key: str, made_of: str) -> bool:
         option = key.partition(" ")[0]
@@ -167,48 +162,10 @@ def _source(found: Mapping[str, Any] | None) -> str:
     return f"{found['source']} ({found['rows']} rows, SHA-256 {found['sha256']})" if found else "no file"
 
 
-def note_saved(folder: RunFolder, step: int) -> None:
-    """Remember beside the checkpoints that there is one. Nothing is ever read from where this points: it only tells
-    `find_checkpoint` that there was something to continue from. Called on one rank."""
-    write_atomically(folder.saved, json.dumps({"step": step}) + "\n")
-
-
-def find_checkpoint(folder: RunFolder) -> tuple[Path | None, list[str]]:
-    """(where a run continues from or None for a new one, why newer checkpoints were passed over). Every rank calls it.
-
-    Raises CheckpointError where none of its checkpoints is usable, or where there were some and are none: a start from
-    0 would erase what the run has logged.
-    """
-    newest, reasons = checkpoint.latest(folder.checkpoints, together=True)
-    if newest is None and reasons:
-        raise CheckpointError(
-            "No checkpoint of this run can be used:\n"
-            + "\n".join(f"  - {reason}" for reason in reasons)
-            + "\nPut intact copies back, or begin again with run.resume=false (moves this run aside) or a new run.name."
-        )
-    if newest is None and (evidence := on_main(lambda: _had_checkpoints(folder))):
-        raise CheckpointError(
-            f"{folder.checkpoints} holds no checkpoint, and there was one: {evidence}. A start from 0 would erase what "
-            "the run has logged. Put the checkpoints back, or begin again with run.resume=false (moves this run aside) "
-            "or a new run.name."
-        )
-    return newest, reasons
-
-
-def _had_checkpoints(folder: RunFolder) -> str:
-    """How it is known that the run had finished a checkpoint; empty: it is not."""
-    if folder.saved.exists():
-        try:
-            return f"that of step {int(json.loads(folder.saved.read_text())['step'])} was written"
-        except (OSError, ValueError, KeyError, TypeError):
-            return f"{folder.saved} says so"
-    # A run of before that file was kept.
-    rows = read_jsonl(folder.metrics).rows if folder.metrics.exists() else []
+def changed_options(before: Path, now: Config) -> str:
+    """What a run that continues says of its config.yaml: options that changed, or that it cannot be read; or ""."""
     try:
-        every = saved_values(folder.config).get("checkpoint.every")
-    except ConfigError:
-        return ""
-    last = int(rows[-1]["step"]) if rows else 0
-    if isinstance(every, int) and 0 < every < last:
-        return f"{folder.metrics} goes to step {last}, and checkpoint.every was {every}"
-    return ""
+        changed = changes(before, now)
+    except ConfigError as error:
+        return f"{error} Which options have changed cannot be told; it is written anew."
+    return f"The run continues with changed options: {'; '.join(changed)}" if changed else ""

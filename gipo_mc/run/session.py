@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.config import Config, OptimizerConfig, as_yaml, changes
+from gipo_mc.config import Config, OptimizerConfig, as_yaml
 from gipo_mc.data.sets import DataSet
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens, tokens_hash
-from gipo_mc.errors import ConfigError
 from gipo_mc.models.families import family_of, hf_config
 from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.ops import describe_build
@@ -33,7 +32,7 @@ from gipo_mc.run.jsonl import write_atomically
 from gipo_mc.run.metrics import MetricsLogger
 from gipo_mc.run.model_sources import ModelSource, load_model, resolve
 from gipo_mc.run.outcome import outcome_kept, refusal_noted
-from gipo_mc.run.resume import Fixed, check_shape, find_checkpoint, fixed_settings, note_saved, shape_hash
+from gipo_mc.run.resume import Fixed, changed_options, check_shape, fixed_settings, shape_hash
 from gipo_mc.run.watch import Watch, listening
 
 
@@ -177,7 +176,7 @@ class Session:
             **self.fixed.stored(),
         }
         checkpoint.save(self.folder.checkpoints, step, sharded, state, self.config.checkpoint.keep, extras)
-        on_main(lambda: note_saved(self.folder, step))
+        on_main(lambda: checkpoint.note(self.folder, step))
 
     def checkpoint_due(self, step: int) -> bool:
         """Is a checkpoint to be written after `step` iterations?"""
@@ -233,14 +232,8 @@ class Session:
         held, self._held = self._held or [], None
         for text in held:
             self.logger.warn(self.step, text)
-        if self._resume_from:
-            try:
-                changed = changes(self.folder.config, self.config)
-            except ConfigError as error:
-                self.warn(f"{error} Which options have changed cannot be told; it is written anew.")
-            else:
-                if changed:
-                    self.warn(f"The run continues with changed options: {'; '.join(changed)}")
+        if self._resume_from and (changed := changed_options(self.folder.config, self.config)):
+            self.warn(changed)
         write_atomically(self.folder.config, as_yaml(self.config))
         self.folder.write_about(self._about)
 
@@ -347,7 +340,7 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
 
 def _find_checkpoint(session: Session) -> None:
     """Where the run continues from, if anywhere."""
-    newest, session._passed_over = find_checkpoint(session.folder)
+    newest, session._passed_over = checkpoint.find(session.folder)
     session._resume_from = newest
     if newest is not None:  # before models are loaded, which may take minutes
         session.fixed.check_settings(newest, checkpoint.load_state(newest))

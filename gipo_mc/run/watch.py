@@ -74,7 +74,8 @@ class Watch:
         if save:
             self._saving = True
             save()
-        raise Requeue(f"Asked to stop by {self.asked or 'a signal to another rank'}. {self.what_stands()}")
+        why = self.asked or news.announced_stop() or "a signal to another rank"
+        raise Requeue(f"Asked to stop by {why}. {self.what_stands()}")
 
     def what_stands(self) -> str:
         """What the same command will continue from, a sentence."""

@@ -141,8 +141,8 @@ def _children(pid: int) -> list[int]:
 
 def test_a_lost_rank_comes_back_and_ranks_without_torchrun_save_and_end(tmp_path: Path, models: dict[str, str]) -> None:
     """Rank 1 is killed once, and torchrun starts all again; then SIGUSR1 kills torchrun and leaves the ranks alone."""
-    length, run = 150, tmp_path / "run"
-    options = _options(models, tmp_path, "checkpoint.every=10", iterations=length)
+    length, run = 80, tmp_path / "run"
+    options = _options(models, tmp_path, "checkpoint.every=5", iterations=length)
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     torchrun = subprocess.Popen(

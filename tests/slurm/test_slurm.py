@@ -86,7 +86,7 @@ def test_a_job_that_is_asked_to_stop_is_queued_again_and_ends_as_the_undisturbed
     slurm: dict[str, str], tmp_path: Path
 ) -> None:
     """SIGUSR1 to the batch shell, as `--signal=B:USR1@120` sends it before the time limit."""
-    options = _options(save_models(tmp_path / "models"), 60)
+    options = _options(save_models(tmp_path / "models"), 40)
     environment = slurm | {"RUNS": str(tmp_path), "RANKS": "2", "GRACE": "20", "PYTHON": sys.executable}
     output, metrics = tmp_path / "output", tmp_path / "run" / "metrics.jsonl"
     words = ["sbatch", "--parsable", f"--output={output}", "scripts/slurm/train.sbatch", "run", "scripts/train_sft.py"]
@@ -105,7 +105,7 @@ def test_a_job_that_is_asked_to_stop_is_queued_again_and_ends_as_the_undisturbed
 
     straight = [f"run.dir={tmp_path}", "run.name=straight", *options]
     run_ranks(_train, 2, straight)
-    _assert_equal(tmp_path / "run", tmp_path / "straight", 60)
+    _assert_equal(tmp_path / "run", tmp_path / "straight", 40)
 
 
 def test_srun_without_torchrun_joins_the_tasks_and_a_failed_job_shows_its_code(

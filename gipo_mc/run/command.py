@@ -14,13 +14,13 @@ import torch.distributed as dist
 
 from gipo_mc import presets
 from gipo_mc.config import MARKS_MEAN, Config, check_layout, describe, load_config, names_nothing, run_folder
-from gipo_mc.errors import EXIT_INTERRUPTED, GipoError, Requeue
+from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, GipoError, Requeue
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.launcher import adopt_slurm
 from gipo_mc.parallel.news import first_to_say
 from gipo_mc.parallel.runtime import lost_peer
 from gipo_mc.run.folder import RunFolder
-from gipo_mc.run.outcome import refusal_noted
+from gipo_mc.run.outcome import note_end, refusal_noted
 from gipo_mc.run.watch import listening
 
 
@@ -56,9 +56,10 @@ def run_command(
     parser.add_argument("--config", metavar="FILE", help="YAML file; the runnable ones are in configs/")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override any option below")
     arguments = parser.parse_intermixed_args(argv)
+    start = _Start(arguments, builtin)
     try:
-        with listening():
-            work(_prepared(arguments, builtin))
+        with listening(start.ended):
+            work(start.prepared())
     except Requeue as stop:
         _say(str(stop))
         return stop.exit_code
@@ -77,25 +78,36 @@ def run_command(
     return 0
 
 
-def _prepared(arguments: argparse.Namespace, builtin: BuiltinTask | None) -> Config:
-    """The configuration, checked, and what the built-in task needs made. A start that ends here leaves its status."""
-    path, overrides = arguments.config, arguments.overrides
-    base: dict[str, Any] | None = None
+class _Start:
+    """What comes before a run; if it ends here, its status lies in the run folder it was meant for."""
 
-    def place() -> RunFolder:
-        dir, name = run_folder(path, overrides, base)
+    def __init__(self, arguments: argparse.Namespace, builtin: BuiltinTask | None) -> None:
+        self._path: str | None = arguments.config
+        self._overrides: list[str] = arguments.overrides
+        self._builtin = builtin
+        self._base: dict[str, Any] | None = None
+
+    def prepared(self) -> Config:
+        """The configuration, checked, and what the built-in task needs made."""
+        with refusal_noted(self._folder):
+            adopt_slurm()
+            task = self._builtin if self._builtin and names_nothing(self._path, self._overrides) else None
+            self._base = task.base() if task else None
+            config = load_config(self._path, self._overrides, self._base)
+            check_layout(config, runtime.world_size())
+            runtime.resolve_device(config.device)
+            if task:
+                task.prepare(config)
+        return config
+
+    def ended(self, message: str) -> None:
+        """A signal ends the command before the run began."""
+        _say(message)
+        note_end(self._folder, "requeue", EXIT_REQUEUE, message)
+
+    def _folder(self) -> RunFolder:
+        dir, name = run_folder(self._path, self._overrides, self._base)
         return RunFolder(Path(dir) / (name or Path(sys.argv[0]).stem))
-
-    with refusal_noted(place):
-        adopt_slurm()
-        task = builtin if builtin and names_nothing(path, overrides) else None
-        base = task.base() if task else None
-        config = load_config(path, overrides, base)
-        check_layout(config, runtime.world_size())
-        runtime.resolve_device(config.device)
-        if task:
-            task.prepare(config)
-    return config
 
 
 def _say(text: str) -> None:

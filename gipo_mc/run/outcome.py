@@ -54,15 +54,20 @@ def _lost(error: BaseException, lost: PeerError, watch: Watch) -> GipoError:
 
 
 @contextmanager
-def refusal_noted(folder: Callable[[], RunFolder | None]) -> Iterator[None]:
+def refusal_noted(folder: Callable[[], RunFolder]) -> Iterator[None]:
     """Around what comes before a run: a start that is refused leaves its status in the run folder it was meant for,
     where that is there and no job has it, and a "done" of an earlier start does not stand for this one."""
     try:
         yield
     except BaseException as error:
-        if os.environ.get("RANK", "0") == "0" and (place := folder()):
-            place.note(*how_it_ended(error))
+        note_end(folder, *how_it_ended(error))
         raise
+
+
+def note_end(folder: Callable[[], RunFolder], state: State, exit_code: int, message: str) -> None:
+    """Leave the status of a start that never came to run, from rank 0."""
+    if os.environ.get("RANK", "0") == "0":
+        folder().note(state, exit_code, message)
 
 
 def how_it_ended(error: BaseException) -> tuple[State, int, str]:

@@ -239,7 +239,7 @@ class Session:
 
     # ---------------------------------------------------------------- showing
     def open_log(self) -> None:
-        """On the main rank. Raises DataError where a log file is damaged."""
+        """On rank 0. Raises DataError where a log file is damaged."""
         self.logger = MetricsLogger(self.folder)
 
     def write_status(self, state: State, exit_code: int | None = None, message: str = "") -> None:
@@ -306,8 +306,8 @@ class Session:
 
 @contextmanager
 def open_session(config: Config, command: str) -> Iterator[Session]:
-    """Join the ranks, take the run folder, write the resolved configuration, watch for signals and hangs, and leave a
-    status behind whatever happens. Raises the errors of config, layout and folder on every rank."""
+    """Join the ranks, take the run folder, watch for signals and hangs, and leave a status behind whatever happens.
+    Raises the errors of config, layout and folder on every rank."""
     name = config.run.name or command
     folder = RunFolder(Path(config.run.dir) / name, command)
     earlier: dict[str, Any] = {}
@@ -328,7 +328,11 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
         try:
             with outcome_kept(session.watch):
                 on_main(session.open_log)
-                _find_checkpoint(session)
+                session._resume_from, session._passed_over = checkpoint.find(folder)
+                if newest := session._resume_from:  # checked before models are loaded, which may take minutes
+                    state = checkpoint.load_state(newest)
+                    session.step = state["step"]
+                    session.fixed.check_settings(newest, state)
                 if earlier.get("state") == "running":
                     session.warn(without_a_word(earlier))
                 yield session
@@ -336,12 +340,3 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
             if session.logger:
                 session.logger.close()
             folder.close()
-
-
-def _find_checkpoint(session: Session) -> None:
-    """Where the run continues from, if anywhere."""
-    newest, session._passed_over = checkpoint.find(session.folder)
-    session._resume_from = newest
-    if newest is not None:  # before models are loaded, which may take minutes
-        session.fixed.check_settings(newest, checkpoint.load_state(newest))
-    session.write_status("running")

@@ -74,7 +74,8 @@ class Watch:
         if save:
             self._saving = True
             save()
-        raise Requeue(f"Asked to stop by {self.asked or 'a signal to another rank'}. {self.what_stands()}")
+        why = self.asked or news.announced_stop() or "a signal to another rank"
+        raise Requeue(f"Asked to stop by {why}. {self.what_stands()}")
 
     def what_stands(self) -> str:
         """What the same command will continue from, a sentence."""
@@ -174,10 +175,11 @@ _latest: Watch | None = None
 
 
 @contextmanager
-def listening() -> Iterator[None]:
-    """Take the signals that ask to stop; before the first `Watch` they raise Requeue, because nothing can be lost.
+def listening(early: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Take the signals that ask to stop. Before the first `Watch` there is nothing to lose: they end the process.
 
-    Where none came, what was there before comes back at the end.
+    early: told the sentence on that end. Given by a command, which may be waiting for other ranks in native code, where
+    no handler runs: a thread listens for it. Where no signal came, what was there before comes back at the end.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -185,19 +187,35 @@ def listening() -> Iterator[None]:
     before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
     for number in SIGNALS:
         signal.siginterrupt(number, False)  # a write of a checkpoint goes on
+    if early:
+        signals, wake = os.pipe()
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)  # until a watch takes its own
+        threading.Thread(target=_end_early, args=(signals, early), name="early", daemon=True).start()
     try:
         yield
     finally:
+        if _latest is None:
+            signal.set_wakeup_fd(-1)
         if _latest is None or not _latest.asked:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    name = signal.Signals(number).name
-    if _latest is None:
-        raise Requeue(f"Asked to stop by {name}, with nothing to save yet. The same command begins again.")
-    _latest.ask(name)
+    if _latest is not None:
+        _latest.ask(signal.Signals(number).name)
+
+
+def _end_early(signals: int, early: Callable[[str], None]) -> None:
+    for number in iter(lambda: os.read(signals, 1)[0], None):
+        if number in SIGNALS and _latest is None:
+            try:
+                early(
+                    f"Asked to stop by {signal.Signals(number).name} before the run began. The same command starts it."
+                )
+            finally:
+                os._exit(EXIT_REQUEUE)
 
 
 def show_stack(lines: list[str]) -> None:

@@ -111,7 +111,7 @@ class DataConfig(Section):
     )
     special_tokens_in_text: Literal["auto", "refuse", "text", "allow"] = Field(
         "auto",
-        description="text that spells a special token: row left out; characters; the token; auto: text, refuse if templated",
+        description="text that spells a special token: leave out; characters; the token; auto: text, templated refuse",
     )
     response_separator: str = Field(
         "", description="text between prompt and response; empty: the space of HH and TL;DR"

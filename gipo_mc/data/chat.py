@@ -47,6 +47,10 @@ _NO_HEADER = Remark(
     "prompts without the header of the answer, because the chat template has no generation prompt",
     "the policy must write the header by itself. Add it to the template behind {% if add_generation_prompt %}",
 )
+_ALTERED = Remark(
+    "responses that the chat template writes otherwise",
+    "it changes or drops a part of them, thoughts for example, and what it writes is learnt",
+)
 _BEHIND_EOS = Remark(
     "responses that go on behind an EOS token", "a response ends there, so the rest is not used: split such rows"
 )
@@ -159,8 +163,10 @@ class Renderer:
             self.remarks[_NO_HEADER] += 1
         if template.has_date:
             self.remarks[Remark("prompts with the pinned date (data.template_date)")] += 1
-        if answers and answers[0].begun:
-            self.remarks[_begun(answers[0].begun)] += 1
+        if begun := next((answer.begun for answer in answers if answer.begun), None):
+            self.remarks[_begun(begun)] += 1
+        if any(answer.altered for answer in answers):
+            self.remarks[_ALTERED] += 1
         plain_messages = tuple(Message(m.role, m.content.replace(CUT, "")) for m in messages)
         return Rendered(prompt, tuple(answer.whole for answer in answers), example.domain, plain_messages)
 

@@ -133,7 +133,8 @@ class RewardReader:
         except Refused as error:
             raise DataError(
                 f"The chat template of the reward model's tokenizer {self._own.name_or_path or ''} refuses the "
-                f"dialogue {prompt.text[:200]!r}: {error.reason}. Leave such prompts out, or set data.reward_chat_template=off."
+                f"dialogue {prompt.text[:200]!r}: {error.reason}. Leave such prompts out, or set "
+                "data.reward_chat_template=off."
             ) from error
         return before, answer.whole if ended else answer.lead + answer.text
 

@@ -48,13 +48,15 @@ class Refused(LeftOut):
 class Answer:
     """What follows a prompt: `lead`, `text`, and `closing`, the end of turn.
 
-    begun: what the prompt has already said for the model, and a dialogue does not hold.
+    begun: what the prompt has already said for the model, and this answer does not hold. altered: the template writes
+    another text than the one it was given.
     """
 
     lead: str
     text: str
     closing: str
     begun: str = ""
+    altered: bool = False
 
     @property
     def whole(self) -> str:
@@ -84,18 +86,19 @@ class ChatTemplate:
     def answer(self, messages: Sequence[Message], prompt: str, text: str) -> Answer:
         """`text` as the answer to `messages`, of which `prompt` is the rendering. Raises Refused."""
         whole = self._answered(messages, text)
-        if whole.startswith(prompt):
-            if not text:
-                return Answer("", "", whole[len(prompt) :])
-            lead, found, closing = whole[len(prompt) :].rpartition(text)
-            # A template that changes the text of an answer (escapes it, say) has neither lead nor closing.
-            return Answer(lead, text, closing) if found else Answer("", whole[len(prompt) :], "")
+        behind = whole[len(prompt) :] if whole.startswith(prompt) else None
+        if behind is not None and text in behind:
+            lead, text, closing = behind.rpartition(text) if text else ("", "", behind)
+            return Answer(lead, text, closing)
         lead, found, closing = self._answered(messages, _PROBE).rpartition(_PROBE)
         if not found:
             raise Refused("it leaves the answer out")
+        if behind is not None:
+            return Answer("", behind.removesuffix(closing), closing, altered=True)
         begun = prompt[len(lead) :] if prompt.startswith(lead) else ""
-        for start in (begun, begun.strip()):
-            text = text.removeprefix(start)  # an answer that was recorded with what the template begins
+        recorded = next((start for start in (begun, begun.strip()) if start and text.startswith(start)), None)
+        if recorded:  # the answer holds what the template begins
+            return Answer("", text.removeprefix(recorded), closing)
         return Answer("", text, closing, begun)
 
     @cached_property

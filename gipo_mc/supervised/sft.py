@@ -57,9 +57,7 @@ class SFTTask(Task):
 
     def describe(self) -> list[tuple[str, str]]:
         held_out = self._held_out.describe() if self._held_out else "none"
-        learns = (
-            "every assistant turn of a dialogue" if self._turns == "all" else "the last assistant turn of a dialogue"
-        )
+        learns = f"{'every' if self._turns == 'all' else 'the last'} assistant turn of a dialogue (data.turns)"
         return [("demonstrations", self._train.describe()), ("learns", learns), ("held out", held_out)]
 
 

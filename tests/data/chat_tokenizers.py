@@ -1,5 +1,5 @@
-"""Byte-level tokenizers with chat templates, small and made in memory. As in published models the tokens of a template's
-headers are special, but only BOS and EOS have names."""
+"""Byte-level tokenizers with chat templates, small and made in memory. As in published models the tokens of a
+template's headers are special, but only BOS and EOS have names."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_text_that_was_rendered_before_is_found_and_can_be_read_as_it_was_meant(
     meant = learn(tmp_path, row, special_tokens_in_text="allow", join="exact")
     whole = learn(tmp_path, {"messages": turns("hi", "Bob")}, chat_template=True)
     assert meant[0] == whole[0] and not meant.warnings()
-    with pytest.raises(DataError, match="messages that hold the special token <|begin|>"):
+    with pytest.raises(DataError, match=r"messages that hold the special token <\|begin\|>"):
         learn(tmp_path, row, chat_template=True)
 
 

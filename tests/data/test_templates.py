@@ -58,7 +58,8 @@ def test_does_it_have_a_generation_prompt() -> None:
 
 
 def test_a_date_is_the_pinned_one_whatever_day_it_is() -> None:
-    text = """{% if strftime_now is defined %}{% set f = '%Y' %}{{ strftime_now("%d %b %Y") + strftime_now(f) }}{% endif %}"""
+    clock = """{% set f = '%Y' %}{{ strftime_now("%d %b %Y") + strftime_now(f) }}"""
+    text = "{% if strftime_now is defined %}" + clock + "{% endif %}"
     for date, shown in (("2024-07-26", "26 Jul 20242024"), ("2031-01-02", "02 Jan 20312031")):
         chat = template(text + HEADERS, date)
         assert chat.has_date and chat.prompt(HI).startswith(shown + "<|begin|>")

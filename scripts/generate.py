@@ -3,7 +3,8 @@
     python scripts/generate.py model.policy=runs/gi_ppo --prompt "Say something kind."
     torchrun --nproc-per-node 2 scripts/generate.py model.policy=FOLDER parallel.tensor=2 data.evaluation=[test.jsonl]
 
-Temperature, top-p, top-k, length and stop strings are those of the rollout section; run.seed makes it repeatable.
+Temperature, top-p, top-k, length and stop strings are those of the rollout section; run.seed makes it repeatable. With
+data.chat_template=true each --prompt is a user's message, rendered by the tokenizer's chat template.
 """
 
 from __future__ import annotations
@@ -30,10 +31,14 @@ def main() -> int:
     own, rest = parser.parse_known_args()
 
     def work(config: Config) -> None:
-        responses = respond(config, own.prompt, greedy=own.greedy)
+        responses = respond(config, own.prompt, greedy=own.greedy, tell=_warn)
         on_main(lambda: _show(responses, own.out))
 
     return run_command(f"{__doc__}\n{parser.format_help()}", work, argv=rest)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {printable(text)}", file=sys.stderr)
 
 
 def _show(responses: list[Response], out: Path | None) -> None:

@@ -9,6 +9,7 @@ A run that continues keeps the value of every option, unless the field says othe
 
 from __future__ import annotations
 
+from datetime import date
 from functools import cache
 from typing import Any, Literal
 
@@ -35,6 +36,11 @@ class Section(BaseModel):
     """Strict base: unknown keys are errors, fields are documented by their `description`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+def _on_or_off(value: object) -> object:
+    """YAML reads a bare on or off as a boolean."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
 
 
 class RunConfig(Section):
@@ -65,8 +71,7 @@ class ParallelConfig(Section):
     @field_validator("distributed_optimizer", mode="before")
     @classmethod
     def _yaml_bool(cls, value: object) -> object:
-        # YAML reads a bare on or off as a boolean.
-        return ("on" if value else "off") if isinstance(value, bool) else value
+        return _on_or_off(value)
 
 
 class ModelConfig(Section):
@@ -100,14 +105,47 @@ class DataConfig(Section):
     on_error: Literal["strict", "quarantine"] = Field("strict", description="malformed rows: stop, or skip")
     max_rows: int = Field(0, ge=0, description="use only this many rows of each file; 0: all")
     chat_template: bool = Field(False, description="render dialogues with the tokenizer's chat template")
+    template_date: str = Field("2024-07-26", description="the date that a chat template writes, YYYY-MM-DD")
+    reward_chat_template: Literal["auto", "on", "off"] = Field(
+        "auto", description="render for a reward model with its own chat template; auto: as the policy's data"
+    )
+    special_tokens_in_text: Literal["auto", "refuse", "text", "allow"] = Field(
+        "auto",
+        description="text that spells a special token: leave out; characters; the token; auto: text, templated refuse",
+    )
     response_separator: str = Field(
         "", description="text between prompt and response; empty: the space of HH and TL;DR"
     )
+    join: Literal["separator", "exact"] = Field(
+        "separator", description="plain prompt and response: stripped, with the separator; or exactly as they stand"
+    )
+    turns: Literal["last", "all"] = Field("last", description="SFT learns a dialogue's last assistant turn, or each")
 
     @field_validator("prompts", "preferences", "demonstrations", "evaluation", "domains", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("reward_chat_template", mode="before")
+    @classmethod
+    def _yaml_bool(cls, value: object) -> object:
+        return _on_or_off(value)
+
+    @field_validator("template_date", mode="before")
+    @classmethod
+    def _is_date(cls, value: object) -> object:
+        try:
+            return date.fromisoformat(str(value)).isoformat()  # YAML reads a bare date as one
+        except ValueError:
+            raise ValueError(f"data.template_date={value!r} is no date: write one like 2024-07-26") from None
+
+    def problems(self) -> list[str]:
+        """Combinations of keys that have no meaning, each with the fix."""
+        if self.join == "exact" and self.chat_template:
+            return ["data.join=exact is for plain text, and data.chat_template=true has the template join: set one"]
+        if self.join == "exact" and self.response_separator:
+            return ["data.join=exact puts no data.response_separator between prompt and response: set one of the two"]
+        return []
 
 
 class RolloutConfig(Section):
@@ -306,7 +344,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:
-        problems = self.algorithm.problems()
+        problems = [*self.algorithm.problems(), *self.data.problems()]
         samples = self.rollout.samples_per_prompt
         if self.rollout.batch_size % samples:
             problems.append(

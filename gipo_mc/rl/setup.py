@@ -72,6 +72,10 @@ def set_up(session: Session) -> RLSetup:
     groups = group_source(config, prompts)
     gold = _reward(session, config.eval.reward, "eval.reward", tokenizer) if config.eval.reward else None
     models = _load_models(session, sources)
+    for reward in (models.reward, gold):
+        if isinstance(reward, ModelReward):
+            for rows in (prompts, held_out or ()):
+                reward.reader.check(rows)
     session.header(
         [
             ("algorithm", describe_algorithm(config)),
@@ -79,7 +83,7 @@ def set_up(session: Session) -> RLSetup:
             ("policy", sources.policy.name),
             ("reference", sources.reference.name),
             ("critic", sources.critic.name if models.critic is not None else "none"),
-            ("reward", config.model.reward),
+            ("reward", _describe_reward(config.model.reward, models.reward)),
             ("prompts", prompts.describe()),
             ("held out", held_out.describe() if held_out else "none"),
         ]
@@ -195,8 +199,13 @@ def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenize
     if same_tokens(own, tokenizer):
         longest = config.data.prompt_length + config.rollout.max_new_tokens
         source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=longest)
-    size, template = config.parallel.micro_batch_size, config.data.chat_template
-    return ModelReward(session.load(source, "reward", key=key), own, tokenizer, size, template)
+    size, data = config.parallel.micro_batch_size, config.data
+    engine = session.load(source, "reward", key=key)
+    return ModelReward(engine, own, tokenizer, size, data.chat_template, data, config.rollout.stop)
+
+
+def _describe_reward(name: str, reward: Reward) -> str:
+    return f"{name}, reads {reward.reader.how}" if isinstance(reward, ModelReward) else name
 
 
 def _critic_start(session: Session, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -25,10 +25,10 @@ from gipo_mc.models.shape import ModelShape
 
 #: Command -> sections and options that it does not read: they may change, because nothing depends on them.
 UNREAD: dict[str, tuple[str, ...]] = {
-    "train_sft": ("rollout", "algorithm", "critic", "dpo", "train.margin"),
-    "train_reward": ("rollout", "algorithm", "critic", "dpo"),
-    "train_dpo": ("rollout", "algorithm", "critic", "train.margin"),
-    "train_gi_ppo": ("train", "dpo", "data.sequence_length"),
+    "train_sft": ("rollout", "algorithm", "critic", "dpo", "train.margin", "data.reward_chat_template"),
+    "train_reward": ("rollout", "algorithm", "critic", "dpo", "data.turns", "data.reward_chat_template"),
+    "train_dpo": ("rollout", "algorithm", "critic", "train.margin", "data.turns", "data.reward_chat_template"),
+    "train_gi_ppo": ("train", "dpo", "data.sequence_length", "data.turns", "data.join"),
 }
 
 

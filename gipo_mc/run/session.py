@@ -62,6 +62,7 @@ class Session:
     _about: list[tuple[str, str]] = field(default_factory=list)
     #: Warnings of a start that may still be refused, and then leaves the files of the run as they are.
     _held: list[str] | None = field(default_factory=list)
+    _warned: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.folder, self.write_status, self.config.run.grace_seconds)
@@ -83,7 +84,7 @@ class Session:
 
     def tokenizer(self, source: ModelSource, override: str = "") -> PreTrainedTokenizerBase:
         """The tokenizer of a model, checked against its vocabulary."""
-        tokenizer = load_tokenizer(override or str(source.folder))
+        tokenizer = load_tokenizer(override or str(source.folder), self._warn_once)
         own = source.folder / "tokenizer.json"
         if override and own.is_file() and not same_tokens(tokenizer, load_tokenizer(str(source.folder))):
             self.warn(f"{source.name} has a tokenizer of its own, which gives the ids of {override} other meanings.")
@@ -147,6 +148,8 @@ class Session:
         """
         self.fixed.frozen["model.tokenizer"] = on_main(lambda: tokens_hash(tokenizer))
         self.fixed.data[key] = on_main(lambda: rows.sources(named_domains=named_domains))
+        for text in rows.warnings():
+            self.warn(text)
 
     # ------------------------------------------------------------- checkpoints
     def save(
@@ -294,6 +297,12 @@ class Session:
                 shown = now
 
             yield tell
+
+    def _warn_once(self, text: str) -> None:
+        """Of a tokenizer that several models share."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.warn(text)
 
     def warn(self, text: str) -> None:
         """A warning on the console and in the report."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from gipo_mc.config import check_regular
 from gipo_mc.errors import ConfigError, DataError
 
 #: Tokens that checkpoints reserve for padding, tried in this order when the tokenizer names none.
@@ -28,6 +29,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     folder = Path(path).expanduser()
     if not path:
         raise ConfigError("No tokenizer is given: set model.tokenizer (or model.policy) to a folder or a hub name.")
+    if folder.is_dir():
+        check_regular(folder)
     if folder.is_dir() and not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise ConfigError(
             f"There is no tokenizer in {path} (neither tokenizer.json nor tokenizer.model): save it there with "
@@ -38,7 +41,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     try:
         kind = PreTrainedTokenizerFast if _generic(folder) else AutoTokenizer
         tokenizer = kind.from_pretrained(str(folder) if folder.exists() else path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # transformers and the tokenizers' own reader raise what they please, a bare one too
         raise ConfigError(f"The tokenizer {path} cannot be loaded: {error}") from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(
@@ -57,9 +60,12 @@ def _generic(folder: Path) -> bool:
     gives every tokenizer the words, special tokens and pre-tokenizer of Qwen2's own."""
     try:
         fields = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False  # a hub name, an old folder, or a broken one: transformers says which
-    generic = fields.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    generic = isinstance(fields, dict) and fields.get("tokenizer_class") in (
+        "TokenizersBackend",
+        "PreTrainedTokenizerFast",
+    )
     return generic and (folder / "tokenizer.json").is_file()
 
 

@@ -60,7 +60,7 @@ class MetricsLogger:
         with storage_errors(self._folder.tensorboard):
             for name, value in values.items():
                 if name not in bad:
-                    self._tensorboard().add_scalar(name, value, step)
+                    self._tensorboard().add_scalar(printable(name), value, step)
             self._tensorboard().flush()
 
     def histogram(self, step: int, name: str, values: Tensor | np.ndarray | Sequence[float]) -> None:
@@ -90,7 +90,7 @@ class MetricsLogger:
             }
         )
         with storage_errors(self._folder.tensorboard):
-            self._tensorboard().add_histogram(f"distribution/{name}", finite, step)
+            self._tensorboard().add_histogram(f"distribution/{printable(name)}", finite, step)
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append sampled responses: prompt, response, reward, domain, group_probs, kl, length (more is allowed)."""

@@ -1,5 +1,6 @@
 """The configuration: typed sections, loaded and checked once, before any process group starts."""
 
+from gipo_mc.config.environment import hide
 from gipo_mc.config.help import MARKS_MEAN, describe
 from gipo_mc.config.layout import check_layout
 from gipo_mc.config.load import (
@@ -12,6 +13,7 @@ from gipo_mc.config.load import (
     validate,
     values,
 )
+from gipo_mc.config.names import check_name, check_regular, name_problem
 from gipo_mc.config.schema import (
     AlgorithmConfig,
     CheckpointConfig,
@@ -28,6 +30,7 @@ from gipo_mc.config.schema import (
     options,
     resume_rule,
 )
+from gipo_mc.config.yaml_text import check_yaml
 
 __all__ = [
     "MARKS_MEAN",
@@ -46,8 +49,13 @@ __all__ = [
     "as_yaml",
     "changes",
     "check_layout",
+    "check_name",
+    "check_regular",
+    "check_yaml",
     "describe",
+    "hide",
     "load_config",
+    "name_problem",
     "names_nothing",
     "options",
     "resume_rule",

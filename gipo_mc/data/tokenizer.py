@@ -12,6 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from gipo_mc.config import check_regular
 from gipo_mc.errors import ConfigError, DataError
 
 #: Tokens that checkpoints reserve for padding, tried in this order when the tokenizer names none.
@@ -33,6 +34,8 @@ def load_tokenizer(path: str, tell: Callable[[str], None] | None = None) -> PreT
     folder = Path(path).expanduser()
     if not path:
         raise ConfigError("No tokenizer is given: set model.tokenizer (or model.policy) to a folder or a hub name.")
+    if folder.is_dir():
+        check_regular(folder)
     if folder.is_dir() and not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise ConfigError(
             f"There is no tokenizer in {path} (neither tokenizer.json nor tokenizer.model): save it there with "
@@ -43,7 +46,7 @@ def load_tokenizer(path: str, tell: Callable[[str], None] | None = None) -> PreT
     try:
         kind = PreTrainedTokenizerFast if _generic(folder) else AutoTokenizer
         tokenizer = kind.from_pretrained(str(folder) if folder.exists() else path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # transformers and the tokenizers' own reader raise what they please, a bare one too
         raise ConfigError(f"The tokenizer {path} cannot be loaded: {error}") from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(
@@ -72,7 +75,7 @@ def _tokenizer_config(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json of a folder; empty where it has none that can be read: transformers says so."""
     try:
         fields = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return fields if isinstance(fields, dict) else {}
 

@@ -15,6 +15,7 @@ from gipo_mc.algorithms.group_diagnostics import count_alarms, follow, off_warni
 from gipo_mc.algorithms.state import RLState
 from gipo_mc.config import Config
 from gipo_mc.parallel.step_checks import still_sentence
+from gipo_mc.parallel.timing import Phases
 from gipo_mc.rl.evaluate import evaluate_policy
 from gipo_mc.rl.experience import Experience
 from gipo_mc.rl.metrics import (
@@ -35,7 +36,6 @@ from gipo_mc.rl.sifting import Sifted, sift
 from gipo_mc.rl.update_critic import update_critic
 from gipo_mc.rl.update_policy import update_policy
 from gipo_mc.run.session import Session, open_session
-from gipo_mc.run.timing import Phases
 
 #: Responses of each iteration that go into samples.jsonl.
 KEPT_RESPONSES = 8
@@ -64,7 +64,7 @@ def iterate(session: Session, setup: RLSetup, state: RLState, step: int) -> tupl
     phases = Phases(session.layout)
 
     prompts = take_prompts(setup.prompts, config, step)
-    with phases("rollout"), session.progress("rollout", len(prompts)) as tell:
+    with phases("rollout"), session.console.share("rollout", len(prompts)) as tell:
         rollout = roll_out(setup.rollout_engine, setup.tokenizer, prompts, config, step, on_step=tell)
     outputs = score(models, prompts, rollout, config, phases)
     session.stop_point(step, partial(_save, session, setup, state, step))  # nothing was updated yet: as it began
@@ -99,11 +99,11 @@ def _learn(
         experience, state = shape(sifted.rollout, sifted.outputs, state, config, setup.group_source)
     if step == 0 and setup.starts_as_reference:
         check_start(experience, session.dtype)
-    with phases("update_critic"), session.progress("critic", len(experience)) as tell:
+    with phases("update_critic"), session.console.share("critic", len(experience)) as tell:
         critic_metrics = update_critic(models, experience, config, step, tell)
     policy_metrics: dict[str, float] = {}
     if step >= config.algorithm.critic_warmup:
-        with phases("update_policy"), session.progress("policy", len(experience)) as tell:
+        with phases("update_policy"), session.console.share("policy", len(experience)) as tell:
             policy_metrics = update_policy(models.policy, experience, config, step, tell)
     metrics = iteration_metrics(experience, state, config, step) | critic_metrics | policy_metrics
     alarms = count_alarms(state.alarms, metrics, config.algorithm.inferred)

@@ -11,9 +11,9 @@ from gipo_mc.config import Config
 from gipo_mc.models.micro_batch import micro_batches, run_forward
 from gipo_mc.models.readout import groups_alone, token_log_probs, values_and_groups
 from gipo_mc.parallel.engine import Engine
+from gipo_mc.parallel.timing import Phases
 from gipo_mc.rl.experience import ModelOutputs
 from gipo_mc.rl.rewards import Reward
-from gipo_mc.run.timing import Phases
 from gipo_mc.types import Prompt, Rollout
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,11 +13,12 @@ import torch.distributed as dist
 
 from gipo_mc import presets
 from gipo_mc.config import MARKS_MEAN, Config, check_layout, describe, load_config, names_nothing, run_folder
-from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, GipoError, Requeue
+from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, ConfigError, GipoError, Requeue
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.launcher import adopt_slurm
 from gipo_mc.parallel.news import first_to_say
 from gipo_mc.parallel.runtime import lost_peer
+from gipo_mc.run.arguments import Parser, say_error
 from gipo_mc.run.folder import RunFolder
 from gipo_mc.run.outcome import note_end, refusal_noted
 from gipo_mc.run.watch import listening
@@ -48,11 +48,7 @@ def run_command(
     Returns the exit code: 0, that of the `GipoError` that ended the run, 75 after a signal that asked it to stop, or
     130 after Ctrl-C.
     """
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=_options(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description=description, epilog=_options())
     parser.add_argument("--config", metavar="FILE", help="YAML file; the runnable ones are in configs/")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override any option below")
     arguments = parser.parse_intermixed_args(argv)
@@ -68,11 +64,12 @@ def run_command(
     except KeyboardInterrupt as stop:
         _say(f"Interrupted. {stop}".strip())
         return EXIT_INTERRUPTED
-    except RuntimeError as error:
-        lost = lost_peer(error)
-        if lost is None:
+    except (RuntimeError, MemoryError) as error:
+        found = lost_peer(error) if isinstance(error, RuntimeError) else None
+        found = found or _no_memory(error)
+        if found is None:
             raise
-        return report_error(lost)
+        return report_error(found)
     finally:
         runtime.shutdown()
     return 0
@@ -116,6 +113,19 @@ def _say(text: str) -> None:
         print(f"\n{text}", file=sys.stderr, flush=True)
 
 
+def _no_memory(error: RuntimeError | MemoryError) -> ConfigError | None:
+    """What torch says where an allocation fails, on either device, as an error of the configuration."""
+    signs = ("can't allocate memory", "not enough memory", "out of memory")
+    if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in signs):
+        return None
+    said = str(error).split("\n")[0] or "an allocation failed"
+    return ConfigError(
+        f"Memory is too small for this configuration ({said}): lower "
+        "parallel.micro_batch_size or parallel.logit_rows, or spread the model with parallel.tensor and "
+        "parallel.pipeline."
+    )
+
+
 def report_error(error: GipoError) -> int:
     """Say what happened, once for the whole job, and return the exit code."""
     if dist.is_initialized():
@@ -123,9 +133,7 @@ def report_error(error: GipoError) -> int:
     else:
         # Before the ranks are joined, all of them find the same.
         first = os.environ.get("RANK", "0") == "0"
-    if first:
-        print(f"\nerror: {error}", file=sys.stderr, flush=True)
-    return error.exit_code
+    return say_error(error) if first else error.exit_code
 
 
 def _options() -> str:

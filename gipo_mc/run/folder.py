@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from gipo_mc.errors import ConfigError, StorageError
-from gipo_mc.run.jsonl import storage_errors, write_atomically
+from gipo_mc.run.jsonl import read_file, storage_errors, write_atomically
 
 State = Literal["running", "done", "failed", "requeue"]
 #: Seconds without a sign of life after which a run that says "running" is not believed.
@@ -175,8 +175,8 @@ class RunFolder:
     def read_status(self) -> dict[str, Any]:
         """run_status.json, or {} where there is none or it is no JSON object (it only informs)."""
         try:
-            status = json.loads(self.status.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            status = json.loads(read_file(self.status))
+        except (OSError, ValueError, RecursionError):
             return {}
         return status if isinstance(status, dict) else {}
 

@@ -62,7 +62,7 @@ class MetricsLogger:
         with storage_errors(self._folder.tensorboard):
             for name, value in values.items():
                 if name not in bad:
-                    self._tensorboard().add_scalar(name, value, step)
+                    self._tensorboard().add_scalar(printable(name), value, step)
             self._tensorboard().flush()
 
     def histogram(self, step: int, name: str, values: Tensor | np.ndarray | Sequence[float]) -> None:
@@ -92,7 +92,8 @@ class MetricsLogger:
             }
         )
         with storage_errors(self._folder.tensorboard):
-            self._tensorboard().add_histogram(f"distribution/{name}", finite.clip(-_EDGE, _EDGE), step)
+            edges = finite.clip(-_EDGE, _EDGE)
+            self._tensorboard().add_histogram(f"distribution/{printable(name)}", edges, step)
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append sampled responses: prompt, response, reward, domain, group_probs, kl, length (more is allowed)."""

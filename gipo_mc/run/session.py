@@ -5,6 +5,7 @@ Everything a training loop shares with every other one; the loops themselves onl
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.config import Config, OptimizerConfig, as_yaml
+from gipo_mc.config import Config, OptimizerConfig, as_yaml, hide
 from gipo_mc.data.sets import DataSet
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens, tokens_hash
 from gipo_mc.models.families import family_of, hf_config
@@ -178,6 +179,7 @@ class Session:
             "heads": {role: engine.model.head for role, engine in engines.items()},
             **self.fixed.stored(),
         }
+        state = json.loads(hide(json.dumps(state)))
         checkpoint.save(self.folder.checkpoints, step, sharded, state, self.config.checkpoint.keep, extras)
         on_main(lambda: checkpoint.note(self.folder, step))
 
@@ -282,27 +284,6 @@ class Session:
             for domain in sorted(set(domains)):
                 rows = [row for row, own in enumerate(domains) if own == domain]
                 self.logger.histogram(step, f"{name}/domain/{domain}", values_B[rows])
-
-    @contextmanager
-    def progress(self, description: str, total: int) -> Iterator[Callable[[int, int], None]]:
-        """A progress bar over `total` units; yields f(done, total), to be called as units are done."""
-        with self.console.progress(description, total) as task:
-            shown = 0
-
-            def tell(done: int, of: int) -> None:
-                # Reported by one replica, in units of its own share: scaled to the whole.
-                nonlocal shown
-                now = done * total // max(of, 1)
-                task.advance(now - shown)
-                shown = now
-
-            yield tell
-
-    def _warn_once(self, text: str) -> None:
-        """Of a tokenizer that several models share."""
-        if text not in self._warned:
-            self._warned.add(text)
-            self.warn(text)
 
     def warn(self, text: str) -> None:
         """A warning on the console and in the report."""

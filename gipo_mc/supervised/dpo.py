@@ -78,7 +78,7 @@ class DPOTask(Task):
         assert reference is not None, "the reference scores once"
         batches = list(self._batches_to_score(session))
         pairs = sum(len(rows) for _, rows in batches)
-        with session.progress("reference log-probs", pairs) as tell:
+        with session.console.share("reference log-probs", pairs) as tell:
             done = 0
             for held_out, rows in batches:
                 found_P2 = self._log_probs_of(session, reference, rows, held_out)

@@ -24,8 +24,8 @@ from gipo_mc.models.micro_batch import MicroBatch, micro_batches, run_backward, 
 from gipo_mc.models.stage import HeadKind
 from gipo_mc.parallel.engine import Engine, LastStage, Outputs
 from gipo_mc.parallel.step_checks import check_step, still_sentence
+from gipo_mc.parallel.timing import Phases
 from gipo_mc.run.session import Session, open_session
-from gipo_mc.run.timing import Phases
 from gipo_mc.types import Sequences
 
 #: Lines on the console in a whole run, about.

@@ -97,7 +97,6 @@ def test_options_are_checked_together_with_the_built_in_task_under_them() -> Non
         (["model.reward=mine"], False),
         (["model.tokenizer=mine"], False),
         (["data.preferences=[x.jsonl]"], False),
-        (["model=3"], False),
     ],
 )
 def test_the_built_in_task_is_there_for_who_names_no_model_and_no_data(words: list[str], nothing: bool) -> None:

@@ -140,7 +140,7 @@ def _plain(layer: Any, path: str | None) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise ConfigError(f"The configuration {path} must hold sections such as 'run:', not a {type(plain).__name__}.")
     for key, value in plain.items():
-        _check_section(key, value)
+        _check_section(str(key), value)
     return plain  # type: ignore[return-value]
 
 

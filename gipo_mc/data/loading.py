@@ -23,7 +23,6 @@ from gipo_mc.data.formats import Example
 from gipo_mc.data.sets import DemonstrationSet, PreferenceSet, PromptSet, SourceReport, TokenRows
 from gipo_mc.data.templates import Refused
 from gipo_mc.errors import ConfigError, DataError
-from gipo_mc.parallel.limits import limited
 from gipo_mc.types import Message
 
 Kind = Literal["prompts", "demonstrations", "preferences"]
@@ -205,9 +204,7 @@ def _each_turn(rows: Iterable[Example], report: SourceReport) -> Iterator[Exampl
 def _rendered(rows: Iterable[Example], renderer: Renderer, report: SourceReport) -> Iterator[Rendered]:
     for example in rows:
         try:
-            with limited("The chat template"):
-                row = renderer.render(example)
-            yield row
+            yield renderer.render(example)
         except LeftOut as reason:
             report.left_out[str(reason)] += 1
             if isinstance(reason, Refused):

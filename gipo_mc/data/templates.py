@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.data.fields import LeftOut
 from gipo_mc.errors import ConfigError
+from gipo_mc.parallel.limits import limited
 from gipo_mc.types import Message
 
 _CLOCK = "strftime_now"
@@ -122,13 +123,14 @@ class ChatTemplate:
             raise Refused(self._explain(error)) from error
 
     def _apply(self, messages: Sequence[Message], generation: bool) -> str:
-        text = self._tokenizer.apply_chat_template(
-            [{"role": message.role, "content": message.content} for message in messages],
-            chat_template=_PINNED_CLOCK + self.text if self.has_date else self.text,
-            tokenize=False,
-            add_generation_prompt=generation,
-            **({"pinned_dates": self._dates} if self.has_date else {}),
-        )
+        with limited(f"The chat template of {self._name}"):  # it may loop for ever
+            text = self._tokenizer.apply_chat_template(
+                [{"role": message.role, "content": message.content} for message in messages],
+                chat_template=_PINNED_CLOCK + self.text if self.has_date else self.text,
+                tokenize=False,
+                add_generation_prompt=generation,
+                **({"pinned_dates": self._dates} if self.has_date else {}),
+            )
         assert isinstance(text, str)  # tokenize=False returns text
         return text
 

@@ -66,8 +66,8 @@ def run_command(
         _say(f"Interrupted. {stop}".strip())
         return EXIT_INTERRUPTED
     except (RuntimeError, MemoryError) as error:
-        found = lost_peer(error) if isinstance(error, RuntimeError) else None
-        found = found or _no_memory(error)
+        lost = lost_peer(error) if isinstance(error, RuntimeError) else None
+        found = lost or _no_memory(error)
         if found is None:
             raise
         return report_error(found)

@@ -63,7 +63,6 @@ class Session:
     _about: list[tuple[str, str]] = field(default_factory=list)
     #: Warnings of a start that may still be refused, and then leaves the files of the run as they are.
     _held: list[str] | None = field(default_factory=list)
-    _warned: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.folder, self.write_status, self.config.run.grace_seconds)
@@ -85,7 +84,7 @@ class Session:
 
     def tokenizer(self, source: ModelSource, override: str = "") -> PreTrainedTokenizerBase:
         """The tokenizer of a model, checked against its vocabulary."""
-        tokenizer = load_tokenizer(override or str(source.folder), self._warn_once)
+        tokenizer = load_tokenizer(override or str(source.folder), self.warn)
         own = source.folder / "tokenizer.json"
         if override and own.is_file() and not same_tokens(tokenizer, load_tokenizer(str(source.folder))):
             self.warn(f"{source.name} has a tokenizer of its own, which gives the ids of {override} other meanings.")
@@ -288,6 +287,8 @@ class Session:
     def warn(self, text: str) -> None:
         """A warning on the console and in the report."""
         if self._held is not None:
+            if text in self._held:
+                return  # of a tokenizer that several models share
             self._held.append(text)
         elif self.logger:
             self.logger.warn(self.step, text)

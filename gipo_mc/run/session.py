@@ -5,7 +5,6 @@ Everything a training loop shares with every other one; the loops themselves onl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.config import Config, OptimizerConfig, as_yaml, changes, hide
+from gipo_mc.config import Config, OptimizerConfig, as_yaml, changes
 from gipo_mc.data.sets import DataSet
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens, tokens_hash
 from gipo_mc.errors import ConfigError
@@ -177,7 +176,6 @@ class Session:
             "heads": {role: engine.model.head for role, engine in engines.items()},
             **self.fixed.stored(),
         }
-        state = json.loads(hide(json.dumps(state)))
         checkpoint.save(self.folder.checkpoints, step, sharded, state, self.config.checkpoint.keep, extras)
         on_main(lambda: note_saved(self.folder, step))
 

@@ -24,7 +24,7 @@ from typing import Any
 from megatron.core import dist_checkpointing
 from torch.distributed.checkpoint import CheckpointException
 
-from gipo_mc.config import saved_values
+from gipo_mc.config import hide, saved_values
 from gipo_mc.errors import CheckpointError, ConfigError, StorageError
 from gipo_mc.parallel import sharded_files
 from gipo_mc.parallel.collectives import on_main
@@ -53,7 +53,7 @@ def save(
     nonce: str = on_main(lambda: secrets.token_hex(4))
     temporary = folder / f"{_TEMPORARY}{step:08d}-{nonce}"
     needed = sharded_files.bytes_needed(sharded)
-    content = json.dumps({"format": FORMAT, "step": step, **state}, indent=1).encode()
+    content = hide(json.dumps({"format": FORMAT, "step": step, **state}, indent=1)).encode()
 
     def add_the_rest() -> None:
         extras(temporary)

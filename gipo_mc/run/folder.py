@@ -157,7 +157,7 @@ class RunFolder:
     def note(self, state: State, exit_code: int, message: str) -> None:
         """Write the status of a start that never came to run here. Does nothing where there is no such folder, another
         job has it, or it belongs to another command."""
-        if not self.path.is_dir():
+        if not os.path.isdir(self.path):  # unlike Path.is_dir, also where the name is too long for one
             return
         try:
             self._acquire()

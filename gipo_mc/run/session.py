@@ -5,7 +5,6 @@ Everything a training loop shares with every other one; the loops themselves onl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.config import Config, OptimizerConfig, as_yaml, hide
+from gipo_mc.config import Config, OptimizerConfig, as_yaml
 from gipo_mc.data.sets import DataSet
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens, tokens_hash
 from gipo_mc.models.families import family_of, hf_config
@@ -178,7 +177,6 @@ class Session:
             "heads": {role: engine.model.head for role, engine in engines.items()},
             **self.fixed.stored(),
         }
-        state = json.loads(hide(json.dumps(state)))
         checkpoint.save(self.folder.checkpoints, step, sharded, state, self.config.checkpoint.keep, extras)
         on_main(lambda: checkpoint.note(self.folder, step))
 

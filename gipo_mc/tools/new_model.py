@@ -19,7 +19,7 @@ from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.tokenizer import train_bpe_tokenizer
 from gipo_mc.errors import ConfigError
 from gipo_mc.models.families import FAMILIES
-from gipo_mc.run.whole_folder import whole_folder
+from gipo_mc.tools.whole_folder import whole_folder
 
 
 def create_model(

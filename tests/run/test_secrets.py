@@ -19,7 +19,7 @@ from tests.ranks import run_ranks
 from tests.runs import save_models
 
 #: With characters that JSON, YAML, HTML and repr write in other ways.
-MARKER = 'mk-"9f3&\\a1-ü'
+MARKER = 'mk-"qz7wk4vt9x&\\a1-ü'
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gipo_mc.config.environment._hidden", {})
 
 
-_SPELLINGS = (b"9f3&", MARKER.encode())
+_SPELLINGS = (b"qz7wk4vt9x", MARKER.encode())
 
 
 def _train(rank: int, folder: Path, words: list[str]) -> tuple[int, str]:
@@ -82,11 +82,11 @@ def _holding(run: Path) -> list[str]:
 def test_a_run_leaves_no_secret_and_continues(folder: Path) -> None:
     ((code, said),) = run_ranks(_train, 1, folder, _words(folder))
     assert code == 0, said
-    assert "9f3" not in said, said
+    assert "qz7wk4vt9x" not in said, said
     assert _holding(folder / "run") == []
     assert "${oc.env:GIPO_TEST_TOKEN}" in (folder / "run" / "config.yaml").read_text()
     ((code, said),) = run_ranks(_train, 1, folder, _words(folder, run__iterations="2"))
-    assert code == 0 and "9f3" not in said, said
+    assert code == 0 and "qz7wk4vt9x" not in said, said
     assert _holding(folder / "run") == []
 
 
@@ -98,14 +98,14 @@ def test_a_fixed_option_whose_secret_changed_is_refused_without_showing_it(
     shutil.copytree(folder / MARKER, folder / "other-secret")
     monkeypatch.setenv("GIPO_TEST_TOKEN", "other-secret")
     ((code, said),) = run_ranks(_train, 1, folder, _words(folder, run__iterations="2"))
-    assert code == 2 and "rollout.stop was" in said and "other-secret" not in said and "9f3" not in said, said
+    assert code == 2 and "rollout.stop was" in said and "other-secret" not in said and "qz7wk4vt9x" not in said, said
 
 
 def test_an_error_that_quotes_a_secret_shows_the_reference(folder: Path) -> None:
     words = _words(folder, model__policy="'/none/${oc.env:GIPO_TEST_TOKEN}/x'")
     ((code, said),) = run_ranks(_train, 1, folder, words)
-    assert code == 2 and "/none/${oc.env:GIPO_TEST_TOKEN}/x" in said and "9f3" not in said, said
-    assert "9f3" not in (folder / "run" / "run_status.json").read_text()
+    assert code == 2 and "/none/${oc.env:GIPO_TEST_TOKEN}/x" in said and "qz7wk4vt9x" not in said, said
+    assert "qz7wk4vt9x" not in (folder / "run" / "run_status.json").read_text()
 
 
 def test_a_saved_configuration_reads_back_the_same(tmp_path: Path) -> None:
@@ -115,11 +115,11 @@ def test_a_saved_configuration_reads_back_the_same(tmp_path: Path) -> None:
     assert config.run.seed == 7 and config.policy.lr == 7.0 and config.model.tokenizer == f"a/{MARKER}"
     (tmp_path / "config.yaml").write_text(as_yaml(config))
     text = (tmp_path / "config.yaml").read_text()
-    assert "seed: ${oc.env:GIPO_TEST_SEED}" in text and "9f3" not in text
+    assert "seed: ${oc.env:GIPO_TEST_SEED}" in text and "qz7wk4vt9x" not in text
     again = load_config(str(tmp_path / "config.yaml"), [])
     assert again.model_dump() == config.model_dump() and again.rollout.stop == ["${x}", "$"]
     # Numbers are compared as they are, texts by a hash.
-    assert values(again)["run.seed"] == 7 and "9f3" not in str(values(again))
+    assert values(again)["run.seed"] == 7 and "qz7wk4vt9x" not in str(values(again))
 
 
 def test_secrets_name_no_folder() -> None:

@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from gipo_mc.config import load_config
 from gipo_mc.data.synthetic import builtin_llama_config, builtin_tokenizer
 from gipo_mc.errors import StorageError
-from gipo_mc.run import whole_folder
-from gipo_mc.tools import builtin
+from gipo_mc.tools import builtin, whole_folder
 from gipo_mc.tools.new_model import create_model
 from tests.ranks import run_ranks
 

@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--kv-heads", type=int, default=2, help="key-value heads [2]")
     parser.add_argument("--positions", type=int, default=512, help="longest sequence in tokens [512]")
     parser.add_argument("--seed", type=int, default=1, help="seed of the weights [1]")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that --out holds [refused]")
     options = parser.parse_args()
     try:
         vocab = create_text_model(
@@ -42,6 +43,7 @@ def main() -> int:
             options.vocab,
             options.seed,
             options.family,
+            overwrite=options.overwrite,
             hidden_size=options.hidden,
             intermediate_size=-(-options.hidden * 8 // 3 // 16) * 16,
             num_hidden_layers=options.layers,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,7 +19,6 @@ from gipo_mc.config import Config, OptimizerConfig, as_yaml, changes
 from gipo_mc.data.sets import DataSet
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens, tokens_hash
 from gipo_mc.errors import ConfigError
-from gipo_mc.models.families import family_of, hf_config
 from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.ops import describe_build
 from gipo_mc.parallel import runtime
@@ -31,6 +30,7 @@ from gipo_mc.run.console import Console
 from gipo_mc.run.folder import RunFolder, State, without_a_word
 from gipo_mc.run.jsonl import write_atomically
 from gipo_mc.run.metrics import MetricsLogger
+from gipo_mc.run.model_files import save_model_files
 from gipo_mc.run.model_sources import ModelSource, load_model, resolve
 from gipo_mc.run.outcome import outcome_kept, refusal_noted
 from gipo_mc.run.resume import Fixed, check_shape, find_checkpoint, fixed_settings, note_saved, shape_hash
@@ -84,7 +84,7 @@ class Session:
 
     def tokenizer(self, source: ModelSource, override: str = "") -> PreTrainedTokenizerBase:
         """The tokenizer of a model, checked against its vocabulary."""
-        tokenizer = load_tokenizer(override or str(source.folder))
+        tokenizer = load_tokenizer(override or str(source.folder), chat_template=self.config.data.chat_template)
         own = source.folder / "tokenizer.json"
         if override and own.is_file() and not same_tokens(tokenizer, load_tokenizer(str(source.folder))):
             self.warn(f"{source.name} has a tokenizer of its own, which gives the ids of {override} other meanings.")
@@ -164,10 +164,8 @@ class Session:
 
         def extras(path: Path) -> None:
             for role, engine in engines.items():
-                shape = cast(StageModel, engine.model).shape
-                config = hf_config(shape, architectures=[family_of(shape).causal_lm])
-                config.save_pretrained(path / role)
-                tokenizers[role].save_pretrained(path / role)
+                model = cast(StageModel, engine.model)
+                save_model_files(model.shape, tokenizers[role], path / role, model.head)
 
         if self.logger:
             self.logger.flush()
@@ -216,7 +214,11 @@ class Session:
         state = checkpoint.load_state(path)
         on_main(lambda: self.fixed.check(path, state, self.folder.config))
         for role, engine in engines.items():
-            check_shape(engine.model.shape, path / role)  # type: ignore[arg-type]
+            model = cast(StageModel, engine.model)
+            check_shape(model.shape, path / role)
+            # A reward is read where the run began to read it.
+            if ModelSource(role, "run", path / role, path, role).shape_for(model.head).pad_token_id is None:
+                model.shape = replace(model.shape, pad_token_id=None)
         sharded: dict[str, Any] = {}
         for role, engine in engines.items():
             sharded |= engine.sharded_state(role, is_loading=True)

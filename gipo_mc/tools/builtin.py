@@ -120,7 +120,7 @@ def _make_model(config: Config) -> None:
 
     def work() -> None:
         if not (folder / "config.json").is_file():
-            create_model(folder, builtin_tokenizer(), config.run.seed, **builtin_llama_config())
+            create_model(folder, builtin_tokenizer(), config.run.seed, overwrite=True, **builtin_llama_config())
 
     on_main(work)
 

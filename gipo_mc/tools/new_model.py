@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,25 @@ from gipo_mc.data.loading import sources_of
 from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.tokenizer import train_bpe_tokenizer
 from gipo_mc.errors import StorageError
-from gipo_mc.models.families import FAMILIES
+from gipo_mc.models.families import FAMILIES, read_shape
+from gipo_mc.run.model_files import save_model_files
+from gipo_mc.tools.output import MODEL_FILES, check_output, new_folder
 
 
 def create_model(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int, family: str = "llama", **config: Any
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    family: str = "llama",
+    *,
+    overwrite: bool = False,
+    **config: Any,
 ) -> None:
     """Save a randomly initialised language model of a family (safetensors) and its tokenizer in `folder`.
 
     config: arguments of the family's config in transformers; vocabulary and special tokens are the tokenizer's. The
-    global random state is left as it was.
+    global random state is left as it was. overwrite: replace a model that is in the folder.
+    Raises ConfigError where the folder holds something, StorageError.
     """
     highest, kind = max(tokenizer.get_vocab().values()), FAMILIES[family]
     shape = kind.new_config(
@@ -40,22 +50,32 @@ def create_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind.hf_class(kind.causal_lm)(shape)
-    try:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    except OSError as error:
-        raise StorageError(f"The new model cannot be written to {folder}: {error}") from error
+    with new_folder(folder, MODEL_FILES, overwrite) as temporary:
+        try:
+            model.save_pretrained(temporary)
+            save_model_files(read_shape(shape), tokenizer, temporary, "lm")
+        except OSError as error:
+            raise StorageError(f"The new model cannot be written to {folder}: {error}") from error
 
 
 def create_text_model(
-    folder: Path, data: DataConfig, vocab_size: int, seed: int, family: str = "llama", **config: Any
+    folder: Path,
+    data: DataConfig,
+    vocab_size: int,
+    seed: int,
+    family: str = "llama",
+    *,
+    overwrite: bool = False,
+    **config: Any,
 ) -> int:
     """`create_model` with a byte-level BPE tokenizer trained on the demonstrations of `data`; returns its vocabulary.
 
     Raises DataError where a source cannot be read.
     """
-    tokenizer = train_bpe_tokenizer(_texts(data), vocab_size, folder)
-    create_model(folder, tokenizer, seed, family, **config)
+    check_output(folder, MODEL_FILES, overwrite)  # before minutes of reading
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = train_bpe_tokenizer(_texts(data), vocab_size, scratch)
+    create_model(folder, tokenizer, seed, family, overwrite=overwrite, **config)
     return len(tokenizer)
 
 

@@ -50,7 +50,8 @@ def respond(
         )
     layout = runtime.initialize(config.parallel, config.device)
     source = resolve(config.model.policy, "model.policy", together=True)
-    tokenizer = load_tokenizer(config.model.tokenizer or str(source.folder))
+    named = config.model.tokenizer or str(source.folder)
+    tokenizer = load_tokenizer(named, chat_template=config.data.chat_template)
     check_vocabulary(tokenizer, source.shape.vocab_size, source.name)
     prompts = _given(texts, tokenizer) if texts else _of_data(config, tokenizer)
     longest = max(len(prompt.token_ids) for prompt in prompts) + config.rollout.max_new_tokens

@@ -49,12 +49,10 @@ def save_config(shape: ModelShape, folder: Path, head: HeadKind, tokens: Tokens 
     _write(path, written | _older_rope(shape))
     generation: dict[str, Any] = json.loads(shape.generation) if shape.generation else {}
     if tokens and head == "lm":
-        generation = {
-            "bos_token_id": shape.bos_token_id,
-            "pad_token_id": tokens.pad_id,
-            **generation,
-            "eos_token_id": _joined([*_listed(generation.get("eos_token_id")), tokens.eos_id, *tokens.end_ids]),
-        }
+        defaults = {"bos_token_id": shape.bos_token_id, "pad_token_id": tokens.pad_id}
+        generation |= {name: value for name, value in defaults.items() if generation.get(name) is None}
+        ends = [*_listed(generation.get("eos_token_id")), tokens.eos_id, *tokens.end_ids]
+        generation["eos_token_id"] = _joined(ends)
     if generation:
         _write(folder / GENERATION, generation)
 

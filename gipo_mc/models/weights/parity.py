@@ -210,13 +210,13 @@ def _compare_scores(rewards_n: Tensor, answers: _Answers) -> list[Check]:
     """Where the reward is read, with and without an end id as the last token."""
     checks = []
     for how, where in (("alone", "alone"), ("padded", "padded in a batch")):
-        what = f"scores of rows, with and without an end, {where}, against transformers {answers.facts['version']}"
+        what = f"scores {where} against transformers {answers.facts['version']}"
         if how not in answers.tensors:
             checks.append(Check(what, "not possible there: no pad_token_id", True))
             continue
         difference = (rewards_n - answers.tensors[how]).abs()
         wrong = int((~(difference <= TOLERANCE)).sum())
-        found = f"max |difference| {float(difference.max()):.2e} over {len(rewards_n)} rows"
+        found = f"max |difference| {float(difference.max()):.2e} over {len(rewards_n)} rows, half with an end"
         if wrong:
             found += f", {wrong} of them differ"
             padding, pad_id = answers.facts["padding"], answers.facts["pad_id"]
@@ -232,7 +232,7 @@ def _compare_ends(texts: Texts, answers: _Answers) -> list[Check]:
     listed = [] if there is None else there if isinstance(there, list) else [there]
     found = f"here {_list(texts.end_ids)}; there {_list(listed)}"
     passed = set(listed) <= set(texts.end_ids)
-    return [Check(f"ids that end a response, against transformers {answers.facts['version']}", found, passed)]
+    return [Check(f"end ids against transformers {answers.facts['version']}", found, passed)]
 
 
 def _compare_ids(texts: Texts, answers: _Answers) -> list[Check]:
@@ -241,7 +241,7 @@ def _compare_ids(texts: Texts, answers: _Answers) -> list[Check]:
     there = [tuple(ids) for ids in answers.facts["ids"]]
     wrong = [text for text, own, other in zip(texts.texts, texts.ids, there, strict=True) if own != other]
     found = f"{len(wrong)} of {len(there)} texts differ, {wrong[0]!r} first" if wrong else f"{len(there)} texts"
-    return [Check(f"token ids of texts against transformers {answers.facts['version']}", found, not wrong)]
+    return [Check(f"ids of texts against transformers {answers.facts['version']}", found, not wrong)]
 
 
 def _list(ids: Sequence[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from gipo_mc.config import ParallelConfig
+from gipo_mc.errors import ConfigError
 from gipo_mc.models.build import build_model
 from gipo_mc.models.families import read_shape
+from gipo_mc.models.micro_batch import MicroBatch
 from gipo_mc.models.weights.hf_export import export_hf_weights
 from gipo_mc.models.weights.hf_load import load_hf_weights
 from gipo_mc.models.weights.parity import Check, check_checkpoint
@@ -42,6 +45,53 @@ def test_rewards_agree_with_transformers(tmp_path: Path) -> None:
     parallel, ranks = parallel_config(**LAYOUTS["TP2xPP2"])
     result = run_ranks(check, ranks, parallel, tmp_path)[0]
     assert "rewards" in result[0].what and all(line.passed for line in result)
+
+
+def scores(rank: int, parallel: ParallelConfig, folder: Path) -> list[Check]:
+    found = check_checkpoint(folder, runtime.initialize(parallel, "cpu"), length=37)
+    return [line for line in found if line.what.startswith("scores")]
+
+
+@pytest.mark.parametrize("pad", [7, 0, None], ids=["pad is EOS", "another pad", "no pad"])
+def test_rewards_are_read_where_transformers_reads_them(pad: int | None, tmp_path: Path) -> None:
+    """At the token before EOS, where EOS is the pad id. Half of the rows end with EOS, and micro-batches hold three."""
+    save_reward(tmp_path, pad_token_id=pad, eos_token_id=7)
+    for name in ("1", "TP2xPP2", "DP2"):
+        parallel, ranks = parallel_config(**LAYOUTS[name])
+        for alone, padded in run_ranks(scores, ranks, parallel, tmp_path):
+            assert alone.passed and padded.passed, (name, alone, padded)
+            assert "half with an end" in alone.found
+            assert ("not possible there" in padded.found) == (pad is None)
+
+
+def test_a_reward_that_is_read_elsewhere_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_reward(tmp_path, pad_token_id=7, eos_token_id=7)
+    monkeypatch.setattr(MicroBatch, "reward_B", lambda batch, pad_id: batch.last_B)  # as it was once
+    parallel, ranks = parallel_config()
+    for line in run_ranks(scores, ranks, parallel, tmp_path)[0]:
+        assert not line.passed and "4 of them differ" in line.found
+
+
+def with_readers(rank: int, folder: Path, readers: list[str]) -> list[Check]:
+    layout = runtime.initialize(parallel_config()[0], "cpu")
+    return check_checkpoint(folder, layout, length=9, readers=readers)
+
+
+def test_other_interpreters_read_the_folder_as_well(tmp_path: Path) -> None:
+    save_reward(tmp_path, pad_token_id=7, eos_token_id=7)
+    found = run_ranks(with_readers, 1, tmp_path, [sys.executable, "/bin/false"])[0]
+    own, other = found[:3], found[3:6]
+    assert other == own and all(line.passed for line in own)
+    assert found[6] == Check("read by /bin/false", "it ended with 1", False)
+
+
+def test_a_reader_that_is_none_is_an_error(tmp_path: Path) -> None:
+    def attempt(rank: int) -> str:
+        with pytest.raises(ConfigError) as error:
+            with_readers(rank, save_lm(tmp_path), ["/nowhere/python"])
+        return str(error.value)
+
+    assert "--reader /nowhere/python cannot be run" in run_ranks(attempt, 1)[0]
 
 
 def check_with_a_wrong_weight(rank: int, parallel: ParallelConfig, folder: Path, name: str) -> list[Check]:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from gipo_mc.data.special_tokens import end_ids, reward_padding, save_tokenizer
 from gipo_mc.models.hf_files import Tokens, save_config
 from gipo_mc.models.shape import ModelShape
-from gipo_mc.models.stage import HeadKind
+from gipo_mc.models.stage import HeadKind, StageModel
 
 
 def tokens_of(shape: ModelShape, tokenizer: PreTrainedTokenizerBase, head: HeadKind) -> Tokens:
@@ -25,7 +25,12 @@ def tokens_of(shape: ModelShape, tokenizer: PreTrainedTokenizerBase, head: HeadK
     return Tokens(tokenizer.eos_token_id, ends, pad_id)
 
 
-def save_model_files(shape: ModelShape, tokenizer: PreTrainedTokenizerBase, folder: Path, head: HeadKind) -> None:
+def save_model_files(model: StageModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """`save_files_of` a model. Raises OSError, StorageError."""
+    save_files_of(model.shape, tokenizer, folder, model.head)
+
+
+def save_files_of(shape: ModelShape, tokenizer: PreTrainedTokenizerBase, folder: Path, head: HeadKind) -> None:
     """Write config.json, generation_config.json and the tokenizer into `folder`. Raises OSError, StorageError."""
     folder.mkdir(parents=True, exist_ok=True)
     tokens = tokens_of(shape, tokenizer, head)

@@ -183,6 +183,12 @@ def load_model(
     return model
 
 
+def read_as_saved(model: StageModel, path: Path, role: str) -> None:
+    """A run goes on reading rewards where it began to, in this checkpoint's version of the package."""
+    if ModelSource(role, "run", path / role, path, role).shape_for(model.head).pad_token_id is None:
+        model.shape = replace(model.shape, pad_token_id=None)
+
+
 def _load_run_weights(model: StageModel, source: ModelSource, *, fresh_head: bool) -> None:
     prefix = f"{source.role}.model."
     sharded = model.sharded_state_dict(prefix=prefix)

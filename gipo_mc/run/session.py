@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from gipo_mc.run.folder import RunFolder, State, without_a_word
 from gipo_mc.run.jsonl import write_atomically
 from gipo_mc.run.metrics import MetricsLogger
 from gipo_mc.run.model_files import save_model_files
-from gipo_mc.run.model_sources import ModelSource, load_model, resolve
+from gipo_mc.run.model_sources import ModelSource, load_model, read_as_saved, resolve
 from gipo_mc.run.outcome import outcome_kept, refusal_noted
 from gipo_mc.run.resume import Fixed, check_shape, find_checkpoint, fixed_settings, note_saved, shape_hash
 from gipo_mc.run.watch import Watch, listening
@@ -158,14 +158,11 @@ class Session:
         state: dict[str, Any],
     ) -> None:
         """Checkpoint after `step` iterations. state: what else the next iteration depends on, JSON-able."""
-        sharded: dict[str, Any] = {}
-        for role, engine in engines.items():
-            sharded |= engine.sharded_state(role)
+        sharded = {key: part for role, engine in engines.items() for key, part in engine.sharded_state(role).items()}
 
         def extras(path: Path) -> None:
             for role, engine in engines.items():
-                model = cast(StageModel, engine.model)
-                save_model_files(model.shape, tokenizers[role], path / role, model.head)
+                save_model_files(engine.model, tokenizers[role], path / role)  # type: ignore[arg-type]
 
         if self.logger:
             self.logger.flush()
@@ -214,11 +211,8 @@ class Session:
         state = checkpoint.load_state(path)
         on_main(lambda: self.fixed.check(path, state, self.folder.config))
         for role, engine in engines.items():
-            model = cast(StageModel, engine.model)
-            check_shape(model.shape, path / role)
-            # A reward is read where the run began to read it.
-            if ModelSource(role, "run", path / role, path, role).shape_for(model.head).pad_token_id is None:
-                model.shape = replace(model.shape, pad_token_id=None)
+            check_shape(engine.model.shape, path / role)  # type: ignore[arg-type]
+            read_as_saved(engine.model, path, role)  # type: ignore[arg-type]
         sharded: dict[str, Any] = {}
         for role, engine in engines.items():
             sharded |= engine.sharded_state(role, is_loading=True)

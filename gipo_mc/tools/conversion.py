@@ -102,7 +102,7 @@ def from_hf(name: str, out: Path, layout: Layout, *, overwrite: bool = False) ->
     tokenizer = load_tokenizer(str(source.folder))
 
     def extras(path: Path) -> None:
-        save_model_files(model.shape, tokenizer, path / _ROLE, head)
+        save_model_files(model, tokenizer, path / _ROLE)
 
     state, sharded = {"heads": {_ROLE: head}}, Engine(model, layout).sharded_state(_ROLE)
     with new_folder(out, IMPORTED_FILES, overwrite, on_main) as temporary:

@@ -18,7 +18,7 @@ from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.tokenizer import train_bpe_tokenizer
 from gipo_mc.errors import StorageError
 from gipo_mc.models.families import FAMILIES, read_shape
-from gipo_mc.run.model_files import save_model_files
+from gipo_mc.run.model_files import save_files_of
 from gipo_mc.tools.output import MODEL_FILES, check_output, new_folder
 
 
@@ -53,7 +53,7 @@ def create_model(
     with new_folder(folder, MODEL_FILES, overwrite) as temporary:
         try:
             model.save_pretrained(temporary)
-            save_model_files(read_shape(shape), tokenizer, temporary, "lm")
+            save_files_of(read_shape(shape), tokenizer, temporary, "lm")
         except OSError as error:
             raise StorageError(f"The new model cannot be written to {folder}: {error}") from error
 

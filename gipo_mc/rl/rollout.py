@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from gipo_mc.config import Config
 from gipo_mc.data.batches import batch_indices
 from gipo_mc.data.sets import PromptSet
+from gipo_mc.data.special_tokens import end_ids
 from gipo_mc.generation.assemble import assemble_rollout, sampling_uniforms
 from gipo_mc.generation.engine import Progress, RolloutEngine, Sampling
 from gipo_mc.generation.stopping import stop_on_strings
@@ -64,6 +65,7 @@ def roll_out(
         top_k=settings.top_k,
         greedy=greedy,
         stop=stop_on_strings(tokenizer, settings.stop),
+        stop_ids=end_ids(tokenizer, engine.end_ids),
     )
     engine.sync_weights()
     generated = engine.generate(

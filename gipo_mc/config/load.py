@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from gipo_mc.config.scalars import misread_numbers
 from gipo_mc.config.schema import Config
 from gipo_mc.errors import ConfigError
 from gipo_mc.presets import apply as apply_presets
@@ -51,6 +52,7 @@ def _read(path: str | None, overrides: list[str], base: dict[str, Any]) -> dict[
                 f"Not understood: {' '.join(bad)}. Overrides are written key.sub=value, for example run.iterations=50."
             )
         layers.append(OmegaConf.from_dotlist(overrides))
+        _check_numbers(path, overrides)
         named = apply_presets([_plain(layer, path) for layer in layers])
         merged = _plain(OmegaConf.merge(*map(OmegaConf.create, named)), path)
         # With the defaults underneath, `${run.dir}` means something where nobody gives run.dir.
@@ -62,6 +64,15 @@ def _read(path: str | None, overrides: list[str], base: dict[str, Any]) -> dict[
             raise ConfigError(f"The configuration {path} is not valid YAML: {error}") from error
         raise
     return raw  # type: ignore[return-value]
+
+
+def _check_numbers(path: str | None, overrides: list[str]) -> None:
+    """Raises ConfigError where YAML would read a number otherwise than the user wrote it."""
+    texts = [*([Path(path).read_text(encoding="utf-8")] if path else []), *(o.partition("=")[2] for o in overrides)]
+    labels = [*([f"{path}, "] if path else []), *(f"{o}, " for o in overrides)]
+    found = [label + problem for label, text in zip(labels, texts, strict=True) for problem in misread_numbers(text)]
+    if found:
+        raise ConfigError("The configuration has problems:\n" + "\n".join(f"  - {line}" for line in found))
 
 
 def _filled(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ def stop_on_strings(tokenizer: Any, strings: Sequence[str]) -> StopCondition | N
     window = max(len(string.encode("utf-8")) for string in wanted) + 8
 
     def is_stopped(response_ids: Sequence[int]) -> bool:
-        text = tokenizer.decode(list(response_ids[-window:]), skip_special_tokens=False)
+        newest = list(response_ids[-window:])
+        text = tokenizer.decode(newest, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return any(string in text for string in wanted)
 
     return is_stopped

@@ -128,11 +128,13 @@ class ModelReward:
 
 
 def responses(sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Text of each response, without special tokens."""
+    """Text of each response, without special tokens, letter for letter what its tokens stand for: a tokenizer may ask
+    for " ." to be written as ".", which is not what the policy said."""
     rows = zip(
         sequences.tokens_BL.tolist(),
         sequences.prompt_length_B.tolist(),
         sequences.response_length_B.tolist(),
         strict=True,
     )
-    return tokenizer.batch_decode([ids[start : start + n] for ids, start, n in rows], skip_special_tokens=True)
+    own = [ids[start : start + n] for ids, start, n in rows]
+    return tokenizer.batch_decode(own, skip_special_tokens=True, clean_up_tokenization_spaces=False)

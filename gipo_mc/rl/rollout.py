@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -38,6 +39,13 @@ def sampling_noise(seed: int, purpose: str, step: int, prompts: Sequence[Prompt]
     return np.stack(rows)
 
 
+@lru_cache(maxsize=2)
+def _known_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the tokenizer's highest id. Models fill their vocabulary up to a round number; a response with one
+    of those ids would have a token that no reward, no person and no other program can see."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
 def roll_out(
     engine: RolloutEngine,
     tokenizer: PreTrainedTokenizerBase,
@@ -64,6 +72,7 @@ def roll_out(
         top_k=settings.top_k,
         greedy=greedy,
         stop=stop_on_strings(tokenizer, settings.stop),
+        known_ids=_known_ids(tokenizer),
     )
     engine.sync_weights()
     generated = engine.generate(

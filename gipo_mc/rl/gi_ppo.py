@@ -43,7 +43,7 @@ def train(config: Config) -> None:
             session.log(0, evaluate_policy(setup, config))  # what the policy could do before
         for step in range(session.start, config.run.iterations):
             state, metrics = iterate(session, setup, state, step)
-            broken = broken + 1 if _all_skipped(metrics, step, config) else 0
+            broken = _skipped_in_a_row(broken, metrics)
             if broken >= PATIENCE:
                 raise NumericsError(
                     f"Every optimizer step of the last {PATIENCE} iterations was skipped, because gradients were not "
@@ -105,6 +105,12 @@ def _show(
             session.warn(text)
 
 
-def _all_skipped(metrics: dict[str, float], step: int, config: Config) -> bool:
-    updated = [name for name in metrics if name.endswith("/grad_norm")]
-    return not updated or (step >= config.algorithm.critic_warmup and "policy/grad_norm" not in metrics)
+def _skipped_in_a_row(before: int, metrics: dict[str, float]) -> int:
+    """Iterations in a row in which every optimizer step, or every one of the policy, was skipped. An iteration without
+    any (a classifier at rest during the critic's warm-up) counts neither way."""
+    stepped, updated = (
+        {name.removesuffix(end) for name in metrics if name.endswith(end)} for end in ("/skipped", "/grad_norm")
+    )
+    if not stepped:
+        return before
+    return before + 1 if not updated or "policy" in stepped - updated else 0

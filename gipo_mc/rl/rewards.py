@@ -128,13 +128,11 @@ class ModelReward:
 
 
 def responses(sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Text of each response, without special tokens, letter for letter what its tokens stand for: a tokenizer may ask
-    for " ." to be written as ".", which is not what the policy said."""
+    """Text of each response, without special tokens, as it continues its prompt."""
     rows = zip(
         sequences.tokens_BL.tolist(),
         sequences.prompt_length_B.tolist(),
         sequences.response_length_B.tolist(),
         strict=True,
     )
-    own = [ids[start : start + n] for ids, start, n in rows]
-    return tokenizer.batch_decode(own, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Encoder(tokenizer).texts([ids[start : start + n] for ids, start, n in rows])

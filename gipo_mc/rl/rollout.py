@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.config import Config
 from gipo_mc.data.batches import batch_indices
+from gipo_mc.data.encode import Encoder
 from gipo_mc.data.sets import PromptSet
 from gipo_mc.generation.assemble import assemble_rollout, sampling_uniforms
 from gipo_mc.generation.engine import Progress, RolloutEngine, Sampling
@@ -71,7 +72,7 @@ def roll_out(
         top_p=settings.top_p,
         top_k=settings.top_k,
         greedy=greedy,
-        stop=stop_on_strings(tokenizer, settings.stop),
+        stop=stop_on_strings(tokenizer, settings.stop, Encoder(tokenizer).lead if settings.stop else ()),
         known_ids=_known_ids(tokenizer),
     )
     engine.sync_weights()

@@ -249,6 +249,12 @@ class AlgorithmConfig(Section):
                 "algorithm.kl_in=loss with algorithm.kl_estimator=k1 has a gradient of mean 0 and holds nothing back: "
                 "set algorithm.kl_estimator=k2"
             )
+        if self.kl_target and (self.kl_penalty == "none" or not self.kl_coef):
+            found.append(
+                f"algorithm.kl_target={self.kl_target} moves eta by shares of itself, and there is none with "
+                f"algorithm.kl_penalty={self.kl_penalty} and algorithm.kl_coef={self.kl_coef}: set kl_penalty=fixed or "
+                "adaptive and a kl_coef above 0, or kl_target=0"
+            )
         if self.advantage != "gae" and self.inferred and self.group_trunk != "own":
             found.append(
                 f"algorithm.advantage={self.advantage} has no critic for the classifier to stand on: set "

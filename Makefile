@@ -11,6 +11,8 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 TORCH_INDEX ?= auto
 ARGS ?=
+N ?= 200
+SEED ?=
 
 # A worker for each core; a file's tests stay on one, which makes their models and C++ programs once. ARGS="-n 0" takes
 # no workers, which is quicker for a few tests.
@@ -40,7 +42,7 @@ BUILD_INPUTS := pyproject.toml $(wildcard constraints.txt setup.py CMakeLists.tx
 # The commands of the environment (clang-format, mypy, ruff) come before others of the same name.
 run := PATH="$$(cd "$$(dirname "$(PYTHON)")" && pwd):$$PATH"
 
-.PHONY: help venv demo test digests bench lint format doctor clean
+.PHONY: help venv demo test digests soak bench lint format doctor clean
 
 help: ## what there is
 	@echo "gipo_mc: Group-Invariant PPO on Megatron-core"
@@ -59,6 +61,9 @@ test: $(STAMP) ## the tests (about 7 minutes on two cores)
 
 digests: $(STAMP) ## digests of whole runs against the record: for a change that is meant to change no number
 	@$(PYTHON) tests/golden/digests.py $(ARGS)
+
+soak: $(STAMP) ## N=200 kills at random moments (SEED=...), each run ending as the undisturbed one (20 minutes)
+	@$(PYTHON) tests/soak/soak.py --kills $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: $(STAMP) ## the kernels against their rivals on this machine (some minutes; ARGS="--quick" is faster)
 	@$(PYTHON) benchmarks/kernels/kernels.py $(ARGS)

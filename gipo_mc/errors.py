@@ -46,8 +46,14 @@ class PeerError(GipoError):
     exit_code = 7
 
 
-#: Not an error: the state was saved at a step boundary and the job wants to be queued again.
+#: The job was asked to stop, and wants to be queued again: the same command continues it.
 EXIT_REQUEUE = 75
 
 #: Ctrl-C, as shells count it: 128 + SIGINT.
 EXIT_INTERRUPTED = 130
+
+
+class Requeue(GipoError):
+    """No error: a signal asked the job to stop. The message says what was saved and what the same command will do."""
+
+    exit_code = EXIT_REQUEUE

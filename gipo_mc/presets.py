@@ -146,7 +146,10 @@ def _take_name(layer: dict[str, Any]) -> Any:
         raise ConfigError(
             f"algorithm.name={name} and algorithm.preset={preset} are two names for the same choice: give one of them."
         )
-    return preset if name is None else name
+    chosen = preset if name is None else name
+    if isinstance(chosen, str) and "${" in chosen:
+        raise ConfigError(f"algorithm.name={chosen} is a reference, but it chooses other keys: write the name itself.")
+    return chosen
 
 
 def _sections(preset: Preset) -> dict[str, dict[str, Any]]:

@@ -12,8 +12,19 @@ position prompt_length_B[i] - 1 + t of the sequence.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a dialogue."""
+
+    role: Role
+    content: str
 
 
 @dataclass(frozen=True)
@@ -23,12 +34,15 @@ class Prompt:
     index: position in the prompt data set, the key of its random stream.
     domain: known label of the row (for example "harmless"); shown in metrics, never told to the method.
     text: the rendered prompt, what a reward function or a judge is given.
+    messages: the dialogue that it was rendered from, for a model that renders it in another way; empty where the row's
+        prompt is a text that the policy reads as it stands.
     """
 
     index: int
     token_ids: tuple[int, ...]
     domain: str
     text: str
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)

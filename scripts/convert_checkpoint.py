@@ -11,12 +11,12 @@ Training reads Hugging Face folders directly; --from-hf is for a model that many
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
@@ -24,21 +24,30 @@ from gipo_mc.config import check_layout, validate
 from gipo_mc.errors import CheckpointError, GipoError
 from gipo_mc.models.weights.parity import Check
 from gipo_mc.parallel import runtime
+from gipo_mc.parallel.launcher import adopt_slurm
 from gipo_mc.parallel.layout import Layout
+from gipo_mc.run.arguments import Parser, name, number
 from gipo_mc.run.command import report_error
+from gipo_mc.run.jsonl import printable
 from gipo_mc.tools import conversion
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--check", metavar="HF", help="prove this Hugging Face folder (or hub name) at this layout")
-    action.add_argument("--to-hf", nargs=2, metavar=("RUN", "OUT"), help="run or checkpoint -> Hugging Face folder")
-    action.add_argument("--from-hf", nargs=2, metavar=("HF", "OUT"), help="Hugging Face folder -> run folder, step 0")
-    parser.add_argument("--tensor", type=int, default=1, help="tensor-parallel ranks [1]")
-    parser.add_argument("--pipeline", type=int, default=1, help="pipeline-parallel ranks [1]")
+    action.add_argument(
+        "--check", type=name, metavar="HF", help="prove this Hugging Face folder (or hub name) at this layout"
+    )
+    action.add_argument(
+        "--to-hf", nargs=2, type=name, metavar=("RUN", "OUT"), help="run or checkpoint -> Hugging Face folder"
+    )
+    action.add_argument(
+        "--from-hf", nargs=2, type=name, metavar=("HF", "OUT"), help="Hugging Face folder -> run folder, step 0"
+    )
+    parser.add_argument("--tensor", type=number(1, 2**20), default=1, help="tensor-parallel ranks [1]")
+    parser.add_argument("--pipeline", type=number(1, 2**20), default=1, help="pipeline-parallel ranks [1]")
     parser.add_argument("--sequence", action="store_true", help="sequence parallelism [off]")
     parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="[auto: CUDA if there is one]"
@@ -47,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     transformers_logging.disable_progress_bar()
     try:
+        adopt_slurm()
         parallel = {"tensor": options.tensor, "pipeline": options.pipeline, "sequence": options.sequence}
         config = validate({"parallel": parallel, "device": options.device})
         check_layout(config, runtime.world_size())
@@ -67,21 +77,27 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _report(name: str, checks: list[Check], layout: Layout) -> None:
+def _report(folder: str, checks: list[Check], layout: Layout) -> None:
     """The table, on one rank; CheckpointError where something failed."""
     if layout.is_main:
-        table = Table("check", "found", "", title=f"{name}: {layout.describe()}", title_justify="left")
+        table = Table(
+            "check", "found", "", title=f"{escape(printable(folder))}: {layout.describe()}", title_justify="left"
+        )
         for line in checks:
-            table.add_row(line.what, line.found, "[green]ok[/green]" if line.passed else "[red]FAILED[/red]")
+            table.add_row(
+                escape(printable(line.what)),
+                escape(printable(line.found)),
+                "[green]ok[/green]" if line.passed else "[red]FAILED[/red]",
+            )
         Console().print(table)
     failed = [line.what for line in checks if not line.passed]
     if failed:
-        raise CheckpointError(f"{name} does not mean the same here as in transformers: {'; '.join(failed)}.")
+        raise CheckpointError(f"{folder} does not mean the same here as in transformers: {'; '.join(failed)}.")
 
 
 def _say(layout: Layout, text: str) -> None:
     if layout.is_main:
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 if __name__ == "__main__":

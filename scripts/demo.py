@@ -7,7 +7,6 @@ Every step is one of the commands below, printed before it runs; run again, it c
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import subprocess
@@ -22,6 +21,8 @@ import torch
 from gipo_mc.errors import GipoError
 from gipo_mc.report.runs import RunData, load_run
 from gipo_mc.run import checkpoint
+from gipo_mc.run.arguments import Parser, name, number, say_error
+from gipo_mc.run.jsonl import printable, write_atomically
 from gipo_mc.tools.builtin import PPO
 
 #: Iterations of GI-PPO on four ranks. On two cores these take four times as long as on one rank, which does the others.
@@ -56,43 +57,43 @@ def steps(folder: Path, iterations: int) -> Iterator[tuple[str, int, str, list[s
         yield "GI-PPO, going on from its checkpoint on one rank", 1, "train_gi_ppo.py", rl
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, default=Path("runs"), help="folder for the runs [runs]")
-    parser.add_argument("--iterations", type=int, default=0, help="RL iterations [the built-in task's]")
-    options = parser.parse_args()
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--dir", type=name, default="runs", help="folder for the runs [runs]")
+    parser.add_argument("--iterations", type=number(0, 10**9), default=0, help="RL iterations [the built-in task's]")
+    options = parser.parse_args(argv)
+    folder = Path(options.dir)
     scripts = Path(__file__).resolve().parent
     begin = time.monotonic()
     # One GPU for a rank. A machine with fewer shows the same on its CPU cores, and all of it there: a run that goes on
     # with other ranks keeps its device's number type.
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = "cuda" if gpus >= MOST_RANKS else "cpu"
-    for what, ranks, script, overrides in steps(options.dir, options.iterations):
+    for what, ranks, script, overrides in steps(folder, options.iterations):
         command = [sys.executable]
         if ranks > 1:
             command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        command += [str(scripts / script), f"run.dir={options.dir}", f"device={device}", *overrides]
-        print(f"\n=== {what}\n{shlex.join(command)}", flush=True)
+        command += [str(scripts / script), f"run.dir={folder}", f"device={device}", *overrides]
+        print(f"\n=== {what}\n{printable(shlex.join(command))}", flush=True)
         # Ranks that share a machine's cores do best with one thread each; torchrun would say so at every start.
         code = subprocess.run(command, env={"OMP_NUM_THREADS": "1", **os.environ}).returncode
         if code:
             print(f"\nerror: {what} ended with exit code {code}; its message stands above.", file=sys.stderr)
             return code
     try:
-        found = comparison(load_run(options.dir / "builtin_ppo"), load_run(options.dir / "builtin_gi_ppo"))
+        found = comparison(load_run(folder / "builtin_ppo"), load_run(folder / "builtin_gi_ppo"))
     except GipoError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return error.exit_code
-    note, report = options.dir / "demo.txt", options.dir / "report.html"
-    note.write_text("\n\n".join([found, REGIME, EVIDENCE]) + "\n", encoding="utf-8")
+        return say_error(error)
+    note, report = folder / "demo.txt", folder / "report.html"
+    write_atomically(note, "\n\n".join([found, REGIME, EVIDENCE]) + "\n")
     names = ("builtin_ppo", "builtin_gi_ppo", "builtin_reward", "builtin_sft")
-    command = [sys.executable, str(scripts / "report.py"), *(str(options.dir / name) for name in names)]
+    command = [sys.executable, str(scripts / "report.py"), *(str(folder / run) for run in names)]
     command += ["--note", str(note), "--out", str(report)]
-    print(f"\n=== report\n{shlex.join(command)}", flush=True)
+    print(f"\n=== report\n{printable(shlex.join(command))}", flush=True)
     code = subprocess.run(command).returncode
     if not code:
         print("\n" + "\n".join(textwrap.fill(line, 100) for line in note.read_text(encoding="utf-8").splitlines()))
-        print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes. Open {report.resolve()}")
+        print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes. Open {printable(str(report.resolve()))}")
     return code
 
 

@@ -7,25 +7,25 @@ Nothing is started and no connection is opened. Exit code 0: ready; 2: a run wou
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-    parser.add_argument(
-        "--require-cuda-kernels", action="store_true", help="count an extension built without nvcc as a problem"
-    )
-    arguments = parser.parse_args()
+def main(argv: list[str] | None = None) -> int:
     try:
+        from gipo_mc.run.arguments import Parser
         from gipo_mc.tools import doctor
     except ModuleNotFoundError as error:
         print(
             f"{error}. gipo_mc is not installed for {sys.executable}: make venv, or pip install -e .", file=sys.stderr
         )
         return 2
+    parser = Parser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument(
+        "--require-cuda-kernels", action="store_true", help="count an extension built without nvcc as a problem"
+    )
+    arguments = parser.parse_args(argv)
     findings, uses = doctor.examine(arguments.require_cuda_kernels), doctor.defaults()
     if arguments.json:
         print(json.dumps(doctor.as_json(findings, uses), indent=2))

@@ -3,7 +3,8 @@
     python scripts/generate.py model.policy=runs/gi_ppo --prompt "Say something kind."
     torchrun --nproc-per-node 2 scripts/generate.py model.policy=FOLDER parallel.tensor=2 data.evaluation=[test.jsonl]
 
-Temperature, top-p, top-k, length and stop strings are those of the rollout section; run.seed makes it repeatable.
+Temperature, top-p, top-k, length and stop strings are those of the rollout section; run.seed makes it repeatable. With
+data.chat_template=true each --prompt is a user's message, rendered by the tokenizer's chat template.
 """
 
 from __future__ import annotations
@@ -15,25 +16,30 @@ from pathlib import Path
 
 from gipo_mc.config import Config
 from gipo_mc.parallel.collectives import on_main
+from gipo_mc.run.arguments import Parser, name
 from gipo_mc.run.command import run_command
 from gipo_mc.run.jsonl import encode, printable, write_atomically
 from gipo_mc.tools.respond import Response, respond
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(add_help=False, usage=argparse.SUPPRESS)
     parser.add_argument(
         "--prompt", action="append", default=[], help="text to continue; may be repeated [prompts of data.evaluation]"
     )
     parser.add_argument("--greedy", action="store_true", help="the most probable token each time [sampling]")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write JSON lines there [text on the screen]")
-    own, rest = parser.parse_known_args()
+    parser.add_argument("--out", type=name, metavar="FILE", help="write JSON lines there [text on the screen]")
+    own, rest = parser.parse_known_args(argv)
 
     def work(config: Config) -> None:
-        responses = respond(config, own.prompt, greedy=own.greedy)
-        on_main(lambda: _show(responses, own.out))
+        responses = respond(config, own.prompt, greedy=own.greedy, tell=_warn)
+        on_main(lambda: _show(responses, Path(own.out) if own.out else None))
 
     return run_command(f"{__doc__}\n{parser.format_help()}", work, argv=rest)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {printable(text)}", file=sys.stderr)
 
 
 def _show(responses: list[Response], out: Path | None) -> None:
@@ -42,7 +48,7 @@ def _show(responses: list[Response], out: Path | None) -> None:
         return
     for response in responses:
         end = ", cut at rollout.max_new_tokens" if response.truncated else ""
-        print(f"--- {response.domain or 'prompt'}, {response.tokens} tokens{end}")
+        print(f"--- {printable(response.domain) or 'prompt'}, {response.tokens} tokens{end}")
         for line in f"{response.prompt}[{response.response}]".split("\n"):
             print(printable(line))
 

@@ -8,36 +8,40 @@ For trying the whole pipeline on real text without a checkpoint. It knows nothin
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from gipo_mc.config import validate
 from gipo_mc.errors import GipoError
 from gipo_mc.models.families import FAMILIES
-from gipo_mc.run.command import report_error
+from gipo_mc.run.arguments import Parser, name, number, say_error
+from gipo_mc.run.jsonl import printable
 from gipo_mc.tools.new_model import create_text_model
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--out", type=name, required=True, help="folder to write")
+    parser.add_argument(
+        "--data", nargs="+", type=name, required=True, metavar="FILE", help="preference or demonstration files"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="preference or demonstration files")
     parser.add_argument("--family", choices=list(FAMILIES), default="llama", help="family of models [llama]")
-    parser.add_argument("--vocab", type=int, default=2048, help="largest vocabulary of the tokenizer [2048]")
-    parser.add_argument("--hidden", type=int, default=128, help="hidden size [128]")
-    parser.add_argument("--layers", type=int, default=4, help="layers [4]")
-    parser.add_argument("--heads", type=int, default=4, help="attention heads [4]")
-    parser.add_argument("--kv-heads", type=int, default=2, help="key-value heads [2]")
-    parser.add_argument("--positions", type=int, default=512, help="longest sequence in tokens [512]")
-    parser.add_argument("--seed", type=int, default=1, help="seed of the weights [1]")
-    options = parser.parse_args()
+    parser.add_argument(
+        "--vocab", type=number(259, 2**22), default=2048, help="largest vocabulary of the tokenizer [2048]"
+    )
+    parser.add_argument("--hidden", type=number(2, 2**16), default=128, help="hidden size [128]")
+    parser.add_argument("--layers", type=number(1, 2**10), default=4, help="layers [4]")
+    parser.add_argument("--heads", type=number(1, 2**10), default=4, help="attention heads [4]")
+    parser.add_argument("--kv-heads", type=number(1, 2**10), default=2, help="key-value heads [2]")
+    parser.add_argument("--positions", type=number(1, 2**24), default=512, help="longest sequence in tokens [512]")
+    parser.add_argument("--seed", type=number(0, 2**31 - 1), default=1, help="seed of the weights [1]")
+    options = parser.parse_args(argv)
+    for key, heads in (("--heads", options.heads), ("--kv-heads", options.kv_heads)):
+        if (options.hidden if key == "--heads" else options.heads) % heads:
+            parser.error(f"{key} {heads} does not divide {'--hidden' if key == '--heads' else '--heads'}")
     try:
         vocab = create_text_model(
-            options.out,
+            Path(options.out),
             validate({"data": {"demonstrations": options.data}}).data,
             options.vocab,
             options.seed,
@@ -51,8 +55,8 @@ def main() -> int:
             max_position_embeddings=options.positions,
         )
     except GipoError as error:
-        return report_error(error)
-    print(f"{options.out}: {options.layers} layers of {options.hidden}, vocabulary {vocab}")
+        return say_error(error)
+    print(f"{printable(options.out)}: {options.layers} layers of {options.hidden}, vocabulary {vocab}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 
 def length(prompts: list[str], responses: list[str], domains: list[str]) -> list[float]:
@@ -23,3 +24,12 @@ def words(prompts: list[str], responses: list[str], domains: list[str]) -> list[
 
 def broken(prompts: list[str], responses: list[str], domains: list[str]) -> list[float]:
     return [1 / 0 for _ in responses]
+
+
+def never(prompts: list[str], responses: list[str], domains: list[str]) -> list[float]:
+    while True:
+        time.sleep(1)
+
+
+def huge(prompts: list[str], responses: list[str], domains: list[str]) -> list[float]:
+    return [-1e30] * len(responses)

@@ -14,7 +14,8 @@ from gipo_mc.config import Config, ParallelConfig, load_config
 from gipo_mc.data.synthetic import builtin_llama_config, builtin_tokenizer
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import gather_in_rank_order
-from gipo_mc.parallel.engine import Engine, StepResult
+from gipo_mc.parallel.engine import Engine
+from gipo_mc.parallel.step_checks import StepResult
 from tests.models.tiny import FAMILIES
 from tests.ranks import run_ranks
 

@@ -212,10 +212,10 @@ def ppo_step(options: argparse.Namespace) -> Callable[[], dict[str, float]]:
     and the critic's update, which have no logits or few."""
     from gipo_mc.algorithms.group_source import GroupSource
     from gipo_mc.algorithms.state import RLState
+    from gipo_mc.parallel.timing import Phases
     from gipo_mc.rl.scoring import Models, score
     from gipo_mc.rl.shaping import shape
     from gipo_mc.rl.update_policy import update_policy
-    from gipo_mc.run.timing import Phases
     from gipo_mc.types import Prompt, Rollout
 
     config, engine = configuration(options), engines(options)

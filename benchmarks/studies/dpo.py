@@ -19,13 +19,13 @@ POINTS = 4
 
 
 def words(run: Run, steps: int, held_out: int) -> list[str]:
-    """Options of a run of `steps` steps. It keeps `POINTS` checkpoints, a tuning run the last alone; held_out: pairs of
-    its one evaluation."""
+    """Options of a run of `steps` steps. It writes `POINTS` checkpoints, a tuning run the last alone; held_out: pairs
+    of its one evaluation."""
     points = 1 if run.stage == "tuning" else POINTS
     return [
         f"run.iterations={steps}",
         f"checkpoint.every={steps // points}",
-        f"checkpoint.keep={points}",
+        f"checkpoint.keep={max(2, points)}",
         "eval.every=0",
         f"eval.prompts={held_out}",
     ]

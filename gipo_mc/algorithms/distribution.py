@@ -1,10 +1,45 @@
-"""The shape of a reward distribution: its lower tail, and how heavy its tails are. A mean hides both."""
+"""The shape of a reward distribution: its lower tail, how heavy its tails are, and which values lie so far out that
+they are no measurement. A mean hides the first two and is decided by the last."""
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
+
+#: A value this close to the median is never an outlier, whatever the others are: a reward of 1 among zeros is news.
+OUTLIER_FLOOR = 10.0
+#: Share of a batch that decides how far its values reach; up to the rest may be outliers.
+REACH_SHARE = 0.9
+
+
+def reach_of(values_B: Tensor) -> float:
+    """The distance from the median that nine tenths of the values [B] keep to, in their units; 0 of none."""
+    if not values_B.numel():
+        return 0.0
+    distance_B = _from_median(values_B).abs().sort().values
+    return float(distance_B[int(REACH_SHARE * (len(distance_B) - 1))])
+
+
+def winsorised(values_B: Tensor, multiple: float, reach: float = 0.0) -> tuple[Tensor, Tensor]:
+    """(values with outliers set to the nearest value that is none, which are outliers: bool [B]).
+
+    An outlier is farther from the median than `multiple` times the reach of the batch, than `multiple` times `reach`,
+    its usual one, and than `OUTLIER_FLOOR`. Without outliers, or with multiple 0, the first is `values_B` itself.
+    values_B: [B], finite.
+    """
+    limit = max(multiple * max(reach_of(values_B), reach), OUTLIER_FLOOR)
+    far_B = _from_median(values_B).abs() > limit if multiple else torch.zeros_like(values_B, dtype=torch.bool)
+    if not bool(far_B.any()):
+        return values_B, far_B
+    kept = values_B[~far_B]
+    return values_B.clamp(kept.min(), kept.max()), far_B
+
+
+def _from_median(values_B: Tensor) -> Tensor:
+    values = values_B.detach().double()
+    return values - values.median() if values.numel() else values
 
 
 def lower_tail(values_B: Tensor, share: float = 0.1) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +24,14 @@ from gipo_mc.algorithms.group_invariance import (
     moments,
     relative_weight,
 )
+from gipo_mc.algorithms.signal import ema
+from gipo_mc.algorithms.state import Health
 
+#: A part of the method is in effect off where what it is made of falls under this share of its usual size.
+OFF = 1e-3
+#: Iterations in a row after which that is said. The groups' difference may pass through 0 by chance in one of them.
+OFF_PATIENCE = 5
+_USUAL_DECAY = 0.95
 REPEAT = 20  # an alarm that goes on holding is said again after so many iterations
 
 
@@ -223,3 +230,30 @@ def warnings(alarms: Mapping[str, int], metrics: Mapping[str, float], best_group
         for name, over in due.items()
         if over >= 0 and over % REPEAT == 0
     ]
+
+
+def follow(health: Health, spreads: Mapping[str, float]) -> Health:
+    """The health with the running means of `spreads` (quantity -> its size in this iteration), and with the iterations
+    in a row in which each was under `OFF` times its running mean. A large number counts ten times the mean at most.
+    """
+    usual = dict(health.usual)
+    off = {name: value < OFF * usual.get(name, 0.0) for name, value in spreads.items()}
+    for name, value in spreads.items():
+        usual[name] = ema(usual.get(name), min(value, 10.0 * usual.get(name, 0.0) or value), _USUAL_DECAY)
+    return replace(health, usual=usual).counted(**{f"off: {name}": held for name, held in off.items()})
+
+
+def off_warnings(health: Health, spreads: Mapping[str, float]) -> list[str]:
+    """A sentence for each of `spreads` that has been under `OFF` times its usual size for some iterations; again only
+    after `REPEAT` more. health: of `follow` with the same."""
+    said = []
+    for name, value in spreads.items():
+        over = health.counts.get(f"off: {name}", 0) - OFF_PATIENCE
+        if over >= 0 and over % REPEAT == 0:
+            said.append(
+                f"The method is in effect off: {name} has been under a thousandth of its usual size for "
+                f"{over + OFF_PATIENCE} iterations (now {value:.2g}, usually {health.usual[name]:.2g}). Either all "
+                "rewards are alike, or the groups have collapsed, or a reward far out of the others has blown up a "
+                "running scale: see reward/std, group/*/mass, and samples.jsonl."
+            )
+    return said

@@ -1,8 +1,19 @@
 """The configuration: typed sections, loaded and checked once, before any process group starts."""
 
+from gipo_mc.config.environment import hide
 from gipo_mc.config.help import MARKS_MEAN, describe
 from gipo_mc.config.layout import check_layout
-from gipo_mc.config.load import changes, load_config, names_nothing, save_config, validate, values
+from gipo_mc.config.load import (
+    as_yaml,
+    changes,
+    load_config,
+    names_nothing,
+    run_folder,
+    saved_values,
+    validate,
+    values,
+)
+from gipo_mc.config.names import check_name, check_regular, name_problem
 from gipo_mc.config.schema import (
     AlgorithmConfig,
     CheckpointConfig,
@@ -19,6 +30,7 @@ from gipo_mc.config.schema import (
     options,
     resume_rule,
 )
+from gipo_mc.config.yaml_text import check_yaml
 
 __all__ = [
     "MARKS_MEAN",
@@ -34,14 +46,21 @@ __all__ = [
     "RolloutConfig",
     "RunConfig",
     "TrainConfig",
+    "as_yaml",
     "changes",
     "check_layout",
+    "check_name",
+    "check_regular",
+    "check_yaml",
     "describe",
+    "hide",
     "load_config",
+    "name_problem",
     "names_nothing",
     "options",
     "resume_rule",
-    "save_config",
+    "run_folder",
+    "saved_values",
     "validate",
     "values",
 ]

@@ -6,16 +6,25 @@ key, the numbers involved and the fix.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from gipo_mc.config.environment import fingerprint, marked_environment, references
+from gipo_mc.config.names import is_file, name_problems
 from gipo_mc.config.scalars import misread_numbers
 from gipo_mc.config.schema import Config
+from gipo_mc.config.yaml_text import check_yaml, read_yaml
 from gipo_mc.errors import ConfigError
 from gipo_mc.presets import apply as apply_presets
 
@@ -25,7 +34,14 @@ def load_config(path: str | None, overrides: list[str], base: dict[str, Any] | N
 
     Raises ConfigError naming every problem at once.
     """
-    return _validate(_read(path, overrides, base or {}))
+    merged = _merged(path, overrides, base or {})
+    real = _resolved(merged, path)
+    config = _validate(real)
+    if "${" in str(merged):
+        with marked_environment():
+            marked = _resolved(merged, path)
+        config._referring = references(_flat(real), _flat(marked))
+    return config
 
 
 def names_nothing(path: str | None, overrides: list[str]) -> bool:
@@ -38,32 +54,76 @@ def names_nothing(path: str | None, overrides: list[str]) -> bool:
     return not (any(model.values()) or any(data.get(key) for key in ("prompts", "preferences", "demonstrations")))
 
 
+def run_folder(path: str | None, overrides: list[str], base: dict[str, Any] | None = None) -> tuple[str, str]:
+    """(run.dir, run.name) of a configuration that may have problems elsewhere; the defaults where they are unknown."""
+    run: Any = None
+    for attempt in ((path, overrides), (None, [o for o in overrides if o.startswith(("run.dir=", "run.name="))])):
+        with suppress(ConfigError):
+            run = _read(*attempt, base or {}).get("run")
+            break
+    found = run if isinstance(run, dict) else {}
+    default = Config().run
+    return str(found.get("dir") or default.dir), str(found.get("name") or default.name)
+
+
 def _read(path: str | None, overrides: list[str], base: dict[str, Any]) -> dict[str, Any]:
     """All layers merged and resolved, not validated."""
-    layers = [OmegaConf.create(base)]
-    try:
+    return _resolved(_merged(path, overrides, base), path)
+
+
+def _merged(path: str | None, overrides: list[str], base: dict[str, Any]) -> dict[str, Any]:
+    """All layers, over the defaults; references as they were written."""
+    bad = [o for o in overrides if "=" not in o]
+    if bad:
+        raise ConfigError(
+            f"Not understood: {' '.join(bad)}. Overrides are written key.sub=value, for example run.iterations=50."
+        )
+    with _problems_of(path):
+        layers = [OmegaConf.create(base)]
         if path:
-            if not Path(path).is_file():
+            if not is_file(path):
                 raise ConfigError(f"There is no configuration file {path}. The runnable ones are in configs/.")
-            layers.append(OmegaConf.load(path))  # type: ignore[arg-type]
-        bad = [o for o in overrides if "=" not in o]
-        if bad:
-            raise ConfigError(
-                f"Not understood: {' '.join(bad)}. Overrides are written key.sub=value, for example run.iterations=50."
-            )
+            layers.append(read_yaml(path))
+        for override in overrides:
+            key, _, value = override.partition("=")
+            check_yaml(value, f"The value of {key}")
+            _check_section(key, yaml.safe_load(value))
         layers.append(OmegaConf.from_dotlist(overrides))
         _check_numbers(path, overrides)
         named = apply_presets([_plain(layer, path) for layer in layers])
         merged = _plain(OmegaConf.merge(*map(OmegaConf.create, named)), path)
         # With the defaults underneath, `${run.dir}` means something where nobody gives run.dir.
-        raw = OmegaConf.to_container(OmegaConf.create(_filled(merged, Config().model_dump())), resolve=True)
-    except (OmegaConfBaseException, OSError, UnicodeDecodeError, ValueError, TypeError) as error:
-        raise ConfigError(f"The configuration {path or ''} cannot be read: {error}") from error
-    except Exception as error:
-        if type(error).__module__.startswith("yaml"):
-            raise ConfigError(f"The configuration {path} is not valid YAML: {error}") from error
-        raise
-    return raw  # type: ignore[return-value]
+        return _filled(merged, _defaults())
+
+
+def _resolved(merged: dict[str, Any], path: str | None) -> dict[str, Any]:
+    with _problems_of(path):
+        return OmegaConf.to_container(OmegaConf.create(merged), resolve=True)  # type: ignore[return-value]
+
+
+@contextmanager
+def _problems_of(path: str | None) -> Iterator[None]:
+    """What the libraries raise for a configuration that cannot be read, as a ConfigError."""
+    where = f"The configuration {path}" if path else "The configuration"
+    try:
+        yield
+    except RecursionError as error:
+        raise ConfigError(f"{where} is nested too deeply, or refers to itself in a circle.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not valid YAML: {error}") from error
+    except (OmegaConfBaseException, OSError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        raise ConfigError(f"{where} cannot be read: {error}") from error
+
+
+def _check_section(key: str, value: Any) -> None:
+    """A value in a section's place would be dropped where another layer has the section."""
+    if not isinstance(value, (dict, NoneType)) and isinstance(_defaults().get(key), dict):
+        raise ConfigError(f"{key} is a section: write {key}.<option>=value, not {key}={str(value)[:60]}.")
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return Config().model_dump()
 
 
 def _check_numbers(path: str | None, overrides: list[str]) -> None:
@@ -90,6 +150,8 @@ def _plain(layer: Any, path: str | None) -> dict[str, Any]:
     plain = OmegaConf.to_container(layer, resolve=False)
     if not isinstance(plain, dict):
         raise ConfigError(f"The configuration {path} must hold sections such as 'run:', not a {type(plain).__name__}.")
+    for key, value in plain.items():
+        _check_section(str(key), value)
     return plain  # type: ignore[return-value]
 
 
@@ -101,10 +163,13 @@ def validate(raw: dict[str, Any]) -> Config:
 
 def _validate(raw: dict[str, Any]) -> Config:
     try:
-        return Config.model_validate(raw)
+        config = Config.model_validate(raw)
+        lines = name_problems(_flat(config.model_dump()))
     except ValidationError as error:
         lines = [_problem(detail) for detail in error.errors()]
-        raise ConfigError("The configuration has problems:\n" + "\n".join(f"  - {line}" for line in lines)) from None
+    if lines:
+        raise ConfigError("The configuration has problems:\n" + "\n".join(f"  - {line}" for line in lines))
+    return config
 
 
 def _problem(detail: Any) -> str:
@@ -113,7 +178,11 @@ def _problem(detail: Any) -> str:
         return f"{key}: there is no such key{_suggestion(detail['loc'])}"
     if detail["type"] == "value_error":
         return "\n  - ".join(str(detail["ctx"]["error"]).splitlines())
-    return f"{key}={detail['input']!r}: {detail['msg']}"
+    try:
+        value = repr(detail["input"])
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        value = "a number of thousands of digits"
+    return f"{key}={value if len(value) <= 200 else f'{value[:200]}...'}: {detail['msg']}"
 
 
 def _suggestion(loc: tuple[Any, ...]) -> str:
@@ -129,19 +198,30 @@ def _suggestion(loc: tuple[Any, ...]) -> str:
 
 
 def changes(before: Path, now: Config) -> list[str]:
-    """Options that differ from a configuration saved earlier, as "key: old -> new"; [] if it cannot be read (then there
-    is nothing to compare with)."""
-    try:
-        old = OmegaConf.to_container(OmegaConf.load(before))
-    except (OSError, ValueError, OmegaConfBaseException):
-        return []
-    then, present = _flat(old), values(now)
+    """Options that differ from a configuration saved earlier, as "key: old -> new". Raises ConfigError where that
+    cannot be read."""
+    then, present = saved_values(before), _flat(_written(now))
     return [f"{key}: {then[key]} -> {present[key]}" for key in present if key in then and then[key] != present[key]]
 
 
+def saved_values(path: Path) -> dict[str, Any]:
+    """The value of every option in a run's config.yaml, by its key. Raises ConfigError where it cannot be read."""
+    try:
+        found = OmegaConf.to_container(read_yaml(str(path)))
+    except (OSError, ValueError, OmegaConfBaseException, yaml.YAMLError, ConfigError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(f"{path} cannot be read ({reason}).") from error
+    if not isinstance(found, dict) or not found:
+        raise ConfigError(f"{path} cannot be read (it holds no sections).")
+    return _flat(found)
+
+
 def values(config: Config) -> dict[str, Any]:
-    """The value of every option by its key ("algorithm.groups")."""
-    return _flat(config.model_dump())
+    """The value of every option by its key ("algorithm.groups"). A text that came from the environment is its reference
+    and a hash: enough to compare."""
+    found = _flat(config.model_dump())
+    texts = {key: text for key, text in config._referring.items() if isinstance(found[key], (str, list))}
+    return found | {key: f"{text} ({fingerprint(key, found[key])})" for key, text in texts.items()}
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -151,6 +231,23 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for item in items for key, value in item.items()}
 
 
-def save_config(config: Config, path: Path) -> None:
-    """Write the resolved configuration as YAML."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())), encoding="utf-8")
+def as_yaml(config: Config) -> str:
+    """The resolved configuration, as config.yaml holds it: what came from the environment stays a reference to it."""
+    return OmegaConf.to_yaml(OmegaConf.create(_written(config)))
+
+
+def _written(config: Config, tree: Any = None, prefix: str = "") -> Any:
+    """References to the environment as they were written, and what only looks like a reference escaped."""
+    if prefix in config._referring:
+        return config._referring[prefix]
+    if prefix == "":
+        tree = config.model_dump()
+    if isinstance(tree, dict):
+        return {key: _written(config, value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_escaped(item) for item in tree]
+    return _escaped(tree)
+
+
+def _escaped(value: Any) -> Any:
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value

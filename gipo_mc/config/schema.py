@@ -9,15 +9,18 @@ A run that continues keeps the value of every option, unless the field says othe
 
 from __future__ import annotations
 
+from datetime import date
 from functools import cache
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from gipo_mc.presets import PRESETS
 
+#: More than this of anything that a step holds is a slip of the hand.
+LARGE = 2**20
 #: What a run that continues may do with an option.
 ResumeRule = Literal["fixed", "changeable", "content"]
 
@@ -57,23 +60,34 @@ def _line_breaks_are_meant(text: str) -> str:
     return text
 
 
+def _on_or_off(value: object) -> object:
+    """YAML reads a bare on or off as a boolean."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
+
+
 class RunConfig(Section):
     dir: str = changeable("runs", description="folder that holds run folders")
     name: str = changeable("", description="name of the run folder; empty: the command's own name")
-    iterations: int = changeable(20, ge=1, description="iterations (RL) or optimizer steps (the others)")
+    iterations: int = changeable(20, ge=1, le=10**9, description="iterations (RL) or optimizer steps (the others)")
     seed: int = Field(1, ge=0, lt=2**31, description="seed of every random stream")
     resume: bool = changeable(True, description="continue from the last checkpoint of the run folder, if it has one")
+    grace_seconds: float = changeable(
+        25.0, gt=0, description="after SIGTERM or SIGUSR1: time to reach the end of a step; torchrun kills after 30"
+    )
 
 
 class ParallelConfig(Section):
-    tensor: int = changeable(1, ge=1, description="tensor-parallel ranks (TP)")
-    pipeline: int = changeable(1, ge=1, description="pipeline-parallel ranks (PP)")
+    tensor: int = changeable(1, ge=1, le=LARGE, description="tensor-parallel ranks (TP)")
+    pipeline: int = changeable(1, ge=1, le=LARGE, description="pipeline-parallel ranks (PP)")
     sequence: bool = changeable(False, description="sequence parallelism inside the tensor-parallel group")
-    micro_batch_size: int = changeable(8, ge=1, description="sequences of one pass through the pipeline")
+    micro_batch_size: int = changeable(8, ge=1, le=LARGE, description="sequences of one pass through the pipeline")
     logit_rows: int = changeable(
-        4096, ge=0, description="response tokens whose logits exist at a time; more are computed twice; 0: all"
+        4096,
+        ge=0,
+        le=10**9,
+        description="response tokens whose logits exist at a time; more are computed twice; 0: all",
     )
-    timeout_minutes: float = changeable(10.0, gt=0, description="a collective that takes longer ends the job")
+    timeout_minutes: float = changeable(10.0, gt=0, le=10**6, description="a collective that takes longer ends the job")
     distributed_optimizer: Literal["auto", "on", "off"] = Field(
         "auto",
         description="shard optimizer state over data-parallel ranks (ZeRO-1); auto: on CUDA",
@@ -82,8 +96,7 @@ class ParallelConfig(Section):
     @field_validator("distributed_optimizer", mode="before")
     @classmethod
     def _yaml_bool(cls, value: object) -> object:
-        # YAML reads a bare on or off as a boolean.
-        return ("on" if value else "off") if isinstance(value, bool) else value
+        return _on_or_off(value)
 
 
 class ModelConfig(Section):
@@ -112,14 +125,26 @@ class DataConfig(Section):
     domains: list[str] = fixed_by_content(
         default_factory=list, description="label of each file; empty: from the row or file"
     )
-    prompt_length: int = Field(256, ge=1, description="longest prompt in tokens; longer ones are left out")
-    sequence_length: int = Field(512, ge=2, description="longest prompt + response (SFT, reward model, DPO)")
+    prompt_length: int = Field(256, ge=1, le=LARGE, description="longest prompt in tokens; longer ones are left out")
+    sequence_length: int = Field(512, ge=2, le=LARGE, description="longest prompt + response (SFT, reward model, DPO)")
     on_error: Literal["strict", "quarantine"] = Field("strict", description="malformed rows: stop, or skip")
-    max_rows: int = Field(0, ge=0, description="use only this many rows of each file; 0: all")
+    max_rows: int = Field(0, ge=0, le=10**12, description="use only this many rows of each file; 0: all")
     chat_template: bool = Field(False, description="render dialogues with the tokenizer's chat template")
+    template_date: str = Field("2024-07-26", description="the date that a chat template writes, YYYY-MM-DD")
+    reward_chat_template: Literal["auto", "on", "off"] = Field(
+        "auto", description="render for a reward model with its own chat template; auto: as the policy's data"
+    )
+    special_tokens_in_text: Literal["auto", "refuse", "text", "allow"] = Field(
+        "auto",
+        description="text that spells a special token: leave out; characters; the token; auto: text, templated refuse",
+    )
     response_separator: str = Field(
         "", description="text between prompt and response; empty: the space of HH and TL;DR"
     )
+    join: Literal["separator", "exact"] = Field(
+        "separator", description="plain prompt and response: stripped, with the separator; or exactly as they stand"
+    )
+    turns: Literal["last", "all"] = Field("last", description="SFT learns a dialogue's last assistant turn, or each")
 
     @field_validator("response_separator")
     @classmethod
@@ -131,15 +156,38 @@ class DataConfig(Section):
     def _one_is_a_list(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
 
+    @field_validator("reward_chat_template", mode="before")
+    @classmethod
+    def _yaml_bool(cls, value: object) -> object:
+        return _on_or_off(value)
+
+    @field_validator("template_date", mode="before")
+    @classmethod
+    def _is_date(cls, value: object) -> object:
+        try:
+            return date.fromisoformat(str(value)).isoformat()  # YAML reads a bare date as one
+        except ValueError:
+            raise ValueError(f"data.template_date={value!r} is no date: write one like 2024-07-26") from None
+
+    def problems(self) -> list[str]:
+        """Combinations of keys that have no meaning, each with the fix."""
+        if self.join == "exact" and self.chat_template:
+            return ["data.join=exact is for plain text, and data.chat_template=true has the template join: set one"]
+        if self.join == "exact" and self.response_separator:
+            return ["data.join=exact puts no data.response_separator between prompt and response: set one of the two"]
+        return []
+
 
 class RolloutConfig(Section):
-    batch_size: int = Field(64, ge=1, description="responses of one iteration, over all ranks")
-    samples_per_prompt: int = Field(1, ge=1, description="responses to each prompt; batch_size is a multiple of it")
+    batch_size: int = Field(64, ge=1, le=LARGE, description="responses of one iteration, over all ranks")
+    samples_per_prompt: int = Field(
+        1, ge=1, le=LARGE, description="responses to each prompt; batch_size is a multiple of it"
+    )
     temperature: float = Field(1.0, gt=0, description="sampling temperature; log-probs use the same")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus mass; 1: off")
-    top_k: int = Field(0, ge=0, description="candidates kept; 0: all")
-    max_new_tokens: int = Field(64, ge=1, description="longest response, EOS counted")
-    micro_batch_size: int = changeable(0, ge=0, description="sequences generated at a time on a rank; 0: all")
+    top_k: int = Field(0, ge=0, le=10**9, description="candidates kept; 0: all")
+    max_new_tokens: int = Field(64, ge=1, le=LARGE, description="longest response, EOS counted")
+    micro_batch_size: int = changeable(0, ge=0, le=LARGE, description="sequences generated at a time on a rank; 0: all")
     stop: list[str] = Field(default_factory=list, description="strings that end a response, like EOS")
 
     @field_validator("stop")
@@ -164,7 +212,7 @@ class AlgorithmConfig(Section):
     group_trunk: Literal["detached", "shared", "own"] = Field(
         "detached", description="the critic's trunk without or with the classifier's gradient, or a model of its own"
     )
-    classifier_every: int = Field(1, ge=1, description="train the classifier in one of so many iterations")
+    classifier_every: int = Field(1, ge=1, le=10**9, description="train the classifier in one of so many iterations")
     beta_critic: float = Field(1.0, ge=0, description="weight of R_var in the classifier's loss")
     balance: float = Field(0.0, ge=0, description="weight of KL(mean p || uniform) in the classifier's loss")
     # ------------------------------------------------------------------------------------------------- the signal S
@@ -179,7 +227,7 @@ class AlgorithmConfig(Section):
         "variance", description="beta R_var in the policy loss, nothing, or group-DRO weights of the groups"
     )
     beta_policy: float = Field(0.3, ge=0, description="weight of R_var in the policy loss")
-    beta_ramp: int = Field(20, ge=0, description="iterations over which beta_policy rises from 0")
+    beta_ramp: int = Field(20, ge=0, le=10**9, description="iterations over which beta_policy rises from 0")
     mass_floor: float = Field(0.05, ge=0, lt=0.5, description="groups with less mass do not move the policy")
     reweight_cap: float = Field(0.8, ge=0, description="bound of 2 beta |R_g - Rbar|; 0: off")
     dro_step: float = Field(0.05, ge=0, description="group_dro: step of the exponentiated gradient, an iteration")
@@ -209,10 +257,18 @@ class AlgorithmConfig(Section):
     whiten_advantages: bool = Field(True, description="advantages to mean 0, std 1 over the rollout batch")
     reward_clip: float = Field(0.0, ge=0, description="clip of the normalised reward; 0: off")
     normalize_reward: bool = Field(False, description="pay (reward - running mean) / running std")
-    epochs: int = Field(1, ge=1, description="passes over a rollout batch")
-    mini_batch_size: int = Field(32, ge=1, description="sequences of one optimizer step, over all ranks")
-    critic_epochs: int = Field(0, ge=0, description="the same for critic and classifier (stage 1); 0: as epochs")
-    critic_warmup: int = Field(0, ge=0, description="first iterations that train critic and classifier only")
+    outlier: float = changeable(
+        20.0, ge=0, description="rewards beyond so many times the usual reach, and 10, are winsorised; 0: off"
+    )
+    invalid_patience: int = changeable(
+        5, ge=1, description="iterations in a row with responses left out as not finite before the run stops"
+    )
+    epochs: int = Field(1, ge=1, le=LARGE, description="passes over a rollout batch")
+    mini_batch_size: int = Field(32, ge=1, le=LARGE, description="sequences of one optimizer step, over all ranks")
+    critic_epochs: int = Field(
+        0, ge=0, le=LARGE, description="the same for critic and classifier (stage 1); 0: as epochs"
+    )
+    critic_warmup: int = Field(0, ge=0, le=10**9, description="first iterations that train critic and classifier only")
 
     @field_validator("name")
     @classmethod
@@ -272,7 +328,7 @@ class OptimizerConfig(Section):
     lr: float = changeable(1e-5, gt=0, description="peak learning rate")
     min_lr: float = changeable(0.0, ge=0, description="learning rate at the end of the decay")
     schedule: Literal["constant", "linear", "cosine"] = changeable("constant", description="decay after the warm-up")
-    warmup: int = changeable(0, ge=0, description="optimizer steps of linear warm-up")
+    warmup: int = changeable(0, ge=0, le=10**9, description="optimizer steps of linear warm-up")
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's decay of the gradient's mean")
     beta2: float = Field(0.95, ge=0, lt=1, description="Adam's decay of the gradient's square")
     eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
@@ -281,7 +337,7 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
-    batch_size: int = Field(32, ge=1, description="sequences (SFT) or pairs (reward model, DPO) of one step")
+    batch_size: int = Field(32, ge=1, le=LARGE, description="sequences (SFT) or pairs (reward model, DPO) of one step")
     margin: float = Field(0.0, ge=0, description="reward model: margin of the Bradley-Terry loss")
 
 
@@ -301,13 +357,13 @@ class DPOConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every: int = changeable(10, ge=0, description="iterations between checkpoints; 0: only the last")
-    keep: int = changeable(2, ge=1, description="checkpoints kept")
+    every: int = changeable(10, ge=0, le=10**9, description="iterations between checkpoints; 0: only the last")
+    keep: int = changeable(2, ge=2, description="checkpoints kept, damaged ones not counted")
 
 
 class EvalConfig(Section):
-    every: int = changeable(0, ge=0, description="iterations between evaluations; 0: only at the end")
-    prompts: int = changeable(64, ge=0, description="held-out rows used, of each domain in RL; 0: none")
+    every: int = changeable(0, ge=0, le=10**9, description="iterations between evaluations; 0: only at the end")
+    prompts: int = changeable(64, ge=0, le=10**9, description="held-out rows used, of each domain in RL; 0: none")
     reward: str = changeable(
         "", description="RL: a second reward that training never sees, logged as gold/*; like model.reward"
     )
@@ -330,10 +386,12 @@ class Config(Section):
     dpo: DPOConfig = Field(default_factory=DPOConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
+    #: Options with what came from the environment as references (`gipo_mc.config.environment`), set by `load_config`.
+    _referring: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:
-        problems = self.algorithm.problems()
+        problems = [*self.algorithm.problems(), *self.data.problems()]
         samples = self.rollout.samples_per_prompt
         if self.rollout.batch_size % samples:
             problems.append(

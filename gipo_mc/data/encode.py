@@ -1,19 +1,27 @@
 """Text -> token ids, in batches, for prompts and for the responses that follow them.
 
 Text of the data is never read as special tokens: a "</s>" somebody typed is four plain pieces. Only a chat template's
-own rendering may name special tokens (`special=True`); rows whose messages contain one are left out by the caller.
+own rendering may name special tokens (`special=True`). What a template puts into it from the data is left out by the
+caller, or is cut with `as_text`, so that it is read as characters there too.
+
+A special token is one that the tokenizer declares as special, named (BOS, EOS, ...) or not (a template's headers).
+Added tokens that it declares as ordinary text, such as Qwen3's "<think>", are words like others.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.errors import DataError
+from gipo_mc.parallel.limits import limited
 
 #: What stands before a response while it is tokenized, where the tokenizer would prepend a space to a text's start.
 _ANCHOR = "\n"
+#: Where a text is cut into parts that are tokenized one by one: a code point that Unicode reserves for such uses.
+CUT = "\ufdd0"
 
 
 class Encoder:
@@ -22,27 +30,28 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.eos_id: int = tokenizer.eos_token_id
-        self._special = tuple(sorted({token for token in tokenizer.all_special_tokens if token}, key=len, reverse=True))
-        self._bos = self._leading_bos()
+        self._special = _special_tokens(tokenizer)
+        self._is_special = re.compile("|".join(re.escape(token) for token in self._special) or r"(?!)")
+        #: Ids that the tokenizer puts in front of a text: BOS, or nothing.
+        self.bos = self._leading_bos()
         # SentencePiece tokenizers such as Llama 2's put a space before every text. In the middle of a sequence that
         # space is wrong: " yes" would become two spaces, a token the model never saw there.
         self._anchor = self._find_anchor()
 
-    def prompts(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
-        """Ids of rendered prompts, with BOS in front where the tokenizer puts one (a template brings its own)."""
-        ids = self._ids(texts, special)
-        return ids if special else [[*self._bos, *row] for row in ids]
+    def prompts(self, texts: Sequence[str], special: bool = False, *, begin: bool | None = None) -> list[list[int]]:
+        """Ids of rendered prompts.
+
+        begin: put BOS in front, where the tokenizer does so and the text has none; None: unless special (a template
+        brings its own).
+        """
+        rows = self._cut_ids(texts, special)
+        if begin or (begin is None and not special):
+            return [row if special and self.bos == tuple(row[:1]) else [*self.bos, *row] for row in rows]
+        return rows
 
     def responses(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """Ids of responses as the continuation of a prompt, ending with EOS exactly once."""
-        if self._anchor is None:
-            rows = self._ids(texts, special)
-        else:
-            rows = self._ids([_ANCHOR + text for text in texts], special)
-            n = len(self._anchor)
-            for i, row in enumerate(rows):
-                # The anchor merged with the text (rare): then the text is tokenized on its own.
-                rows[i] = row[n:] if row[:n] == self._anchor else self._ids([texts[i]], special)[0]
+        rows = self._cut_ids(texts, special, continued=True)
         return [row[: row.index(self.eos_id) if self.eos_id in row else None] + [self.eos_id] for row in rows]
 
     def texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
@@ -67,20 +76,57 @@ class Encoder:
         return tuple(self._anchor or ())
 
     def contains_special(self, text: str) -> str | None:
-        """The special token that a text would be read as if special tokens were looked for, or None."""
-        return next((token for token in self._special if token in text), None)
+        """A special token that a text would be read as if special tokens were looked for, or None."""
+        found = self._is_special.search(text)
+        return found[0] if found else None
+
+    def as_text(self, text: str) -> str:
+        """The text with `CUT` inside of every special token, so that none is found in it even where they are looked
+        for. `prompts` and `responses` take the cuts out again."""
+        start = 0
+        while found := self._is_special.search(text, start):
+            start = found.start() + 1
+            text = f"{text[:start]}{CUT}{text[start:]}"
+        return text
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the special tokens."""
+        vocabulary = self.tokenizer.get_vocab()
+        return frozenset(vocabulary[token] for token in self._special if token in vocabulary)
+
+    def _cut_ids(self, texts: Sequence[str], special: bool, *, continued: bool = False) -> list[list[int]]:
+        """Ids of whole texts (or of continuations), cut ones part by part."""
+        take = self._continuations if continued else self._ids
+        rows = take([text.partition(CUT)[0] for text in texts], special)
+        for row, text in zip(rows, texts, strict=True):
+            for part in text.split(CUT)[1:]:
+                row += self._continuations([part], special)[0]
+        return rows
+
+    def _continuations(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+        """Ids of texts that stand behind others."""
+        if self._anchor is None:
+            return self._ids(texts, special)
+        rows = self._ids([_ANCHOR + text for text in texts], special)
+        n = len(self._anchor)
+        for i, row in enumerate(rows):
+            # The anchor merged with the text (rare): then the text is tokenized on its own.
+            rows[i] = row[n:] if row[:n] == self._anchor else self._ids([texts[i]], special)[0]
+        return rows
 
     def _ids(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         if not texts:
             return []
         try:
-            batch = self.tokenizer(
-                list(texts),
-                add_special_tokens=False,
-                split_special_tokens=not special,
-                return_attention_mask=False,
-                verbose=False,
-            )
+            with limited(f"The tokenizer {self.tokenizer.name_or_path or ''}"):
+                batch = self.tokenizer(
+                    list(texts),
+                    add_special_tokens=False,
+                    split_special_tokens=not special,
+                    return_attention_mask=False,
+                    verbose=False,
+                )
         except Exception as error:
             # The tokenizers library raises bare Exceptions: only its vocabulary errors are the data's fault.
             if "UNK" not in str(error):
@@ -106,3 +152,10 @@ class Encoder:
             if behind[: len(anchor)] == anchor and behind[len(anchor) :] != alone:
                 return anchor
         return None
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Texts of all special tokens, the longest first. One of a single character could not be cut, and is a word."""
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    names = {token for token in (*tokenizer.all_special_tokens, *added) if len(token) > 1}
+    return tuple(sorted(names, key=lambda token: (-len(token), token)))

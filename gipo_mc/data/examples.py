@@ -7,15 +7,19 @@ from dataclasses import replace
 from itertools import islice
 
 from gipo_mc.config import DataConfig
-from gipo_mc.data.formats import Example, LeftOut, RowError, detect, parse
+from gipo_mc.data.fields import Fields, LeftOut, RowError
+from gipo_mc.data.formats import Example, detect, parse
 from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.sources import BadRow, domain_of_source, read_rows
 from gipo_mc.errors import DataError
 
 #: With data.on_error=quarantine: a source with more malformed rows than both of these is the wrong file.
 QUARANTINE_SHARE, QUARANTINE_ROWS = 0.05, 10
-_SHOWN = 5
-_NEEDS = {"prompts": (), "demonstrations": ("chosen",), "preferences": ("chosen", "rejected")}
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "prompts": (),
+    "demonstrations": ("chosen",),
+    "preferences": ("chosen", "rejected"),
+}
 
 
 def examples(source: str, kind: str, label: str, data: DataConfig, report: SourceReport) -> Iterator[Example]:
@@ -34,8 +38,10 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
                 raise RowError(row.reason)
             if not report.format:
                 report.format = detect(row.fields) if data.format == "auto" else data.format
-            example = parse(row.fields, report.format)
+            fields = Fields(row.fields)
+            example = parse(fields, report.format, _NEEDS[kind])
             _require(example, kind, report.format)
+            report.unused.update(fields.unused())
         except RowError as error:
             problem = f"{row.where}: {error}"
             if data.on_error == "strict":
@@ -44,8 +50,7 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
                 ) from None
             malformed += 1
             report.left_out["malformed rows"] = malformed
-            if len(report.problems) < _SHOWN:
-                report.problems.append(problem)
+            report.add_problem(problem)
         except LeftOut as reason:
             report.left_out[str(reason)] += 1
         else:

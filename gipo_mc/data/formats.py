@@ -9,62 +9,67 @@ pairs     prompt and any of chosen, rejected, response, completion, all strings
 messages  messages, or chosen and rejected, or prompt with completion or with both: lists of {role, content}
 
 `auto` decides by the fields of a source's first row. A field that a use needs and the row lacks is a `RowError`;
-a row in order that cannot be used (the two sides answer different prompts) is `LeftOut`: skipped and counted.
+a row in order that cannot be used (the two sides answer different prompts) is `LeftOut`: skipped and counted. Null in a
+field that the use does not need is no value. `Fields` knows afterwards which columns no format has read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-Role = Literal["system", "user", "assistant"]
-
-
-class RowError(ValueError):
-    """A malformed row; the message is the reason. The caller knows file and line."""
-
-
-class LeftOut(Exception):
-    """A row in order that is not used; the message is what such rows are called in the report."""
-
-
-@dataclass(frozen=True)
-class Message:
-    role: Role
-    content: str
+from gipo_mc.data.fields import Fields, LeftOut, RowError, first, kind, optional, says, string, wrong
+from gipo_mc.types import Message, Role
 
 
 @dataclass(frozen=True)
 class Example:
     """prompt: a text as it stands, or the messages before the response. chosen: the response, the better one of two.
 
-    domain: what the row itself says, "" if nothing.
+    domain: what the row itself says, "" if nothing. system: the row's system text, where the prompt is a text; messages
+    begin with theirs.
     """
 
     prompt: str | tuple[Message, ...]
     chosen: str | None
     rejected: str | None
     domain: str
+    system: str = ""
 
 
 _ROLES: dict[str, Role] = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "prompter": "user",
     "assistant": "assistant",
     "gpt": "assistant",
 }
+#: Fields of a message that make it another thing than its text.
+_CALLS = ("tool_calls", "function_call", "tool_call_id")
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _POST = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
 _ARTICLE = "Article:\n\n{article}\n\nTL;DR:"
 _TLDR = "TL;DR:"
+#: Responses that a use may need.
+BOTH = ("chosen", "rejected")
 
 
 def detect(row: Mapping[str, Any]) -> str:
-    """The format of a row by its fields. Raises RowError where it is none."""
+    """The format of a row by its fields, those that are null only where the others say nothing. Raises RowError."""
+    found = _detect({key: value for key, value in row.items() if value is not None}) or _detect(row)
+    if not found:
+        raise RowError(
+            f"the fields {', '.join(sorted(map(str, row))) or '(none)'} are of no known format: set data.format to one "
+            "of hh (chosen, rejected), tldr, pairs (prompt, chosen, rejected) or messages, or rename the fields"
+        )
+    return found
+
+
+def _detect(row: Mapping[str, Any]) -> str | None:
     keys = row.keys()
     if {"info", "summaries", "choice"} <= keys or {"post", "summary"} <= keys:
         return "tldr"
@@ -72,46 +77,69 @@ def detect(row: Mapping[str, Any]) -> str:
     if any(isinstance(text, list) for text in texts):
         return "messages"
     if "prompt" in keys:
-        return "tldr" if "label" in keys or str(row["prompt"]).startswith("SUBREDDIT:") else "pairs"
-    if {"chosen", "rejected"} <= keys:
-        return "hh"
-    raise RowError(
-        f"the fields {', '.join(sorted(map(str, keys))) or '(none)'} are of no known format: set data.format to one of "
-        "hh (chosen, rejected), tldr, pairs (prompt, chosen, rejected) or messages, or rename the fields"
-    )
+        return "tldr" if str(row["prompt"]).startswith("SUBREDDIT:") else "pairs"
+    return "hh" if {"chosen", "rejected"} <= keys else None
 
 
-def parse(row: Mapping[str, Any], format_name: str) -> Example:
-    """The example of a row in a format. Raises RowError and LeftOut."""
-    domain = row.get("domain")
+def parse(row: Mapping[str, Any], format_name: str, needs: Collection[str] = BOTH) -> Example:
+    """The example of a row in a format. Raises RowError and LeftOut.
+
+    needs: the responses that the use needs ("chosen", "rejected"): there null is an error, elsewhere no value.
+    """
+    fields = row if isinstance(row, Fields) else Fields(row)
+    domain = fields.get("domain")
     if domain is not None and not isinstance(domain, str):
-        raise RowError(f"'domain' is {_kind(domain)}, not a string")
-    prompt, chosen, rejected, own_domain = _PARSERS[format_name](row)
-    return Example(prompt, chosen, rejected, domain or own_domain)
+        raise RowError(f"'domain' is {kind(domain)}, not a string")
+    prompt, chosen, rejected, own_domain = _PARSERS[format_name](fields, needs)
+    # Rows of one response with a verdict on it (KTO): of a bad one there is nothing to imitate.
+    is_verdict = format_name in ("pairs", "messages") and rejected is None and isinstance(fields.peek("label"), bool)
+    if is_verdict and not fields["label"] and "chosen" in needs:
+        raise LeftOut("responses that their label rejects")
+    system = (optional(fields, "system") or "").strip()
+    if system and not isinstance(prompt, str):
+        return Example(_with_system(system, prompt), chosen, rejected, domain or own_domain)
+    return Example(prompt, chosen, rejected, domain or own_domain, system)
 
 
 Parsed = tuple["str | tuple[Message, ...]", "str | None", "str | None", str]
+Dialogue = tuple[tuple[Message, ...], str]  # the messages before the last turn, and that turn
+
+
+def _with_system(system: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    if messages[0].role != "system":
+        return (Message("system", system), *messages)
+    if messages[0].content != system:
+        raise RowError("the row has a 'system' text and a system message that says something else: keep one of them")
+    return messages
+
+
+def _sides(row: Fields, needs: Collection[str], read: Callable[[Fields, str], Dialogue]) -> Parsed:
+    """Two dialogues that differ in their last turn, or one of them. A null that nothing needs is no dialogue."""
+    found = {key: read(row, key) for key in BOTH if _wanted(row, key, needs)}
+    prompt, _ = next(iter(found.values()), None) or read(row, "chosen")  # read says what is wrong
+    if any(other != prompt for other, _ in found.values()):
+        raise LeftOut("pairs of different prompts")
+    chosen, rejected = (found[key][1] if key in found else None for key in BOTH)
+    return prompt, chosen, rejected, ""
+
+
+def _wanted(row: Fields, key: str, needs: Collection[str]) -> bool:
+    return row.has(key) or (key in row and key in needs)
 
 
 # ------------------------------------------------------------------------------------------------------------------- hh
-def _hh(row: Mapping[str, Any]) -> Parsed:
-    chosen, chosen_last = _dialogue(row, "chosen")
-    if "rejected" not in row:
-        return chosen, chosen_last, None, ""
-    rejected, rejected_last = _dialogue(row, "rejected")
-    if chosen != rejected:
-        raise LeftOut("pairs of different prompts")
-    return chosen, chosen_last, rejected_last, ""
+def _hh(row: Fields, needs: Collection[str]) -> Parsed:
+    return _sides(row, needs, _dialogue)
 
 
-def _dialogue(row: Mapping[str, Any], key: str) -> tuple[tuple[Message, ...], str]:
+def _dialogue(row: Fields, key: str) -> Dialogue:
     """Turns before the last assistant turn, and that turn.
 
     Only a name at the start of a paragraph begins a turn: "Human:" inside a line is text.
     """
-    text = _string(row, key)
-    first, *turns = _TURN.split(text)
-    if first.strip() or not turns:
+    text = string(row, key)
+    before, *turns = _TURN.split(text)
+    if before.strip() or not turns:
         raise RowError(f"'{key}' does not begin with \\n\\nHuman: or \\n\\nAssistant:, as an HH dialogue does")
     names, contents = turns[::2], turns[1::2]
     if names[-1] != "Assistant":
@@ -124,15 +152,17 @@ def _dialogue(row: Mapping[str, Any], key: str) -> tuple[tuple[Message, ...], st
 
 
 # ---------------------------------------------------------------------------------------------------------------- tl;dr
-def _tldr(row: Mapping[str, Any]) -> Parsed:
-    if "summaries" in row:
-        return _comparison(row)
-    if "post" in row:
-        prompt = _POST.format(**{key: _string(row, key).strip() for key in ("subreddit", "title", "post")})
-        return prompt, _optional(row, "summary"), None, "tldr"
-    prompt = _string(row, "prompt").rstrip()
-    chosen = _first(row, "chosen", "label", "completion", "response")
-    rejected = _optional(row, "rejected")
+def _tldr(row: Fields, needs: Collection[str]) -> Parsed:
+    if row.has("info") or row.has("summaries"):
+        return _comparison(row, needs)
+    if row.has("post"):
+        prompt = _POST.format(**{key: string(row, key).strip() for key in ("subreddit", "title", "post")})
+        return prompt, optional(row, "summary"), None, "tldr"
+    prompt = string(row, "prompt").rstrip()
+    chosen = first(row, "chosen", "completion", "response")
+    if chosen is None and isinstance(row.peek("label"), str):
+        chosen = string(row, "label")
+    rejected = optional(row, "rejected")
     if not prompt.endswith(_TLDR):
         # CarperAI/openai_summarize_comparisons writes the "TL;DR:" in front of each response.
         prompt += f"\n\n{_TLDR}"
@@ -140,112 +170,82 @@ def _tldr(row: Mapping[str, Any]) -> Parsed:
     return prompt, chosen, rejected, "tldr"
 
 
-def _comparison(row: Mapping[str, Any]) -> Parsed:
+def _comparison(row: Fields, needs: Collection[str]) -> Parsed:
     """openai/summarize_from_feedback: Reddit posts, and CNN/DailyMail articles in some of the batches."""
     info, summaries, choice = row.get("info"), row.get("summaries"), row.get("choice")
     if not isinstance(info, Mapping):
-        raise RowError(f"'info' is {_kind(info)}, not an object with the post")
-    if not isinstance(summaries, list) or len(summaries) != 2 or not all(isinstance(s, Mapping) for s in summaries):
-        raise RowError(f"'summaries' is {_kind(summaries)}, not a list of two objects with a 'text'")
-    if choice not in (0, 1) or isinstance(choice, bool):
-        raise RowError(f"'choice' is {choice!r}, not 0 or 1")
-    texts = [_string(summary, "text") for summary in summaries]
+        raise RowError(f"'info' is {kind(info)}, not an object with the post")
+    chosen = rejected = None
+    if needs or (summaries is not None and choice is not None):
+        if not isinstance(summaries, list) or len(summaries) != 2 or not all(isinstance(s, Mapping) for s in summaries):
+            raise RowError(f"'summaries' is {kind(summaries)}, not a list of two objects with a 'text'")
+        if choice not in (0, 1) or isinstance(choice, bool):
+            raise RowError(f"'choice' is {choice!r}, not 0 or 1")
+        sides = zip(BOTH, (summaries[choice], summaries[1 - choice]), strict=True)
+        chosen, rejected = (string(side, "text") if key in needs else optional(side, "text") for key, side in sides)
     if info.get("post") is not None:
-        fields = {key: (_optional(info, key) or "").strip() for key in ("subreddit", "title")}
-        prompt, domain = _POST.format(post=_string(info, "post").strip(), **fields), "tldr"
+        fields = {key: (optional(info, key) or "").strip() for key in ("subreddit", "title")}
+        prompt, domain = _POST.format(post=string(info, "post").strip(), **fields), "tldr"
     else:
-        prompt, domain = _ARTICLE.format(article=_string(info, "article").strip()), "cnndm"
-    return prompt, texts[choice], texts[1 - choice], domain
+        prompt, domain = _ARTICLE.format(article=string(info, "article").strip()), "cnndm"
+    return prompt, chosen, rejected, domain
 
 
 # ---------------------------------------------------------------------------------------------------------------- pairs
-def _pairs(row: Mapping[str, Any]) -> Parsed:
-    return _string(row, "prompt"), _first(row, "chosen", "response", "completion"), _optional(row, "rejected"), ""
+def _pairs(row: Fields, needs: Collection[str]) -> Parsed:
+    return string(row, "prompt"), first(row, "chosen", "response", "completion"), optional(row, "rejected"), ""
 
 
 # ------------------------------------------------------------------------------------------------------------- messages
-def _messages(row: Mapping[str, Any]) -> Parsed:
-    if isinstance(row.get("prompt"), list):
+def _messages(row: Fields, needs: Collection[str]) -> Parsed:
+    if isinstance(row.peek("prompt"), list):
         prompt = _message_list(row, "prompt")
-        key = next((key for key in ("chosen", "completion") if key in row), None)
-        chosen = _single_response(row, key) if key else None
-        rejected = _single_response(row, "rejected") if "rejected" in row else None
+        key = next((key for key in ("chosen", "completion") if row.has(key)), "chosen")
+        chosen = _single_response(row, key) if _wanted(row, key, needs) else None
+        rejected = _single_response(row, "rejected") if _wanted(row, "rejected", needs) else None
         if prompt[-1].role == "assistant":
             raise RowError("'prompt' ends with an assistant message: it must end with the one to answer")
         return prompt, chosen, rejected, ""
-    if "chosen" in row:
-        prompt, chosen = _split(_message_list(row, "chosen"), "chosen")
-        if "rejected" not in row:
-            return prompt, chosen, None, ""
-        other, rejected = _split(_message_list(row, "rejected"), "rejected")
-        if prompt != other:
-            raise LeftOut("pairs of different prompts")
-        return prompt, chosen, rejected, ""
+    if row.has("chosen") or ("chosen" in row and not row.has("messages")):
+        return _sides(row, needs, lambda row, key: _split(_message_list(row, key), key))
     messages = _message_list(row, "messages")
     if messages[-1].role == "assistant":
         return *_split(messages, "messages"), None, ""
     return messages, None, None, ""
 
 
-def _split(messages: tuple[Message, ...], key: str) -> tuple[tuple[Message, ...], str]:
+def _split(messages: tuple[Message, ...], key: str) -> Dialogue:
     if messages[-1].role != "assistant" or len(messages) < 2:
         raise RowError(f"'{key}' must end with an assistant message, after at least one other")
     return messages[:-1], messages[-1].content
 
 
-def _single_response(row: Mapping[str, Any], key: str) -> str:
+def _single_response(row: Fields, key: str) -> str:
     messages = _message_list(row, key)
     if len(messages) != 1 or messages[0].role != "assistant":
         raise RowError(f"'{key}' must be one assistant message, because the row has a 'prompt'")
     return messages[0].content
 
 
-def _message_list(row: Mapping[str, Any], key: str) -> tuple[Message, ...]:
+def _message_list(row: Fields, key: str) -> tuple[Message, ...]:
     value = row.get(key)
     if not isinstance(value, list) or not value:
-        raise RowError(_wrong(row, key, "a list of messages"))
+        raise RowError(wrong(row, key, "a list of messages"))
     messages = []
     for position, entry in enumerate(value):
+        name = f"'{key}'[{position}]"
         if not isinstance(entry, Mapping):
-            raise RowError(f"'{key}'[{position}] is {_kind(entry)}, not an object with role and content")
+            raise RowError(f"{name} is {kind(entry)}, not an object with role and content")
         role = _ROLES.get(str(entry.get("role")).lower())
         if role is None:
-            raise RowError(f"'{key}'[{position}] has the role {entry.get('role')!r}, not system, user or assistant")
-        messages.append(Message(role, _string(entry, "content", f"'{key}'[{position}].content").strip()))
+            raise RowError(f"{name} has the role {entry.get('role')!r}, not system, user or assistant")
+        if call := next((field for field in _CALLS if says(entry.get(field))), None):
+            raise RowError(f"{name} has {call}, and calls of tools are not text to learn: leave the dialogue out")
+        messages.append(Message(role, string(entry, "content", f"{name}.content").strip()))
+        for field, held in entry.items():
+            if field not in ("role", "content") and says(held):
+                row.ignore(f"{key}.{field}")
     return tuple(messages)
-
-
-# --------------------------------------------------------------------------------------------------------------- fields
-def _string(row: Mapping[str, Any], key: str, name: str = "") -> str:
-    value = row.get(key)
-    if not isinstance(value, str):
-        raise RowError(_wrong(row, key, "a string", name))
-    if "\0" in value:
-        raise RowError(f"{name or repr(key)} holds a NUL character")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise RowError(f"{name or repr(key)} holds half of a surrogate pair, which is no character")
-    return value
-
-
-def _optional(row: Mapping[str, Any], key: str) -> str | None:
-    return _string(row, key) if row.get(key) is not None else None
-
-
-def _first(row: Mapping[str, Any], *keys: str) -> str | None:
-    return next((text for key in keys if (text := _optional(row, key)) is not None), None)
-
-
-def _wrong(row: Mapping[str, Any], key: str, wanted: str, name: str = "") -> str:
-    if key not in row:
-        return f"there is no {name or repr(key)}; the row has {', '.join(map(str, row)) or 'no fields'}"
-    return f"{name or repr(key)} is {_kind(row[key])}, not {wanted}"
-
-
-def _kind(value: Any) -> str:
-    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
-    if isinstance(value, (list, dict)) and not value:
-        return "empty"
-    return names.get(type(value), "a list" if isinstance(value, list) else "an object")
 
 
 _PARSERS = {"hh": _hh, "tldr": _tldr, "pairs": _pairs, "messages": _messages}

@@ -7,6 +7,7 @@ their shared prompts), prompts to the demonstrations, and with no source at all 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Literal
 
@@ -16,9 +17,13 @@ from gipo_mc.config import DataConfig
 from gipo_mc.data import synthetic
 from gipo_mc.data.chat import Rendered, Renderer
 from gipo_mc.data.encode import Encoder
-from gipo_mc.data.examples import Example, LeftOut, examples
+from gipo_mc.data.examples import examples
+from gipo_mc.data.fields import LeftOut
+from gipo_mc.data.formats import Example
 from gipo_mc.data.sets import DemonstrationSet, PreferenceSet, PromptSet, SourceReport, TokenRows
+from gipo_mc.data.templates import Refused
 from gipo_mc.errors import ConfigError, DataError
+from gipo_mc.types import Message
 
 Kind = Literal["prompts", "demonstrations", "preferences"]
 Part = Literal["train", "evaluation"]
@@ -49,7 +54,8 @@ def load_demonstrations(
 ) -> DemonstrationSet:
     """Demonstrations of data.demonstrations or data.evaluation; of preference pairs the chosen response.
 
-    Prompt + response hold at most data.sequence_length tokens: longer responses are cut, and then have no EOS.
+    With data.turns=all each assistant turn of a dialogue is one, behind all that comes before it. Prompt + response
+    hold at most data.sequence_length tokens: longer responses are cut, and then have no EOS.
     """
     columns, _, domains, reports = _load("demonstrations", data, tokenizer, seed, part)
     return DemonstrationSet(columns, domains, reports)
@@ -80,13 +86,13 @@ def sources_of(data: DataConfig, kind: Kind, part: Part = "train") -> list[str]:
 
 def _load(
     kind: Kind, data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, part: Part
-) -> tuple[list[TokenRows], list[str], list[str], list[SourceReport]]:
+) -> tuple[list[TokenRows], list[Text], list[str], list[SourceReport]]:
     sources = sources_of(data, kind, part)
     if not sources:
         raise ConfigError(f"data.evaluation names no source, so there are no held-out {kind}: give files or hub names.")
     labels: Sequence[str] = data.domains if len(data.domains) == len(sources) else [""] * len(sources)
     columns = [TokenRows() for _ in range({"prompts": 1, "demonstrations": 2, "preferences": 3}[kind])]
-    texts: list[str] = []
+    texts: list[Text] = []
     domains: list[str] = []
     reports: list[SourceReport] = []
     seen: set[str] = set()
@@ -117,7 +123,9 @@ def _load(
     return columns, texts, domains, reports
 
 
-Row = tuple[tuple[Sequence[int], ...], str, str]  # (the columns' token ids, prompt text, domain)
+Text = tuple[str, tuple[Message, ...]]  # the prompt as a text, and its messages
+NO_TEXT: Text = ("", ())
+Row = tuple[tuple[Sequence[int], ...], Text, str]  # (the columns' token ids, prompt, domain)
 
 
 def _builtin_rows(
@@ -139,13 +147,13 @@ def _builtin_rows(
         report.read += 1
         if kind == "prompts":
             prompt_ids, domain = synthetic.prompt(seed, split, index)
-            yield (prompt_ids,), tokenizer.decode(prompt_ids, skip_special_tokens=True), domain
+            yield (prompt_ids,), (tokenizer.decode(prompt_ids, skip_special_tokens=True), ()), domain
         elif kind == "demonstrations":
             prompt_ids, response_ids, domain = synthetic.demonstration(seed, split, index)
-            yield (prompt_ids, response_ids), "", domain
+            yield (prompt_ids, response_ids), NO_TEXT, domain
         else:
             prompt_ids, chosen_ids, rejected_ids, domain = synthetic.preference(seed, split, index)
-            yield (prompt_ids, chosen_ids, rejected_ids), "", domain
+            yield (prompt_ids, chosen_ids, rejected_ids), NO_TEXT, domain
 
 
 def _file_rows(
@@ -158,24 +166,39 @@ def _file_rows(
     seen: set[str],
 ) -> Iterator[Row]:
     renderer = Renderer(encoder, data)
-    rendered = _rendered(examples(source, kind, label, data, report), renderer, report)
+    report.remarks = renderer.remarks
+    found = examples(source, kind, label, data, report)
+    if kind == "demonstrations" and data.turns == "all":
+        found = _each_turn(found, report)
+    rendered = _rendered(found, renderer, report)
     while chunk := list(islice(rendered, _CHUNK)):
-        prompts = encoder.prompts([r.prompt for r in chunk], renderer.special)
+        prompts = renderer.encode_prompts([r.prompt for r in chunk])
         responses = [
-            encoder.responses([r.responses[column] for r in chunk], renderer.special)
+            renderer.encode_responses([r.responses[column] for r in chunk])
             for column in range({"prompts": 0, "demonstrations": 1, "preferences": 2}[kind])
         ]
         for i, r in enumerate(chunk):
             try:
-                if kind == "prompts" and r.prompt in seen:
+                if kind == "prompts" and r.text in seen:
                     raise LeftOut("duplicate prompts")
                 ids = _fit(prompts[i], [column[i] for column in responses], data, report)
             except LeftOut as reason:
                 report.left_out[str(reason)] += 1
                 continue
             if kind == "prompts":
-                seen.add(r.prompt)
-            yield ids, r.prompt, r.domain
+                seen.add(r.text)
+            yield ids, (r.text, r.messages), r.domain
+
+
+def _each_turn(rows: Iterable[Example], report: SourceReport) -> Iterator[Example]:
+    """An example for each assistant turn of a dialogue that has something before it, the last one included."""
+    for example in rows:
+        if not isinstance(example.prompt, str):
+            for position, message in enumerate(example.prompt):
+                if position and message.role == "assistant":
+                    report.more += 1
+                    yield replace(example, prompt=example.prompt[:position], chosen=message.content)
+        yield example
 
 
 def _rendered(rows: Iterable[Example], renderer: Renderer, report: SourceReport) -> Iterator[Rendered]:
@@ -184,6 +207,8 @@ def _rendered(rows: Iterable[Example], renderer: Renderer, report: SourceReport)
             yield renderer.render(example)
         except LeftOut as reason:
             report.left_out[str(reason)] += 1
+            if isinstance(reason, Refused):
+                report.add_problem(f"the chat template: {reason.reason}")
 
 
 def _fit(

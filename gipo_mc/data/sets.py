@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 
-from gipo_mc.types import Demonstration, PreferencePair, Prompt
+from gipo_mc.types import Demonstration, Message, PreferencePair, Prompt
 
 Item = TypeVar("Item")
 
@@ -40,13 +40,31 @@ class TokenRows:
         return ids.data, np.diff(ends).data
 
 
+#: Problems of a source that its report shows.
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something about rows that are used, but may not say what their author meant.
+
+    what: in the plural, behind a number. remedy: what it means and what to do, for a warning; empty: no warning.
+    share: of the source's rows below which there is no warning (such rows exist in any data).
+    """
+
+    what: str
+    remedy: str = ""
+    share: float = 0.0
+
+
 @dataclass
 class SourceReport:
-    """What became of one source: `read` rows = `kept` + the sum of `left_out`.
+    """What became of one source: `read` rows + `more` = `kept` + the sum of `left_out`.
 
     format: the row format, given or found. left_out: count by reason. by_domain: kept rows by label.
     truncated: responses cut to data.sequence_length (they end without EOS). problems: the first malformed rows,
-    "file:line: reason".
+    "file:line: reason". more: items beyond one for each row (data.turns=all). unused: columns that hold something and
+    are not used, with the number of such rows. remarks: what is odd, and in how many rows.
     """
 
     source: str
@@ -54,19 +72,39 @@ class SourceReport:
     read: int = 0
     kept: int = 0
     truncated: int = 0
+    more: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     by_domain: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[Remark] = field(default_factory=Counter)
 
     def describe(self) -> str:
         """One paragraph for the console."""
         domains = ", ".join(f"{name} {count}" for name, count in sorted(self.by_domain.items()))
-        text = f"{self.source} ({self.format or 'no rows'}): {self.kept} of {self.read} rows kept [{domains}]"
+        rows = f"{self.read + self.more} turns of {self.read} rows" if self.more else f"{self.read} rows"
+        text = f"{self.source} ({self.format or 'no rows'}): {self.kept} of {rows} kept [{domains}]"
         if self.left_out:
             text += "; left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.left_out.items()))
         if self.truncated:
             text += f"; {self.truncated} responses cut to data.sequence_length"
+        if self.unused:
+            text += "; columns not used: " + ", ".join(sorted(self.unused))
+        text += "".join(f"; {count} {remark.what}" for remark, count in self.remarks.items())
         return text + "".join(f"\n  {problem}" for problem in self.problems)
+
+    def warnings(self) -> list[str]:
+        """What a person should know before training on these rows, a sentence each."""
+        return [
+            f"{self.source}: {count} {remark.what}: {remark.remedy}."
+            for remark, count in self.remarks.items()
+            if remark.remedy and count >= remark.share * self.read
+        ]
+
+    def add_problem(self, text: str) -> None:
+        """Keep it, if it is new and there are not too many."""
+        if len(self.problems) < _SHOWN and text not in self.problems:
+            self.problems.append(text)
 
 
 class DataSet(Sequence[Item], Generic[Item]):
@@ -93,6 +131,10 @@ class DataSet(Sequence[Item], Generic[Item]):
     def describe(self) -> str:
         """What was read, kept and left out, one paragraph a source."""
         return "\n".join(report.describe() for report in self.reports)
+
+    def warnings(self) -> list[str]:
+        """What is odd about the rows, a sentence each."""
+        return [text for report in self.reports for text in report.warnings()]
 
     def sources(self, *, named_domains: bool = False) -> list[dict[str, Any]]:
         """What each source holds, in order: {"source": its name, "rows": how many, "sha256": 16 digits}.
@@ -158,13 +200,17 @@ class PromptSet(DataSet[Prompt]):
     """Prompts for reinforcement learning."""
 
     def __init__(
-        self, prompts: TokenRows, texts: Sequence[str], domains: Sequence[str], reports: Sequence[SourceReport]
+        self,
+        prompts: TokenRows,
+        texts: Sequence[tuple[str, tuple[Message, ...]]],
+        domains: Sequence[str],
+        reports: Sequence[SourceReport],
     ) -> None:
         super().__init__((prompts,), domains, reports)
         self._texts = tuple(texts)
 
     def _item(self, index: int) -> Prompt:
-        return Prompt(index, self._columns[0][index], self._domains[index], self._texts[index])
+        return Prompt(index, self._columns[0][index], self._domains[index], *self._texts[index])
 
 
 class DemonstrationSet(DataSet[Demonstration]):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from gipo_mc.config import check_regular
 from gipo_mc.errors import ConfigError, DataError
 
 #: Tokens that checkpoints reserve for padding, tried in this order when the tokenizer names none.
@@ -18,8 +21,11 @@ _PADDING = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>")
 _COVERED = 0.9
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, tell: Callable[[str], None] | None = None) -> PreTrainedTokenizerBase:
     """Tokenizer of an HF folder or hub name. It has an EOS token, and a padding id within its vocabulary.
+
+    tell: called with a sentence where the folder's add_bos_token or add_eos_token says something else than its
+    tokenizer.json. transformers 5 does not read them then; here add_bos_token is followed.
 
     A missing padding token becomes one that the vocabulary reserves for it, else the unknown token, else EOS: never a
     new id, which the model would have no row for. Lengths, not padding ids, say where a sequence ends in this package.
@@ -29,6 +35,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     folder = Path(path).expanduser()
     if not path:
         raise ConfigError("No tokenizer is given: set model.tokenizer (or model.policy) to a folder or a hub name.")
+    if folder.is_dir():
+        check_regular(folder)
     if folder.is_dir() and not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise ConfigError(
             f"There is no tokenizer in {path} (neither tokenizer.json nor tokenizer.model): save it there with "
@@ -39,13 +47,16 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     try:
         kind = PreTrainedTokenizerFast if _generic(folder) else AutoTokenizer
         tokenizer = kind.from_pretrained(str(folder) if folder.exists() else path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # transformers and the tokenizers' own reader raise what they please, a bare one too
         raise ConfigError(f"The tokenizer {path} cannot be loaded: {error}") from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             f"The tokenizer {path} has no end-of-sequence token, so no response could end: "
             "set eos_token in its tokenizer_config.json."
         )
+    for sentence in _follow_settings(tokenizer, path):
+        if tell:
+            tell(sentence)
     if tokenizer.pad_token_id is None:
         vocabulary = tokenizer.get_vocab()
         reserved = next((token for token in _PADDING if token in vocabulary), None)
@@ -59,12 +70,51 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 def _generic(folder: Path) -> bool:
     """Does tokenizer.json say everything? Beside the config.json of a Qwen2, `AutoTokenizer` does not believe it and
     gives every tokenizer the words, special tokens and pre-tokenizer of Qwen2's own."""
-    try:
-        fields = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False  # a hub name, an old folder, or a broken one: transformers says which
+    fields = _tokenizer_config(folder)
     generic = fields.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
     return generic and (folder / "tokenizer.json").is_file()
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json of a folder; empty where it has none that can be read: transformers says so."""
+    try:
+        fields = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _follow_settings(tokenizer: PreTrainedTokenizerBase, path: str) -> list[str]:
+    """Let add_bos_token of tokenizer_config.json decide over the post-processor of tokenizer.json, as transformers 4
+    did; sentences on what that means."""
+    folder = Path(path).expanduser()
+    if not folder.exists():  # a hub name, whose files have just been downloaded
+        cached = try_to_load_from_cache(path, "tokenizer_config.json")
+        folder = Path(cached).parent if isinstance(cached, str) else folder
+    fields = _tokenizer_config(folder)
+    wanted, eos = fields.get("add_bos_token"), fields.get("add_eos_token")
+    ids = tokenizer("")["input_ids"]
+    has_bos = ids[:1] == [tokenizer.bos_token_id]
+    has_eos = bool(ids[has_bos:]) and ids[-1] == tokenizer.eos_token_id
+    told = []
+    if isinstance(wanted, bool) and wanted != has_bos:
+        if tokenizer.bos_token_id is None:
+            told.append(
+                f"The tokenizer {path} says add_bos_token=true but has no BOS token: prompts begin without one."
+            )
+        else:
+            tokenizer.add_bos_token, tokenizer.add_eos_token = wanted, has_eos
+            told.append(
+                f"The tokenizer {path} says add_bos_token={str(wanted).lower()} in its tokenizer_config.json, and is "
+                "followed, though its tokenizer.json says otherwise: plain prompts begin "
+                f"{'with' if wanted else 'without'} {tokenizer.bos_token}. transformers 5 does the opposite."
+            )
+    if eos is True and not has_eos:
+        told.append(
+            f"The tokenizer {path} says add_eos_token=true: no prompt ends with {tokenizer.eos_token} here, because a "
+            "response follows it, and every whole response does."
+        )
+    return told
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, model: str = "the model") -> str:

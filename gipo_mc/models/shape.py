@@ -47,6 +47,21 @@ class ModelShape:
         multiple = math.lcm(VOCAB_MULTIPLE, tensor)
         return -(-self.vocab_size // multiple) * multiple
 
+    def absurd(self) -> list[str]:
+        """Sizes that no model has, a sentence each: below 1, or so large that memory would end before an error came."""
+        most = {"vocab_size": 2**24, "hidden_size": 2**20, "intermediate_size": 2**22, "layers": 10_000}
+        most |= {"heads": 2**16, "kv_heads": 2**16, "head_dim": 2**16, "max_positions": 2**40}
+        found = [
+            f"{name}={getattr(self, name)!r}: a whole number from 1 to {largest:,} is expected"
+            for name, largest in most.items()
+            if type(getattr(self, name)) is not int or not 1 <= getattr(self, name) <= largest
+        ]
+        for name in ("norm_eps", "rope_theta", "initializer_range"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+                found.append(f"{name}={value!r}: a finite number is expected")
+        return found
+
     def check(self, tensor: int, pipeline: int, *, sequence_length: int = 0, tokenizer_size: int = 0) -> None:
         """Can this model run on `tensor` x `pipeline` ranks, with these tokens? Pure arithmetic, before any group.
 

@@ -85,6 +85,15 @@ def replicate_rows(
     return {name: part if width else part.squeeze(1) for (name, width), part in zip(widths.items(), parts, strict=True)}
 
 
+def any_rank(flag: bool) -> bool:
+    """Does any rank say yes? The answer is the same on all of them."""
+    if dist.get_world_size() == 1:
+        return flag
+    said = torch.tensor([int(flag)])
+    dist.all_reduce(said, op=dist.ReduceOp.MAX)
+    return bool(said)
+
+
 def on_main(work: Callable[[], T]) -> T:
     """Call `work` on rank 0 and return its value (picklable) on every rank; it may take longer than the time-out.
 

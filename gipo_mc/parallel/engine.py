@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -26,6 +25,7 @@ from torch import Tensor
 from gipo_mc.config import OptimizerConfig
 from gipo_mc.errors import CheckpointError
 from gipo_mc.parallel.layout import Layout
+from gipo_mc.parallel.step_checks import StepProbe, StepResult
 
 
 class ModelInput(Protocol):
@@ -44,15 +44,6 @@ _OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
 Outputs = dict[str, Tensor]
 #: (model, hidden_LBH, micro-batch) -> outputs; the loss to back-propagate, if any, under the key "loss" (a scalar).
 LastStage = Callable[[Any, Tensor, Any], Outputs]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """grad_norm: global L2 norm before clipping. updated: False where a non-finite norm left everything unchanged."""
-
-    grad_norm: float
-    updated: bool
-    lr: float
 
 
 class Engine:
@@ -75,6 +66,8 @@ class Engine:
         self.layout = layout
         self.optimizer: MegatronOptimizer | None = None
         self.scheduler: OptimizerParamScheduler | None = None
+        #: What the first optimizer step did, once there was one.
+        self.first_step: StepResult | None = None
         self._wrapped: torch.nn.Module = model
         if optimizer is None:
             model.requires_grad_(False)
@@ -159,11 +152,15 @@ class Engine:
         self.optimizer.prepare_grads()
         grad_norm = float(self.optimizer.get_grad_norm())
         updated = math.isfinite(grad_norm)
-        lr = self.lr
+        lr, change = self.lr, None
         if updated:
+            probe = StepProbe(self.optimizer)
             self.optimizer.step()
+            change = probe.change(self.layout.device)
         self.scheduler.step(increment=1)
-        return StepResult(grad_norm, updated, lr)
+        result = StepResult(grad_norm, updated, lr, change)
+        self.first_step = self.first_step or result
+        return result
 
     @property
     def lr(self) -> float:

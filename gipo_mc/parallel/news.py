@@ -1,68 +1,145 @@
-"""What ranks tell each other outside collectives, through the rendezvous store: the first error, and long work.
+"""What ranks tell each other outside collectives, through the rendezvous store: the first error, a wish to stop, and
+long work.
 
-A collective cannot do either: a rank that failed takes part in none, and one that waits for rank 0's download would
-run into the time-out that is there to find hangs.
+A collective cannot do it: a rank that failed takes part in none, and one that waits for rank 0's download would run
+into the time-out that is there to find hangs. torchrun may hold the store, and torchrun may be killed: then nothing can
+be told any more, and the ranks have collectives alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from itertools import count
+from typing import TypeVar
 
 import torch.distributed as dist
 
-_FIRST_ERROR = "gipo_mc/first_error"
+T = TypeVar("T")
+
+#: Seconds between two looks of a rank that waits for rank 0.
+_LOOK = 2.0
 _calls = count()
+_lost = False
 
 
 @dataclass(frozen=True)
 class RankError:
-    """The first error of a job: on which rank, with which exit code and message."""
+    """The first error of a job: on which rank, with which exit code and message.
+
+    hang: somebody did not answer in time; every rank then shows where it is.
+    """
 
     rank: int
     exit_code: int
     message: str
+    hang: bool = False
 
 
-def record_error(exit_code: int, message: str) -> None:
-    """Tell the job that this rank is about to fail; the first rank to do so is remembered."""
-    if _store().add(f"{_FIRST_ERROR}/claimed", 1) == 1:
-        _store().set(_FIRST_ERROR, json.dumps(asdict(RankError(dist.get_rank(), exit_code, message))))
+def record_error(exit_code: int, message: str, *, hang: bool = False, store: dist.Store | None = None) -> None:
+    """Tell the job that this rank is about to fail; the first rank to do so is remembered.
+
+    store: of this thread (`own_store`), where it is not the main one.
+    """
+    error = RankError(dist.get_rank(), exit_code, message, hang)
+
+    def tell(to: dist.Store) -> None:
+        if to.add(_key("first_error/claimed"), 1) == 1:
+            to.set(_key("first_error"), json.dumps(asdict(error)))
+
+    _ask(tell, None, store)
 
 
-def first_to_say(message: str) -> bool:
-    """Is this rank the first with this message? For what many ranks find at once and a person should read once."""
-    return _store().add(f"gipo_mc/said/{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1
-
-
-def first_error() -> RankError | None:
+def first_error(store: dist.Store | None = None) -> RankError | None:
     """The first error that a rank announced, or None."""
-    if not dist.is_initialized() or not _store().check([_FIRST_ERROR]):
-        return None
-    return RankError(**json.loads(_store().get(_FIRST_ERROR)))
+    text = _read("first_error", store)
+    return RankError(**json.loads(text)) if text else None
+
+
+def first_to_say(message: str, store: dist.Store | None = None) -> bool:
+    """Is this rank the first with this message? For what many ranks find at once and a person should read once."""
+    key = _key(f"said/{hashlib.sha256(message.encode()).hexdigest()}")
+    return _ask(lambda to: to.add(key, 1), 1, store) == 1
+
+
+def announce_stop(why: str, store: dist.Store | None = None) -> None:
+    """Let every rank know that the job is asked to stop."""
+    _ask(lambda to: to.set(_key("stop"), why), None, store)
+
+
+def announced_stop(store: dist.Store | None = None) -> str:
+    """Why the job is asked to stop, or "" where no rank said that it is."""
+    return _read("stop", store)
+
+
+def announce_end(message: str, store: dist.Store | None = None) -> None:
+    """Say that this rank ends now, because the job was asked to stop and no step ended in time."""
+    _ask(lambda to: to.set(_key("end"), message), None, store)
+
+
+def announced_end() -> str:
+    """The message of a rank that ended because no step ended in time, or ""."""
+    return _read("end")
 
 
 def while_others_wait(work: Callable[[], None]) -> None:
     """Call `work` on rank 0 and let the other ranks wait for it, however long it takes. `work` must not raise.
 
-    If rank 0 dies, torchrun ends the ranks that wait.
+    What may never return is called within `limits.limited`. If rank 0 dies, torchrun ends the ranks that wait.
     """
-    done = f"gipo_mc/done/{next(_calls)}"
+    done = _key(f"done/{next(_calls)}")
     if dist.get_rank() == 0:
         work()
-        _store().set(done, "1")
+        _ask(lambda to: to.set(done, "1"), None)
         return
-    while True:
-        try:
-            _store().wait([done], timedelta(seconds=20))
-            return
-        except RuntimeError:  # the store's time-out: DistStoreError, a RuntimeError
-            if first_error() is not None:
-                return  # the collective behind this one says who was lost
+    while not _ask(lambda to: _is_set(to, done), True):
+        if first_error() is not None:
+            return  # the collective behind this one says who was lost
+
+
+def own_store() -> dist.Store:
+    """The store over a connection of its own, for another thread: a wait in one thread would hold up the other."""
+    clone: dist.Store = _store().clone()  # type: ignore[attr-defined]  # torch's stubs lack it
+    return clone
+
+
+def _is_set(store: dist.Store, key: str) -> bool:
+    try:
+        store.wait([key], timedelta(seconds=_LOOK))
+    except dist.DistNetworkError:
+        raise
+    except RuntimeError:  # the store's time-out: DistStoreError, a RuntimeError
+        return False
+    return True
+
+
+def _read(name: str, store: dist.Store | None = None) -> str:
+    if not dist.is_initialized():
+        return ""
+    key = _key(name)
+    return _ask(lambda of: of.get(key).decode() if of.check([key]) else "", "", store)
+
+
+def _ask(question: Callable[[dist.Store], T], otherwise: T, store: dist.Store | None = None) -> T:
+    """The store's answer, or `otherwise` where the store is gone. It is not asked again then: each time torch would
+    print the C++ frames of the lost connection."""
+    global _lost
+    if _lost:
+        return otherwise
+    try:
+        return question(store or _store())
+    except dist.DistNetworkError:
+        _lost = True
+        return otherwise
+
+
+def _key(name: str) -> str:
+    # `torchrun --max-restarts` starts the ranks again on the same store: what the dead ones told is not news.
+    return f"gipo_mc/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
 
 
 def _store() -> dist.Store:

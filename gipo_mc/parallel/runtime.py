@@ -12,7 +12,7 @@ from megatron.core import parallel_state, tensor_parallel
 
 from gipo_mc.config import ParallelConfig
 from gipo_mc.errors import ConfigError, PeerError
-from gipo_mc.parallel import cpu_adapter
+from gipo_mc.parallel import cpu_adapter, limits
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.news import first_error
 
@@ -56,6 +56,7 @@ def initialize(parallel: ParallelConfig, device: Literal["auto", "cpu", "cuda"] 
     """
     kind = resolve_device(device)
     timeout = timedelta(minutes=parallel.timeout_minutes)
+    limits.set_limit(timeout.total_seconds())
     if kind == "cuda":
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
@@ -79,7 +80,7 @@ def initialize(parallel: ParallelConfig, device: Literal["auto", "cpu", "cuda"] 
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
-        distributed_timeout_minutes=max(1, round(parallel.timeout_minutes)),
+        distributed_timeout_minutes=parallel.timeout_minutes,  # becomes a timedelta, which takes fractions too
     )
     tensor_parallel.model_parallel_cuda_manual_seed(_TRACKER_SEED)
     return current_layout(parallel.sequence, place)
@@ -112,9 +113,14 @@ def lost_peer(error: RuntimeError) -> PeerError | None:
     first = first_error()
     cause = f"Rank {first.rank} failed first: {first.message}" if first else f"The collective said: {error}."
     return PeerError(
-        f"A rank was lost, or did not answer within parallel.timeout_minutes. {cause} Start the same command again to "
-        "continue from the last checkpoint."
+        f"A rank was lost, or did not answer within parallel.timeout_minutes. {cause} The same command continues from "
+        "the last checkpoint, if there is one."
     )
+
+
+def timed_out(error: BaseException) -> bool:
+    """Did this collective's error come from waiting too long?"""
+    return "imed out" in str(error) or "imeout" in str(error)
 
 
 def shutdown() -> None:

@@ -1,24 +1,211 @@
-"""Megatron's sharded checkpoints on disk: each rank writes its own shards, any layout reads them."""
+"""Megatron's sharded checkpoints on disk: each rank writes its own shards, any layout reads them.
+
+Reading builds tensors and plain values and runs nothing that a file says: the index is read by `shard_index`, the rest
+by torch.load(weights_only=True). Megatron and torch would unpickle the index, and what the index calls objects.
+"""
 
 from __future__ import annotations
 
+import io
+import os
 import queue
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
+import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, CheckpointingException, save_config
+from megatron.core.dist_checkpointing.dict_utils import extract_matching_values, nested_values
+from megatron.core.dist_checkpointing.mapping import (
+    ShardedObject,
+    ShardedTensor,
+    ShardedTensorFactory,
+    is_main_replica,
+)
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies import torch as torch_dist
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME, TorchCommonLoadStrategy
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
+
+from gipo_mc.errors import CheckpointError, StorageError
+from gipo_mc.parallel.collectives import on_main
+from gipo_mc.parallel.shard_index import read_index
+
+_FORMAT = ("torch_dist", 1)
+
+
+class WriteFailed(StorageError):
+    """A rank could not write its part; raised on every rank. The text says why, by rank."""
+
+
+def bytes_needed(sharded: dict[str, Any]) -> int:
+    """Bytes of the tensors that the ranks are going to write, over all ranks; every rank calls it."""
+    own = 0
+    for value in nested_values(sharded):
+        if isinstance(value, ShardedTensor | ShardedTensorFactory) and is_main_replica(value.replica_id):
+            own += value.data.numel() * value.data.element_size()
+    parts: list[int] = [0] * dist.get_world_size()
+    dist.all_gather_object(parts, own)
+    return sum(parts)
 
 
 def write(sharded: dict[str, Any], folder: Path) -> None:
-    """Save sharded state in an existing, empty folder; every rank calls it. Errors are those of Megatron and torch."""
-    # Megatron would start a manager process a rank to hand results over, for saves in the background: this one is not,
-    # and that process would import everything anew and outlive a rank that is killed.
+    """Save sharded state in an existing, empty folder; every rank calls it. Raises WriteFailed."""
+    # Megatron would start a manager process a rank to hand results over, which would import everything anew.
     filesystem_async._results_queue = queue.Queue()
-    dist_checkpointing.save(sharded, str(folder))
+    torch_dist.FileSystemWriterAsync = _Writer  # type: ignore[misc]
+    # Megatron's `save`, with an agreement of the ranks wherever rank 0 writes alone: the others would wait for it.
+    sharded, common = save_preprocess(sharded)
+    on_main_or_fail(lambda: _write_common(common, folder))
+    all_or_fail(lambda: _write_shards(sharded, folder))
+
+
+def on_main_or_fail(work: Callable[[], Any]) -> Any:
+    """`on_main`, with WriteFailed for what cannot be written."""
+
+    def attempt() -> Any:
+        try:
+            return work()
+        except OSError as problem:
+            raise WriteFailed(f"rank 0: {_in_words(problem)}") from problem
+
+    return on_main(attempt)
+
+
+def all_or_fail(work: Callable[[], None]) -> None:
+    """Call `work` on every rank; raises WriteFailed on all of them where one cannot read or write."""
+    error = None
+    try:
+        work()
+    except (OSError, RuntimeError, CheckpointException) as problem:
+        # What a full disk raises depends on the writer: torch's CheckpointException around a RuntimeError, or either.
+        error = _in_words(problem)
+    errors: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    if found := [f"rank {rank}: {message}" for rank, message in enumerate(errors) if message]:
+        raise WriteFailed("; ".join(found))
+
+
+def _in_words(problem: BaseException) -> str:
+    return " ".join(f"{type(problem).__name__}: {problem}".split())[-400:]
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file and wait until it is on the disk."""
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _write_common(common: dict[str, Any], folder: Path) -> None:
+    # Through memory: torch.save on a full disk does not say that the disk is full.
+    memory = io.BytesIO()
+    torch.save(common, memory)
+    write_synced(folder / COMMON_STATE_FNAME, memory.getvalue())
+    save_config(CheckpointingConfig(*_FORMAT), str(folder))
+
+
+def _write_shards(sharded: dict[str, Any], folder: Path) -> None:
+    _Writer.failure = None
+    torch_dist.TorchDistSaveShardedStrategy(*_FORMAT).save(sharded, folder)
+    if _Writer.failure is not None:
+        raise _Writer.failure
+
+
+class _Writer(filesystem_async.FileSystemWriterAsync):
+    """Megatron's writer, without its processes, and with a last step on which no rank waits in vain.
+
+    Megatron forks a process for each file. Where a rank is killed, these stay for ever, with its lock on the run
+    folder: nobody could start the run again.
+    """
+
+    failure: OSError | None = None
+
+    @staticmethod
+    def write_preloaded_data_multiproc(
+        transform_list: list[Any], use_msc: bool, rank: int, write_buckets: list[Any], global_results_queue: Any
+    ) -> None:
+        """Write this rank's files, each in a thread, and put {number: results} or an exception into the queue."""
+        results: queue.Queue[tuple[int, Any]] = queue.Queue()
+        with ThreadPoolExecutor(len(write_buckets)) as pool:
+            for number, bucket in enumerate(write_buckets):
+                running: queue.Queue[int] = queue.Queue()
+                running.put(number)
+                write = filesystem_async.FileSystemWriterAsync.write_preloaded_data
+                pool.submit(write, transform_list, number, bucket, results, running, True)
+        found = dict(results.get_nowait() for _ in write_buckets)
+        failed = [result for result in found.values() if isinstance(result, Exception)]
+        global_results_queue.put(failed[0] if failed else found)
+
+    def finish(self, metadata: Metadata, results: Any) -> None:
+        """Write the index. Rank 0 does, and the others wait for it, so that a failure is kept for later."""
+        try:
+            super().finish(metadata, results)
+        except OSError as error:
+            _Writer.failure = error
 
 
 def read(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Fill sharded state from a folder that `write` filled, in this or another layout; every rank calls it."""
-    loaded: dict[str, Any] = dist_checkpointing.load(sharded, str(folder))
+    """Fill sharded state from a folder that `write` filled, in this or another layout; every rank calls it.
+
+    Raises CheckpointError where the folder is damaged, or holds something else than tensors and plain values; the
+    errors of Megatron and torch where it does not fit `sharded`.
+    """
+    # Of the modules of TransformerEngine, which nobody here uses; the others have nothing to store in them.
+    _, sharded = extract_matching_values(
+        sharded, lambda value: isinstance(value, ShardedObject) and value.key.endswith("._extra_state")
+    )
+    loaded: dict[str, Any] = dist_checkpointing.load(sharded, str(folder), _LoadShards(), _LoadCommon())
     return loaded
+
+
+def dtypes(folder: Path) -> dict[str, torch.dtype]:
+    """The dtype of each tensor that `write` put into `folder`, by name."""
+    return {name: entry.properties.dtype for name, entry in read_index(folder).state_dict_metadata.items()}  # type: ignore[union-attr]
+
+
+class _LoadCommon(TorchCommonLoadStrategy):
+    def load_common(self, checkpoint_dir: str | Path) -> Any:
+        path = Path(checkpoint_dir) / COMMON_STATE_FNAME
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # an unpickler can raise anything
+            raise CheckpointError(
+                f"{path} cannot be read as tensors and plain values ({type(error).__name__}): the checkpoint is "
+                "damaged, or somebody else wrote it."
+            ) from error
+
+
+class _LoadShards(torch_dist.TorchDistLoadShardedStrategy):
+    """Megatron's strategy with a reader and a planner that unpickle nothing."""
+
+    def load(self, sharded_state_dict: Any, checkpoint_dir: str | Path) -> Any:
+        tensors = [value for value in nested_values(sharded_state_dict) if isinstance(value, ShardedTensor)]
+        named, flat, renamed = torch_dist._replace_state_dict_keys_with_sharded_keys(sharded_state_dict)
+        state = torch_dist.mcore_to_pyt_state_dict(named, True)
+        planner = _Planner(
+            shapes_validation_sharded_tensors=[value for value in tensors if not value.allow_shape_mismatch],
+            allow_shape_mismatch_sharded_tensors={v.key: v for v in tensors if v.allow_shape_mismatch},
+        )
+        dcp.load_state_dict(state, _Reader(checkpoint_dir), planner=planner)  # type: ignore[arg-type]
+        found = {key: torch_dist._unwrap_pyt_sharded_tensor(value) for key, value in state.items()}
+        found = torch_dist._replace_sharded_keys_with_state_dict_keys(found, flat, renamed)  # type: ignore[arg-type]
+        torch_dist._restore_dict_types(found, sharded_state_dict)
+        return found
+
+
+class _Reader(dcp.FileSystemReader):
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return read_index(Path(self.path))  # type: ignore[arg-type]
+
+
+class _Planner(torch_dist.MCoreLoadPlanner):
+    def load_bytes(self, read_item: Any, value: Any) -> NoReturn:
+        raise CheckpointingException(f"{read_item.storage_index.fqn} is an object in the checkpoint, not a tensor")

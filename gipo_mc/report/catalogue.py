@@ -50,6 +50,13 @@ RL_CHAPTERS = (
                 REWARD_UNIT,
                 ("reward/domain/*",),
             ),
+            Chart(
+                "Responses left out, rewards pulled in",
+                "Numbers that are not finite, and sentinels far out of their batch; nothing where there were none.",
+                "responses of an iteration",
+                ("reward/invalid", "reward/clipped"),
+                ("left out", "pulled in"),
+            ),
             Chart("Held-out reward", "On prompts that are not trained on.", REWARD_UNIT, ("eval/reward/mean",)),
             Chart("Held-out reward by domain", "", REWARD_UNIT, ("eval/reward/domain/*",)),
             Chart(

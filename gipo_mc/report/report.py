@@ -15,7 +15,7 @@ import gipo_mc
 from gipo_mc.errors import DataError
 from gipo_mc.report import panels, summary
 from gipo_mc.report.runs import RunData, load_runs
-from gipo_mc.run.jsonl import storage_errors, write_atomically
+from gipo_mc.run.jsonl import read_file, storage_errors, write_atomically
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def save_charts(runs: list[Path], folder: Path) -> list[Path]:
 
 def _paragraphs(note: Path) -> list[str]:
     try:
-        text = note.read_text(encoding="utf-8")
+        text = read_file(note).decode("utf-8")
     except (OSError, ValueError) as error:
         raise DataError(f"The note {note} cannot be read: {error}. Give a text file in UTF-8.") from error
     return [part for part in (summary.readable(part).strip() for part in re.split(r"\n\s*\n", text)) if part]

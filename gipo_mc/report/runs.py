@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from gipo_mc.errors import DataError
+from gipo_mc.config import check_yaml
+from gipo_mc.errors import ConfigError, DataError
 from gipo_mc.run.folder import RunFolder
-from gipo_mc.run.jsonl import read_jsonl
+from gipo_mc.run.jsonl import read_file, read_jsonl
 
 #: First and last values are means over this share of the iterations, at most WINDOW_CAP of them.
 WINDOW_SHARE = 0.1
@@ -170,6 +172,8 @@ def _metrics(path: Path, notes: list[str]) -> tuple[np.ndarray, dict[str, np.nda
                 continue
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
                 raise DataError(f"{path}:{line}: {name} must be a number, it is {value!r:.60}. Restore the file.")
+            if value is not None and abs(value) > sys.float_info.max:
+                raise DataError(f"{path}:{line}: {name} is larger than any number of a run. Restore the file.")
             if value is None:
                 nonfinite.setdefault(name, []).append(row["step"])
         if row["step"] in by_step:
@@ -193,7 +197,7 @@ def _distributions(path: Path, notes: list[str]) -> dict[str, list[Distribution]
         try:
             values = np.array(row["values"], dtype=np.float64).ravel()
             name = str(row["name"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{path}: step {row['step']}: not a distribution ({error}). Restore the file.") from error
         if len(values):
             found.setdefault(name, []).append(Distribution(row["step"], values))
@@ -203,17 +207,23 @@ def _distributions(path: Path, notes: list[str]) -> dict[str, list[Distribution]
 def _config(path: Path, notes: list[str]) -> dict[str, Any]:
     # What the report shows beside the numbers: a damaged one is worth a note, not the loss of the report.
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        config = _yaml(path) if path.exists() else {}
+    except (OSError, ValueError, yaml.YAMLError, ConfigError, RecursionError) as error:
         notes.append(f"{path} cannot be read and is left out: {str(error).splitlines()[0]}")
         return {}
     return config if isinstance(config, dict) else {}
 
 
+def _yaml(path: Path) -> Any:
+    text = read_file(path).decode("utf-8")
+    check_yaml(text, str(path))
+    return yaml.safe_load(text)
+
+
 def _about(path: Path, notes: list[str]) -> list[tuple[str, str]]:
     try:
-        lines = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        lines = json.loads(read_file(path)) if path.exists() else []
         return [(str(label), str(value)) for label, value in lines]
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         notes.append(f"{path} cannot be read and is left out: {error}")
         return []

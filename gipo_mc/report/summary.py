@@ -13,6 +13,7 @@ from gipo_mc.presets import PRESETS
 from gipo_mc.report.panels import group_colour, phase_seconds
 from gipo_mc.report.runs import RunData
 from gipo_mc.run.console import duration, number
+from gipo_mc.run.folder import fell_silent
 
 #: Shown of a long prompt (its end, where the question is) and of a long response (its start), in characters.
 PROMPT_SHOWN, RESPONSE_SHOWN = 600, 900
@@ -223,6 +224,8 @@ def notices(run: RunData) -> list[tuple[str, str]]:
         found.append(("bad", f"The run failed with exit code {run.status.get('exit_code')}. {message}".strip()))
     elif state == "requeue":
         found.append(("info", f"The run was saved and waits to be started again. {message}".strip()))
+    elif silent := fell_silent(run.status):
+        found.append(("bad", readable(silent)))
     elif state == "running":
         found.append(("info", f"The run had not ended when this was written (last sign: {run.status.get('updated')})."))
     if run.last("group/oracle"):

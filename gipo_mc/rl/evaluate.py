@@ -14,6 +14,7 @@ from gipo_mc.models.readout import token_log_probs
 from gipo_mc.rl.metrics import by_domain, worst_domain
 from gipo_mc.rl.rollout import roll_out
 from gipo_mc.rl.setup import RLSetup
+from gipo_mc.rl.sifting import finite_rewards
 from gipo_mc.types import Prompt, Rollout
 
 
@@ -24,25 +25,28 @@ def evaluate_policy(setup: RLSetup, config: Config) -> dict[str, float]:
     Metrics "eval/reward/mean", "eval/reward/domain/<name>", "eval/kl/mean" and "eval/kl/domain/<name>" (k1, nats a
     response), "eval/length" and, with eval.reward, "gold/mean", "gold/domain/<name>" and "worst/domain_gold". Of each
     reward also "<reward>/lowest_tenth", the mean of the lowest tenth, and "<reward>/kurtosis" (excess), whole and by
-    domain.
+    domain. Rewards that are not finite are left out and outliers winsorised: "<reward>/{invalid,clipped}" count them,
+    where there are any.
     """
     assert setup.held_out is not None, "the caller checks that there are held-out prompts"
     prompts = _held_out(setup, config.eval.prompts)
     rollout = roll_out(setup.rollout_engine, setup.tokenizer, prompts, config, 0, purpose="evaluation")
-    reward_B, kl_B = setup.models.reward(prompts, rollout), _kl(setup, rollout, config)
+    raw_B, kl_B = setup.models.reward(prompts, rollout), _kl(setup, rollout, config)
+    reward_B, domain_B, left_out = finite_rewards(raw_B, rollout.domain_B, config, "eval/reward")
     metrics = {
         "eval/reward/mean": float(reward_B.mean()),
         "eval/kl/mean": float(kl_B.mean()),
         "eval/length": float(rollout.sequences.response_length_B.float().mean()),
-        **by_domain(reward_B, rollout.domain_B, "eval/reward"),
+        **by_domain(reward_B, domain_B, "eval/reward"),
         **by_domain(kl_B, rollout.domain_B, "eval/kl"),
-        **_shape(reward_B, rollout.domain_B, "eval/reward"),
+        **_shape(reward_B, domain_B, "eval/reward"),
+        **left_out,
     }
     if setup.gold is not None:
-        gold_B = setup.gold(prompts, rollout)
-        metrics |= {"gold/mean": float(gold_B.mean()), **by_domain(gold_B, rollout.domain_B, "gold")}
-        metrics |= worst_domain(gold_B, rollout.domain_B, "worst/domain_gold")
-        metrics |= _shape(gold_B, rollout.domain_B, "gold")
+        gold_B, domain_B, left_out = finite_rewards(setup.gold(prompts, rollout), rollout.domain_B, config, "gold")
+        metrics |= {"gold/mean": float(gold_B.mean()), **by_domain(gold_B, domain_B, "gold"), **left_out}
+        metrics |= worst_domain(gold_B, domain_B, "worst/domain_gold")
+        metrics |= _shape(gold_B, domain_B, "gold")
     return metrics
 
 

@@ -1,6 +1,6 @@
 """The GI-PPO loop (Zheng et al., arXiv 2310.11971), top to bottom in the order of the data:
 
-prompts -> rollout -> model outputs -> experience -> critic and group classifier -> policy -> log, checkpoint.
+prompts -> rollout -> model outputs, sifted -> experience -> critic and group classifier -> policy -> log, checkpoint.
 
 The baselines and controls are the same loop: `algorithm.name` sets where groups, KL weights and advantages come from
 (`gipo_mc.presets`), and no line here depends on it.
@@ -9,28 +9,36 @@ The baselines and controls are the same loop: `algorithm.name` sets where groups
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
-from gipo_mc.algorithms.group_diagnostics import count_alarms, warnings
+from gipo_mc.algorithms.group_diagnostics import count_alarms, follow, off_warnings, warnings
 from gipo_mc.algorithms.state import RLState
 from gipo_mc.config import Config
-from gipo_mc.errors import NumericsError
+from gipo_mc.parallel.step_checks import still_sentence
+from gipo_mc.parallel.timing import Phases
 from gipo_mc.rl.evaluate import evaluate_policy
 from gipo_mc.rl.experience import Experience
-from gipo_mc.rl.metrics import iteration_metrics, sample_rows, sampler_warning
+from gipo_mc.rl.metrics import (
+    check_health,
+    check_start,
+    clipped_warning,
+    count_steps,
+    iteration_metrics,
+    sample_rows,
+    sampler_warning,
+    spreads,
+)
 from gipo_mc.rl.rollout import roll_out, take_prompts
 from gipo_mc.rl.scoring import score
 from gipo_mc.rl.setup import RLSetup, restore, set_up
 from gipo_mc.rl.shaping import shape
+from gipo_mc.rl.sifting import Sifted, sift
 from gipo_mc.rl.update_critic import update_critic
 from gipo_mc.rl.update_policy import update_policy
 from gipo_mc.run.session import Session, open_session
-from gipo_mc.run.timing import Phases
-from gipo_mc.types import Prompt
 
 #: Responses of each iteration that go into samples.jsonl.
 KEPT_RESPONSES = 8
-#: Iterations in a row in which every optimizer step was skipped before the run stops.
-PATIENCE = 3
 
 
 def train(config: Config) -> None:
@@ -38,19 +46,13 @@ def train(config: Config) -> None:
     with open_session(config, "train_gi_ppo") as session:
         setup = set_up(session)
         state = restore(session, setup)
-        broken = 0
         if session.start == 0 and setup.held_out is not None:
             session.log(0, evaluate_policy(setup, config))  # what the policy could do before
         for step in range(session.start, config.run.iterations):
-            state, metrics = iterate(session, setup, state, step)
-            broken = _skipped_in_a_row(broken, metrics)
-            if broken >= PATIENCE:
-                raise NumericsError(
-                    f"Every optimizer step of the last {PATIENCE} iterations was skipped, because gradients were not "
-                    "finite. Lower policy.lr or critic.lr, or continue from an earlier checkpoint."
-                )
+            session.stop_point(step, partial(_save, session, setup, state, step))
+            state, _ = iterate(session, setup, state, step)
             if session.checkpoint_due(step + 1):
-                session.save(step + 1, setup.engines, setup.tokenizers, {"groups": state.to_dict()})
+                _save(session, setup, state, step + 1)
         session.console.done(
             [("metrics", str(session.folder.metrics)), ("report", f"python scripts/report.py {session.folder.path}")]
         )
@@ -62,55 +64,74 @@ def iterate(session: Session, setup: RLSetup, state: RLState, step: int) -> tupl
     phases = Phases(session.layout)
 
     prompts = take_prompts(setup.prompts, config, step)
-    with phases("rollout"), session.progress("rollout", len(prompts)) as tell:
+    with phases("rollout"), session.console.share("rollout", len(prompts)) as tell:
         rollout = roll_out(setup.rollout_engine, setup.tokenizer, prompts, config, step, on_step=tell)
     outputs = score(models, prompts, rollout, config, phases)
-    with phases("advantages"):
-        experience, state = shape(rollout, outputs, state, config, setup.group_source)
-    with phases("update_critic"), session.progress("critic", len(prompts)) as tell:
-        critic_metrics = update_critic(models, experience, config, step, tell)
-    policy_metrics: dict[str, float] = {}
-    if step >= config.algorithm.critic_warmup:
-        with phases("update_policy"), session.progress("policy", len(prompts)) as tell:
-            policy_metrics = update_policy(models.policy, experience, config, step, tell)
-
-    metrics = iteration_metrics(experience, state, config, step) | critic_metrics | policy_metrics
-    state = replace(state, alarms=count_alarms(state.alarms, metrics, config.algorithm.inferred))
+    session.stop_point(step, partial(_save, session, setup, state, step))  # nothing was updated yet: as it began
+    sifted, health = sift(prompts, rollout, outputs, state.health, config, setup.tokenizer)
+    state, experience = replace(state, health=health), None
+    metrics: dict[str, float] = {}
+    if len(sifted.prompts) >= session.layout.data:
+        experience, state, metrics = _learn(session, setup, sifted, state, step, phases)
+    metrics |= sifted.metrics
     if session.evaluation_due(step + 1) and setup.held_out is not None:
         with phases("evaluation"):
             metrics |= evaluate_policy(setup, config)
     metrics |= phases.metrics()
     tokens = float(rollout.sequences.response_length_B.sum())
     metrics["throughput/tokens_per_second"] = tokens / metrics["time/total"]
-    _show(session, setup, prompts, experience, metrics, state, step)
+    _show(session, setup, sifted, experience, metrics, state, step)
+    check_health(state.health, sifted.cause, config)
     return state, metrics
+
+
+def _save(session: Session, setup: RLSetup, state: RLState, step: int) -> None:
+    remembered = {"groups": state.to_dict(), "health": state.health.to_dict()}
+    session.save(step, setup.engines, setup.tokenizers, remembered)
+
+
+def _learn(
+    session: Session, setup: RLSetup, sifted: Sifted, state: RLState, step: int, phases: Phases
+) -> tuple[Experience, RLState, dict[str, float]]:
+    """Shaping and both updates, with what remains of the rollout batch."""
+    config, models = session.config, setup.models
+    with phases("advantages"):
+        experience, state = shape(sifted.rollout, sifted.outputs, state, config, setup.group_source)
+    if step == 0 and setup.starts_as_reference:
+        check_start(experience, session.dtype)
+    with phases("update_critic"), session.console.share("critic", len(experience)) as tell:
+        critic_metrics = update_critic(models, experience, config, step, tell)
+    policy_metrics: dict[str, float] = {}
+    if step >= config.algorithm.critic_warmup:
+        with phases("update_policy"), session.console.share("policy", len(experience)) as tell:
+            policy_metrics = update_policy(models.policy, experience, config, step, tell)
+    metrics = iteration_metrics(experience, state, config, step) | critic_metrics | policy_metrics
+    alarms = count_alarms(state.alarms, metrics, config.algorithm.inferred)
+    health = follow(count_steps(state.health, metrics), spreads(experience, metrics, config))
+    return experience, replace(state, alarms=alarms, health=health), metrics
 
 
 def _show(
     session: Session,
     setup: RLSetup,
-    prompts: list[Prompt],
-    experience: Experience,
+    sifted: Sifted,
+    experience: Experience | None,
     metrics: dict[str, float],
     state: RLState,
     step: int,
 ) -> None:
     session.log(step + 1, metrics)
-    session.distribution(step + 1, "reward", experience.outputs.reward_B, experience.rollout.domain_B)
+    texts = [sifted.cause]
     if session.logger:
-        session.logger.samples(step + 1, sample_rows(prompts, experience, setup.tokenizer, KEPT_RESPONSES))
-    dtype = str(session.dtype).removeprefix("torch.")
-    for text in [*warnings(state.alarms, metrics, state.groups.best_group), sampler_warning(metrics, dtype)]:
-        if text:
-            session.warn(text)
-
-
-def _skipped_in_a_row(before: int, metrics: dict[str, float]) -> int:
-    """Iterations in a row in which every optimizer step, or every one of the policy, was skipped. An iteration without
-    any (a classifier at rest during the critic's warm-up) counts neither way."""
-    stepped, updated = (
-        {name.removesuffix(end) for name in metrics if name.endswith(end)} for end in ("/skipped", "/grad_norm")
-    )
-    if not stepped:
-        return before
-    return before + 1 if not updated or "policy" in stepped - updated else 0
+        session.logger.samples(step + 1, sifted.bad_rows)
+    if experience is not None:
+        session.distribution(step + 1, "reward", experience.outputs.reward_B, experience.rollout.domain_B)
+        if session.logger:
+            session.logger.samples(step + 1, sample_rows(sifted.prompts, experience, setup.tokenizer, KEPT_RESPONSES))
+        texts += warnings(state.alarms, metrics, state.groups.best_group)
+        texts += off_warnings(state.health, spreads(experience, metrics, session.config))
+        texts += [sampler_warning(metrics, str(session.dtype).removeprefix("torch.")), clipped_warning(sifted, state)]
+    if step == session.start:
+        texts += [still_sentence(engine.first_step, role) for role, engine in setup.engines.items()]
+    for text in filter(None, texts):
+        session.warn(text)

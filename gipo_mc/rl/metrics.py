@@ -5,20 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.algorithms.advantages import response_mask
 from gipo_mc.algorithms.group_diagnostics import diagnostics
 from gipo_mc.algorithms.group_invariance import beta_at
-from gipo_mc.algorithms.state import RLState
+from gipo_mc.algorithms.state import Health, RLState
 from gipo_mc.config import Config
+from gipo_mc.errors import NumericsError
 from gipo_mc.rl.experience import Experience
 from gipo_mc.rl.rewards import responses
+from gipo_mc.rl.sifting import Sifted
 from gipo_mc.types import Prompt
 
 #: Largest difference of log-probs between sampler and training forward that is rounding; more is said in words.
 SAMPLER_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
+#: How far a policy may be from the reference that it starts as, in nats a token (mean of the absolute differences).
+_START_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 0.02}
+#: Iterations in a row in which every optimizer step was skipped, or the policy left itself, before the run stops.
+PATIENCE = 3
+#: KL to the behaviour policy inside an iteration, in nats a token, of a policy that denies what it has just said; PPO's
+#: clip keeps it under 0.1.
+_LEFT = 10.0
 
 
 def by_domain(values_B: Tensor, domains: Sequence[str], prefix: str) -> dict[str, float]:
@@ -118,3 +128,77 @@ def sampler_warning(metrics: dict[str, float], dtype: str) -> str:
         f"The sampler's log-probs differ from the training model's by up to {difference:.3g} nats (limit {limit:g} in "
         f"{dtype}): the responses come from another policy than the one that is trained."
     )
+
+
+def clipped_warning(sifted: Sifted, state: RLState) -> str:
+    """A sentence where rewards were winsorised, else ""."""
+    count = int(sifted.metrics.get("reward/clipped", 0))
+    if not count:
+        return ""
+    lowest, highest = sifted.metrics["reward/min"], sifted.metrics["reward/max"]
+    return (
+        f"{count} rewards lie so far from the others (from {lowest:.3g} to {highest:.3g}; nine tenths keep within "
+        f"{state.health.reach or 0.0:.3g} of the median) that each counts as the nearest reward that does not. They "
+        "are in samples.jsonl, under clipped. If they are meant, raise algorithm.outlier, or set it to 0."
+    )
+
+
+def check_start(experience: Experience, dtype: torch.dtype) -> None:
+    """Raise NumericsError where a policy that has yet to take its first step is not the reference it starts as: the KL
+    is 0 then."""
+    outputs, length_B = experience.outputs, experience.inputs.length_B
+    mask_BT = response_mask(length_B, outputs.behaviour_logp_BT.shape[1])
+    difference = float((outputs.behaviour_logp_BT - outputs.reference_logp_BT)[mask_BT].abs().double().mean())
+    if bool(mask_BT.any()) and not difference <= _START_TOLERANCE[dtype]:
+        raise NumericsError(
+            "Before its first step the policy is the reference, so their KL must be 0, but their log-probs differ by "
+            f"{difference:.3g} nats a token. Please report this with the run's config.yaml."
+        )
+
+
+def spreads(experience: Experience, metrics: dict[str, float], config: Config) -> dict[str, float]:
+    """What shows whether the parts of the method act: quantity -> its size in this iteration; of those that are on."""
+    settings, inputs = config.algorithm, experience.inputs
+    if settings.group_count == 1 or settings.groups_from == "uniform" or len(experience) < 2:
+        return {}
+    found = {"R_var, the variance between the groups,": metrics["group/variance"]}
+    if settings.kl_penalty == "adaptive" and settings.kl_coef:
+        found["the spread of the KL weights"] = float(inputs.kl_weight_B.double().std())
+    if "policy/weight_std" in metrics:
+        found["the spread of the variance penalty's weights"] = metrics["policy/weight_std"]
+    if settings.signal_normalize:
+        found["the spread of the signal S"] = float(inputs.behaviour_signal_B.double().std())
+    return found
+
+
+def count_steps(health: Health, metrics: dict[str, float]) -> Health:
+    """The health after the optimizer steps of an iteration."""
+    health = health.counted(left=not metrics.get("policy/approx_kl", 0.0) <= _LEFT)
+    stepped, updated = (
+        {name.removesuffix(end) for name in metrics if name.endswith(end)} for end in ("/skipped", "/grad_norm")
+    )
+    if not stepped:  # a classifier at rest, while the policy waits for the critic: that counts neither way
+        return health
+    return health.counted(skipped=not updated or "policy" in stepped - updated)
+
+
+def check_health(health: Health, cause: str, config: Config) -> None:
+    """Raise NumericsError where responses had to be left out, every optimizer step was skipped, or the policy left
+    itself, in too many iterations in a row. cause: of this iteration's responses."""
+    patience = config.algorithm.invalid_patience
+    if health.counts.get("invalid", 0) >= patience:
+        raise NumericsError(
+            f"{cause} It was so in each of the last {health.counts['invalid']} iterations, and the run stops "
+            f"(algorithm.invalid_patience={patience}). The responses are in samples.jsonl, under invalid."
+        )
+    if health.counts.get("skipped", 0) >= PATIENCE:
+        raise NumericsError(
+            f"Every optimizer step of the last {PATIENCE} iterations was skipped, because gradients were not "
+            "finite. Lower policy.lr or critic.lr, or continue from an earlier checkpoint."
+        )
+    if health.counts.get("left", 0) >= PATIENCE:
+        raise NumericsError(
+            f"In each of the last {PATIENCE} iterations the policy moved more than {_LEFT:g} nats a token away from "
+            "the responses it had just given: policy.lr is far too large. Lower it, and continue from an earlier "
+            "checkpoint."
+        )

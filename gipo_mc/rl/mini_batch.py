@@ -35,11 +35,16 @@ class MiniBatch:
         return micro_batches(rollout.sequences, size, layout, width=rollout.width)
 
 
-def mini_batches(experience: Experience, config: Config, step: int, purpose: str, epochs: int) -> Iterator[MiniBatch]:
+def mini_batches(
+    experience: Experience, config: Config, step: int, purpose: str, epochs: int, ranks: int = 1
+) -> Iterator[MiniBatch]:
     """`epochs` passes over the rollout batch, each in its own random order (a function of seed, step and
-    epoch), in mini-batches of `algorithm.mini_batch_size` rows, or evenly fewer where that does not divide them."""
+    epoch), in mini-batches of `algorithm.mini_batch_size` rows, or evenly fewer where that does not divide them.
+
+    ranks: data-parallel size. Where responses were left out, a mini-batch of fewer rows is joined to the others.
+    """
     count, device = len(experience), experience.kl_B.device
-    blocks = split_rows(count, -(-count // config.algorithm.mini_batch_size))
+    blocks = split_rows(count, min(-(-count // config.algorithm.mini_batch_size), count // ranks))
     first = True
     for epoch in range(epochs):
         order = permutation(config.run.seed, f"{purpose}/epoch{epoch}", step, count)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,18 +12,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.data.collate import to_sequences
+from gipo_mc.config import DataConfig
 from gipo_mc.data.encode import Encoder
-from gipo_mc.data.tokenizer import same_tokens
+from gipo_mc.data.reading import RewardReader
 from gipo_mc.errors import ConfigError, DataError, GipoError
 from gipo_mc.models.micro_batch import micro_batches, run_forward
 from gipo_mc.models.readout import sequence_rewards
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
+from gipo_mc.parallel.limits import limited
 from gipo_mc.types import Prompt, Rollout, Sequences
 
-#: f(prompts, responses, domains) -> one finite reward each, in any units.
+#: f(prompts, responses, domains) -> one reward each, in any units. NaN or infinity: there is none for that response.
 RewardFunction = Callable[[list[str], list[str], list[str]], list[float]]
 
 _FUNCTION = "python:"
@@ -73,8 +73,9 @@ class FunctionReward:
         def work() -> list[float]:
             texts = responses(rollout.sequences, self.tokenizer)
             try:
-                found = self.function([prompt.text for prompt in prompts], texts, list(rollout.domain_B))
-                rewards = [float(reward) for reward in found]
+                with limited(f"The reward function {self.name}"):
+                    found = self.function([prompt.text for prompt in prompts], texts, list(rollout.domain_B))
+                    rewards = [float(reward) for reward in found]
             except GipoError:
                 raise
             except Exception as error:  # of the user's code, whatever it is
@@ -84,47 +85,51 @@ class FunctionReward:
                 ) from error
             if len(rewards) != len(prompts):
                 raise DataError(f"{self.name} returned {len(rewards)} rewards for {len(prompts)} responses.")
-            for index, reward in enumerate(rewards):
-                if not math.isfinite(reward):
-                    raise DataError(f"{self.name} returned {reward} for the response {texts[index][:200]!r}.")
             return rewards
 
         return torch.tensor(on_main(work), dtype=torch.float32, device=self.layout.device)
 
 
-@dataclass(frozen=True)
 class ModelReward:
-    """A reward model, read at the last token. Where its tokenizer is another one than the policy's, prompt and
-    response are decoded and tokenized again."""
+    """A reward model, read at the last token of the responses as `RewardReader` gives them to it.
 
-    engine: Engine
-    tokenizer: PreTrainedTokenizerBase
-    policy_tokenizer: PreTrainedTokenizerBase
-    micro_batch_size: int
-    chat_template: bool = False
+    chat_template: are the policy's data rendered with its chat template? data: the other options of rendering. stop:
+    rollout.stop.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: PreTrainedTokenizerBase,
+        policy_tokenizer: PreTrainedTokenizerBase,
+        micro_batch_size: int,
+        chat_template: bool = False,
+        data: DataConfig | None = None,
+        stop: Sequence[str] = (),
+    ) -> None:
+        self._engine = engine
+        self._micro_batch_size = micro_batch_size
+        data = (data or DataConfig()).model_copy(update={"chat_template": chat_template})
+        self.reader = RewardReader(tokenizer, policy_tokenizer, data, stop)
 
     def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
-        sequences = rollout.sequences
-        if not same_tokens(self.tokenizer, self.policy_tokenizer):
-            sequences = self._translate(prompts, rollout)
-        batches = micro_batches(sequences, self.micro_batch_size, self.engine.layout)
-        return run_forward(self.engine, batches, len(sequences), sequence_rewards(), {"reward": 0})["reward"]
+        sequences = self.read(prompts, rollout)
+        batches = micro_batches(sequences, self._micro_batch_size, self._engine.layout)
+        return run_forward(self._engine, batches, len(sequences), sequence_rewards(), {"reward": 0})["reward"]
 
-    def _translate(self, prompts: Sequence[Prompt], rollout: Rollout) -> Sequences:
-        texts = responses(rollout.sequences, self.policy_tokenizer)
-        encoder = Encoder(self.tokenizer)
-        prompt_ids = encoder.prompts([prompt.text for prompt in prompts], self.chat_template)
-        # A response that ended is shown to the reward model as one that ended, with its own EOS.
-        closed = encoder.responses(texts)
-        response_ids = [ids[:-1] if cut else ids for ids, cut in zip(closed, rollout.truncated_B.tolist(), strict=True)]
-        longest = max(len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True))
-        positions: int = self.engine.model.max_sequence_length  # type: ignore[assignment]
+    def read(self, prompts: Sequence[Prompt], rollout: Rollout) -> Sequences:
+        """What the model is given to read. Raises DataError where it is too long for it."""
+        sequences = self.reader(prompts, rollout)
+        if sequences is rollout.sequences:
+            return sequences
+        longest = int((sequences.prompt_length_B + sequences.response_length_B).max())
+        positions: int = self._engine.model.max_sequence_length  # type: ignore[assignment]
         if longest > positions:
             raise DataError(
                 f"A response is {longest} tokens long with its prompt in the reward model's tokenizer, but that model "
                 f"has {positions} positions: lower data.prompt_length or rollout.max_new_tokens."
             )
-        return to_sequences(prompt_ids, response_ids, self.tokenizer.pad_token_id, self.engine.layout.device)
+        return sequences
 
 
 def responses(sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from gipo_mc.config import Config
-from gipo_mc.errors import NumericsError
 from gipo_mc.models.micro_batch import micro_batches, run_forward
 from gipo_mc.models.readout import groups_alone, token_log_probs, values_and_groups
 from gipo_mc.parallel.engine import Engine
+from gipo_mc.parallel.timing import Phases
 from gipo_mc.rl.experience import ModelOutputs
 from gipo_mc.rl.rewards import Reward
-from gipo_mc.run.timing import Phases
 from gipo_mc.types import Prompt, Rollout
 
 
@@ -34,7 +33,7 @@ class Models:
 
 
 def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: Config, phases: Phases) -> ModelOutputs:
-    """Everything the models say of a rollout, on every rank. Raises NumericsError if a reward is not finite."""
+    """Everything the models say of a rollout, on every rank; `sifting.sift` leaves out what is not finite."""
     sequences = rollout.sequences
     width = rollout.width
     batches = micro_batches(sequences, config.parallel.micro_batch_size, models.policy.layout)
@@ -60,9 +59,6 @@ def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: C
             group_probs_BM = found["groups"]
     with phases("rewards"):
         reward_B = models.reward(prompts, rollout)
-    _check_finite("reward", reward_B)
-    _check_finite("value", values_BT)
-    _check_finite("log-prob", behaviour["logp"])
     return ModelOutputs(
         behaviour_logp_BT=behaviour["logp"],
         entropy_BT=behaviour["entropy"],
@@ -71,12 +67,3 @@ def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: C
         reward_B=reward_B,
         group_probs_BM=group_probs_BM,
     )
-
-
-def _check_finite(name: str, values: torch.Tensor) -> None:
-    broken = (~torch.isfinite(values)).reshape(len(values), -1).any(dim=1).nonzero().flatten().tolist()
-    if broken:
-        raise NumericsError(
-            f"The {name} of {len(broken)} responses is not finite (the first: row {broken[0]} of the rollout). No "
-            "parameter was changed by it. Look at samples.jsonl, lower the learning rates, or go back to a checkpoint."
-        )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.algorithms.group_source import GroupSource
-from gipo_mc.algorithms.state import RLState
+from gipo_mc.algorithms.state import Health, RLState
 from gipo_mc.config import Config
 from gipo_mc.data.loading import load_prompts, sources_of
 from gipo_mc.data.sets import PromptSet, seen_in_training
@@ -32,7 +32,8 @@ class RLSetup:
     """What the loop works with.
 
     rollout_engine: generates with the policy. group_source: where group probabilities come from. held_out: evaluation
-    prompts, or None. gold: the reward that training never sees.
+    prompts, or None. gold: the reward that training never sees. starts_as_reference: is the policy's start the
+    reference?
     """
 
     models: Models
@@ -42,6 +43,7 @@ class RLSetup:
     prompts: PromptSet
     held_out: PromptSet | None
     gold: Reward | None
+    starts_as_reference: bool = False
 
     @property
     def engines(self) -> Mapping[str, Engine]:
@@ -72,6 +74,10 @@ def set_up(session: Session) -> RLSetup:
     groups = group_source(config, prompts)
     gold = _reward(session, config.eval.reward, "eval.reward", tokenizer) if config.eval.reward else None
     models = _load_models(session, sources)
+    for reward in (models.reward, gold):
+        if isinstance(reward, ModelReward):
+            for rows in (prompts, held_out or ()):
+                reward.reader.check(rows)
     session.header(
         [
             ("algorithm", describe_algorithm(config)),
@@ -79,7 +85,7 @@ def set_up(session: Session) -> RLSetup:
             ("policy", sources.policy.name),
             ("reference", sources.reference.name),
             ("critic", sources.critic.name if models.critic is not None else "none"),
-            ("reward", config.model.reward),
+            ("reward", _describe_reward(config.model.reward, models.reward)),
             ("prompts", prompts.describe()),
             ("held out", held_out.describe() if held_out else "none"),
         ]
@@ -87,7 +93,8 @@ def set_up(session: Session) -> RLSetup:
     policy = models.policy.model
     assert isinstance(policy, StageModel)
     engine = MegatronEngine(policy, config.rollout.micro_batch_size)
-    return RLSetup(models, engine, groups, tokenizer, prompts, held_out, gold)
+    same = sources.policy.folder.resolve() == sources.reference.folder.resolve()
+    return RLSetup(models, engine, groups, tokenizer, prompts, held_out, gold, starts_as_reference=same)
 
 
 @dataclass(frozen=True)
@@ -184,7 +191,7 @@ def restore(session: Session, setup: RLSetup) -> RLState:
     state: dict[str, Any] | None = session.resume(setup.engines)
     if state is None:
         return RLState.initial(session.config.algorithm.group_count)
-    return RLState.from_dict(state["groups"])
+    return replace(RLState.from_dict(state["groups"]), health=Health.from_dict(state.get("health")))
 
 
 def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenizerBase) -> Reward:
@@ -196,8 +203,13 @@ def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenize
     if same_tokens(own, tokenizer):
         longest = config.data.prompt_length + config.rollout.max_new_tokens
         source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=longest)
-    size, template = config.parallel.micro_batch_size, config.data.chat_template
-    return ModelReward(session.load(source, "reward", key=key), own, tokenizer, size, template)
+    size, data = config.parallel.micro_batch_size, config.data
+    engine = session.load(source, "reward", key=key)
+    return ModelReward(engine, own, tokenizer, size, data.chat_template, data, config.rollout.stop)
+
+
+def _describe_reward(name: str, reward: Reward) -> str:
+    return f"{name}, reads {reward.reader.how}" if isinstance(reward, ModelReward) else name
 
 
 def _critic_start(session: Session, tokenizer: PreTrainedTokenizerBase) -> str:

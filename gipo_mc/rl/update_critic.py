@@ -116,7 +116,7 @@ def _update(
 ) -> dict[str, float]:
     log, done, settings = UpdateLog(part.prefix), 0, config.algorithm
     epochs = settings.critic_epochs or settings.epochs
-    for batch in mini_batches(experience, config, step, "critic", epochs):
+    for batch in mini_batches(experience, config, step, "critic", epochs, part.engine.layout.data):
         pieces = batch.micro_batches(config.parallel.micro_batch_size, part.engine.layout)
         statistics = None
         if part.groups:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 
-from gipo_mc.parallel.engine import StepResult
+from gipo_mc.parallel.step_checks import StepResult, check_step
 
 #: Told (sequences done, sequences in all) after each optimizer step.
 Progress = Callable[[int, int], None]
@@ -32,7 +32,9 @@ class UpdateLog:
             self._largest[name] = max(value, self._largest.get(name, value))
 
     def step(self, result: StepResult) -> None:
-        """One optimizer step. A skipped one counts, and leaves the mean gradient norm finite."""
+        """One optimizer step. A skipped one counts, and leaves the mean gradient norm finite. Raises NumericsError
+        where the step overwrote the model."""
+        check_step(result, "policy" if self._prefix == "policy" else "critic")
         self._lr = result.lr
         if result.updated:
             self.add(grad_norm=result.grad_norm)

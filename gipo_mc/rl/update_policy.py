@@ -89,7 +89,7 @@ def update_policy(
     Raises NumericsError if the ratio of the first mini-batch is not 1: then log-probs of rollout and update differ.
     """
     log, done, settings = UpdateLog("policy"), 0, config.algorithm
-    for batch in mini_batches(experience, config, step, "policy", settings.epochs):
+    for batch in mini_batches(experience, config, step, "policy", settings.epochs, policy.layout.data):
         parts = batch.micro_batches(config.parallel.micro_batch_size, policy.layout)
         objective = Objective.of(batch.experience, config)
         gradient_B = None

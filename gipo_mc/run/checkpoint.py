@@ -6,34 +6,37 @@
         state.json       step and everything small that the next iteration depends on
         MANIFEST.json    size and SHA-256 of every file, written last
 
-A checkpoint appears by renaming a temporary folder, so a visible one is complete; "latest" is the highest step whose
-manifest verifies, and no pointer file is trusted. The manifest is verified before anything is unpickled
-(torch_dist's `.metadata` is a pickle).
+A checkpoint appears by renaming a temporary folder whose files and folders are all on the disk, so a visible one is
+complete; "latest" is the highest step whose manifest verifies, and no pointer file is trusted. Nothing is read before
+the manifest has vouched for it, and what is read then can only become tensors and plain values
+(`gipo_mc.parallel.sharded_files`): whoever made a checkpoint makes its manifest, too.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from torch.distributed.checkpoint import CheckpointException
 
-from gipo_mc.errors import CheckpointError, StorageError
+from gipo_mc.config import hide, saved_values
+from gipo_mc.errors import CheckpointError, ConfigError, StorageError
 from gipo_mc.parallel import sharded_files
 from gipo_mc.parallel.collectives import on_main
+from gipo_mc.parallel.sharded_files import WriteFailed, on_main_or_fail, write_synced
+from gipo_mc.run import manifest
+from gipo_mc.run.folder import RunFolder
+from gipo_mc.run.jsonl import read_jsonl, storage_errors, write_atomically
+from gipo_mc.run.manifest import FORMAT, STATE, verify
 
-FORMAT = 1
-MANIFEST = "MANIFEST.json"
-STATE = "state.json"
 SHARDS = "shards"
 _PREFIX = "step_"
+_TEMPORARY = ".tmp-"
 
 
 def save(
@@ -42,58 +45,112 @@ def save(
     """Write checkpoint `step` under `folder` on all ranks; returns its path.
 
     sharded: Megatron sharded state of every engine. state: JSON-able. extras: called on rank 0 with the folder to add
-    files (model configuration, tokenizer). Older checkpoints beyond `keep` are removed afterwards.
+    files (model configuration, tokenizer). Afterwards older checkpoints are removed, see `prune`.
     Raises StorageError on every rank, leaving earlier checkpoints untouched.
     """
     final = folder / f"{_PREFIX}{step:08d}"
-    temporary = folder / f".tmp-{step:08d}"
+    # A name of its own: processes that write for a rank outlive it a little where it is killed.
+    nonce: str = on_main(lambda: secrets.token_hex(4))
+    temporary = folder / f"{_TEMPORARY}{step:08d}-{nonce}"
+    needed = sharded_files.bytes_needed(sharded)
+    content = hide(json.dumps({"format": FORMAT, "step": step, **state}, indent=1)).encode()
 
-    def prepare() -> None:
-        def work() -> None:
-            for stale in folder.glob(".tmp-*"):  # of a save that was cut off
-                shutil.rmtree(stale, ignore_errors=True)
-            (temporary / SHARDS).mkdir(parents=True)
-
-        _guard(temporary, work)
+    def add_the_rest() -> None:
+        extras(temporary)
+        write_synced(temporary / STATE, content)
 
     def publish() -> None:
-        def work() -> None:
-            extras(temporary)
-            (temporary / STATE).write_text(json.dumps({"format": FORMAT, "step": step, **state}, indent=1))
-            files = {name: _describe(temporary / name) for name in _files(temporary)}
-            manifest = temporary / MANIFEST
-            with manifest.open("w") as stream:
-                json.dump({"format": FORMAT, "step": step, "files": files}, stream, indent=1)
-                stream.flush()
-                os.fsync(stream.fileno())
-            if final.exists():
-                shutil.rmtree(final)
-            temporary.rename(final)
-            _sync_folder(folder)
-            for old in steps(folder)[:-keep]:
-                shutil.rmtree(folder / f"{_PREFIX}{old:08d}")
+        manifest.write(temporary, step, files)
+        for inner in [path for path in temporary.rglob("*") if path.is_dir()]:
+            manifest.sync(inner)
+        manifest.sync(temporary)
+        if final.exists():  # one that was passed over because it is damaged
+            _remove(final)
+        temporary.rename(final)
+        manifest.sync(folder)
+        manifest.sync(folder.parent)
+        manifest.remember(final)
 
-        _guard(temporary, work)
-
-    on_main(prepare)
-    error = None
     try:
+        on_main_or_fail(lambda: _prepare(final, temporary, needed))
         sharded_files.write(sharded, temporary / SHARDS)
-    except (OSError, RuntimeError, CheckpointException) as problem:
-        # What a full disk raises depends on the writer: torch's CheckpointException around a RuntimeError, or either.
-        error = " ".join(f"{type(problem).__name__}: {problem}".split())[-400:]
-    _agree(error, temporary)
-    on_main(publish)
+        on_main_or_fail(add_the_rest)
+        files = manifest.describe(temporary)
+        on_main_or_fail(publish)
+    except WriteFailed as error:
+        reason = str(error)
+        on_main(lambda: _give_up(final, temporary, needed, reason))
+    on_main(lambda: prune(folder, keep))
     return final
 
 
-def latest(folder: Path) -> tuple[Path | None, list[str]]:
-    """(the newest checkpoint that verifies or None, why newer ones were passed over). Called on one rank."""
+def _prepare(final: Path, temporary: Path, needed: int) -> None:
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    for stale in temporary.parent.glob(f"{_TEMPORARY}*"):  # of a save or a removal that was cut off
+        shutil.rmtree(stale, ignore_errors=True)
+    disk = shutil.disk_usage(temporary.parent)
+    if disk.total and disk.free < needed:
+        raise StorageError(
+            f"The checkpoint {final} needs {needed:,} bytes or a little more, and {disk.free:,} are free on its disk: "
+            "nothing was written. Earlier checkpoints are kept; free space, or choose another run.dir."
+        )
+    (temporary / SHARDS).mkdir(parents=True)
+
+
+def _give_up(final: Path, temporary: Path, needed: int, reason: str) -> None:
+    shutil.rmtree(temporary, ignore_errors=True)
+    free = shutil.disk_usage(next(path for path in final.parents if path.exists())).free
+    raise StorageError(
+        f"The checkpoint {final} could not be written ({reason}). It needs {needed:,} bytes or a little more, and "
+        f"{free:,} are free on its disk. Earlier checkpoints are kept; free space, or choose another run.dir."
+    )
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove what is older than the newest `keep` checkpoints that verify. Called on one rank.
+
+    A damaged one does not count: it stays where it is, to be looked at, until `keep` newer ones verify. What this
+    process wrote or verified is not read again unless its files changed. Raises StorageError.
+    """
+    found = steps(folder)
+    usable = 0
+    for step in reversed(found if len(found) > keep else []):
+        path = folder / f"{_PREFIX}{step:08d}"
+        if usable == keep:
+            with storage_errors(path):
+                _remove(path)
+        elif _verifies(path):
+            usable += 1
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, so that no part of it is ever visible as one."""
+    aside = path.with_name(f"{_TEMPORARY}removed-{path.name}")
+    path.rename(aside)
+    shutil.rmtree(aside)
+
+
+def _verifies(path: Path) -> bool:
+    if manifest.known(path):
+        return True
+    try:
+        verify(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def latest(folder: Path, *, together: bool = False) -> tuple[Path | None, list[str]]:
+    """(the newest checkpoint that verifies or None, why newer ones were passed over).
+
+    Called on one rank; together: on every rank, which share the reading and get the same answer.
+    """
     reasons: list[str] = []
-    for step in reversed(steps(folder)):
+    found: list[int] = on_main(lambda: steps(folder)) if together else steps(folder)
+    for step in reversed(found):
         path = folder / f"{_PREFIX}{step:08d}"
         try:
-            verify(path)
+            verify(path, together=together)
             return path, reasons
         except CheckpointError as error:
             reasons.append(str(error))
@@ -104,29 +161,6 @@ def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in `folder`, ascending, verified or not."""
     names = [path.name.removeprefix(_PREFIX) for path in folder.glob(f"{_PREFIX}*")] if folder.is_dir() else []
     return sorted(int(name) for name in names if name.isdigit())
-
-
-def verify(path: Path) -> None:
-    """Check every file of a checkpoint against its manifest. Raises CheckpointError naming the first that differs."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        files: dict[str, dict[str, Any]] = dict(manifest["files"])
-        stated = (manifest["format"], manifest["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} has no readable {MANIFEST} ({error}): it is incomplete.") from error
-    if STATE not in files:
-        raise CheckpointError(f"{path / MANIFEST} does not name {STATE}: the checkpoint is damaged.")
-    for name, expected in files.items():
-        file = path / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise CheckpointError(f"{path / MANIFEST} names {name!r}, which is outside the checkpoint.")
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing: the checkpoint is damaged.")
-        if _describe(file) != expected:
-            raise CheckpointError(f"{file} does not match its SHA-256 in {MANIFEST}: the checkpoint is damaged.")
-    state = json.loads((path / STATE).read_text())
-    if stated != (state["format"], state["step"]):
-        raise CheckpointError(f"{path / MANIFEST} does not agree with {STATE}: the checkpoint is damaged.")
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -140,64 +174,62 @@ def load_state(path: Path) -> dict[str, Any]:
 def load_shards(path: Path, sharded: dict[str, Any]) -> dict[str, Any]:
     """Fill Megatron sharded state from a verified checkpoint; every rank calls it. Raises CheckpointError."""
     try:
-        # Megatron loads optimizer scalars with torch.load; the manifest has vouched for the file.
         return sharded_files.read(sharded, path / SHARDS)
     except (dist_checkpointing.core.CheckpointingException, KeyError, ValueError, RuntimeError) as error:
-        reason = str(error)
         cause: BaseException = error
-    except CheckpointException as error:  # derives from BaseException
-        # Its own text is the traceback of every rank.
-        reason = str(next(iter(error.failures.values()))[0])
-        cause = error
-    if len(reason) > 300:
-        reason = f"{reason[:300]} ..."
+    except CheckpointException as error:  # derives from BaseException, and its own text is the traceback of every rank
+        cause = next(iter(error.failures.values()))[0]
+    if isinstance(cause, CheckpointError):
+        raise cause
+    reason = str(cause) if len(str(cause)) <= 300 else f"{str(cause)[:300]} ..."
     raise CheckpointError(
         f"{path} cannot be loaded into this configuration: {reason}. It was made for another model or algorithm; "
         "use another run.name, or set run.resume=false."
     ) from cause
 
 
-def _files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+def note(folder: RunFolder, step: int) -> None:
+    """Remember beside the checkpoints that there is one. Nothing is ever read from where this points: it only tells
+    `find` that there was something to continue from. Called on one rank."""
+    write_atomically(folder.saved, json.dumps({"step": step}) + "\n")
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+def find(folder: RunFolder) -> tuple[Path | None, list[str]]:
+    """(where a run continues from or None for a new one, why newer checkpoints were passed over). Every rank calls it.
 
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _agree(error: str | None, temporary: Path) -> None:
-    """All ranks learn of a failed write, so that none waits for the others."""
-    errors: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, error)
-    found = [f"rank {rank}: {message}" for rank, message in enumerate(errors) if message]
-    if found:
-        if dist.get_rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise StorageError(
-            f"The checkpoint {temporary} could not be written ({'; '.join(found)}). Earlier ones are kept."
+    Raises CheckpointError where none of its checkpoints is usable, or where there were some and are none: a start from
+    0 would erase what the run has logged.
+    """
+    newest, reasons = latest(folder.checkpoints, together=True)
+    if newest is None and reasons:
+        raise CheckpointError(
+            "No checkpoint of this run can be used:\n"
+            + "\n".join(f"  - {reason}" for reason in reasons)
+            + "\nPut intact copies back, or begin again with run.resume=false (moves this run aside) or a new run.name."
         )
+    if newest is None and (evidence := on_main(lambda: _had_checkpoints(folder))):
+        raise CheckpointError(
+            f"{folder.checkpoints} holds no checkpoint, and there was one: {evidence}. A start from 0 would erase what "
+            "the run has logged. Put the checkpoints back, or begin again with run.resume=false (moves this run aside) "
+            "or a new run.name."
+        )
+    return newest, reasons
 
 
-def _guard(path: Path, work: Callable[[], Any]) -> None:
+def _had_checkpoints(folder: RunFolder) -> str:
+    """How it is known that the run had finished a checkpoint; empty: it is not."""
+    if folder.saved.exists():
+        try:
+            return f"that of step {int(json.loads(folder.saved.read_text())['step'])} was written"
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"{folder.saved} says so"
+    # A run of before that file was kept.
+    rows = read_jsonl(folder.metrics).rows if folder.metrics.exists() else []
     try:
-        work()
-    except OSError as error:
-        parent = next(p for p in path.parents if p.exists())
-        free = shutil.disk_usage(parent).free
-        shutil.rmtree(path, ignore_errors=True)
-        raise StorageError(
-            f"The checkpoint {path} could not be written: {error.strerror} ({free / 1e9:.2f} GB free). Earlier "
-            "checkpoints are kept; free space, or choose another run.dir."
-        ) from error
+        every = saved_values(folder.config).get("checkpoint.every")
+    except ConfigError:
+        return ""
+    last = int(rows[-1]["step"]) if rows else 0
+    if isinstance(every, int) and 0 < every < last:
+        return f"{folder.metrics} goes to step {last}, and checkpoint.every was {every}"
+    return ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
@@ -87,6 +87,20 @@ class Console:
                 if self._depth == 0:
                     bar.stop()
                     self._progress = None
+
+    @contextmanager
+    def share(self, description: str, total: int) -> Iterator[Callable[[int, int], None]]:
+        """`progress` over `total` units of which one replica tells; yields f(done, of), in units of its own share."""
+        with self.progress(description, total) as task:
+            shown = 0
+
+            def tell(done: int, of: int) -> None:
+                nonlocal shown
+                now = done * total // max(of, 1)
+                task.advance(now - shown)
+                shown = now
+
+            yield tell
 
     def iteration(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line on iteration `step`, whatever of the known metrics is there."""

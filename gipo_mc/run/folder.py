@@ -10,16 +10,19 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from gipo_mc.errors import ConfigError, StorageError
-from gipo_mc.run.jsonl import storage_errors, write_atomically
+from gipo_mc.run.jsonl import read_file, storage_errors, write_atomically
 
 State = Literal["running", "done", "failed", "requeue"]
+#: Seconds without a sign of life after which a run that says "running" is not believed.
+SILENCE = 300.0
 
 #: What belongs to one run, and is set aside together when a folder is started anew.
 _CONTENTS = (
@@ -33,6 +36,7 @@ _CONTENTS = (
     "checkpoints",
     "run_status.json",
     "report.html",
+    ".saved.json",
 )
 
 
@@ -48,6 +52,8 @@ class RunFolder:
         self.set_aside: Path | None = None
         self._lock: int | None = None
         self._started = _now()
+        self._status: dict[str, Any] = {}
+        self._writes = threading.Lock()
 
     @classmethod
     def open(cls, dir: Path | str, name: str, command: str, resume: bool) -> RunFolder:
@@ -107,6 +113,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def saved(self) -> Path:
+        """Tells that there were checkpoints, should they be gone; written by `gipo_mc.run.checkpoint`."""
+        return self.path / ".saved.json"
+
+    @property
     def status(self) -> Path:
         return self.path / "run_status.json"
 
@@ -119,24 +130,53 @@ class RunFolder:
 
         exit_code: of the command, None while it runs. step: last completed iteration.
         """
-        status = {
-            "state": state,
-            "exit_code": exit_code,
-            "message": message,
-            "step": step,
-            "command": self.command,
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "started": self._started,
-            "updated": _now(),
-        }
-        write_atomically(self.status, json.dumps(status, indent=2) + "\n")
+        with self._writes:
+            self._status = {
+                "state": state,
+                "exit_code": exit_code,
+                "message": message,
+                "step": step,
+                "command": self.command,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "started": self._started,
+                "updated": _now(),
+            }
+            self._put_status()
+
+    def beat(self) -> None:
+        """Write the status again, with the time: a sign of life. Another thread may call it."""
+        with self._writes:
+            if self._status.get("state") == "running":
+                self._status["updated"] = _now()
+                self._put_status()
+
+    def _put_status(self) -> None:
+        write_atomically(self.status, json.dumps(self._status, indent=2) + "\n")
+
+    def note(self, state: State, exit_code: int, message: str) -> None:
+        """Write the status of a start that never came to run here. Does nothing where there is no such folder, another
+        job has it, or it belongs to another command."""
+        if not os.path.isdir(self.path):  # unlike Path.is_dir, also where the name is too long for one
+            return
+        try:
+            self._acquire()
+        except StorageError:
+            return
+        try:
+            earlier = self.read_status()
+            self.command = self.command or str(earlier.get("command") or "")
+            if earlier.get("command", self.command) == self.command:
+                step = earlier.get("step")
+                self.write_status(state, exit_code, message, step if isinstance(step, int) else 0)
+        finally:
+            self.close()
 
     def read_status(self) -> dict[str, Any]:
         """run_status.json, or {} where there is none or it is no JSON object (it only informs)."""
         try:
-            status = json.loads(self.status.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            status = json.loads(read_file(self.status))
+        except (OSError, ValueError, RecursionError):
             return {}
         return status if isinstance(status, dict) else {}
 
@@ -202,6 +242,40 @@ class RunFolder:
             for item in present:
                 item.rename(target / item.name)
         self.set_aside = target
+
+
+def fell_silent(status: Mapping[str, Any]) -> str:
+    """A sentence on an attempt that says "running" and is not, as far as can be seen from here; else "".
+
+    On its own host its process is looked for; elsewhere the last sign of life counts.
+    """
+    if status.get("state") != "running":
+        return ""
+    gone = status.get("host") == socket.gethostname() and not _is_alive(status.get("pid"))
+    try:
+        quiet = (datetime.now(UTC) - datetime.fromisoformat(str(status.get("updated")))).total_seconds() > SILENCE
+    except (ValueError, TypeError):
+        quiet = True
+    return without_a_word(status) if gone or quiet else ""
+
+
+def without_a_word(status: Mapping[str, Any]) -> str:
+    """A sentence on an attempt of this status that ended without leaving another."""
+    return (
+        f"The attempt of {status.get('started')} (process {status.get('pid')} on {status.get('host')}) ended without a "
+        f"word after step {status.get('step')}: killed, or its machine was lost. Its last sign of life is of "
+        f"{status.get('updated')}."
+    )
+
+
+def _is_alive(pid: object) -> bool:
+    try:
+        os.kill(int(str(pid)), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True
 
 
 def _holder(lock: Path) -> str:

@@ -6,17 +6,20 @@ note; anything else that does not parse is damage, and a `DataError` names file 
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gipo_mc.config import hide
 from gipo_mc.errors import DataError, StorageError
 
 # What a terminal may act on or what hides text: C0, DEL, C1, line separators, bidirectional overrides, and halves of
@@ -25,8 +28,14 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 
 
 def printable(text: str) -> str:
-    """`text` with control characters written as escapes (`\\n`, `\\x1b`, `\\u202e`): safe to print, one line."""
-    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+    """`text` with control characters written as escapes (`\\n`, `\\x1b`, `\\u202e`): safe to print, one line. What came
+    from the environment is hidden (`gipo_mc.config.hide`)."""
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), hide(text))
+
+
+def printable_lines(text: str) -> str:
+    """`printable`, with the line breaks kept."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 @contextmanager
@@ -39,8 +48,8 @@ def storage_errors(path: Path, needed: int | None = None) -> Iterator[None]:
 
 
 def _storage_sentence(path: Path, error: OSError, needed: int | None) -> str:
-    existing = next((p for p in (path, *path.parents) if p.exists()), Path("."))
     try:
+        existing = next((p for p in (path, *path.parents) if os.path.exists(p)), Path("."))
         free = f"{shutil.disk_usage(existing).free:,} bytes are free on its disk"
     except OSError:
         free = "the free space of its disk is unknown"
@@ -54,7 +63,7 @@ def _storage_sentence(path: Path, error: OSError, needed: int | None) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text` (UTF-8): a reader, or a crash, sees the old file or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    data = text.encode("utf-8", "backslashreplace")
+    data = hide(text).encode("utf-8", "backslashreplace")
     with storage_errors(path, len(data)):
         try:
             with open(temporary, "wb") as file:
@@ -67,19 +76,20 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def encode(row: Mapping[str, Any]) -> str:
-    """One line of JSON. NaN and infinities, which JSON does not have, become null at any depth."""
+    """One line of JSON. NaN and infinities, which JSON does not have, become null at any depth; what came from the
+    environment is hidden."""
     line = json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {hide(str(key)): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value
+    return hide(value) if isinstance(value, str) else value
 
 
 class JsonLines:
@@ -132,6 +142,14 @@ class Lines:
     note: str = ""
 
 
+def read_file(path: Path) -> bytes:
+    """The whole of a regular file. Raises OSError for anything else: a named pipe would never end."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        return file.read()
+
+
 def read_jsonl(path: Path) -> Lines:
     """All rows of a log file: JSON objects, each with an integer "step".
 
@@ -139,7 +157,7 @@ def read_jsonl(path: Path) -> Lines:
     no newline is what a killed job leaves: it is left out, and `note` says so.
     """
     try:
-        raw = path.read_bytes()
+        raw = read_file(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     rows: list[dict[str, Any]] = []
@@ -153,8 +171,8 @@ def read_jsonl(path: Path) -> Lines:
             row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
             if not isinstance(row, dict):
                 raise ValueError(f"a JSON object is expected, this is a {type(row).__name__}")
-            if type(row.get("step")) is not int:
-                raise ValueError('"step" must be an integer')
+            if type(row.get("step")) is not int or not 0 <= row["step"] < 2**53:
+                raise ValueError('"step" must be an integer that counts iterations')
         except (ValueError, RecursionError) as error:
             if last_and_open:
                 note = (

@@ -21,6 +21,8 @@ from gipo_mc.run.jsonl import JsonLines, printable, read_jsonl, storage_errors
 
 #: Values kept of a distribution: all of a small batch, evenly spaced quantiles of a larger one.
 KEPT_VALUES = 201
+#: TensorBoard's histograms have no bin beyond this, and fail without a value in one.
+_EDGE = 0.9e20
 
 
 class MetricsLogger:
@@ -60,7 +62,7 @@ class MetricsLogger:
         with storage_errors(self._folder.tensorboard):
             for name, value in values.items():
                 if name not in bad:
-                    self._tensorboard().add_scalar(name, value, step)
+                    self._tensorboard().add_scalar(printable(name), value, step)
             self._tensorboard().flush()
 
     def histogram(self, step: int, name: str, values: Tensor | np.ndarray | Sequence[float]) -> None:
@@ -90,7 +92,8 @@ class MetricsLogger:
             }
         )
         with storage_errors(self._folder.tensorboard):
-            self._tensorboard().add_histogram(f"distribution/{name}", finite, step)
+            edges = finite.clip(-_EDGE, _EDGE)
+            self._tensorboard().add_histogram(f"distribution/{printable(name)}", edges, step)
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append sampled responses: prompt, response, reward, domain, group_probs, kl, length (more is allowed)."""

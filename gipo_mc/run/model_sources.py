@@ -11,6 +11,9 @@ In a run's checkpoint the role is "policy" (RL), "critic" (RL) or "model" (SFT, 
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +26,10 @@ from gipo_mc.models.families import read_shape
 from gipo_mc.models.shape import ModelShape
 from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.models.weights.hf_load import load_hf_weights
+from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.layout import Layout
-from gipo_mc.run import checkpoint
+from gipo_mc.run import checkpoint, manifest
+from gipo_mc.run.hashes import content_of
 
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.jinja"]
 
@@ -50,12 +55,17 @@ class ModelSource:
         return read_shape(self.folder)
 
     def fingerprint(self) -> str:
-        """A hash that differs where the weights do: of the manifest's sums, or of name, size and header (which lists
-        every tensor) of each safetensors file with its first and last mebibyte. Reads files: call it on one rank."""
-        digest = hashlib.sha256()
+        """A hash that differs where the weights do: of the manifest's sums, or of each safetensors file's content.
+        Reads files that it has not read before: call it on one rank."""
         if self.kind == "run":
-            digest.update((self.checkpoint / checkpoint.MANIFEST).read_bytes())
-            return digest.hexdigest()[:16]
+            return hashlib.sha256((self.checkpoint / manifest.FILE).read_bytes()).hexdigest()[:16]
+        return content_of(self.folder.glob("*.safetensors"))
+
+    def earlier_fingerprint(self) -> str:
+        """What checkpoints stored before `fingerprint` read whole files: of name, size, first and last mebibyte."""
+        if self.kind == "run":
+            return self.fingerprint()
+        digest = hashlib.sha256()
         for path in sorted(self.folder.glob("*.safetensors")):
             size = path.stat().st_size
             digest.update(f"{path.name}/{size}".encode())
@@ -66,23 +76,44 @@ class ModelSource:
         return digest.hexdigest()[:16]
 
 
-def resolve(name: str, key: str) -> ModelSource:
-    """Find what `name`, the value of configuration key `key`, stands for. Called on one rank: it may download.
+def _say(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
-    Raises ConfigError if there is no such thing, CheckpointError if a named checkpoint is damaged.
+
+def resolve(name: str, key: str, *, together: bool = False, warn: Callable[[str], None] = _say) -> ModelSource:
+    """Find what `name`, the value of configuration key `key`, stands for.
+
+    Called on one rank, which may download; together: on every rank, which share the reading of a checkpoint.
+    warn: told of each newer checkpoint of a run that is damaged and was passed over.
+    Raises ConfigError if there is no such thing, CheckpointError if a named checkpoint is damaged or a run has none
+    that is intact.
     """
+    one: Callable[[Callable[[], ModelSource]], ModelSource] = on_main if together else lambda work: work()
+    found = one(lambda: _find(name, key))
+    if found.kind == "hf":
+        return found
+    if found.checkpoint != Path():
+        checkpoint.verify(found.checkpoint, together=together)
+        return one(lambda: _of_checkpoint(name, found.checkpoint))
+    newest, reasons = checkpoint.latest(found.folder, together=together)
+    if newest is None:
+        why = "\n".join(f"  - {reason}" for reason in reasons) or "  - it has no checkpoint yet: train it first"
+        raise CheckpointError(f"{key}={name} is a run without a usable checkpoint:\n{why}")
+    for reason in reasons:
+        warn(f"{key}={name}: {newest.name} is used, a newer checkpoint was passed over: {reason}")
+    return one(lambda: _of_checkpoint(name, newest))
+
+
+def _find(name: str, key: str) -> ModelSource:
+    """What kind of source it is; nothing of a run is verified yet: `checkpoint`, or `folder` with all of them."""
     if not name:
         raise ConfigError(f"{key} is empty: give a run, a Hugging Face folder or a hub name.")
     path = Path(name).expanduser()
-    if (path / checkpoint.MANIFEST).is_file():
-        checkpoint.verify(path)
-        return _of_checkpoint(name, path)
+    if (path / manifest.FILE).is_file():
+        return ModelSource(name, "run", path, path)
     if (path / "checkpoints").is_dir():
-        newest, reasons = checkpoint.latest(path / "checkpoints")
-        if newest is None:
-            why = "\n".join(f"  - {reason}" for reason in reasons) or "  - it has no checkpoint yet: train it first"
-            raise CheckpointError(f"{key}={name} is a run without a usable checkpoint:\n{why}")
-        return _of_checkpoint(name, newest)
+        return ModelSource(name, "run", path / "checkpoints")
     if (path / "config.json").is_file():
         return ModelSource(name, "hf", path)
     if path.exists():

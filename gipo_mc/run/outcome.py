@@ -2,35 +2,78 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from gipo_mc.errors import EXIT_INTERRUPTED, GipoError
-from gipo_mc.parallel.news import first_error, record_error
-from gipo_mc.parallel.runtime import lost_peer
+from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, GipoError, PeerError, Requeue
+from gipo_mc.parallel.news import announced_end, first_error, record_error
+from gipo_mc.parallel.runtime import lost_peer, timed_out
+from gipo_mc.run.folder import RunFolder, State
+from gipo_mc.run.watch import Watch, show_stack
 
 
 @contextmanager
-def outcome_kept(write_status: Callable[..., None]) -> Iterator[None]:
-    """Around a run. write_status: called at its end with state, exit code and message."""
+def outcome_kept(watch: Watch) -> Iterator[None]:
+    """Around a run: its status is written at the end. A collective's error comes out as PeerError or Requeue, Ctrl-C
+    with a sentence on what stands."""
     try:
         yield
-        write_status("done", 0)
-    except GipoError as error:
-        record_error(error.exit_code, str(error))
-        write_status("failed", error.exit_code, str(error))
-        raise
-    except KeyboardInterrupt:
-        write_status("failed", EXIT_INTERRUPTED, "interrupted by the user")
-        raise
     except BaseException as error:
-        code, message = 1, f"{type(error).__name__}: {error}"
+        watch.close()
+        if isinstance(error, KeyboardInterrupt):
+            stands = watch.what_stands()
+            watch.write_status("failed", EXIT_INTERRUPTED, f"Interrupted by the user. {stands}")
+            raise KeyboardInterrupt(stands) from None
         lost = lost_peer(error) if isinstance(error, RuntimeError) else None
-        if lost:
-            # What another rank failed of says more than that it is gone.
-            cause = first_error()
-            code, message = (cause.exit_code, cause.message) if cause else (lost.exit_code, str(lost))
-        else:
+        if lost is not None:
+            raise _lost(error, lost, watch) from error
+        state, code, message = how_it_ended(error)
+        if state == "failed":
             record_error(code, message)
-        write_status("failed", code, message)
+        watch.write_status(state, code, message)
         raise
+    watch.close()
+    watch.write_status("done", 0)
+
+
+def _lost(error: BaseException, lost: PeerError, watch: Watch) -> GipoError:
+    """What to raise for a collective's error, once the status is written."""
+    if message := announced_end():
+        watch.write_status("requeue", EXIT_REQUEUE, message)
+        return Requeue(message)
+    # What another rank failed of says more than that it is gone.
+    cause = first_error()
+    code, message = (cause.exit_code, cause.message) if cause else (lost.exit_code, str(lost))
+    if timed_out(error):
+        show_stack(traceback.format_tb(error.__traceback__))
+        record_error(code, message, hang=True)
+    watch.write_status("failed", code, message)
+    return lost
+
+
+@contextmanager
+def refusal_noted(folder: Callable[[], RunFolder]) -> Iterator[None]:
+    """Around what comes before a run: a start that is refused leaves its status in the run folder it was meant for,
+    where that is there and no job has it, and a "done" of an earlier start does not stand for this one."""
+    try:
+        yield
+    except BaseException as error:
+        note_end(folder, *how_it_ended(error))
+        raise
+
+
+def note_end(folder: Callable[[], RunFolder], state: State, exit_code: int, message: str) -> None:
+    """Leave the status of a start that never came to run, from rank 0."""
+    if os.environ.get("RANK", "0") == "0":
+        folder().note(state, exit_code, message)
+
+
+def how_it_ended(error: BaseException) -> tuple[State, int, str]:
+    """State, exit code and message for run_status.json."""
+    if isinstance(error, GipoError):
+        return "requeue" if isinstance(error, Requeue) else "failed", error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "failed", EXIT_INTERRUPTED, "Interrupted by the user."
+    return "failed", 1, f"{type(error).__name__}: {error}"

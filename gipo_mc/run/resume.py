@@ -1,16 +1,16 @@
 """What a run keeps from its start to its end: the check that comes before a run continues.
 
 Every option keeps its value, unless its field in `gipo_mc.config.schema` says otherwise. Names of files and models may
-change, what they hold may not. Data and run checkpoints are compared by SHA-256; the safetensors of a Hugging Face
-folder by their headers, sizes, first and last mebibytes, which is quick at 70B; every model by its shape. The start
-models (model.policy, model.critic) are not read again, because a checkpoint has their weights: they may be moved, and
-where one is the reference too it is held as that.
+change, what they hold may not. Rows of data, checkpoints of runs and the safetensors of Hugging Face folders are
+compared by SHA-256 of all that they hold; every model by its shape. The start models (model.policy, model.critic) are
+not read again, because a checkpoint has their weights: they may be moved, and where one is the reference too it is held
+as that.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -18,17 +18,17 @@ from typing import Any
 
 import torch
 
-from gipo_mc.config import Config, options, resume_rule, values
+from gipo_mc.config import Config, changes, options, resume_rule, saved_values, values
 from gipo_mc.errors import ConfigError
 from gipo_mc.models.families import read_shape
 from gipo_mc.models.shape import ModelShape
 
 #: Command -> sections and options that it does not read: they may change, because nothing depends on them.
 UNREAD: dict[str, tuple[str, ...]] = {
-    "train_sft": ("rollout", "algorithm", "critic", "dpo", "train.margin"),
-    "train_reward": ("rollout", "algorithm", "critic", "dpo"),
-    "train_dpo": ("rollout", "algorithm", "critic", "train.margin"),
-    "train_gi_ppo": ("train", "dpo", "data.sequence_length"),
+    "train_sft": ("rollout", "algorithm", "critic", "dpo", "train.margin", "data.reward_chat_template"),
+    "train_reward": ("rollout", "algorithm", "critic", "dpo", "data.turns", "data.reward_chat_template"),
+    "train_dpo": ("rollout", "algorithm", "critic", "train.margin", "data.turns", "data.reward_chat_template"),
+    "train_gi_ppo": ("train", "dpo", "data.sequence_length", "data.turns", "data.join"),
 }
 
 
@@ -44,13 +44,22 @@ class Fixed:
     settings: dict[str, Any]
     frozen: dict[str, str] = field(default_factory=dict)
     data: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    #: Key of a frozen model -> what older checkpoints say that it is made of. Not stored.
+    earlier: dict[str, Callable[[], str]] = field(default_factory=dict)
 
-    def changes(self, stored: Mapping[str, Any]) -> list[str]:
-        """What differs from the state of a checkpoint, a line each. What that did not store yet is not compared."""
+    def stored(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"settings": self.settings, "frozen": self.frozen, "data": self.data}
+
+    def changes(self, stored: Mapping[str, Any], evaluated: str = "") -> list[str]:
+        """What differs from the state of a checkpoint, a line each. What that did not store yet is not compared.
+
+        evaluated: the model that only evaluations used, under whose name older checkpoints list it.
+        """
         frozen = [
             f"{key} was made of {old}, now of {self.frozen.get(key, 'something else')}"
             for key, old in stored["frozen"].items()
-            if not self._holds(key, old)
+            if not (evaluated and key.startswith(f"{evaluated} (")) and not self._holds(key, old)
         ]
         data = [
             line
@@ -70,18 +79,29 @@ class Fixed:
         """`check` of the options alone, which needs no model and no data."""
         _refuse(checkpoint, self._changed_settings(stored))
 
-    def check(self, checkpoint: Path, stored: Mapping[str, Any]) -> None:
-        """Raises ConfigError with every change."""
-        _refuse(checkpoint, self.changes(stored))
+    def check(self, checkpoint: Path, stored: Mapping[str, Any], config: Path | None = None) -> None:
+        """Raises ConfigError with every change. config: the config.yaml that the run had, if it is known."""
+        _refuse(checkpoint, self.changes(stored, _only_evaluated(config) if config else ""))
 
     def _holds(self, key: str, made_of: str) -> bool:
         option = key.partition(" ")[0]
         if option in options() and resume_rule(option) == "changeable":
             return True  # the reward of evaluations
         if key in self.frozen:
-            return self.frozen[key] == made_of
+            return self.frozen[key] == made_of or (key in self.earlier and self.earlier[key]() == made_of)
         # Older checkpoints have the folder's name in place of the key.
-        return made_of in self.frozen.values()
+        return made_of in self.frozen.values() or any(earlier() == made_of for earlier in self.earlier.values())
+
+
+def _only_evaluated(config: Path) -> str:
+    """The model that eval.reward named, where nothing else of the run did; empty: none, or it is not known."""
+    try:
+        saved = saved_values(config)
+    except ConfigError:
+        return ""
+    name = saved.get("eval.reward")
+    others = [saved.get(f"model.{key}") for key in ("policy", "reference", "critic", "reward", "tokenizer")]
+    return name if isinstance(name, str) and name not in others else ""
 
 
 def _refuse(checkpoint: Path, changed: Sequence[str]) -> None:
@@ -140,3 +160,12 @@ def _changed_sources(key: str, before: Sequence[Mapping[str, Any]], now: Sequenc
 
 def _source(found: Mapping[str, Any] | None) -> str:
     return f"{found['source']} ({found['rows']} rows, SHA-256 {found['sha256']})" if found else "no file"
+
+
+def changed_options(before: Path, now: Config) -> str:
+    """What a run that continues says of its config.yaml: options that changed, or that it cannot be read; or ""."""
+    try:
+        changed = changes(before, now)
+    except ConfigError as error:
+        return f"{error} Which options have changed cannot be told; it is written anew."
+    return f"The run continues with changed options: {'; '.join(changed)}" if changed else ""

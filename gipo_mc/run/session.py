@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,24 +15,25 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.config import Config, OptimizerConfig, changes, save_config
+from gipo_mc.config import Config, OptimizerConfig, as_yaml
 from gipo_mc.data.sets import DataSet
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens, tokens_hash
-from gipo_mc.errors import CheckpointError
 from gipo_mc.models.families import family_of, hf_config
 from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.ops import describe_build
 from gipo_mc.parallel import runtime
-from gipo_mc.parallel.collectives import on_main
+from gipo_mc.parallel.collectives import any_rank, on_main
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.run import checkpoint
 from gipo_mc.run.console import Console
-from gipo_mc.run.folder import RunFolder, State
+from gipo_mc.run.folder import RunFolder, State, without_a_word
+from gipo_mc.run.jsonl import write_atomically
 from gipo_mc.run.metrics import MetricsLogger
 from gipo_mc.run.model_sources import ModelSource, load_model, resolve
-from gipo_mc.run.outcome import outcome_kept
-from gipo_mc.run.resume import Fixed, check_shape, fixed_settings, shape_hash
+from gipo_mc.run.outcome import outcome_kept, refusal_noted
+from gipo_mc.run.resume import Fixed, changed_options, check_shape, fixed_settings, shape_hash
+from gipo_mc.run.watch import Watch, listening
 
 
 @dataclass
@@ -54,12 +55,16 @@ class Session:
     start: int = 0
     step: int = 0
     fixed: Fixed = field(init=False)
+    watch: Watch = field(init=False)
     _resume_from: Path | None = None
     _passed_over: list[str] = field(default_factory=list)
     _sources: dict[str, ModelSource] = field(default_factory=dict)
     _about: list[tuple[str, str]] = field(default_factory=list)
+    #: Warnings of a start that may still be refused, and then leaves the files of the run as they are.
+    _held: list[str] | None = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.watch = Watch(self.folder, self.write_status, self.config.run.grace_seconds)
         self.fixed = Fixed(
             fixed_settings(self.config, self.folder.command, self.dtype, distributed_optimizer=self.shards_optimizer)
         )
@@ -69,7 +74,7 @@ class Session:
         """The source that configuration key `key` names; found (and downloaded) by one rank, then known to all."""
         if name in self._sources:
             return self._sources[name]  # found and verified before
-        found: ModelSource = on_main(lambda: resolve(name, key))
+        found = resolve(name, key, together=True, warn=self.warn)
         if not found.folder.exists():
             found = resolve(name, key)  # a hub name, on a node that does not share the first one's cache
         found.shape.check(self.layout.tensor, self.layout.pipeline)
@@ -78,7 +83,7 @@ class Session:
 
     def tokenizer(self, source: ModelSource, override: str = "") -> PreTrainedTokenizerBase:
         """The tokenizer of a model, checked against its vocabulary."""
-        tokenizer = load_tokenizer(override or str(source.folder))
+        tokenizer = load_tokenizer(override or str(source.folder), self.warn)
         own = source.folder / "tokenizer.json"
         if override and own.is_file() and not same_tokens(tokenizer, load_tokenizer(str(source.folder))):
             self.warn(f"{source.name} has a tokenizer of its own, which gives the ids of {override} other meanings.")
@@ -116,6 +121,7 @@ class Session:
         )
         if optimizer is None:
             self.fixed.frozen[key or source.name] = on_main(source.fingerprint)
+            self.fixed.earlier[key or source.name] = source.earlier_fingerprint
             self.fixed.frozen[f"{key or source.name} (config.json)"] = shape_hash(source.shape)
         return self.engine(model, optimizer, total_steps=total_steps)
 
@@ -141,6 +147,8 @@ class Session:
         """
         self.fixed.frozen["model.tokenizer"] = on_main(lambda: tokens_hash(tokenizer))
         self.fixed.data[key] = on_main(lambda: rows.sources(named_domains=named_domains))
+        for text in rows.warnings():
+            self.warn(text)
 
     # ------------------------------------------------------------- checkpoints
     def save(
@@ -167,9 +175,10 @@ class Session:
         state = {
             **state,
             "heads": {role: engine.model.head for role, engine in engines.items()},
-            **asdict(self.fixed),
+            **self.fixed.stored(),
         }
         checkpoint.save(self.folder.checkpoints, step, sharded, state, self.config.checkpoint.keep, extras)
+        on_main(lambda: checkpoint.note(self.folder, step))
 
     def checkpoint_due(self, step: int) -> bool:
         """Is a checkpoint to be written after `step` iterations?"""
@@ -182,22 +191,31 @@ class Session:
     def _due(self, step: int, every: int) -> bool:
         return step == self.config.run.iterations or (every > 0 and step % every == 0)
 
+    def stop_point(self, step: int, save: Callable[[], None]) -> None:
+        """End here if a signal asked any rank to. All ranks come by, where their state is that after `step` iterations.
+
+        save: writes the checkpoint of `step`; called unless there is one. Raises Requeue.
+        """
+        if any_rank(bool(self.watch.asked)):
+            self.watch.stop(save if step > self.start and not self.checkpoint_due(step) else None)
+
     def resume(self, engines: Mapping[str, Engine]) -> dict[str, Any] | None:
         """Continue from the run folder's newest usable checkpoint: its state, or None for a fresh run.
 
         Everything that the run depends on is loaded before. Raises ConfigError where something of it changed; the run
-        folder then says what it said before.
+        folder then holds what it held before.
         """
         for reason in self._passed_over:
             self.warn(f"Passed over a checkpoint: {reason}")
         state = self._load_checkpoint(self._resume_from, engines) if self._resume_from else None
-        if self.logger:
-            self.folder.write_about(self._about)
+        if state is not None and self.start >= self.config.run.iterations:
+            self.warn(f"Nothing to do: the run has finished {self.start} iterations; raise run.iterations to go on.")
+        on_main(self._take_over)
         return state
 
     def _load_checkpoint(self, path: Path, engines: Mapping[str, Engine]) -> dict[str, Any]:
         state = checkpoint.load_state(path)
-        self.fixed.check(path, state)
+        on_main(lambda: self.fixed.check(path, state, self.folder.config))
         for role, engine in engines.items():
             check_shape(engine.model.shape, path / role)  # type: ignore[arg-type]
         sharded: dict[str, Any] = {}
@@ -206,23 +224,29 @@ class Session:
         loaded = checkpoint.load_shards(path, sharded)
         for role, engine in engines.items():
             engine.load_sharded_state(role, loaded)
-        if changed := on_main(self._take_over_config):
-            self.warn(f"The run continues with changed options: {'; '.join(changed)}")
         self.start = self.step = state["step"]
-        if self.start >= self.config.run.iterations:
-            self.warn(f"Nothing to do: the run has finished {self.start} iterations; raise run.iterations to go on.")
         return state
 
-    def _take_over_config(self) -> list[str]:
-        """Options that differ from the run folder's config.yaml, which is then that of this run."""
-        changed = changes(self.folder.config, self.config)
-        save_config(self.config, self.folder.config)
-        return changed
+    def _take_over(self) -> None:
+        """The files of the run are those of this start from here on: nothing refuses it any more. On rank 0."""
+        assert self.logger is not None
+        self.logger.truncate_after(self.start if self._resume_from else -1)
+        held, self._held = self._held or [], None
+        for text in held:
+            self.logger.warn(self.step, text)
+        if self._resume_from and (changed := changed_options(self.folder.config, self.config)):
+            self.warn(changed)
+        write_atomically(self.folder.config, as_yaml(self.config))
+        self.folder.write_about(self._about)
 
     # ---------------------------------------------------------------- showing
+    def open_log(self) -> None:
+        """On rank 0. Raises DataError where a log file is damaged."""
+        self.logger = MetricsLogger(self.folder)
+
     def write_status(self, state: State, exit_code: int | None = None, message: str = "") -> None:
         """run_status.json, with the iterations that have finished."""
-        if self.logger:
+        if self.layout.is_main:
             self.folder.write_status(state, exit_code, message, self.step)
 
     def header(self, lines: Sequence[tuple[str, str]]) -> None:
@@ -258,70 +282,50 @@ class Session:
                 rows = [row for row, own in enumerate(domains) if own == domain]
                 self.logger.histogram(step, f"{name}/domain/{domain}", values_B[rows])
 
-    @contextmanager
-    def progress(self, description: str, total: int) -> Iterator[Callable[[int, int], None]]:
-        """A progress bar over `total` units; yields f(done, total), to be called as units are done."""
-        with self.console.progress(description, total) as task:
-            shown = 0
-
-            def tell(done: int, of: int) -> None:
-                # Reported by one replica, in units of its own share: scaled to the whole.
-                nonlocal shown
-                now = done * total // max(of, 1)
-                task.advance(now - shown)
-                shown = now
-
-            yield tell
-
     def warn(self, text: str) -> None:
         """A warning on the console and in the report."""
-        if self.logger:
+        if self._held is not None:
+            if text in self._held:
+                return  # of a tokenizer that several models share
+            self._held.append(text)
+        elif self.logger:
             self.logger.warn(self.step, text)
         self.console.warn(text)
 
 
 @contextmanager
 def open_session(config: Config, command: str) -> Iterator[Session]:
-    """Join the ranks, take the run folder, write the resolved configuration, and leave a status behind whatever
-    happens. Raises the errors of config, layout and folder on every rank."""
-    layout = runtime.initialize(config.parallel, config.device)
+    """Join the ranks, take the run folder, watch for signals and hangs, and leave a status behind whatever happens.
+    Raises the errors of config, layout and folder on every rank."""
     name = config.run.name or command
     folder = RunFolder(Path(config.run.dir) / name, command)
-    logger: MetricsLogger | None = None
+    earlier: dict[str, Any] = {}
 
     def take() -> None:
-        nonlocal folder, logger
+        nonlocal folder, earlier
         folder = RunFolder.open(config.run.dir, name, command, config.run.resume)
-        logger = MetricsLogger(folder)
+        earlier = folder.read_status()
+        folder.write_status("running", step=max(checkpoint.steps(folder.checkpoints), default=0))
 
-    on_main(take)
-    dtype = runtime.resolve_dtype(config.dtype, layout.device)
-    console = Console(name, config.run.iterations, enabled=layout.is_main)
-    session = Session(config, layout, folder, console, logger, dtype)
-    try:
-        with outcome_kept(session.write_status):
-            _find_checkpoint(session)
-            yield session
-    finally:
-        if logger:
-            logger.close()
-        folder.close()
-
-
-def _find_checkpoint(session: Session) -> None:
-    """Where the run continues from, if anywhere. Raises CheckpointError where none of its checkpoints is usable."""
-    newest, reasons = on_main(lambda: checkpoint.latest(session.folder.checkpoints))
-    if newest is None and reasons:
-        raise CheckpointError(
-            "No checkpoint of this run can be used:\n"
-            + "\n".join(f"  - {reason}" for reason in reasons)
-            + "\nPut intact copies back, or begin again with run.resume=false (moves this run aside) or a new run.name."
-        )
-    session._resume_from, session._passed_over = newest, reasons
-    if newest is not None:  # before models are loaded, which may take minutes
-        session.fixed.check_settings(newest, checkpoint.load_state(newest))
-    if session.logger:  # before anything is logged, warnings included
-        session.logger.truncate_after(checkpoint.load_state(newest)["step"] if newest else -1)
-    if newest is None:
-        on_main(lambda: save_config(session.config, session.folder.config))
-    session.write_status("running")
+    with listening():
+        with refusal_noted(lambda: RunFolder(folder.path, command)):
+            layout = runtime.initialize(config.parallel, config.device)
+            on_main(take)
+        dtype = runtime.resolve_dtype(config.dtype, layout.device)
+        console = Console(name, config.run.iterations, enabled=layout.is_main)
+        session = Session(config, layout, folder, console, None, dtype)
+        try:
+            with outcome_kept(session.watch):
+                on_main(session.open_log)
+                session._resume_from, session._passed_over = checkpoint.find(folder)
+                if newest := session._resume_from:  # checked before models are loaded, which may take minutes
+                    state = checkpoint.load_state(newest)
+                    session.step = state["step"]
+                    session.fixed.check_settings(newest, state)
+                if earlier.get("state") == "running":
+                    session.warn(without_a_word(earlier))
+                yield session
+        finally:
+            if session.logger:
+                session.logger.close()
+            folder.close()

@@ -8,6 +8,7 @@ against data, tokenizer, reference and lengths, to save one forward pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -50,6 +51,7 @@ class DPOTask(Task):
     def __init__(self, session: Session, tokenizer: PreTrainedTokenizerBase) -> None:
         config = session.config
         self._settings = config.dpo
+        self.guess = 1.0 / (4.0 * config.dpo.beta**2) if config.dpo.loss == "ipo" else math.log(2.0)
         self._logit_rows = config.parallel.logit_rows
         self._device = session.layout.device
         policy = session.source(config.model.policy, "model.policy")
@@ -76,7 +78,7 @@ class DPOTask(Task):
         assert reference is not None, "the reference scores once"
         batches = list(self._batches_to_score(session))
         pairs = sum(len(rows) for _, rows in batches)
-        with session.progress("reference log-probs", pairs) as tell:
+        with session.console.share("reference log-probs", pairs) as tell:
             done = 0
             for held_out, rows in batches:
                 found_P2 = self._log_probs_of(session, reference, rows, held_out)

@@ -59,6 +59,7 @@ class GroupDPOTask(Task):
 
     def __init__(self, session: Session, tokenizer: PreTrainedTokenizerBase, task: Task, pairs: Pairs) -> None:
         self._task, self._pairs, self._settings = task, pairs, session.config.dpo
+        self.guess = task.guess
         self.unit, self.train_size, self.held_out_size = task.unit, task.train_size, task.held_out_size
         self._domains = sorted({*pairs.domain_of(), *pairs.domain_of(held_out=True)})
         self._groups = sorted(set(pairs.domain_of()))

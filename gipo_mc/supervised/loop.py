@@ -6,8 +6,10 @@ Losses are sums divided by what the whole batch holds (tokens or pairs), so no s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,14 +23,18 @@ from gipo_mc.errors import NumericsError
 from gipo_mc.models.micro_batch import MicroBatch, micro_batches, run_backward, run_forward
 from gipo_mc.models.stage import HeadKind
 from gipo_mc.parallel.engine import Engine, LastStage, Outputs
+from gipo_mc.parallel.step_checks import check_step, still_sentence
+from gipo_mc.parallel.timing import Phases
 from gipo_mc.run.session import Session, open_session
-from gipo_mc.run.timing import Phases
 from gipo_mc.types import Sequences
 
 #: Lines on the console in a whole run, about.
 LINES = 50
 #: Skipped steps in a row after which a run stops.
 PATIENCE = 10
+#: Steps in a row after which a run stops whose loss is over that of a model that knows nothing, and over `LOST` times
+#: the first: the model is lost, though its numbers are finite. A healthy one does not forget more than it knew.
+LOST_PATIENCE, LOST = 3, 2.0
 
 
 class Task(Protocol):
@@ -36,11 +42,13 @@ class Task(Protocol):
 
     unit: rows of a batch that belong together: 1 for demonstrations, 2 for pairs.
     outputs: names of the last stage's outputs, one number a unit.
+    guess: the loss of a model that knows nothing.
     train_size, held_out_size: units of training and of held-out data; 0: none.
     """
 
     unit: int
     outputs: tuple[str, ...]
+    guess: float
     train_size: int
     held_out_size: int
 
@@ -109,19 +117,55 @@ def train_supervised(config: Config, command: str, head: HeadKind, make_task: Ta
         if saved is not None:
             task.restore(saved)
         task.prepare(session, engine)
-        skipped = 0
+        watch = Watch(source.name)
+
+        def save(step: int) -> None:
+            session.save(step, {"model": engine}, {"model": tokenizer}, task.state())
+
         for step in range(session.start, config.run.iterations):
-            metrics = _step(session, engine, task, step)
-            skipped = skipped + 1 if metrics["skipped"] else 0
-            if skipped >= PATIENCE:
-                raise NumericsError(
-                    f"The gradients of the last {PATIENCE} steps were not finite: lower policy.lr, or check the data."
-                )
+            session.stop_point(step, partial(save, step))
+            watch.check(session, engine, task, step, _step(session, engine, task, step))
             if session.checkpoint_due(step + 1):
-                session.save(step + 1, {"model": engine}, {"model": tokenizer}, task.state())
+                save(step + 1)
         session.console.done(
             [("metrics", str(session.folder.metrics)), ("checkpoints", str(session.folder.checkpoints))]
         )
+
+
+class Watch:
+    """Notices numbers that no training survives. model: the name of what is trained."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._skipped = self._lost = 0
+        self._first: float | None = None
+
+    def check(self, session: Session, engine: Engine, task: Task, step: int, metrics: dict[str, float]) -> None:
+        """After step `step` with these metrics. Raises NumericsError with the cause."""
+        result, loss, lr = engine.first_step, metrics["loss"], session.config.policy.lr
+        if step == session.start and (text := still_sentence(result, "policy")):
+            if step == 0 and result is not None and result.grad_norm == 0.0:
+                raise NumericsError(text)
+            session.warn(text)
+        if step == 0 and not math.isfinite(loss):
+            raise NumericsError(
+                f"The first loss, before any step, is {loss:g}: model.policy={self._model} holds weights that are not "
+                "finite, or overflows in this dtype. Nothing was changed. Check the model with "
+                "scripts/convert_checkpoint.py --check, or use dtype=float32."
+            )
+        self._skipped = self._skipped + 1 if metrics["skipped"] else 0
+        if self._skipped >= PATIENCE:
+            raise NumericsError(
+                f"The gradients of the last {PATIENCE} steps were not finite: lower policy.lr, or check the data."
+            )
+        self._first = loss if self._first is None else self._first
+        self._lost = self._lost + 1 if loss > max(task.guess, LOST * self._first) else 0
+        if self._lost >= LOST_PATIENCE:
+            raise NumericsError(
+                f"The loss of the last {LOST_PATIENCE} steps ({loss:.3g} now) is over that of a model that knows "
+                f"nothing ({task.guess:.3g}) and over {LOST:g} times the first ({self._first:.3g}): policy.lr={lr:g} "
+                "is too large, and the model is lost. Lower it, and begin again."
+            )
 
 
 def _step(session: Session, engine: Engine, task: Task, step: int) -> dict[str, float]:
@@ -135,6 +179,7 @@ def _step(session: Session, engine: Engine, task: Task, step: int) -> dict[str, 
         parts = micro_batches(batch, config.parallel.micro_batch_size, session.layout, unit=task.unit)
         outputs = run_backward(engine, parts, len(batch) // task.unit, loss, dict.fromkeys(task.outputs, 0))
         result = engine.step()
+    check_step(result, "policy")
     metrics = task.metrics(outputs, normaliser)
     metrics |= {"lr": result.lr, "skipped": float(not result.updated)}
     if result.updated:

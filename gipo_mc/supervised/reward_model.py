@@ -28,6 +28,7 @@ class RewardTask(Task):
 
     def __init__(self, session: Session, tokenizer: PreTrainedTokenizerBase) -> None:
         self._margin = session.config.train.margin
+        self.guess = float(preference_loss_sum(torch.zeros(1), torch.zeros(1), self._margin))
         self._pairs = Pairs(session, tokenizer)
         self.train_size, self.held_out_size = self._pairs.train_size, self._pairs.held_out_size
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,9 @@ class SFTTask(Task):
     def __init__(self, session: Session, tokenizer: PreTrainedTokenizerBase) -> None:
         config = session.config
         self._pad_id = tokenizer.pad_token_id
+        self.guess = math.log(max(len(tokenizer), 2))
         self._logit_rows = config.parallel.logit_rows
+        self._turns = config.data.turns
         self._train = load_demonstrations(config.data, tokenizer, seed=config.run.seed)
         session.trains_on("data.demonstrations", self._train, tokenizer)
         self._held_out = None
@@ -59,7 +62,8 @@ class SFTTask(Task):
 
     def describe(self) -> list[tuple[str, str]]:
         held_out = self._held_out.describe() if self._held_out else "none"
-        return [("demonstrations", self._train.describe()), ("held out", held_out)]
+        learns = f"{'every' if self._turns == 'all' else 'the last'} assistant turn of a dialogue (data.turns)"
+        return [("demonstrations", self._train.describe()), ("learns", learns), ("held out", held_out)]
 
 
 def response_loss(model: Any, hidden_LBH: Tensor, part: MicroBatch, logit_rows: int) -> Outputs:

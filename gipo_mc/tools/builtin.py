@@ -7,6 +7,7 @@ reward model and DPO, trained on preference pairs. The whole pipeline without a 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,8 @@ def _make_model(config: Config) -> None:
     runtime.initialize(config.parallel, config.device)
 
     def work() -> None:
-        if not (folder / "config.json").is_file():
+        if not all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json")):
+            shutil.rmtree(folder, ignore_errors=True)  # what an interrupted job of an earlier version left
             create_model(folder, builtin_tokenizer(), config.run.seed, **builtin_llama_config())
 
     on_main(work)
@@ -135,13 +137,18 @@ def _train_sft(config: Config) -> None:
     base["parallel"] |= config.parallel.model_dump(exclude={"micro_batch_size"})
     overrides = [f"run.dir={config.run.dir}", f"run.seed={config.run.seed}", f"device={config.device}"]
     prepared = load_config(None, [*overrides, f"dtype={config.dtype}"], base)
-    if on_main(lambda: prepared.run.iterations in checkpoint.steps(folder / "checkpoints")):
+    if on_main(lambda: _finished(folder / "checkpoints", prepared.run.iterations)):
         return
     if dist.get_rank() == 0:
         steps = prepared.run.iterations
         print(f"The built-in task needs {folder} first: {steps} steps, about two minutes on two CPU cores.", flush=True)
     SFT.prepare(prepared)
     sft.train(prepared)
+
+
+def _finished(checkpoints: Path, iterations: int) -> bool:
+    newest, _ = checkpoint.latest(checkpoints)
+    return newest is not None and checkpoint.load_state(newest)["step"] >= iterations
 
 
 #: The task of each trainer: its configuration, and what it makes or trains before.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from megatron.core import dist_checkpointing
 
 from gipo_mc.data.tokenizer import load_tokenizer
 from gipo_mc.errors import ConfigError, StorageError
@@ -15,6 +14,7 @@ from gipo_mc.models.weights.hf_export import export_hf_weights
 from gipo_mc.models.weights.hf_load import SafetensorsFolder, stored_dtype
 from gipo_mc.models.weights.parity import Check, check_checkpoint
 from gipo_mc.models.weights.table import SCORE
+from gipo_mc.parallel import sharded_files
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
@@ -27,7 +27,7 @@ _ROLE = "model"
 
 def check(name: str, layout: Layout) -> list[Check]:
     """Prove a Hugging Face folder or hub name against transformers at this layout; the same answer on every rank."""
-    source = on_main(lambda: resolve(name, "--check"))
+    source = resolve(name, "--check", together=True)
     if source.kind == "run":
         raise ConfigError(
             f"--check {name} is a run: convert it with --to-hf first, and check the folder that it writes."
@@ -41,7 +41,7 @@ def to_hf(name: str, out: Path, layout: Layout, dtype: torch.dtype | None = None
     dtype: of the written weights; None keeps that of the checkpoint. All ranks call.
     Raises ConfigError where `name` is no run, CheckpointError where it has no usable checkpoint, StorageError.
     """
-    source: ModelSource = on_main(lambda: resolve(name, "--to-hf"))
+    source: ModelSource = resolve(name, "--to-hf", together=True)
     if source.kind == "hf":
         raise ConfigError(f"--to-hf {name} is a Hugging Face folder already.")
     head: HeadKind = checkpoint.load_state(source.checkpoint)["heads"][source.role]
@@ -56,7 +56,7 @@ def from_hf(name: str, out: Path, layout: Layout) -> Path:
 
     Every command takes the result where it takes a run: `model.policy=OUT`, in any layout.
     """
-    source: ModelSource = on_main(lambda: resolve(name, "--from-hf"))
+    source: ModelSource = resolve(name, "--from-hf", together=True)
     if source.kind == "run":
         raise ConfigError(f"--from-hf {name} is a run already: commands take it as it is.")
     weights = SafetensorsFolder(source.folder)
@@ -69,13 +69,13 @@ def from_hf(name: str, out: Path, layout: Layout) -> Path:
         tokenizer.save_pretrained(path / _ROLE)
 
     state = {"heads": {_ROLE: head}}
-    return checkpoint.save(out / "checkpoints", 0, Engine(model, layout).sharded_state(_ROLE), state, 1, extras)
+    return checkpoint.save(out / "checkpoints", 0, Engine(model, layout).sharded_state(_ROLE), state, 2, extras)
 
 
 def _run_dtype(source: ModelSource) -> torch.dtype:
     """The dtype of the model's weights in a verified checkpoint of a run."""
-    metadata = dist_checkpointing.load_tensors_metadata(str(source.checkpoint / checkpoint.SHARDS))
-    return next(tensor.dtype for key, tensor in metadata.items() if key.startswith(f"{source.role}.model."))
+    dtypes = sharded_files.dtypes(source.checkpoint / checkpoint.SHARDS)
+    return next(dtype for key, dtype in dtypes.items() if key.startswith(f"{source.role}.model."))
 
 
 def _save_tokenizer(tokenizer: object, out: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -15,8 +17,9 @@ from gipo_mc.data.examples import examples
 from gipo_mc.data.loading import sources_of
 from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.tokenizer import train_bpe_tokenizer
-from gipo_mc.errors import StorageError
+from gipo_mc.errors import ConfigError
 from gipo_mc.models.families import FAMILIES
+from gipo_mc.tools.whole_folder import whole_folder
 
 
 def create_model(
@@ -25,7 +28,7 @@ def create_model(
     """Save a randomly initialised language model of a family (safetensors) and its tokenizer in `folder`.
 
     config: arguments of the family's config in transformers; vocabulary and special tokens are the tokenizer's. The
-    global random state is left as it was.
+    global random state is left as it was. The folder appears whole. Raises StorageError.
     """
     highest, kind = max(tokenizer.get_vocab().values()), FAMILIES[family]
     shape = kind.new_config(
@@ -40,11 +43,9 @@ def create_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind.hf_class(kind.causal_lm)(shape)
-    try:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    except OSError as error:
-        raise StorageError(f"The new model cannot be written to {folder}: {error}") from error
+    with whole_folder(folder) as made:
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
 
 
 def create_text_model(
@@ -52,11 +53,24 @@ def create_text_model(
 ) -> int:
     """`create_model` with a byte-level BPE tokenizer trained on the demonstrations of `data`; returns its vocabulary.
 
-    Raises DataError where a source cannot be read.
+    Raises DataError where a source cannot be read, ConfigError where memory is too small.
     """
-    tokenizer = train_bpe_tokenizer(_texts(data), vocab_size, folder)
+    _check_memory(vocab_size, **config)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = train_bpe_tokenizer(_texts(data), vocab_size, scratch)
     create_model(folder, tokenizer, seed, family, **config)
     return len(tokenizer)
+
+
+def _check_memory(vocab: int, *, hidden_size: int, intermediate_size: int, num_hidden_layers: int, **_: Any) -> None:
+    """Raises ConfigError where the weights alone, four bytes each, need more memory than there is."""
+    layer = 4 * hidden_size**2 + 3 * hidden_size * intermediate_size
+    needed, available = 4 * (2 * vocab * hidden_size + num_hidden_layers * layer), psutil.virtual_memory().available
+    if needed > available:
+        raise ConfigError(
+            f"{num_hidden_layers} layers of {hidden_size} with a vocabulary of {vocab} take {needed / 2**30:,.0f} GiB, "
+            f"and {available / 2**30:,.0f} GiB of memory are free: make the model smaller."
+        )
 
 
 def _texts(data: DataConfig) -> Iterator[str]:

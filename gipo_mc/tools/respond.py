@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.config import Config
+from gipo_mc.config import Config, DataConfig
+from gipo_mc.data.chat import Renderer
 from gipo_mc.data.encode import Encoder
+from gipo_mc.data.fields import LeftOut
 from gipo_mc.data.loading import load_prompts
+from gipo_mc.data.sets import SourceReport
+from gipo_mc.data.templates import Refused
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer
-from gipo_mc.errors import ConfigError
+from gipo_mc.errors import ConfigError, DataError
 from gipo_mc.generation.megatron import MegatronEngine
 from gipo_mc.parallel import runtime
-from gipo_mc.parallel.collectives import on_main
 from gipo_mc.rl.rewards import responses as response_texts
 from gipo_mc.rl.rollout import roll_out
 from gipo_mc.run.model_sources import load_model, resolve
@@ -38,11 +41,13 @@ def respond(
     *,
     greedy: bool = False,
     on_step: Callable[[int, int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> list[Response]:
     """Load model.policy on all ranks and let it respond, with the sampling of the rollout section and run.seed.
 
-    texts: prompts exactly as the model is to read them; empty: the first eval.prompts rows of data.evaluation, or of
-        data.prompts where that names nothing.
+    texts: prompts exactly as the model is to read them, or with data.chat_template=true a user's messages; empty: the
+        first eval.prompts rows of data.evaluation, or of data.prompts where that names nothing.
+    tell: called on the main rank with what is odd about tokenizer or rows, a sentence each.
     Returns the same list on every rank, in the order of the prompts. Raises ConfigError, DataError, CheckpointError.
     """
     if not config.model.policy:
@@ -50,10 +55,11 @@ def respond(
             "No model is named: add model.policy=FOLDER, a Hugging Face folder, a run or one of a run's checkpoints."
         )
     layout = runtime.initialize(config.parallel, config.device)
-    source = on_main(lambda: resolve(config.model.policy, "model.policy"))
-    tokenizer = load_tokenizer(config.model.tokenizer or str(source.folder))
+    source = resolve(config.model.policy, "model.policy", together=True)
+    tell = tell if layout.is_main else None
+    tokenizer = load_tokenizer(config.model.tokenizer or str(source.folder), tell)
     check_vocabulary(tokenizer, source.shape.vocab_size, source.name)
-    prompts = _given(texts, tokenizer) if texts else _of_data(config, tokenizer)
+    prompts = _given(texts, config.data, tokenizer, tell) if texts else _of_data(config, tokenizer, tell)
     longest = max(len(prompt.token_ids) for prompt in prompts) + config.rollout.max_new_tokens
     source.shape.check(layout.tensor, layout.pipeline, sequence_length=longest)
     dtype = runtime.resolve_dtype(config.dtype, layout.device)
@@ -70,12 +76,31 @@ def respond(
     return [Response(prompt.text, text, prompt.domain, length, cut) for prompt, text, length, cut in rows]
 
 
-def _given(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    ids = Encoder(tokenizer).prompts(texts)
-    return [Prompt(i, tuple(row), "", text) for i, (row, text) in enumerate(zip(ids, texts, strict=True))]
+def _given(
+    texts: Sequence[str], data: DataConfig, tokenizer: PreTrainedTokenizerBase, tell: Callable[[str], None] | None
+) -> list[Prompt]:
+    """Texts as the rows of a data file would be read, an empty one included."""
+    renderer = Renderer(Encoder(tokenizer), data)
+    prompts = []
+    for i, text in enumerate(texts):
+        try:
+            rendered = renderer.render_prompt(text)
+        except LeftOut as reason:
+            why = f" ({reason.reason})" if isinstance(reason, Refused) else ""
+            raise DataError(
+                f"--prompt {text[:80]!r} is one of the {reason}{why}: change it, or see data.special_tokens_in_text."
+            ) from reason
+        ids = renderer.encode_prompts([rendered.prompt])[0]
+        prompts.append(Prompt(i, tuple(ids), "", rendered.text, rendered.messages))
+    if tell:
+        if tokenizer.chat_template and not data.chat_template:
+            tell("The tokenizer has a chat template; data.chat_template=true makes each --prompt a user's message.")
+        for warning in SourceReport("--prompt", read=len(texts), remarks=renderer.remarks).warnings():
+            tell(warning)
+    return prompts
 
 
-def _of_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+def _of_data(config: Config, tokenizer: PreTrainedTokenizerBase, tell: Callable[[str], None] | None) -> list[Prompt]:
     data = config.data
     if not data.evaluation and not data.prompts:
         raise ConfigError(
@@ -83,6 +108,9 @@ def _of_data(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]
             "data.prompts=[FILE]."
         )
     prompts = load_prompts(data, tokenizer, seed=config.run.seed, part="evaluation" if data.evaluation else "train")
+    if tell:
+        for text in prompts.warnings():
+            tell(text)
     count = min(len(prompts), config.eval.prompts)
     if not count:
         raise ConfigError(f"eval.prompts={config.eval.prompts} leaves no prompt of {len(prompts)}: raise it.")

@@ -1,11 +1,11 @@
-"""Tail and kurtosis, by hand."""
+"""Tail, kurtosis and outliers, by hand."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from gipo_mc.algorithms.distribution import excess_kurtosis, lower_tail
+from gipo_mc.algorithms.distribution import excess_kurtosis, lower_tail, reach_of, winsorised
 
 
 def test_lower_tail_is_the_mean_of_the_lowest_tenth() -> None:
@@ -26,3 +26,31 @@ def test_kurtosis_by_hand() -> None:
     generator = torch.Generator().manual_seed(0)
     assert excess_kurtosis(torch.randn(200_000, generator=generator)) == pytest.approx(0.0, abs=0.05)
     assert excess_kurtosis(torch.full((5,), 0.1)) == 0.0 and excess_kurtosis(torch.empty(0)) == 0.0
+
+
+def test_the_reach_is_the_distance_that_nine_tenths_keep_to() -> None:
+    values_B = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 1e30])  # median 5; 5 - 0 is the tenth
+    assert reach_of(values_B) == 5.0
+    assert reach_of(torch.empty(0)) == 0.0 and reach_of(torch.tensor([7.0])) == 0.0
+
+
+@pytest.mark.parametrize("value", [1e4, 1e30, -1e30, -9999.0])
+def test_an_outlier_becomes_the_nearest_value_that_is_none(value: float) -> None:
+    values_B = torch.tensor([0.0, 1.0, 2.0, value, 3.0, 4.0])
+    found_B, far_B = winsorised(values_B, 20.0)
+    assert found_B.tolist() == [0.0, 1.0, 2.0, 4.0 if value > 0 else 0.0, 3.0, 4.0]
+    assert far_B.tolist() == [False, False, False, True, False, False]
+
+
+def test_what_is_no_outlier_is_the_same_tensor() -> None:
+    normal_B = torch.randn(4096, generator=torch.Generator().manual_seed(0))
+    for values_B, multiple, reach in (
+        (100.0 * normal_B, 20.0, 0.0),
+        (torch.tensor([0.0] * 63 + [10.0]), 20.0, 0.0),  # rare, but no more than 10 away
+        (torch.tensor([0.0] * 63 + [1e4]), 20.0, 501.0),  # usual before this batch
+        (torch.tensor([0.0] * 8 + [1e9, 1e9]), 20.0, 0.0),  # what more than a tenth shares
+        (torch.tensor([0.0] * 63 + [1e4]), 0.0, 0.0),  # off
+        (torch.empty(0), 20.0, 0.0),
+    ):
+        found_B, far_B = winsorised(values_B, multiple, reach)
+        assert found_B is values_B and not bool(far_B.any())

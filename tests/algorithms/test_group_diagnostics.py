@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from gipo_mc.algorithms.group_diagnostics import ALARMS, count_alarms, diagnostics, warnings
+from gipo_mc.algorithms.group_diagnostics import ALARMS, count_alarms, diagnostics, follow, off_warnings, warnings
+from gipo_mc.algorithms.state import Health
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 PROBS = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
@@ -149,3 +150,25 @@ def test_groups_by_length_alone_are_noticed():
     )  # fmt: skip
     assert metrics["group/length_correlation"] > 0.8
     assert any("length" in text for texts in live(metrics, 10)[0] for text in texts)
+
+
+def test_a_method_that_is_in_effect_off_is_said_in_words():
+    health, said = Health(), []
+    for value in [0.5, 0.4, 0.6] + [1e-5] * 30:
+        health = follow(health, {"R_var": value, "the spread of the KL weights": 0.1})
+        said.append(off_warnings(health, {"R_var": value, "the spread of the KL weights": 0.1}))
+    spoken = [step for step, texts in enumerate(said) if texts]
+    assert spoken == [3 + 4, 3 + 24], "after 5 iterations, and again after 20"
+    (text,) = said[7]
+    assert "R_var has been under a thousandth of its usual size for 5 iterations (now 1e-05" in text
+
+
+def test_what_grows_varies_or_never_was_is_not_off():
+    health = Health()
+    for step in range(60):
+        spreads = {"grows": 1e-9 * 2.0**step, "varies": 10.0 ** (step % 3 - 2), "never": 0.0}
+        health = follow(health, spreads)
+        assert off_warnings(health, spreads) == []
+    # One huge number counts ten times the usual, so what is usual again is not taken for off.
+    health = follow(Health(usual={"R_var": 0.5}), {"R_var": 1e30})
+    assert follow(health, {"R_var": 0.5}).counts == {}

@@ -61,3 +61,12 @@ def test_pairs_and_groups_that_belong_to_nothing():
     outside = torch.tensor([[0.0, 0.0], [0.0, 1.0]])  # a domain that training has not seen
     assert pair_weights([0.2, 0.8], [0.5, 0.5], outside).tolist() == pytest.approx([1.0, 1.6])
     assert pair_weights([0.0, 1.0], [0.0, 1.0], torch.tensor([[0.0, 1.0]])).tolist() == [1.0]  # a collapsed classifier
+
+
+@pytest.mark.parametrize("value", [1e4, 1e30])
+def test_one_pair_does_not_decide_the_weights_for_good(value):
+    loss = torch.tensor([0.7, 0.6, value, 0.8, 0.7, 0.5])
+    probs = torch.eye(2)[[0, 0, 0, 1, 1, 1]]
+    found = next_weights([0.5, 0.5], loss, probs, 0.5)
+    assert found == next_weights([0.5, 0.5], torch.tensor([0.7, 0.6, 0.8, 0.8, 0.7, 0.5]), probs, 0.5)
+    assert 0.4 < found[0] < 0.6

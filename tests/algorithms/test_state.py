@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gipo_mc.algorithms.distribution import reach_of, winsorised
 from gipo_mc.algorithms.group_inference import update_best_group
-from gipo_mc.algorithms.state import RLState, normalised_signal, track_reward
+from gipo_mc.algorithms.state import Health, RLState, normalised_signal, track_reward
 from gipo_mc.errors import CheckpointError
 
 
@@ -64,3 +65,43 @@ def test_a_state_of_another_version_is_refused(change):
     saved = {**saved, name: value} if value is not None else {k: v for k, v in saved.items() if k != name}
     with pytest.raises(CheckpointError, match=name):
         RLState.from_dict(saved)
+
+
+@pytest.mark.parametrize("size", [12, 64])
+@pytest.mark.parametrize("value", [1e4, 1e30, -1e30, -9999.0])
+@pytest.mark.parametrize("at", [0, 5])
+def test_running_figures_recover_from_one_outlier(size, value, at):
+    """As sifting hands them on; without that, signal_std is 1e28 after one reward of 1e30."""
+
+    def run(outlier):
+        generator, state = torch.Generator().manual_seed(3), RLState.initial(2)
+        for step in range(at + 20):
+            reward = torch.randn(size, generator=generator)
+            if outlier and step == at:
+                reward[2] = value
+            clean, _ = winsorised(reward, 20.0, state.health.reach or 0.0)
+            state = replace(state, health=state.health.reached(reach_of(clean), 0.95))
+            _, state = normalised_signal(clean, track_reward(state, clean, 0.95), 0.95)
+        return state
+
+    bad, good = run(True), run(False)
+    for name in ("reward_mean", "reward_std", "signal_std"):
+        assert getattr(bad, name) == pytest.approx(getattr(good, name), rel=0.1, abs=0.05), name
+    assert bad.health.reach == pytest.approx(good.health.reach, rel=0.25)
+
+
+def test_a_signal_far_out_does_not_decide_the_scale_of_all():
+    signal = torch.tensor([0.0, 1.0, -1.0, 1e30, 0.5])
+    _, state = normalised_signal(signal, RLState.initial(2), 0.95)
+    assert state.signal_std == pytest.approx(float(torch.tensor([0.0, 1.0, -1.0, 1.0, 0.5]).std(correction=0)))
+
+
+def test_health_stands_beside_the_state_and_checkpoints_without_it_are_read():
+    health = Health(1.5, {"R_var": 0.2}, {"invalid": 2})
+    assert Health.from_dict(json.loads(json.dumps(health.to_dict()))) == health
+    assert Health.from_dict(None) == Health() == RLState.from_dict(_state().to_dict()).health
+    assert health.counted(invalid=True).counts == {"invalid": 3} and health.counted(skipped=True).counts == {
+        "invalid": 2,
+        "skipped": 1,
+    }
+    assert health.reached(100.0, 0.5).reach == 0.5 * 1.5 + 0.5 * 3.0  # one odd batch at most doubles what enters

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gipo_mc.config import Config, load_config, names_nothing, save_config, validate
+from gipo_mc.config import Config, as_yaml, load_config, names_nothing, validate
 from gipo_mc.errors import ConfigError
 from gipo_mc.run.command import run_command
 from gipo_mc.tools import builtin
@@ -97,7 +97,6 @@ def test_options_are_checked_together_with_the_built_in_task_under_them() -> Non
         (["model.reward=mine"], False),
         (["model.tokenizer=mine"], False),
         (["data.preferences=[x.jsonl]"], False),
-        (["model=3"], False),
     ],
 )
 def test_the_built_in_task_is_there_for_who_names_no_model_and_no_data(words: list[str], nothing: bool) -> None:
@@ -157,5 +156,5 @@ def test_a_key_that_comes_twice_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["1e3", "007", "2024-01-02", "on", "null", "0x10", "12:30:15", "~", ".5", "# x"])
 def test_a_saved_configuration_is_the_one_that_ran(tmp_path: Path, name: str) -> None:
     config = validate({"run": {"name": name}, "rollout": {"stop": [name, "\n", " ", "a: b"]}})
-    save_config(config, tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_text(as_yaml(config), encoding="utf-8")
     assert load_config(str(tmp_path / "c.yaml"), []) == config

@@ -4,10 +4,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from gipo_mc.data.encode import Encoder
+from gipo_mc.data.encode import CUT, Encoder
 from gipo_mc.data.synthetic import builtin_tokenizer
 from gipo_mc.data.tokenizer import train_bpe_tokenizer
 from gipo_mc.errors import DataError
+from tests.data.chat_tokenizers import headers_tokenizer
 
 TEXTS = ["The dog runs to the park.", "Human: yes\n\nAssistant: no dog"] * 20
 
@@ -78,6 +79,33 @@ def test_special_tokens_of_a_template_are_read(bpe):
     (response,) = encoder.responses(["dog</s>\n"], special=True)
     assert response == [*bpe("dog", add_special_tokens=False).input_ids, bpe.eos_token_id]  # nothing behind EOS
     assert encoder.contains_special("a</s>b") == "</s>" and encoder.contains_special("a b") is None
+
+
+@pytest.mark.parametrize("name", ["bpe", "sentencepiece_like"])
+@pytest.mark.parametrize("text", ["a</s>b", "</s>", "<s></s>", "<</s>>", " </s", "no"])
+def test_a_cut_text_holds_no_special_token_and_is_the_same_text(name, text, request):
+    tokenizer = request.getfixturevalue(name)
+    encoder = Encoder(tokenizer)
+    cut = encoder.as_text(text)
+    assert cut.replace(CUT, "") == text and (cut == text) == (encoder.contains_special(text) is None)
+    (prompt,), (response,) = encoder.prompts(["<s>" + cut], special=True), encoder.responses([cut], special=True)
+    for ids, whole in ((prompt, prompt[1:]), (response, response[:-1])):
+        named = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+        assert ids[0 if ids is prompt else -1] in named and not named & set(whole)
+        assert tokenizer.decode(whole).strip() == text.strip()
+
+
+def test_bos_is_put_before_a_text_that_has_none(bpe):
+    encoder = Encoder(bpe)
+    (dog,) = encoder.prompts(["dog"])
+    assert encoder.prompts(["dog", "<s>dog"], special=True, begin=True) == [dog, dog]
+    assert encoder.prompts(["dog"], begin=False) == [dog[1:]]
+
+
+def test_every_special_token_counts_and_not_only_those_with_a_name():
+    encoder = Encoder(headers_tokenizer())
+    assert encoder.contains_special("a <|head|>") == "<|head|>" and encoder.contains_special("<think>") is None
+    assert len(encoder.special_ids) == 6
 
 
 @pytest.mark.parametrize("name", ["bpe", "sentencepiece_like"])

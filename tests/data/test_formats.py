@@ -1,6 +1,8 @@
 import pytest
 
-from gipo_mc.data.formats import Example, LeftOut, Message, RowError, detect, parse
+from gipo_mc.data.fields import Fields, LeftOut, RowError
+from gipo_mc.data.formats import Example, detect, parse
+from gipo_mc.types import Message
 
 U, A = "\n\nHuman:", "\n\nAssistant:"
 
@@ -69,6 +71,13 @@ def test_hh_rows_that_are_odd_in_the_published_data_are_left_out_not_errors():
         ({"messages": []}, "'messages' is empty"),
         ({"messages": ["a"]}, r"'messages'\[0\] is a string"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "has the role 'tool'"),
+        ({"messages": [{**assistant("a"), "tool_calls": [{"name": "f"}]}]}, r"'messages'\[0\] has tool_calls"),
+        ({"prompt": [user("a"), {**assistant(""), "function_call": {"name": "f"}}, user("b")]}, "has function_call"),
+        ({"messages": [{**user("a"), "tool_call_id": "1"}]}, "has tool_call_id"),
+        ({"system": "a", "prompt": [{"role": "system", "content": "b"}, user("c")]}, "says something else: keep one"),
+        ({"system": 3, "prompt": "a"}, "'system' is a number"),
+        ({"prompt": b"a"}, "'prompt' is bytes, not a string"),
+        ({"prompt": None, "response": None}, "'prompt' is null, not a string"),
         ({"messages": [{"role": "user", "content": None}]}, r"'messages'\[0\].content is null"),
         ({"messages": [assistant("a")]}, "must end with an assistant message, after"),
         ({"chosen": [user("a")], "rejected": [user("a")]}, "'chosen' must end with an assistant message"),
@@ -134,3 +143,79 @@ def test_messages_in_every_published_shape():
     assert auto({"messages": turns}) == auto({"prompt": turns}) == Example(prompt, None, None, "")
     with pytest.raises(LeftOut, match="different prompts"):
         auto({"chosen": [user("a"), assistant("b")], "rejected": [user("c"), assistant("b")]})
+
+
+# ------------------------------------------------------------------------------------------- what the author meant
+@pytest.mark.parametrize("label", ["4", "good", 3, 1.5, True, None, ["a"]])
+def test_a_label_makes_no_tldr_row(label):
+    row = {"prompt": "What is 2+2?", "response": "Four.", "label": label}
+    assert detect(row) == "pairs" and auto(row) == Example("What is 2+2?", "Four.", None, "")
+    assert auto({"prompt": "What is 2+2?", "label": label}).chosen is None
+    assert auto({"prompt": POST, "completion": "Good.", "label": label}).chosen == "Good."
+
+
+def test_a_response_that_its_label_rejects_is_not_imitated():
+    for row in ({"prompt": "a", "completion": "b"}, {"prompt": [user("a")], "completion": [assistant("b")]}):
+        assert parse(row | {"label": True}, detect(row), ("chosen",)).chosen == "b"
+        assert parse(row | {"label": False}, detect(row), ()).prompt
+        with pytest.raises(LeftOut, match="responses that their label rejects"):
+            parse(row | {"label": False}, detect(row), ("chosen",))
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c", "label": False}
+    assert auto(pair) == Example("a", "b", "c", "")
+
+
+NULLS = [
+    ({"prompt": [user("a")], "chosen": None, "rejected": None}, ()),
+    ({"prompt": [user("a")], "completion": None}, ()),
+    ({"prompt": [user("a")], "chosen": [assistant("b")], "rejected": None}, ("chosen",)),
+    ({"chosen": [user("a"), assistant("b")], "rejected": None}, ("chosen",)),
+    ({"chosen": None, "rejected": [user("a"), assistant("c")]}, ()),
+    ({"chosen": f"{U} a{A} b", "rejected": None}, ("chosen",)),
+    ({"chosen": None, "rejected": f"{U} a{A} b"}, ()),
+    ({"messages": [user("a"), assistant("b")], "prompt": None, "chosen": None, "rejected": None}, ("chosen",)),
+    ({"messages": None, "prompt": "a", "chosen": "b", "rejected": None, "domain": None, "system": None}, ("chosen",)),
+    ({"prompt": "a", "summary": None, "post": None, "info": None, "summaries": None, "choice": None}, ()),
+    ({"info": {"post": "a"}, "summaries": None, "choice": None}, ()),
+    ({"info": {"post": "a"}, "summaries": [{"text": "b"}, {"text": None}], "choice": 0}, ("chosen",)),
+    (
+        {"messages": [{**user("a"), "tool_calls": None, "name": None}, {**assistant("b"), "tool_calls": []}]},
+        ("chosen",),
+    ),
+]
+
+
+@pytest.mark.parametrize("row, needs", NULLS)
+def test_null_is_no_value_where_the_use_needs_none(row, needs):
+    fields = Fields(row)
+    example = parse(fields, detect(row), needs)
+    assert (example.chosen is not None) or not needs
+    assert example.prompt and fields.unused() == set()
+
+
+@pytest.mark.parametrize("row", [row for row, _ in NULLS if "rejected" in row and "messages" not in row])
+def test_null_is_an_error_where_the_use_needs_a_value(row):
+    with pytest.raises(RowError, match=r"'(chosen|rejected)' is null"):
+        parse(row, detect(row))
+
+
+@pytest.mark.parametrize(
+    "row, unused",
+    [
+        ({"prompt": "a", "response": "b", "label": "good", "id": 7, "note": "", "tags": []}, {"label", "id"}),
+        ({"prompt": "a", "chosen": "b", "response": "c", "completion": "d"}, {"response", "completion"}),
+        ({"messages": [user("a"), assistant("b")], "tools": [{"name": "f"}], "prompt": "a"}, {"tools", "prompt"}),
+        ({"messages": [user("a"), {**assistant("b"), "weight": 0, "name": "x"}]}, {"messages.weight", "messages.name"}),
+        ({"chosen": f"{U} a{A} b", "rejected": f"{U} a{A} c", "system": "s", "margin": 2.0}, {"margin"}),
+        ({"prompt": POST, "label": "Good."}, set()),
+        ({"prompt": "a", "domain": "d", "system": "s"}, set()),
+    ],
+)
+def test_a_column_that_nothing_reads_is_known(row, unused):
+    fields = Fields(row)
+    parse(fields, detect(row))
+    assert fields.unused() == unused
+
+
+def test_a_developers_message_is_a_system_message():
+    developer = {"role": "developer", "content": "Be kind."}
+    assert auto({"messages": [developer, user("a"), assistant("b")]}).prompt[0] == Message("system", "Be kind.")

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -169,6 +170,24 @@ def test_a_use_that_the_rows_cannot_serve_is_an_error(tmp_path, tokenizer):
 def test_max_rows_reads_no_further(tmp_path, tokenizer):
     path = write(tmp_path / "a.jsonl", [*ROWS[:2], "{"])
     assert len(load_preferences(DataConfig(preferences=[path], max_rows=2), tokenizer)) == 2
+
+
+def test_columns_that_are_not_used_are_named_once(tmp_path, tokenizer):
+    rows = [{"prompt": f"dog {i}", "response": "cat", "tools": [{"name": "f"}], "label": i} for i in range(3)]
+    data = DataConfig(demonstrations=[write(tmp_path / "a.jsonl", rows)])
+    report = load_demonstrations(data, tokenizer).reports[0]
+    assert report.unused == {"tools": 3, "label": 3} and report.describe().count("columns not used: label, tools") == 1
+    assert load_prompts(data, tokenizer).reports[0].unused == report.unused, "a response is not named: nobody misses it"
+
+
+def test_parquet_with_the_nulls_of_a_wider_table(tmp_path, tokenizer):
+    message = {"role": "user", "content": "dog", "tool_calls": None}
+    rows = [{"prompt": [message], "messages": None, "chosen": None, "rejected": None, "system": None}] * 2
+    path = str(tmp_path / "a.parquet")
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(table, path)
+    prompts = load_prompts(DataConfig(prompts=[path]), tokenizer)
+    assert len(prompts) == 1 and prompts.reports[0].unused == {}
 
 
 def test_parquet_and_separator(tmp_path, tokenizer):

@@ -4,6 +4,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from gipo_mc.data.encode import Encoder
 from gipo_mc.data.synthetic import builtin_tokenizer
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, train_bpe_tokenizer
 from gipo_mc.errors import ConfigError
@@ -63,6 +64,41 @@ def test_a_missing_padding_token_never_grows_the_vocabulary(tmp_path, words, spe
     closed(words, **special).save_pretrained(tmp_path)
     tokenizer = load_tokenizer(str(tmp_path))
     assert tokenizer.pad_token == expected and len(tokenizer) == len(words)
+
+
+@pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "LlamaTokenizerFast"])
+@pytest.mark.parametrize("own", [True, False], ids=["bos", "no_bos"])
+@pytest.mark.parametrize("flag", [True, False, None])
+def test_add_bos_token_is_followed_and_said_once(tmp_path, kind, own, flag):
+    train_bpe_tokenizer(TEXTS, 300, tmp_path)
+    if not own:
+        raw = json.loads((tmp_path / "tokenizer.json").read_text())
+        (tmp_path / "tokenizer.json").write_text(json.dumps(raw | {"post_processor": None}))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    flags = {} if flag is None else {"add_bos_token": flag}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | flags | {"tokenizer_class": kind}))
+    told = []
+    tokenizer = load_tokenizer(str(tmp_path), told.append)
+    wanted = own if flag is None else flag
+    ids = tokenizer("dog", add_special_tokens=False).input_ids
+    assert Encoder(tokenizer).prompts(["dog"]) == [[0] * wanted + ids] == [tokenizer("dog").input_ids]
+    assert Encoder(tokenizer).responses(["dog"]) == [[*ids, 1]]
+    assert len(told) == (flag is not None and flag != own)
+    if told:
+        assert f"add_bos_token={str(flag).lower()}" in told[0]
+        assert f"plain prompts begin {'with' if flag else 'without'} <s>" in told[0]
+    # What is saved says the same by itself.
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert load_tokenizer(str(tmp_path / "saved"), told.append)("dog").input_ids == [0] * wanted + ids
+
+
+def test_settings_that_cannot_be_followed_are_said(tmp_path):
+    closed(["a", "<eos>"], eos_token="<eos>").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"add_bos_token": True, "add_eos_token": True}))
+    told = []
+    assert Encoder(load_tokenizer(str(tmp_path), told.append)).prompts(["a"]) == [[0]]
+    assert len(told) == 2 and "has no BOS token" in told[0] and "no prompt ends with <eos> here" in told[1]
 
 
 def test_folders_that_hold_no_usable_tokenizer(tmp_path):

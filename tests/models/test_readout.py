@@ -22,10 +22,10 @@ from gipo_mc.models.readout import response_statistics
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
+from gipo_mc.parallel.timing import Phases
 from gipo_mc.rl.scoring import Models, score
 from gipo_mc.rl.shaping import shape as shape_experience
 from gipo_mc.rl.update_policy import update_policy
-from gipo_mc.run.timing import Phases
 from gipo_mc.supervised.sft import response_loss
 from gipo_mc.types import Prompt, Rollout, Sequences
 from tests.models import tiny

@@ -208,6 +208,8 @@ def _poisoned(rank: int, sizes: dict[str, Any], bad_rank: int, value: float, opt
     [
         ({"data": 2}, 1, float("nan"), {}),
         ({"data": 2}, 0, float("inf"), {}),
+        ({"data": 2}, 1, 1e30, {}),
+        ({"tensor": 2}, 0, 1e30, {}),
         ({"data": 2}, 1, float("nan"), {"distributed_optimizer": True}),
         ({"tensor": 2}, 1, float("nan"), {}),
         ({"pipeline": 2}, 1, float("nan"), {}),

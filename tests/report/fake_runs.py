@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gipo_mc.config import save_config, validate
+from gipo_mc.config import as_yaml, validate
 from gipo_mc.run.folder import RunFolder
 from gipo_mc.run.metrics import MetricsLogger
 
@@ -21,9 +21,8 @@ def rl_run(root: Path, name: str, algorithm: str, iterations: int, gold: bool = 
     random = np.random.default_rng(seed)
     gi = algorithm == "gi_ppo"
     with RunFolder.open(root, name, "train_gi_ppo", resume=True) as folder, MetricsLogger(folder) as log:
-        save_config(
-            validate({"algorithm": {"name": algorithm}, "parallel": {"tensor": 2, "pipeline": 2}}), folder.config
-        )
+        config = validate({"algorithm": {"name": algorithm}, "parallel": {"tensor": 2, "pipeline": 2}})
+        folder.config.write_text(as_yaml(config))
         folder.write_about(
             [("policy", "llama, 4 layers of 64, 0.2 M parameters"), ("layout", "TP2 × PP2 × DP1 on 4 ranks"),
              ("device", "CPU, float32"), ("ops", "native"), ("data", "built-in task: 4,096 prompts")]

@@ -14,8 +14,9 @@ from gipo_mc.algorithms.group_invariance import beta_at, bounded_beta, group_sta
 from gipo_mc.config import Config
 from gipo_mc.models.micro_batch import MicroBatch
 from gipo_mc.models.readout import response_statistics
-from gipo_mc.parallel.engine import Engine, StepResult
+from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
+from gipo_mc.parallel.step_checks import StepResult
 from gipo_mc.rl import gi_ppo, update_policy
 from gipo_mc.rl.experience import Experience
 from gipo_mc.rl.mini_batch import MiniBatch, mini_batches

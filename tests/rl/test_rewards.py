@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -17,15 +19,17 @@ from transformers import (
 
 from gipo_mc.config import ParallelConfig
 from gipo_mc.data.collate import to_sequences
-from gipo_mc.data.tokenizer import load_tokenizer, train_bpe_tokenizer
+from gipo_mc.data.tokenizer import load_tokenizer, same_tokens, train_bpe_tokenizer
 from gipo_mc.errors import ConfigError
 from gipo_mc.generation.stopping import stop_on_strings
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.engine import Engine
-from gipo_mc.rl.rewards import FunctionReward, ModelReward, is_function, load_function, responses, same_tokens
+from gipo_mc.rl import gi_ppo
+from gipo_mc.rl.rewards import FunctionReward, ModelReward, is_function, load_function, responses
 from gipo_mc.run.model_sources import load_model, resolve
 from gipo_mc.types import Prompt, Rollout
 from tests.ranks import LAYOUTS, run_ranks
+from tests.runs import rl_config
 
 TEXTS = ["How do I boil an egg?", "Tell me a joke about cats.", "Why?", "What is the capital of France, please?"]
 ANSWERS = [" Boil it for ten minutes.", " No.", " Because cats are cats, and eggs are eggs.", " Paris"]
@@ -149,3 +153,40 @@ def test_names_of_functions() -> None:
     for name in ("python:math", "python:math:nothing", "python:no.such.module:f", "python:", "python:a:b:c"):
         with pytest.raises(ConfigError, match="the function cannot be loaded"):
             load_function(name)
+
+
+# --------------------------------------------------------------------------------------------- a template of its own
+OWN = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_a_run_says_what_its_reward_model_reads_and_what_is_odd_about_its_rows(folder: Path, tmp_path: Path) -> None:
+    for name, template in (("policy", OWN.replace("m.role", "m.role|upper")), ("reward", OWN)):
+        (tmp_path / name).mkdir()
+        tokenizer = load_tokenizer(str(folder / name))
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(tmp_path / name)
+        fields = {**LlamaConfig.from_pretrained(folder / "reward").to_dict(), "num_labels": 1}
+        kind = LlamaForCausalLM if name == "policy" else LlamaForSequenceClassification
+        kind(LlamaConfig(**fields)).save_pretrained(tmp_path / name)
+    rows = [{"prompt": text, "label": 1} for text in TEXTS] + [{"prompt": "<|im_start|>user\nhi"}]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = rl_config(
+        tmp_path,
+        {name: str(tmp_path / name) for name in ("policy", "reward")},
+        f"data.prompts=[{tmp_path}/prompts.jsonl]",
+        "data.evaluation=[]",
+        "data.prompt_length=64",
+        "data.chat_template=true",
+        "rollout.stop=[e]",
+        "run.iterations=1",
+        "eval.reward=''",
+    )
+    run_ranks(lambda rank: gi_ppo.train(config), 1)
+    about = dict(json.loads((tmp_path / "run" / "about.json").read_text()))
+    assert about["reward"].endswith("reads the messages, in its own chat template")
+    assert "columns not used: label" in about["prompts"]
+    warnings = (tmp_path / "run" / "warnings.jsonl").read_text()
+    assert warnings.count("as another model's chat template writes it") == 1

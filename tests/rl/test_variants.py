@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from gipo_mc.config import AlgorithmConfig, load_config, save_config, validate
+from gipo_mc.config import AlgorithmConfig, as_yaml, load_config, validate
 from gipo_mc.errors import ConfigError
 from gipo_mc.presets import PRESETS
 from gipo_mc.rl import gi_ppo
@@ -199,7 +199,7 @@ def test_a_name_sets_its_keys_and_keys_beside_it_win(tmp_path: Path, name: str) 
         assert getattr(config.algorithm, key) == value
     assert load_config(None, [f"algorithm.name={name}", "algorithm.beta_policy=7"]).algorithm.beta_policy == 7
     # The resolved configuration of a run is that run again, and any other algorithm by its name.
-    save_config(config, tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text(as_yaml(config))
     assert load_config(str(tmp_path / "config.yaml"), []) == config
     other = load_config(str(tmp_path / "config.yaml"), ["algorithm.name=oracle_group_dro"])
     assert other.algorithm == load_config(None, ["algorithm.name=oracle_group_dro"]).algorithm

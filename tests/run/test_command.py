@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,10 +19,11 @@ from gipo_mc.config import Config
 from gipo_mc.data.tokenizer import train_bpe_tokenizer
 from gipo_mc.rl import gi_ppo
 from gipo_mc.run.command import BuiltinTask, run_command
+from gipo_mc.run.folder import fell_silent
 from gipo_mc.supervised import reward_model, sft
 from tests.ranks import run_ranks
 from tests.runs import save_models
-from tests.scripts import Script
+from tests.scripts import Script, run_script
 
 ROOT = Path(__file__).parents[2]
 TRAINERS = {"sft": sft.train, "reward": reward_model.train, "rl": gi_ppo.train}
@@ -147,7 +150,18 @@ def test_tensor_parallelism_that_does_not_divide_the_heads(tmp_path: Path, model
         ("rl", ["model.reward=python:nowhere:f"], 2, ["python:nowhere:f", "PYTHONPATH"]),
         ("rl", ["model.reward=python:math:pi"], 2, ["float, not a function"]),
         ("rl", ["model.reward=python:tests.reward_functions:one_short"], 3, ["7 rewards for 8 responses"]),
-        ("rl", ["model.reward=python:tests.reward_functions:not_a_number"], 3, ["returned nan"]),
+        (
+            "rl",
+            ["model.reward=python:tests.reward_functions:not_a_number", "algorithm.invalid_patience=1"],
+            5,
+            ["1 responses have no usable reward", "the reward nan"],
+        ),
+        (
+            "rl",
+            ["model.reward=python:tests.reward_functions:huge", "algorithm.invalid_patience=1"],
+            5,
+            ["8 responses have no usable reward", "the reward -1e+30"],
+        ),
         ("rl", ["model.reward=python:tests.reward_functions:words"], 3, ["reward_functions:words"]),
         ("rl", ["model.reward=python:tests.reward_functions:broken"], 3, ["ZeroDivisionError"]),
     ],
@@ -174,7 +188,7 @@ def test_wrong_input_is_one_sentence_and_its_exit_code(
 
 
 def test_an_error_on_two_ranks_is_said_once(tmp_path: Path, models: dict[str, str]) -> None:
-    bad = ["model.reward=python:tests.reward_functions:not_a_number", "parallel.tensor=2"]
+    bad = ["model.reward=python:tests.reward_functions:one_short", "parallel.tensor=2"]
     assert _fails(tmp_path, "rl", *_rl(models), *bad, ranks=2)[0] == 3
 
 
@@ -226,3 +240,58 @@ def test_ctrl_c_ends_a_run_with_a_sentence(tmp_path: Path, models: dict[str, str
     assert "Interrupted" in done.stderr
     status = _status(tmp_path)
     assert status["state"] == "failed" and status["exit_code"] == 130 and status["step"] >= 1
+
+
+def test_a_signal_before_the_run_begins_ends_it_and_leaves_no_done_of_an_earlier_start(
+    tmp_path: Path, models: dict[str, str]
+) -> None:
+    """Rank 0 waits, in native code, for a rank 1 that never comes."""
+    run = tmp_path / "runs" / "run"
+    run.mkdir(parents=True)
+    (run / "run_status.json").write_text(json.dumps({"state": "done", "exit_code": 0, "step": 9}))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    alone = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    arguments = [*_rl(models), f"run.dir={tmp_path}/runs", "run.name=run", "device=cpu", "parallel.tensor=2"]
+    started = Script(ROOT / "scripts" / "train_gi_ppo.py", *arguments, environment=alone, cwd=tmp_path)
+    deadline = time.monotonic() + 30
+    while not _listens(port) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    os.kill(started.pid, signal.SIGTERM)
+    assert started.wait(10)
+    done = started.ended()
+    assert done.returncode == 75 and "before the run began" in done.stderr, done
+    status = _status(tmp_path)
+    assert (status["state"], status["exit_code"], status["step"]) == ("requeue", 75, 9)
+
+
+def _listens(port: str) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", int(port))) == 0
+
+
+def test_an_attempt_that_ended_without_a_word_is_told_at_the_next_start(tmp_path: Path, models: dict[str, str]) -> None:
+    arguments = [*_rl(models), f"run.dir={tmp_path}/runs", "run.name=run", "device=cpu", "data.max_rows=16"]
+    script = ROOT / "scripts" / "train_gi_ppo.py"
+    killed = Script(script, *arguments, "run.iterations=100000", cwd=tmp_path)
+    metrics = tmp_path / "runs" / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.wait(10)
+    status = _status(tmp_path)
+    assert (status["state"], status["exit_code"]) == ("running", None)
+    words = fell_silent(status)
+    assert "ended without a word after step" in words and f"process {killed.pid}" in words
+    told = run_script(ROOT / "scripts" / "run_status.py", str(metrics.parent))
+    assert told.returncode == 1 and words in told.stdout
+    done = run_script(script, *arguments, cwd=tmp_path)
+    assert done.returncode == 0 and words in " ".join(done.stdout.split()), done
+    assert words in (metrics.parent / "warnings.jsonl").read_text()
+    told = run_script(ROOT / "scripts" / "run_status.py", str(metrics.parent))
+    assert told.returncode == 0 and "done, exit code 0, step 1." in told.stdout
+    later = run_script(ROOT / "scripts" / "run_status.py", str(metrics.parent), "--since", str(time.time() + 60))
+    assert later.returncode == 1 and "of an earlier start" in later.stdout

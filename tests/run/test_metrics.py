@@ -148,3 +148,11 @@ def test_a_full_disk_under_tensorboard_is_a_storage_error(folder, monkeypatch):
             patch.setattr(log._writer, "add_scalar", refuse)
             with pytest.raises(StorageError, match=r"tensorboard cannot be written: No space left on device; [\d,]+"):
                 log.log(2, {"a": 2.0})
+
+
+def test_values_beyond_the_bins_of_tensorboard_are_kept(folder):
+    with MetricsLogger(folder) as log:
+        log.histogram(1, "reward", [-1e30] * 8)
+        log.histogram(2, "reward", [1e30, 0.5, -3e38])
+    first, second = lines(folder.distributions)
+    assert first["values"] == [-1e30] * 8 and second["values"] == [-3e38, 0.5, 1e30]

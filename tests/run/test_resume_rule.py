@@ -18,6 +18,7 @@ from gipo_mc.models.shape import ModelShape
 from gipo_mc.parallel import runtime
 from gipo_mc.rl import gi_ppo
 from gipo_mc.run import checkpoint
+from gipo_mc.run.model_sources import ModelSource
 from gipo_mc.run.resume import UNREAD, Fixed, check_shape, fixed_settings, shape_hash
 from gipo_mc.supervised import dpo, sft
 from tests.ranks import run_ranks
@@ -31,6 +32,7 @@ CHANGEABLE = {
     "model": ("policy", "critic"),
     "data": ("evaluation",),
     "rollout": ("micro_batch_size",),
+    "algorithm": ("outlier", "invalid_patience"),
     "policy": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
     "critic": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
     "checkpoint": ("every", "keep"),
@@ -135,6 +137,43 @@ def test_a_checkpoint_of_before_is_compared_in_what_it_stored() -> None:
         "run.seed was 1, now 2",
         "models/reward (reward) was made of bbbb, now of something else",
     ]
+
+
+def test_an_older_checkpoint_lists_the_reward_of_evaluations_by_its_folder(tmp_path: Path) -> None:
+    """It may change, as long as nothing else was made of that folder."""
+    old = {"settings": {}, "frozen": {"models/reward (reward)": "bbbb", "models/gold (reward)": "gggg"}}
+    fixed = _fixed(Config(), "train_gi_ppo")
+    fixed.frozen |= {"model.reward": "bbbb"}
+    config = tmp_path / "config.yaml"
+    config.write_text("model: {policy: models/p, reward: models/reward}\neval: {reward: models/gold}\n")
+    fixed.check(Path("x"), old, config)
+    with pytest.raises(ConfigError, match="models/gold"):
+        fixed.check(Path("x"), old)
+    config.write_text("model: {policy: models/p, reward: models/gold}\neval: {reward: models/gold}\n")
+    with pytest.raises(ConfigError, match="models/gold"):
+        fixed.check(Path("x"), old, config)
+
+
+def test_a_frozen_model_that_differs_anywhere_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older checkpoints have the hash of names, sizes, first and last mebibytes: it is still taken for what it says."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "model.safetensors"
+    data = bytearray(3 << 20)
+    found = []
+    for position in (None, 0, (3 << 20) // 2):
+        if position is not None:
+            data[position] ^= 1
+        file.write_bytes(bytes(data))
+        source = ModelSource("m", "hf", tmp_path)
+        found.append((source.fingerprint(), source.earlier_fingerprint()))
+    (first, begin, middle) = found
+    assert len({new for new, _ in found}) == 3 and first[1] != begin[1] == middle[1]
+    for made_of, refused in ((middle[0], False), (middle[1], False), (first[0], True), (first[1], True)):
+        fixed = _fixed(Config(), "train_gi_ppo")
+        fixed.frozen["model.reward"], fixed.earlier["model.reward"] = middle[0], lambda: middle[1]
+        for key in ("model.reward", "models/reward (reward)"):
+            assert bool(fixed.changes({"settings": {}, "frozen": {key: made_of}})) == refused
+        assert "earlier" not in fixed.stored()
 
 
 # ------------------------------------------------------------------------------------------------------ as whole runs

@@ -10,13 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gipo_mc.algorithms.advantages import response_mask
+from gipo_mc.parallel.timing import Phases
 from gipo_mc.rl import gi_ppo
 from gipo_mc.rl.evaluate import evaluate_policy
 from gipo_mc.rl.rollout import roll_out, take_prompts
 from gipo_mc.rl.scoring import score
 from gipo_mc.rl.setup import restore, set_up
 from gipo_mc.run.session import open_session
-from gipo_mc.run.timing import Phases
 from gipo_mc.tools.conversion import to_hf
 from tests.ranks import LAYOUTS, run_ranks
 from tests.runs import read_metrics, rl_config, save_models

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from gipo_mc.config import load_config
-from gipo_mc.errors import GipoError
+from gipo_mc.errors import GipoError, NumericsError
+from gipo_mc.run.session import Session
 from gipo_mc.supervised import dpo, reward_model, sft
+from gipo_mc.supervised.loop import Watch
 from gipo_mc.supervised.sft import SFTTask
 from tests.ranks import LAYOUTS, run_ranks
 from tests.runs import read_metrics, save_models
@@ -22,7 +25,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return save_models(tmp_path_factory.mktemp("models"))
 
 
-def _train(rank: int, kind: str, folder: Path, model: str, overrides: list[str], poison: bool) -> tuple[int, str]:
+def _train(
+    rank: int, kind: str, folder: Path, model: str, overrides: list[str], poison: bool, broken_weights: str = ""
+) -> tuple[int, str]:
     base: dict[str, Any] = {
         "run": {"dir": str(folder), "name": "run", "iterations": 2},
         "device": "cpu",
@@ -41,6 +46,17 @@ def _train(rank: int, kind: str, folder: Path, model: str, overrides: list[str],
             return outputs | {"loss_sum": outputs["loss_sum"] * (math.nan if rank == 1 else 1.0)}
 
         SFTTask.last_stage = broken  # type: ignore[method-assign]  # this process is the test's own
+    if broken_weights:
+        load = Session.load
+
+        def damaged(self: Session, source: Any, *args: Any, **options: Any) -> Any:
+            engine = load(self, source, *args, **options)
+            if options.get("key", "model.policy") == broken_weights:
+                with torch.no_grad():
+                    next(p for name, p in engine.model.named_parameters() if "mlp" in name)[0] = math.nan
+            return engine
+
+        Session.load = damaged  # type: ignore[method-assign]
     try:
         {"sft": sft.train, "reward": reward_model.train, "dpo": dpo.train}[kind](load_config(None, overrides, base))
     except GipoError as error:
@@ -107,3 +123,50 @@ def test_the_last_step_is_evaluated_and_saved_whatever_the_intervals(tmp_path: P
     assert run_ranks(_train, 1, "sft", tmp_path, models["policy"], odd, False) == [(0, "")]
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["step_00000002", "step_00000003"]
     assert ["eval/loss" in row for row in read_metrics(tmp_path / "run")] == [False, True, True]
+
+
+@pytest.mark.parametrize("kind", ["sft", "reward", "dpo"])
+def test_a_learning_rate_that_leaves_nothing_of_the_model_is_no_success(
+    tmp_path: Path, models: dict[str, str], kind: str
+) -> None:
+    ((code, said),) = run_ranks(_train, 1, kind, tmp_path, models["policy"], ["policy.lr=1e6"], False)
+    assert code == 5 and "policy.lr=1e+06 changed the weights by" in said and "Lower policy.lr" in said
+    assert not (tmp_path / "run" / "checkpoints" / "step_00000002").exists()
+
+
+@pytest.mark.parametrize("kind", ["sft", "reward", "dpo"])
+def test_weights_that_are_not_finite_are_named_before_anything_changes(
+    tmp_path: Path, models: dict[str, str], kind: str
+) -> None:
+    broken = "model.reference" if kind == "dpo" else "model.policy"
+    ((code, said),) = run_ranks(_train, 1, kind, tmp_path, models["policy"], [], False, broken)
+    assert code == 5 and models["policy"] in said and "finite" in said
+    assert ("the reference" in said) if kind == "dpo" else ("model.policy=" in said)
+
+
+@pytest.mark.parametrize(
+    ("losses", "lost"),
+    [
+        ([2.0, 11.0, 12.0, 11.0], True),
+        ([2.0, 11.0, 12.0, 3.0, 11.0, 12.0], False),  # not in a row
+        ([2.0, 9.0, 9.0, 9.0], False),  # still knows something
+        ([10.4, 12.0, 13.0, 12.0], False),  # knew nothing to begin with
+    ],
+)
+def test_a_model_that_knows_less_than_nothing_is_lost(losses: list[float], lost: bool) -> None:
+    session: Any = SimpleNamespace(start=0, config=load_config(None, ["policy.lr=0.1"]))
+    engine: Any = SimpleNamespace(first_step=None)
+    task: Any = SimpleNamespace(guess=10.0)
+    watch, said = Watch("model"), ""
+    try:
+        for step, loss in enumerate(losses):
+            watch.check(session, engine, task, step, {"loss": loss, "skipped": 0.0})
+    except NumericsError as error:
+        said = str(error)
+    assert ("policy.lr=0.1 is too large, and the model is lost" in said) == lost
+
+
+def test_a_step_that_changes_nothing_is_said(tmp_path: Path, models: dict[str, str]) -> None:
+    ((code, _),) = run_ranks(_train, 1, "sft", tmp_path, models["policy"], ["policy.lr=1e-30"], False)
+    warnings = (tmp_path / "run" / "warnings.jsonl").read_text()
+    assert code == 0 and warnings.count("changed none of the weights") == 1 and "Raise policy.lr" in warnings

@@ -113,6 +113,28 @@ def test_empty_prompt_is_refused_where_the_tokenizer_adds_nothing(folder: Path, 
     assert "Prompt 1 of the batch has no tokens" in run_ranks(attempt, 1)[0]
 
 
+def test_a_prompt_follows_the_chat_template(folder: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{% for m in messages %}{{ bos_token }}[{{ m.role }}]{{ m.content }}{% endfor %}|"
+    tokenizer.save_pretrained(tmp_path)
+    told: list[str] = []
+
+    def attempt(_: int) -> list[str]:
+        model = {"policy": str(folder), "tokenizer": str(tmp_path)}
+        plain = respond(config_of(folder, model=model), ["hi"], tell=told.append)
+        chat = config_of(folder, model=model, data={"chat_template": True})
+        found = respond(chat, ["hi", "a [INST] b"], tell=told.append)
+        with pytest.raises(DataError) as caught:
+            respond(chat, ["a</s>b"])
+        return [*(response.prompt for response in [*plain, *found]), str(caught.value), *told]
+
+    plain, chat, odd, refused, *told = run_ranks(attempt, 1)[0]
+    assert plain == "hi" and chat == "<s>[user]hi|" and odd == "<s>[user]a [INST] b|"
+    assert "'a</s>b' is one of the messages that hold the special token </s>" in refused
+    assert "data.chat_template=true makes each --prompt a user's message" in told[0]
+    assert "as another model's chat template writes it" in told[-1]
+
+
 def test_the_command(folder: Path, expected: list[str], tmp_path: Path) -> None:
     out = tmp_path / "responses.jsonl"
     options = [f"model.policy={folder}", f"rollout.max_new_tokens={NEW}", "device=cpu", "--greedy", "--out", str(out)]

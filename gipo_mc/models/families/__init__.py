@@ -8,13 +8,14 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from gipo_mc.config import check_regular
 from gipo_mc.errors import CheckpointError, ConfigError
 from gipo_mc.models.families.base import Family
 from gipo_mc.models.families.llama import Llama
 from gipo_mc.models.families.mistral import Mistral
 from gipo_mc.models.families.qwen2 import Qwen2
 from gipo_mc.models.families.qwen3 import Qwen3
-from gipo_mc.models.shape import ModelShape
+from gipo_mc.models.shape import ModelShape, bullets
 
 #: model_type of config.json -> family. docs/recipes/model_family.md says how to add one.
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (Llama(), Mistral(), Qwen2(), Qwen3())}
@@ -41,7 +42,13 @@ def read_shape(source: str | Path | PreTrainedConfig) -> ModelShape:
         config = type(family.new_config()).from_dict(raw)
     except Exception as error:  # transformers validates with several exception types of its own
         raise CheckpointError(f"{folder / 'config.json'} is not a valid {family.hf_name} config: {error}") from error
-    return family.shape(config, str(folder))
+    try:
+        shape = family.shape(config, str(folder))
+    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, OverflowError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} has a field of the wrong kind: {error}") from error
+    if wrong := shape.absurd():
+        raise CheckpointError(f"{folder / 'config.json'} describes no model:\n" + bullets(wrong))
+    return shape
 
 
 def hf_config(shape: ModelShape, **overrides: Any) -> PreTrainedConfig:
@@ -50,7 +57,7 @@ def hf_config(shape: ModelShape, **overrides: Any) -> PreTrainedConfig:
 
 
 def _family(model_type: Any, where: str) -> Family:
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(
             f"{where} describes model_type={model_type!r}, which cannot be trained here. Supported are dense models of "
             f"the families {', '.join(FAMILIES)}; mixtures of experts are not."
@@ -60,12 +67,13 @@ def _family(model_type: Any, where: str) -> Family:
 
 def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
+    check_regular(folder)
     if not path.is_file():
         raise CheckpointError(
             f"{folder} has no config.json: give a Hugging Face checkpoint, a folder with config.json and *.safetensors."
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     return raw if isinstance(raw, dict) else {}

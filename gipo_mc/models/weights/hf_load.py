@@ -44,7 +44,13 @@ class SafetensorsFolder:
         return str(self._slice(name).get_dtype())
 
     def _slice(self, name: str) -> Any:
-        return self._file(self.files[name]).get_slice(name)
+        try:
+            return self._file(self.files[name]).get_slice(name)
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{self.folder / self.files[name]} has no readable tensor {name}, although {INDEX} places it there "
+                f"({error}): copy the whole checkpoint again."
+            ) from error
 
     def _file(self, name: str) -> Any:
         if name not in self._open:
@@ -82,7 +88,7 @@ class SafetensorsFolder:
 def _read_index(path: Path) -> dict[str, str]:
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a valid index: {error!r}") from error
     if not isinstance(files, dict):
         raise CheckpointError(f"{path} is not a valid index: weight_map must map tensor names to file names.")

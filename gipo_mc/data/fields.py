@@ -1,0 +1,105 @@
+"""The fields of one row: typed reading with sentences for errors, and which of them nobody read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+class RowError(ValueError):
+    """A malformed row; the message is the reason. The caller knows file and line."""
+
+
+class LeftOut(Exception):
+    """A row in order that is not used; the message is what such rows are called in the report."""
+
+
+class Fields(Mapping[str, Any]):
+    """A row that remembers what was read of it, so that a column which nothing reads can be named.
+
+    Null is what Parquet and many writers put where a row has no value: `has` takes it for absent.
+    """
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        self._row = row
+        self._read: set[str] = set()
+        self._ignored: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._row[key]
+        self._read.add(key)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._row)
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._row  # Mapping's own would count as reading
+
+    def has(self, key: str) -> bool:
+        """Does the row hold a value there? Asking is not reading."""
+        return self._row.get(key) is not None
+
+    def peek(self, key: str) -> Any:
+        """The value or None, without reading it."""
+        return self._row.get(key)
+
+    def ignore(self, name: str) -> None:
+        """Something below a field that was read is of no use here, such as a message's "name"."""
+        self._ignored.add(name)
+
+    def unused(self) -> set[str]:
+        """Columns with a value that nobody has read."""
+        return self._ignored | {str(key) for key, value in self._row.items() if key not in self._read and says(value)}
+
+
+def says(value: Any) -> bool:
+    """Is there anything in a value? Null, and empty texts, lists and objects are how files say that there is not."""
+    return value is not None and value not in ("", [], {})
+
+
+def string(row: Mapping[str, Any], key: str, name: str = "") -> str:
+    """The text of a field. name: what to call it in an error. Raises RowError."""
+    value = row.get(key)
+    if not isinstance(value, str):
+        raise RowError(wrong(row, key, "a string", name))
+    if "\0" in value:
+        raise RowError(f"{name or repr(key)} holds a NUL character")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise RowError(f"{name or repr(key)} holds half of a surrogate pair, which is no character")
+    return value
+
+
+def optional(row: Mapping[str, Any], key: str) -> str | None:
+    """The text of a field that the row may lack."""
+    return string(row, key) if row.get(key) is not None else None
+
+
+def first(row: Mapping[str, Any], *keys: str) -> str | None:
+    """The text of the first of these fields that the row has."""
+    return next((text for key in keys if (text := optional(row, key)) is not None), None)
+
+
+def wrong(row: Mapping[str, Any], key: str, wanted: str, name: str = "") -> str:
+    """The sentence for a field that is absent or of another type."""
+    if key not in row:
+        return f"there is no {name or repr(key)}; the row has {', '.join(map(str, row)) or 'no fields'}"
+    return f"{name or repr(key)} is {kind(row[key])}, not {wanted}"
+
+
+def kind(value: Any) -> str:
+    """What a value is, in words."""
+    names = {
+        type(None): "null",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        bytes: "bytes",
+    }
+    if isinstance(value, (list, dict)) and not value:
+        return "empty"
+    return names.get(type(value), "a list" if isinstance(value, list) else "an object")

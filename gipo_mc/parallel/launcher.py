@@ -1,0 +1,33 @@
+"""Ranks that `srun` started without torchrun: they find in Slurm's variables what torchrun would have told them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+
+from gipo_mc.errors import ConfigError
+
+
+def adopt_slurm(environment: MutableMapping[str, str] | None = None) -> None:
+    """Set RANK and its like for the tasks of one `srun` (without RANK, with more than one task).
+
+    A batch script's own shell has SLURM_NTASKS too, but is no task of a step: one process there is one rank. On several
+    nodes nobody but the user knows an address that all reach: raises ConfigError with the line to write.
+    """
+    env = os.environ if environment is None else environment
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
+    if "RANK" in env or tasks == 1:
+        return
+    nodes = int(env.get("SLURM_STEP_NUM_NODES", "1"))
+    if nodes > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= env.keys():
+        raise ConfigError(
+            f"srun started {tasks} tasks on {nodes} nodes, and MASTER_ADDR and MASTER_PORT, where they meet, are not "
+            'set. Before srun write: export MASTER_PORT=29500 MASTER_ADDR=$(scontrol show hostnames "$SLURM_NODELIST" '
+            "| head -n 1). Or start torchrun, one task a node, as scripts/slurm/train.sbatch does."
+        )
+    job, step = int(env.get("SLURM_JOB_ID", "0")), int(env.get("SLURM_STEP_ID", "0"))
+    env.update(RANK=env["SLURM_PROCID"], WORLD_SIZE=str(tasks), LOCAL_RANK=env["SLURM_LOCALID"])
+    # "4(x2)": so many tasks on each node.
+    env.setdefault("LOCAL_WORLD_SIZE", env.get("SLURM_STEP_TASKS_PER_NODE", str(tasks)).split("(")[0].split(",")[0])
+    env.setdefault("MASTER_ADDR", "127.0.0.1")
+    env.setdefault("MASTER_PORT", str(20000 + (31 * job + step) % 10000))

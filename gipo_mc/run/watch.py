@@ -1,0 +1,223 @@
+"""A thread on each rank that sees what the main thread cannot: a signal while that is inside a collective, what other
+ranks tell, calls that never return, the end of torchrun. It also keeps run_status.json fresh.
+
+A signal that asks to stop sets a flag and nothing else. The loops look at it where the state of a run is whole
+(`Session.stop_point`): there all ranks agree, save, and end with exit code 75. If no such point comes within
+run.grace_seconds, this thread ends the process, and the last checkpoint stands.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import NoReturn
+
+import torch.distributed as dist
+
+from gipo_mc.errors import EXIT_REQUEUE, PeerError, Requeue, StorageError
+from gipo_mc.parallel import limits, news
+from gipo_mc.run import checkpoint
+from gipo_mc.run.folder import RunFolder, State
+
+#: What asks a job to stop: torchrun and Slurm send SIGTERM, `#SBATCH --signal=USR1@60` the other.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+#: Seconds between two looks at the other ranks.
+LOOK = 0.5
+#: Seconds between two signs of life in run_status.json.
+BEAT = 30.0
+#: Seconds from another rank's error to the end of this one, if it does not find its own.
+PATIENCE = 5.0
+#: Seconds that a rank waits with its end after a hang, so that the others can show where they are.
+LAST_WORDS = 2.0
+
+
+class Watch:
+    """asked: what asked this rank to stop, or "". Signals go to the latest watch, as long as the process lives."""
+
+    def __init__(self, folder: RunFolder, write_status: Callable[..., None], grace: float) -> None:
+        """folder: of the run, for signs of life and for what was saved. write_status: called at an end with state, exit
+        code and message. grace: seconds from the wish to stop to the end of this process."""
+        global _latest
+        self.folder, self.write_status = folder, write_status
+        self.asked: str = _latest.asked if _latest else ""
+        self._grace = grace
+        self._store, self._rank = news.own_store(), dist.get_rank()
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
+        self._saving = False
+        self._asked_at = self._failed_at = 0.0
+        self._beaten_at = time.monotonic()
+        self._ends = threading.Lock()  # of the one thread that ends the run
+        self._closed = False
+        self._signals, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+        _latest = self
+
+    def ask(self, why: str) -> None:
+        """Ask the run to stop; the first reason stays."""
+        self.asked = self.asked or why
+
+    def stop(self, save: Callable[[], None] | None) -> NoReturn:
+        """All ranks stop here. save: what is to be saved before; it may take longer than the grace time, if whoever
+        asked lets it. Raises Requeue."""
+        if save:
+            self._saving = True
+            save()
+        why = self.asked or news.announced_stop() or "a signal to another rank"
+        raise Requeue(f"Asked to stop by {why}. {self.what_stands()}")
+
+    def what_stands(self) -> str:
+        """What the same command will continue from, a sentence."""
+        if saved := checkpoint.steps(self.folder.checkpoints):
+            return f"The same command continues from the checkpoint of step {saved[-1]}."
+        return "No step was saved yet: the same command begins again."
+
+    def close(self) -> None:
+        """The main thread ends the run: watch no more. Does not return where this thread ends it already."""
+        if self._closed:
+            return
+        self._ends.acquire()
+        self._closed = True
+        os.write(self._wake, b"\0")
+        self._thread.join()
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(-1)
+        os.close(self._signals)
+        os.close(self._wake)
+
+    # ------------------------------------------------------------------------------------------------ in the thread
+    def _run(self) -> None:
+        while not self._closed:
+            self._hear_signals()
+            now = time.monotonic()
+            self._look_for_a_stop(now)
+            self._look_for_errors(now)
+            self._look_for_hangs()
+            if now - self._beaten_at > BEAT:
+                self._beaten_at = now
+                with suppress(StorageError):  # what the run writes next will say so
+                    self.folder.beat()
+
+    def _hear_signals(self) -> None:
+        """Wait for the next look. Python runs a handler only when the main thread is back from native code; the number
+        of the signal is in the pipe at once."""
+        ready, _, _ = select.select([self._signals], [], [], LOOK)
+        for number in os.read(self._signals, 64) if ready else b"":
+            if number in SIGNALS:
+                self.ask(signal.Signals(number).name)
+
+    def _look_for_a_stop(self, now: float) -> None:
+        if self._launcher and os.getppid() != self._launcher:
+            self.ask("the death of torchrun")
+        if not self.asked:
+            self.asked = news.announced_stop(self._store)
+        if not self.asked:
+            return
+        if not self._asked_at:
+            self._asked_at = now
+            news.announce_stop(self.asked, self._store)
+        if now - self._asked_at > self._grace and not self._saving:
+            message = (
+                f"Asked to stop by {self.asked}, and no step ended within {self._grace:g} seconds "
+                f"(run.grace_seconds). {self.what_stands()}"
+            )
+            news.announce_end(message, self._store)
+            self._end("requeue", EXIT_REQUEUE, message)
+
+    def _look_for_errors(self, now: float) -> None:
+        error = news.first_error(self._store)
+        if error is None or error.rank == self._rank:
+            return
+        if not self._failed_at:
+            self._failed_at = now
+            if error.hang:
+                self._show_stack()
+        if now - self._failed_at > PATIENCE:
+            self._end("failed", error.exit_code, error.message)
+
+    def _look_for_hangs(self) -> None:
+        if late := limits.overdue():
+            news.record_error(PeerError.exit_code, late, hang=True, store=self._store)
+            self._show_stack()
+            time.sleep(LAST_WORDS)
+            self._end("failed", PeerError.exit_code, late)
+
+    def _show_stack(self) -> None:
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        show_stack(traceback.format_stack(frame))
+
+    def _end(self, state: State, exit_code: int, message: str) -> None:
+        """End the process, whatever the main thread does."""
+        if not self._ends.acquire(blocking=False):
+            return  # the main thread ends it already
+        try:
+            self.write_status(state, exit_code, message)
+            if news.first_to_say(message, self._store):
+                said = message if state == "requeue" else f"error: {message}"
+                print(f"\n{said}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+        finally:
+            os._exit(exit_code)
+
+
+_latest: Watch | None = None
+
+
+@contextmanager
+def listening(early: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Take the signals that ask to stop. Before the first `Watch` there is nothing to lose: they end the process.
+
+    early: told the sentence on that end. Given by a command, which may be waiting for other ranks in native code, where
+    no handler runs: a thread listens for it. Where no signal came, what was there before comes back at the end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.siginterrupt(number, False)  # a write of a checkpoint goes on
+    if early:
+        signals, wake = os.pipe()
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)  # until a watch takes its own
+        threading.Thread(target=_end_early, args=(signals, early), name="early", daemon=True).start()
+    try:
+        yield
+    finally:
+        if _latest is None:
+            signal.set_wakeup_fd(-1)
+        if _latest is None or not _latest.asked:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    if _latest is not None:
+        _latest.ask(signal.Signals(number).name)
+
+
+def _end_early(signals: int, early: Callable[[str], None]) -> None:
+    for number in iter(lambda: os.read(signals, 1)[0], None):
+        if number in SIGNALS and _latest is None:
+            try:
+                early(
+                    f"Asked to stop by {signal.Signals(number).name} before the run began. The same command starts it."
+                )
+            finally:
+                os._exit(EXIT_REQUEUE)
+
+
+def show_stack(lines: list[str]) -> None:
+    """Print where this rank is."""
+    print(f"\nRank {dist.get_rank()} is here:\n{''.join(lines)}", file=sys.stderr, end="", flush=True)

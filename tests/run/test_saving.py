@@ -1,0 +1,216 @@
+"""A save: what is removed afterwards, what a full disk does at each place, and what is on the disk when it returns."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from torch.distributed.checkpoint import FileSystemWriter
+
+from gipo_mc.config import Config, validate
+from gipo_mc.errors import ConfigError, StorageError
+from gipo_mc.parallel import runtime, sharded_files
+from gipo_mc.run import checkpoint, manifest
+from tests.ranks import parallel_config, run_ranks
+
+
+def _state(rank: int, size: int = 1000) -> dict[str, Any]:
+    """A tensor of which each rank holds a part, one that rank 0 holds, and a plain value."""
+    return {
+        "part": ShardedTensor.from_rank_offsets("part", torch.arange(size) + rank * size, (0, rank, 2)),
+        "whole": ShardedTensor.from_rank_offsets("whole", torch.ones(50), replica_id=rank),
+        "plain": {"lr": 0.5},
+    }
+
+
+def _extras(path: Path) -> None:
+    (path / "model").mkdir()
+    (path / "model" / "config.json").write_text("{}")
+
+
+def _save(folder: Path, step: int, rank: int, keep: int = 2, size: int = 1000) -> Path:
+    return checkpoint.save(folder, step, _state(rank, size), {}, keep, _extras)
+
+
+def _join() -> None:
+    runtime.initialize(parallel_config(tensor=2)[0], "cpu")
+
+
+def _damage(folder: Path, step: int) -> None:
+    (folder / f"step_{step:08d}" / "state.json").write_text("{}")
+
+
+# ------------------------------------------------------------------------------------------------------------ removal
+def _prune(rank: int, folder: Path) -> list[list[int]]:
+    """Save five times; the third and fourth are damaged before the fifth is written."""
+    _join()
+    seen = []
+    for step in (1, 2, 3, 4, 5, 6, 7):
+        _save(folder, step, rank)
+        torch.distributed.barrier()
+        seen.append(checkpoint.steps(folder))
+        torch.distributed.barrier()
+        if step == 4 and rank == 0:
+            _damage(folder, 3)
+            _damage(folder, 4)
+    return seen
+
+
+def test_damaged_checkpoints_do_not_count_and_go_with_the_older_ones(tmp_path: Path) -> None:
+    """Two damaged ones and two more saves: nothing usable was left where any two newest were kept."""
+    seen = run_ranks(_prune, 2, tmp_path)[0]
+    assert seen[:4] == [[1], [1, 2], [2, 3], [3, 4]]
+    assert seen[4:] == [[3, 4, 5], [5, 6], [6, 7]]
+    assert checkpoint.latest(tmp_path) == (tmp_path / "step_00000007", [])
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def _prune_after_a_restart(rank: int, folder: Path) -> list[int]:
+    _join()
+    checkpoint.latest(folder, together=True)
+    _save(folder, 5, rank)
+    return checkpoint.steps(folder)
+
+
+def test_the_newest_verified_ones_stay_where_newer_ones_are_damaged(tmp_path: Path) -> None:
+    for step in (1, 2):
+        run_ranks(_prune_one, 2, tmp_path, step)
+    for step in (3, 4):
+        shutil.copytree(tmp_path / "step_00000002", tmp_path / f"step_{step:08d}")
+        _damage(tmp_path, step)
+    assert run_ranks(_prune_after_a_restart, 2, tmp_path)[0] == [2, 3, 4, 5]
+
+
+def _prune_one(rank: int, folder: Path, step: int) -> None:
+    _join()
+    _save(folder, step, rank)
+
+
+def _read_again(rank: int, folder: Path) -> list[str]:
+    """Files that are hashed by the third save, beyond its own."""
+    _join()
+    hashed: list[str] = []
+    sha256_of = manifest.sha256_of
+
+    def counted(path: Path) -> str:
+        hashed.append(path.parts[len(folder.parts)])
+        return sha256_of(path)
+
+    manifest.sha256_of = counted
+    for step in (1, 2, 3):
+        hashed.clear()
+        _save(folder, step, rank)
+    return hashed
+
+
+def test_what_this_process_wrote_is_not_read_again(tmp_path: Path) -> None:
+    for hashed in run_ranks(_read_again, 2, tmp_path):
+        assert hashed and {name[:13] for name in hashed} == {".tmp-00000003"}
+
+
+def test_one_checkpoint_is_too_few() -> None:
+    assert Config().checkpoint.keep == 2
+    with pytest.raises(ConfigError, match=r"checkpoint.keep=1"):
+        validate({"checkpoint": {"keep": 1}})
+
+
+# ---------------------------------------------------------------------------------------------------------- full disk
+def _no_room(rank: int, folder: Path) -> str:
+    _join()
+    _save(folder, 1, rank)
+    usage = namedtuple("usage", "total used free")
+    shutil.disk_usage = lambda path: usage(10**6, 10**6 - 16_199, 16_199)
+    try:
+        _save(folder, 2, rank)
+    except StorageError as error:
+        return str(error)
+    return ""
+
+
+def test_a_disk_that_is_too_small_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    """Two parts of 1,000 int64 and 50 float32 are 16,200 bytes."""
+    for message in run_ranks(_no_room, 2, tmp_path):
+        assert "step_00000002 needs 16,200 bytes or a little more, and 16,199 are free on its disk" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+
+
+def _full(rank: int, folder: Path, place: str) -> str:
+    _join()
+    _save(folder, 1, rank)
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if place == "shards of rank 1":
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        if rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, resource.RLIM_INFINITY))
+    elif rank == 0 and place == "index":  # after all data is written
+        FileSystemWriter.finish = full  # type: ignore[method-assign, assignment]
+    elif rank == 0:
+        sharded_files.write_synced = full
+    try:
+        _save(folder, 2, rank)
+    except StorageError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        torch.distributed.barrier()  # the ranks are still in step
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("place", ["common", "shards of rank 1", "index"])
+def test_a_full_disk_is_an_error_on_every_rank_wherever_it_is_met(tmp_path: Path, place: str) -> None:
+    """Rank 0 writes some files alone; the others waited for it until the time-out."""
+    messages = run_ranks(_full, 2, tmp_path, place, timeout=30)
+    reason = "File too large" if place == "shards of rank 1" else "No space left"
+    for message in messages:
+        assert "step_00000002 could not be written" in message and reason in message, messages
+        assert "It needs 16,200 bytes or a little more, and " in message and " are free on its disk" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+    checkpoint.verify(tmp_path / "step_00000001")
+
+
+# ----------------------------------------------------------------------------------------------------------- the disk
+def _synced(rank: int, folder: Path) -> tuple[list[str], list[str]]:
+    """Paths that were synced before the checkpoint was published, and after."""
+    _join()
+    before: list[str] = []
+    after: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+    now = before
+
+    def noted(descriptor: int) -> None:
+        now.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def renamed(self: Path, target: Path) -> Path:
+        nonlocal now
+        now = after if self.name.startswith(".tmp-") else now
+        return rename(self, target)
+
+    os.fsync, Path.rename = noted, renamed  # type: ignore[method-assign, assignment]
+    _save(folder / "checkpoints", 1, rank)
+    return before, after
+
+
+def test_everything_is_on_the_disk_before_the_checkpoint_appears(tmp_path: Path) -> None:
+    ranks = run_ranks(_synced, 2, tmp_path)
+    path = tmp_path / "checkpoints" / "step_00000001"
+    synced = {name.partition(".tmp-")[2].partition("/")[2] for before, _ in ranks for name in before}
+    wanted = {str(file.relative_to(path)) for file in path.rglob("*")} | {"", "MANIFEST.json"}
+    assert wanted <= synced, wanted - synced
+    assert {"model/config.json", "shards/.metadata", "shards/metadata.json", "shards/common.pt"} <= synced
+    assert {str(tmp_path), str(tmp_path / "checkpoints")} <= set(ranks[0][1])
+    assert json.loads((path / "MANIFEST.json").read_text())["files"].keys() == {
+        name for name in wanted if (path / name).is_file() and name != "MANIFEST.json"
+    }

@@ -1,0 +1,166 @@
+"""Signals, hangs and ranks that fall silent: saved where the state is whole, ended in time, and told truthfully."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gipo_mc.errors import GipoError
+from gipo_mc.rl import gi_ppo
+from gipo_mc.run import checkpoint
+from gipo_mc.run.session import Session
+from gipo_mc.supervised import loop
+from tests.ranks import LAYOUTS, exit_codes, run_ranks
+from tests.run.test_resume import TRAINERS, _assert_equal, _config
+from tests.runs import save_models
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return save_models(tmp_path_factory.mktemp("models"))
+
+
+def _status(run: Path) -> dict[str, Any]:
+    return json.loads((run / "run_status.json").read_text())  # type: ignore[no-any-return]
+
+
+#: Stage -> where its function is looked up.
+PLACES: dict[str, tuple[Any, str]] = {
+    "loading": (Session, "resume"),
+    "rollout": (gi_ppo, "roll_out"),
+    "update": (gi_ppo, "update_policy"),
+    "save": (Session, "save"),
+    "evaluation": (gi_ppo, "evaluate_policy"),
+    "step": (loop, "run_backward"),
+    "held out": (loop, "evaluate"),
+}
+
+
+def _during(stage: str, call: int, act: Callable[[], None]) -> None:
+    """Call `act` while the `call`-th call (0, 1, ...) of a stage's function goes on, in this process."""
+    place, name = PLACES[stage]
+    function, calls = getattr(place, name), 0
+
+    def disturbed(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        if calls == call:
+            act()
+        calls += 1
+        return function(*args, **options)
+
+    setattr(place, name, disturbed)
+
+
+def _train(rank: int, kind: str, config: Any, stage: str, call: int, ranks: tuple[int, ...]) -> str:
+    """Train; the given ranks get two signals within 20 ms in a call of the stage."""
+
+    def signals() -> None:
+        if rank in ranks:
+            for number in (signal.SIGUSR1, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+
+    if stage:
+        _during(stage, call, signals)
+    try:
+        TRAINERS[kind](config)
+    except GipoError as error:
+        return f"{error.exit_code}: {error}"
+    return "done"
+
+
+#: Stage, its call, and the step that is saved afterwards (0: none). Checkpoints are due after 2, 4 and 5 steps.
+RL_STOPS = [("loading", 0, 0), ("rollout", 1, 1), ("save", 0, 2), ("update", 0, 3), ("evaluation", 0, 4)]
+STOPS = [("loading", 0, 0), ("step", 0, 1), ("save", 0, 2), ("step", 0, 3), ("held out", 0, 4)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "ranks"), [("rl", "1", (0,)), ("rl", "TP2", (1,)), ("sft", "DP2", (0, 1)), ("dpo", "1", (0,))]
+)
+def test_a_run_that_is_stopped_in_every_stage_ends_as_the_undisturbed_one(
+    tmp_path: Path, models: dict[str, str], kind: str, name: str, ranks: tuple[int, ...]
+) -> None:
+    layout, world = LAYOUTS[name], LAYOUTS[name].get("tensor", 1) * LAYOUTS[name].get("data", 1)
+    steps = 5 if world == 1 else 3
+    length = (f"run.iterations={steps}", "data.evaluation=[builtin:easy]")
+    straight = _config(kind, tmp_path, models, "straight", layout, *length)
+    assert run_ranks(_train, world, kind, straight, "", 0, ()) == ["done"] * world
+    config, run = _config(kind, tmp_path, models, "run", layout, *length), tmp_path / "run"
+    stops = RL_STOPS if kind == "rl" else STOPS
+    for stage, call, saved in stops if world == 1 else stops[1:3]:
+        said = run_ranks(_train, world, kind, config, stage, call, ranks)
+        assert all(text.startswith("75: Asked to stop by ") for text in said), (stage, said)
+        assert checkpoint.steps(run / "checkpoints")[-1:] == ([saved] if saved else [])
+        status = _status(run)
+        assert (status["state"], status["exit_code"], status["step"]) == ("requeue", 75, saved)
+        stands = f"continues from the checkpoint of step {saved}." if saved else "No step was saved yet"
+        assert stands in status["message"], (stage, status["message"])
+    assert run_ranks(_train, world, kind, config, "", 0, ()) == ["done"] * world
+    _assert_equal(run, tmp_path / "straight", steps)
+    assert _status(run)["state"] == "done"
+
+
+def _ends(rank: int, config: Any, folder: Path, stage: str, act: Callable[[int], None]) -> None:
+    """Train as a command does; the exit code is that of the process."""
+    with (folder / f"stderr-{rank}").open("w") as stream:
+        sys.stderr = stream
+        if stage:
+            _during(stage, 1, lambda: act(rank))
+        try:
+            gi_ppo.train(config)
+        except GipoError as error:
+            stream.write(f"raised: {error}")
+            stream.flush()
+            os._exit(error.exit_code)
+
+
+def _stop_and_stay(rank: int) -> None:
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+
+def test_where_no_step_ends_within_the_grace_time_the_last_checkpoint_stands(
+    tmp_path: Path, models: dict[str, str]
+) -> None:
+    config = _config("rl", tmp_path, models, "run", LAYOUTS["TP2"], "run.grace_seconds=1", "checkpoint.every=1")
+    begin = time.monotonic()
+    assert exit_codes(_ends, 2, config, tmp_path, "update", _stop_and_stay) == [75, 75]
+    assert time.monotonic() - begin < 15
+    status = _status(tmp_path / "run")
+    assert (status["state"], status["exit_code"]) == ("requeue", 75)
+    assert "no step ended within 1 seconds (run.grace_seconds)" in status["message"]
+    assert "continues from the checkpoint of step 2." in status["message"]
+
+
+def _stay(rank: int) -> None:
+    if rank == 1:
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("reward", ["python:tests.reward_functions:never", ""])
+def test_a_hang_ends_at_the_time_out_with_the_stack_of_each_rank(
+    tmp_path: Path, models: dict[str, str], reward: str
+) -> None:
+    """A reward function that never returns, and a rank that takes no part in a collective; 3 seconds are 3 seconds."""
+    hang = [f"model.reward={reward}"] if reward else []
+    config = _config("rl", tmp_path, models, "run", {}, "parallel.timeout_minutes=0.05", "eval.prompts=0", *hang)
+    begin = time.monotonic()
+    assert exit_codes(_ends, 2, config, tmp_path, "" if reward else "update", _stay) == [7, 7]
+    assert 3 < time.monotonic() - begin < 20
+    status, said = _status(tmp_path / "run"), [(tmp_path / f"stderr-{rank}").read_text() for rank in (0, 1)]
+    assert (status["state"], status["exit_code"]) == ("failed", 7)
+    assert "parallel.timeout_minutes" in status["message"]
+    assert all(f"Rank {rank} is here:" in said[rank] for rank in (0, 1)), said
+    if reward:
+        assert "python:tests.reward_functions:never did not return within 3 seconds" in status["message"]
+        assert "reward_functions.py" in said[0] and "on_main" in said[1]
+    else:
+        assert "time.sleep(60)" in said[1]

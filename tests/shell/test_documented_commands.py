@@ -1,0 +1,105 @@
+"""Commands in docs/, CONTRIBUTING.md, the heads of configs/ and the docstrings of scripts and benchmarks are ones that
+the programs take: each is started as it is written and stopped when its arguments have been read and checked.
+
+tests/test_readme.py runs the README's to their end. `[...]` marks what may be left out: it is tried with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import runpy
+import shlex
+import sys
+
+import pytest
+
+from tests.source_rules import ROOT
+
+#: Beginnings of commands that are not started here, and who starts them.
+EXCLUDED = {
+    "make": "test_make_targets_exist",
+    "GIPO_MC_FUZZ=20000": "test_make_targets_exist",
+    "pip": "CI builds the package before any test",
+    "source": "an environment of the reader's",
+    "pre-commit": "installs hooks",
+    "scripts/gpu_check.sh": "needs a GPU; tests/csrc reads it",
+}
+_PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
+_SOURCES = [
+    *sorted((ROOT / "configs").glob("*.yaml")),
+    *(path for folder in ("scripts", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))),
+]
+_START = re.compile(r"^(?:#\s*)?\s*((?:\w+=\S+ )*(?:python|torchrun) (?:-m )?\S*(?:scripts|benchmarks)/\S+\.py.*)$")
+
+
+def documented() -> list[tuple[str, str]]:
+    """(file, command) of all of them."""
+    found: list[tuple[str, str]] = []
+    for path in _PAGES:
+        for block in re.findall(r"^```(?:bash|sh|shell)\n(.*?)^```", path.read_text(), flags=re.MULTILINE | re.DOTALL):
+            lines = re.sub(r"\\\n\s*", " ", block).splitlines()
+            found += [(path.name, line.strip()) for line in lines if line.strip() and not line.startswith("#")]
+    for path in _SOURCES:
+        found += [(path.name, match[1]) for line in path.read_text().splitlines() if (match := _START.match(line))]
+    return found
+
+
+def words_of(command: str) -> list[str]:
+    """The words a shell would make of it, with what is optional and without what stands for more of the same."""
+    text = re.sub(r"\s#.*$", "", command).replace("$HH_DATA", "data/hh").replace(" ...", "").replace(" N]", " 5]")
+    text = re.sub(r"(?<= )\[(-[^\]]*)\]", r"\1", text)
+    return [word for word in shlex.split(text) if not re.fullmatch(r"[A-Z_]+=\S*", word)]
+
+
+class Read(BaseException):
+    """The arguments were read."""
+
+
+RUNNABLE = [(place, command) for place, command in documented() if command.split()[0] not in EXCLUDED]
+
+
+@pytest.mark.parametrize(("place", "command"), RUNNABLE, ids=[f"{place}: {c[:60]}" for place, c in RUNNABLE])
+def test_a_documented_command_is_taken(place: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = words_of(command)
+    ranks = "1"
+    if words[0] == "torchrun":
+        ranks = words[words.index("--nproc-per-node") + 1]
+    script = next(position for position, word in enumerate(words) if word.endswith(".py"))
+    path = ROOT / words[script]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    monkeypatch.setattr(sys, "argv", words[script:])
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(*_: object, **__: object) -> None:
+        raise Read
+
+    def read(parser: argparse.ArgumentParser, *arguments: object) -> None:
+        parse(parser, *arguments)  # type: ignore[call-overload]
+        raise Read
+
+    # A trainer reads its arguments in two steps and then its configuration; the others take what argparse takes.
+    if path.name.startswith("train_") or path.name == "generate.py":
+        monkeypatch.setattr("gipo_mc.parallel.runtime.resolve_device", stop)
+    else:
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", read)
+    with pytest.raises(Read):
+        runpy.run_path(str(path), run_name="__main__")
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = [command.split() for _, command in documented() if command.startswith("make ")]
+    assert named and {words[1] for words in named} <= targets
+
+
+def test_there_are_commands_of_each_kind() -> None:
+    places = {place.rpartition(".")[2] for place, _ in RUNNABLE}
+    assert len(RUNNABLE) > 15 and {"md", "yaml", "py"} <= places
+
+
+def test_words_of() -> None:
+    assert words_of("OMP=1 python a.py [--quick] [--seeds 1 2 ...] x=[b]  # why") == [
+        "python", "a.py", "--quick", "--seeds", "1", "2", "x=[b]",
+    ]  # fmt: skip

@@ -8,6 +8,7 @@ from torch import Tensor
 
 _VARIANCE_FLOOR = 1e-8  # of the whitening: rounding noise around a constant is not blown up to std 1
 _STD_FLOOR = 1e-8
+_SAME_REWARD = 1e-6  # relative: a reward model's rounding between two batches is no difference of what they earn
 
 
 def response_mask(length_B: Tensor, time: int) -> Tensor:
@@ -54,14 +55,19 @@ def leave_one_out(reward_B: Tensor, samples: int) -> Tensor:
     return ((reward_PK - reward_PK.mean(dim=1, keepdim=True)) * samples / (samples - 1)).flatten().to(reward_B.dtype)
 
 
-def prompt_normalised(reward_B: Tensor, samples: int) -> Tensor:
+def prompt_normalised(reward_B: Tensor, samples: int, penalty_B: Tensor | None = None) -> Tensor:
     """GRPO: A_i = (r_i - mean) / (std + 1e-6) over the prompt's samples, [B] (Shao et al., arXiv 2402.03300).
 
-    As `leave_one_out`; a prompt whose samples earn the same gives 0.
+    reward_B: [B], what each response earns, the `samples` of a prompt side by side. penalty_B: [B], the KL penalty that
+    r_i has beside it. Samples of a prompt that earn the same differ by the penalty alone, which is not blown up to a
+    standard deviation of 1: their A_i is r_i - mean, 0 without a penalty.
     """
-    reward_PK = _by_prompt(reward_B, samples)
-    centred_PK = reward_PK - reward_PK.mean(dim=1, keepdim=True)
-    return (centred_PK / (reward_PK.std(dim=1, keepdim=True) + 1e-6)).flatten().to(reward_B.dtype)
+    earned_PK = _by_prompt(reward_B, samples)
+    paid_PK = earned_PK if penalty_B is None else _by_prompt(reward_B - penalty_B, samples)
+    spread_P1 = earned_PK.amax(dim=1, keepdim=True) - earned_PK.amin(dim=1, keepdim=True)
+    alike_P1 = spread_P1 <= _SAME_REWARD * earned_PK.abs().amax(dim=1, keepdim=True)
+    scale_P1 = torch.where(alike_P1, 1.0, paid_PK.std(dim=1, keepdim=True) + 1e-6)
+    return ((paid_PK - paid_PK.mean(dim=1, keepdim=True)) / scale_P1).flatten().to(reward_B.dtype)
 
 
 def _by_prompt(reward_B: Tensor, samples: int) -> Tensor:

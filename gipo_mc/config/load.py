@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from gipo_mc.config.environment import fingerprint, marked_environment, references
 from gipo_mc.config.names import is_file, name_problems
+from gipo_mc.config.scalars import misread_numbers
 from gipo_mc.config.schema import Config
 from gipo_mc.config.yaml_text import check_yaml, read_yaml
 from gipo_mc.errors import ConfigError
@@ -88,6 +89,7 @@ def _merged(path: str | None, overrides: list[str], base: dict[str, Any]) -> dic
             check_yaml(value, f"The value of {key}")
             _check_section(key, yaml.safe_load(value))
         layers.append(OmegaConf.from_dotlist(overrides))
+        _check_numbers(path, overrides)
         named = apply_presets([_plain(layer, path) for layer in layers])
         merged = _plain(OmegaConf.merge(*map(OmegaConf.create, named)), path)
         # With the defaults underneath, `${run.dir}` means something where nobody gives run.dir.
@@ -122,6 +124,15 @@ def _check_section(key: str, value: Any) -> None:
 @cache
 def _defaults() -> dict[str, Any]:
     return Config().model_dump()
+
+
+def _check_numbers(path: str | None, overrides: list[str]) -> None:
+    """Raises ConfigError where YAML would read a number otherwise than the user wrote it."""
+    texts = [*([Path(path).read_text(encoding="utf-8")] if path else []), *(o.partition("=")[2] for o in overrides)]
+    labels = [*([f"{path}, "] if path else []), *(f"{o}, " for o in overrides)]
+    found = [label + problem for label, text in zip(labels, texts, strict=True) for problem in misread_numbers(text)]
+    if found:
+        raise ConfigError("The configuration has problems:\n" + "\n".join(f"  - {line}" for line in found))
 
 
 def _filled(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from datetime import date
 from functools import cache
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from gipo_mc.presets import PRESETS
 
@@ -38,6 +39,25 @@ class Section(BaseModel):
     """Strict base: unknown keys are errors, fields are documented by their `description`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise PydanticCustomError("number", "Input should be a number, not yes or no")
+        return value
+
+
+def _line_breaks_are_meant(text: str) -> str:
+    """Raises where a text holds the two characters \\n: YAML and shells give them for a line break that is not written
+    in double quotes, and no text of a model would match."""
+    if any(escape in text for escape in ("\\n", "\\r", "\\t")):
+        raise PydanticCustomError(
+            "escape",
+            "it holds a backslash and a letter, not a line break: write it in double quotes inside the quotes of the "
+            "shell, as in 'rollout.stop=[\"\\n\\nHuman:\"]'",
+        )
+    return text
 
 
 def _on_or_off(value: object) -> object:
@@ -126,6 +146,11 @@ class DataConfig(Section):
     )
     turns: Literal["last", "all"] = Field("last", description="SFT learns a dialogue's last assistant turn, or each")
 
+    @field_validator("response_separator")
+    @classmethod
+    def _line_breaks(cls, value: str) -> str:
+        return _line_breaks_are_meant(value)
+
     @field_validator("prompts", "preferences", "demonstrations", "evaluation", "domains", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
@@ -164,6 +189,11 @@ class RolloutConfig(Section):
     max_new_tokens: int = Field(64, ge=1, le=LARGE, description="longest response, EOS counted")
     micro_batch_size: int = changeable(0, ge=0, le=LARGE, description="sequences generated at a time on a rank; 0: all")
     stop: list[str] = Field(default_factory=list, description="strings that end a response, like EOS")
+
+    @field_validator("stop")
+    @classmethod
+    def _line_breaks(cls, value: list[str]) -> list[str]:
+        return [_line_breaks_are_meant(text) for text in value]
 
 
 class AlgorithmConfig(Section):
@@ -274,6 +304,12 @@ class AlgorithmConfig(Section):
             found.append(
                 "algorithm.kl_in=loss with algorithm.kl_estimator=k1 has a gradient of mean 0 and holds nothing back: "
                 "set algorithm.kl_estimator=k2"
+            )
+        if self.kl_target and (self.kl_penalty == "none" or not self.kl_coef):
+            found.append(
+                f"algorithm.kl_target={self.kl_target} moves eta by shares of itself, and there is none with "
+                f"algorithm.kl_penalty={self.kl_penalty} and algorithm.kl_coef={self.kl_coef}: set kl_penalty=fixed or "
+                "adaptive and a kl_coef above 0, or kl_target=0"
             )
         if self.advantage != "gae" and self.inferred and self.group_trunk != "own":
             found.append(

@@ -54,6 +54,27 @@ class Encoder:
         rows = self._cut_ids(texts, special, continued=True)
         return [row[: row.index(self.eos_id) if self.eos_id in row else None] + [self.eos_id] for row in rows]
 
+    def texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of responses, without special tokens: what `responses` made of them, letter for letter.
+
+        Decoded alone, a response loses its first space with the tokenizers that put one in front of every text; and a
+        tokenizer may ask for " !=" to be written as "!=".
+        """
+        # The lead is decoded with the rows, so that whatever becomes of it is cut off. transformers decodes an empty
+        # batch as one empty text.
+        lead, *found = self.tokenizer.batch_decode(
+            [self.lead, *([*self.lead, *row] for row in rows)],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        return [text[len(lead) :] for text in found]
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """Ids, of one line break, behind which ids are decoded as the continuation of a text; empty where that is the
+        same as alone."""
+        return tuple(self._anchor or ())
+
     def contains_special(self, text: str) -> str | None:
         """A special token that a text would be read as if special tokens were looked for, or None."""
         found = self._is_special.search(text)

@@ -56,6 +56,7 @@ class RewardReader:
             )
         templated = bool(own.chat_template) and (choice == "on" or (choice == "auto" and data.chat_template))
         encoder, policy_encoder = Encoder(own), Encoder(policy)
+        self._policy_encoder = policy_encoder
         same = same_tokens(own, policy) and encoder.bos == policy_encoder.bos
         if templated:
             same = same and data.chat_template and own.chat_template == policy.chat_template
@@ -92,7 +93,7 @@ class RewardReader:
                 self._closed(response) if end else response for (_, response), end in zip(rows, ended, strict=True)
             ]
         else:
-            texts = self._policy.batch_decode([response for _, response in rows], skip_special_tokens=True)
+            texts = self._policy_encoder.texts([response for _, response in rows])
             texts = [self._without_stop(text) if end else text for text, end in zip(texts, ended, strict=True)]
             prompt_ids, response_ids = self._translated(prompts, texts, ended)
         return to_sequences(prompt_ids, response_ids, self._own.pad_token_id, device)

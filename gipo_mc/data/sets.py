@@ -156,6 +156,16 @@ class DataSet(Sequence[Item], Generic[Item]):
             found.append({"source": report.source, "rows": report.kept, "sha256": digest.hexdigest()[:16]})
         return found
 
+    def rows_in(self, other: DataSet[Item]) -> int:
+        """How many of these rows `other` holds, too, with the same ids in every column."""
+        own = {tuple(column[row] for column in self._columns) for row in range(len(self))}
+        # Few rows of the other have lengths that occur here: only those are read.
+        lengths = {tuple(map(len, ids)) for ids in own}
+        columns = [np.frombuffer(column.content(0, len(other))[1], dtype=np.int64) for column in other._columns]
+        alike = [row for row, found in enumerate(zip(*(c.tolist() for c in columns), strict=True)) if found in lengths]
+        there = own & {tuple(column[row] for column in other._columns) for row in alike}
+        return sum(tuple(column[row] for column in self._columns) in there for row in range(len(self)))
+
     def __len__(self) -> int:
         return len(self._domains)
 
@@ -173,6 +183,17 @@ class DataSet(Sequence[Item], Generic[Item]):
 
     def _item(self, index: int) -> Item:
         raise NotImplementedError
+
+
+def seen_in_training(train: DataSet[Item], held_out: DataSet[Item]) -> str:
+    """A sentence where held-out rows are rows that are trained on, else "". The built-in task draws its rows
+    independently: equal ones are what its mixture says."""
+    if all(report.format == "builtin" for report in held_out.reports) or not (shared := held_out.rows_in(train)):
+        return ""
+    return (
+        f"{shared} of {len(held_out)} held-out rows are trained on, too: an evaluation on them does not show how the "
+        "model does on new ones. Take them out of data.evaluation, or out of the training files."
+    )
 
 
 class PromptSet(DataSet[Prompt]):

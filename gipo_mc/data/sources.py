@@ -169,6 +169,10 @@ def _array(content: bytes, source: str) -> Iterator[RawRow | BadRow]:
             at = text.count("\n", 0, position) + 1
             raise DataError(f"{source}:{at}: not valid JSON: a comma or ] is missing. The rest cannot be read.")
         position += more
+    rest = blank.match(text, position + 1).end()  # type: ignore[union-attr]
+    if rest < len(text):
+        at = text.count("\n", 0, rest) + 1
+        raise DataError(f"{source}:{at}: there is more behind the list, which would be lost: give each list a file.")
 
 
 # ----------------------------------------------------------------------------------------------------- datasets library

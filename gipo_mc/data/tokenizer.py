@@ -30,6 +30,7 @@ def load_tokenizer(
 
     A missing padding token becomes one that the vocabulary reserves for it, else the unknown token, else EOS: never a
     new id, which the model would have no row for. Lengths, not padding ids, say where a sequence ends in this package.
+    A text has the same ids each time and on every rank: BPE dropout, a setting of the tokenizer's own training, is off.
     chat_template: for dialogues rendered with its chat template: where that ends a turn with another special token
     than the EOS (ChatML on a base model's tokenizer), that token becomes the EOS.
     Raises ConfigError. No code from the folder is run.
@@ -65,6 +66,9 @@ def load_tokenizer(
         vocabulary = tokenizer.get_vocab()
         reserved = next((token for token in PADDING if token in vocabulary), None)
         tokenizer.pad_token = reserved or tokenizer.unk_token or tokenizer.eos_token
+    core = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if getattr(core, "dropout", None):
+        core.dropout = None  # type: ignore[union-attr]
     return tokenizer
 
 

@@ -28,6 +28,8 @@ class Sampling:
     eos_id: fills up responses. stop_ids: further ids that end a response, as eos_id always does.
     temperature: divides the logits; 0 means greedy at temperature 1. top_p, top_k: see `sampling.filter_logits`.
     greedy: the largest logit each time. stop: see `stopping.stop_on_strings`.
+    known_ids: ids from this one on stand for no text (a model may have more rows than its tokenizer has ids) and are
+        never drawn; 0: all of the model's.
     """
 
     max_new_tokens: int
@@ -38,6 +40,7 @@ class Sampling:
     greedy: bool = False
     stop: StopCondition | None = None
     stop_ids: tuple[int, ...] = ()
+    known_ids: int = 0
 
     def check(self) -> None:
         """Raises ConfigError with every option that has no meaning."""

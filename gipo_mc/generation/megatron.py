@@ -248,6 +248,7 @@ def _draw(
                 logits_BV[index],
                 noise_n,
                 vocab_size=model.vocab_size,
+                known_ids=settings.known_ids,
                 temperature=settings.temperature,
                 top_k=settings.top_k,
                 top_p=settings.top_p,

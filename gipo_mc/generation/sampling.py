@@ -53,6 +53,7 @@ def sample(
     uniform_B: Tensor | None,
     *,
     vocab_size: int,
+    known_ids: int = 0,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -60,7 +61,8 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """One token for each row of full-vocabulary logits, and its log-probability.
 
-    logits_BV: [B, V], any float dtype; columns from `vocab_size` on are padding and are never drawn.
+    logits_BV: [B, V], any float dtype; columns from `vocab_size` on are padding: never drawn, and no probability.
+    known_ids: ids from this one on are not drawn, as if top-k had left them out (0: all are).
     uniform_B: float64 [B] in [0, 1); not read when greedy.
     temperature: > 0, divides the logits. greedy: the largest logit, the lowest id among equals.
 
@@ -69,12 +71,13 @@ def sample(
     """
     logits_BV = logits_BV[:, :vocab_size].double() / temperature
     normaliser_B = logits_BV.logsumexp(dim=-1)
+    candidates_BV = logits_BV[:, : known_ids or None]
     if greedy:
-        token_B = logits_BV.argmax(dim=-1)
+        token_B = candidates_BV.argmax(dim=-1)
     else:
         assert uniform_B is not None, "sampling needs a uniform number for each row"
-        token_B = draw(filter_logits(logits_BV, top_k=top_k, top_p=top_p), uniform_B)
+        token_B = draw(filter_logits(candidates_BV, top_k=top_k, top_p=top_p), uniform_B)
     broken_B = ~normaliser_B.isfinite()
-    token_B = token_B.clamp(max=logits_BV.shape[-1] - 1)  # a NaN row finds no token
+    token_B = token_B.clamp(max=candidates_BV.shape[-1] - 1)  # a NaN row finds no token
     logp_B = logits_BV.gather(-1, token_B[:, None]).squeeze(1) - normaliser_B
     return token_B.masked_fill(broken_B, -1), logp_B.masked_fill(broken_B, torch.nan)

@@ -9,9 +9,10 @@ from typing import Any
 StopCondition = Callable[[Sequence[int]], bool]
 
 
-def stop_on_strings(tokenizer: Any, strings: Sequence[str]) -> StopCondition | None:
+def stop_on_strings(tokenizer: Any, strings: Sequence[str], lead: Sequence[int] = ()) -> StopCondition | None:
     """Stop as soon as the decoded response contains one of `strings`; None when there are none.
 
+    lead: ids before the response that are no part of it, for tokenizers that take the first space from a text.
     The tokens that complete the string stay part of the response: the policy chose them. Special tokens are decoded
     too, so the text of one (an end-of-turn marker, say) may be used as a stop.
     """
@@ -22,8 +23,13 @@ def stop_on_strings(tokenizer: Any, strings: Sequence[str]) -> StopCondition | N
     # token of the window, which may lose a leading space or be cut out of the middle of a character.
     window = max(len(string.encode("utf-8")) for string in wanted) + 8
 
+    def decode(ids: Sequence[int]) -> str:
+        return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)  # type: ignore[no-any-return]
+
+    before = len(decode(lead)) if lead else 0
+
     def is_stopped(response_ids: Sequence[int]) -> bool:
-        text = tokenizer.decode(list(response_ids[-window:]), skip_special_tokens=False)
+        text = decode([*lead, *response_ids[-window:]])[before:]
         return any(string in text for string in wanted)
 
     return is_stopped

@@ -107,7 +107,7 @@ def _learn(
             policy_metrics = update_policy(models.policy, experience, config, step, tell)
     metrics = iteration_metrics(experience, state, config, step) | critic_metrics | policy_metrics
     alarms = count_alarms(state.alarms, metrics, config.algorithm.inferred)
-    health = follow(count_steps(state.health, metrics, step, config), spreads(experience, metrics, config))
+    health = follow(count_steps(state.health, metrics), spreads(experience, metrics, config))
     return experience, replace(state, alarms=alarms, health=health), metrics
 
 

@@ -171,14 +171,15 @@ def spreads(experience: Experience, metrics: dict[str, float], config: Config) -
     return found
 
 
-def count_steps(health: Health, metrics: dict[str, float], step: int, config: Config) -> Health:
+def count_steps(health: Health, metrics: dict[str, float]) -> Health:
     """The health after the optimizer steps of an iteration."""
-    updated = [name for name in metrics if name.endswith("/grad_norm")]
-    warm = step < config.algorithm.critic_warmup
-    return health.counted(
-        skipped=not updated or (not warm and "policy/grad_norm" not in metrics),
-        left=not metrics.get("policy/approx_kl", 0.0) <= _LEFT,
+    health = health.counted(left=not metrics.get("policy/approx_kl", 0.0) <= _LEFT)
+    stepped, updated = (
+        {name.removesuffix(end) for name in metrics if name.endswith(end)} for end in ("/skipped", "/grad_norm")
     )
+    if not stepped:  # a classifier at rest, while the policy waits for the critic: that counts neither way
+        return health
+    return health.counted(skipped=not updated or "policy" in stepped - updated)
 
 
 def check_health(health: Health, cause: str, config: Config) -> None:

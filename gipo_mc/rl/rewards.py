@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.config import DataConfig
+from gipo_mc.data.encode import Encoder
 from gipo_mc.data.reading import RewardReader
 from gipo_mc.errors import ConfigError, DataError, GipoError
 from gipo_mc.models.micro_batch import micro_batches, run_forward
@@ -132,11 +133,11 @@ class ModelReward:
 
 
 def responses(sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Text of each response, without special tokens."""
+    """Text of each response, without special tokens, as it continues its prompt."""
     rows = zip(
         sequences.tokens_BL.tolist(),
         sequences.prompt_length_B.tolist(),
         sequences.response_length_B.tolist(),
         strict=True,
     )
-    return tokenizer.batch_decode([ids[start : start + n] for ids, start, n in rows], skip_special_tokens=True)
+    return Encoder(tokenizer).texts([ids[start : start + n] for ids, start, n in rows])

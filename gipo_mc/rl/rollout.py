@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.config import Config
 from gipo_mc.data.batches import batch_indices
+from gipo_mc.data.encode import Encoder
 from gipo_mc.data.sets import PromptSet
 from gipo_mc.data.special_tokens import end_ids
 from gipo_mc.generation.assemble import assemble_rollout, sampling_uniforms
@@ -39,6 +41,13 @@ def sampling_noise(seed: int, purpose: str, step: int, prompts: Sequence[Prompt]
     return np.stack(rows)
 
 
+@lru_cache(maxsize=2)
+def _known_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the tokenizer's highest id. Models fill their vocabulary up to a round number; a response with one
+    of those ids would have a token that no reward, no person and no other program can see."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
 def roll_out(
     engine: RolloutEngine,
     tokenizer: PreTrainedTokenizerBase,
@@ -64,8 +73,9 @@ def roll_out(
         top_p=settings.top_p,
         top_k=settings.top_k,
         greedy=greedy,
-        stop=stop_on_strings(tokenizer, settings.stop),
+        stop=stop_on_strings(tokenizer, settings.stop, Encoder(tokenizer).lead if settings.stop else ()),
         stop_ids=end_ids(tokenizer, engine.end_ids),
+        known_ids=_known_ids(tokenizer),
     )
     engine.sync_weights()
     generated = engine.generate(

@@ -13,7 +13,7 @@ from gipo_mc.algorithms.group_source import GroupSource
 from gipo_mc.algorithms.state import Health, RLState
 from gipo_mc.config import Config
 from gipo_mc.data.loading import load_prompts, sources_of
-from gipo_mc.data.sets import PromptSet
+from gipo_mc.data.sets import PromptSet, seen_in_training
 from gipo_mc.data.tokenizer import same_tokens
 from gipo_mc.errors import ConfigError
 from gipo_mc.generation.engine import RolloutEngine
@@ -69,6 +69,8 @@ def set_up(session: Session) -> RLSetup:
     held_out = None
     if config.eval.prompts and sources_of(config.data, "prompts", "evaluation"):
         held_out = load_prompts(config.data, tokenizer, seed=config.run.seed, part="evaluation")
+        if text := seen_in_training(prompts, held_out):
+            session.warn(text)
     groups = group_source(config, prompts)
     gold = _reward(session, config.eval.reward, "eval.reward", tokenizer) if config.eval.reward else None
     models = _load_models(session, sources)
@@ -131,13 +133,15 @@ def _find_sources(session: Session) -> _Sources:
 def _load_models(session: Session, sources: _Sources) -> Models:
     config, settings = session.config, session.config.algorithm
     iterations, own_trunk = config.run.iterations, _has_own_trunk(config)
-    steps = optimizer_steps(config, iterations, settings.critic_epochs or settings.epochs)
+    epochs = settings.critic_epochs or settings.epochs
     policy_steps = optimizer_steps(config, max(1, iterations - settings.critic_warmup), settings.epochs)
     critic = classifier = None
     if _has_critic(config):
+        steps = optimizer_steps(config, iterations, epochs)
         critic = _critic(session, sources.critic, steps, groups=settings.inferred and not own_trunk)
     if own_trunk:
-        classifier = _critic(session, sources.critic, -(-steps // settings.classifier_every), groups=True)
+        steps = optimizer_steps(config, math.ceil(iterations / settings.classifier_every), epochs)
+        classifier = _critic(session, sources.critic, steps, groups=True)
     return Models(
         policy=session.load(sources.policy, "lm", config.policy, total_steps=policy_steps),
         reference=session.load(sources.reference, "lm", key="model.reference"),

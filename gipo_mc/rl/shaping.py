@@ -106,8 +106,11 @@ def _advantages(
     )
     advantage_BT, sums = shaped.advantage_BT, (shaped.count, shaped.sum, shaped.sum_sq)
     if settings.advantage != "gae":
-        compare = leave_one_out if settings.advantage == "rloo" else prompt_normalised
-        whole_B = compare(reward_B - paid_B * shaped.kl_B, config.rollout.samples_per_prompt)
+        samples, penalty_B = config.rollout.samples_per_prompt, paid_B * shaped.kl_B
+        if settings.advantage == "rloo":
+            whole_B = leave_one_out(reward_B - penalty_B, samples)
+        else:
+            whole_B = prompt_normalised(reward_B, samples, penalty_B)
         advantage_BT, sums = per_token(whole_B, length_B, rollout.width)
     if settings.whiten_advantages:
         advantage_BT = whiten(advantage_BT, length_B, *sums)

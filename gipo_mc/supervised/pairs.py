@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.data.collate import to_sequences
 from gipo_mc.data.loading import load_preferences, sources_of
+from gipo_mc.data.sets import seen_in_training
 from gipo_mc.run.session import Session
 from gipo_mc.types import Sequences
 
@@ -30,6 +31,8 @@ class Pairs:
         self._held_out = None
         if sources_of(config.data, "preferences", "evaluation"):
             self._held_out = load_preferences(config.data, tokenizer, seed=config.run.seed, part="evaluation")
+            if text := seen_in_training(self._train, self._held_out):
+                session.warn(text)
         self.train_size = len(self._train)
         self.held_out_size = len(self._held_out) if self._held_out else 0
 

@@ -13,6 +13,7 @@ from gipo_mc.algorithms.supervised import cross_entropy_sum
 from gipo_mc.config import Config
 from gipo_mc.data.collate import to_sequences
 from gipo_mc.data.loading import load_demonstrations, sources_of
+from gipo_mc.data.sets import seen_in_training
 from gipo_mc.models.micro_batch import MicroBatch
 from gipo_mc.models.readout import response_statistics
 from gipo_mc.parallel.engine import LastStage, Outputs
@@ -38,6 +39,8 @@ class SFTTask(Task):
         self._held_out = None
         if sources_of(config.data, "demonstrations", "evaluation"):
             self._held_out = load_demonstrations(config.data, tokenizer, seed=config.run.seed, part="evaluation")
+            if text := seen_in_training(self._train, self._held_out):
+                session.warn(text)
         self.train_size = len(self._train)
         self.held_out_size = len(self._held_out) if self._held_out else 0
 

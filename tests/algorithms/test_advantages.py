@@ -98,6 +98,18 @@ def test_prompt_normalised_by_hand():
     assert found.tolist() == pytest.approx([-1, 0, 1, 0, 0, 0], abs=1e-5)
 
 
+def test_samples_that_earn_the_same_are_not_told_apart_by_a_tiny_penalty():
+    """Divided by a standard deviation of 1e-5, differences of the KL alone would weigh as much as a reward."""
+    reward = torch.tensor([0.3, 0.3, 0.3, 1.0, 2.0, 3.0])
+    penalty = torch.tensor([1e-5, 0.0, -1e-5, 0.5, 0.0, -0.5])
+    found = prompt_normalised(reward, 3, penalty).tolist()
+    assert found[:3] == pytest.approx([-1e-5, 0.0, 1e-5], abs=1e-7)
+    assert found[3:] == pytest.approx([-1, 0, 1], abs=1e-5), "where rewards differ, the penalty is part of them"
+    assert prompt_normalised(reward * 0, 3, penalty).abs().max() < 1, "rewards of 0 are equal, too"
+    rounded = torch.tensor([7.0, 7.0 * (1 + 2**-23), 7.0])  # one reward model, two micro-batches
+    assert prompt_normalised(rounded, 3, penalty[:3]).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("compare", [leave_one_out, prompt_normalised])
 def test_comparing_samples_forgets_what_a_prompt_is_worth(compare):
     reward = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gipo_mc.config import Config, load_config, names_nothing
+from gipo_mc.config import Config, as_yaml, load_config, names_nothing, validate
 from gipo_mc.errors import ConfigError
 from gipo_mc.run.command import run_command
 from gipo_mc.tools import builtin
@@ -107,3 +107,54 @@ def test_a_model_that_is_named_as_nothing_is_no_model() -> None:
     """`model.policy=` on a command line is null in YAML; the trainers then say that it is empty."""
     assert load_config(None, ["model.policy=", "model.reward="]).model.policy == ""
     assert names_nothing(None, ["model.policy="])
+
+
+# ------------------------------------------------------------------------- what YAML makes of what somebody wrote
+@pytest.mark.parametrize("text", ["1e-5", "1E-5", "1.0e-5", "0.00001", "'1e-5'"])
+def test_a_small_number_is_a_number_however_it_is_written(tmp_path: Path, text: str) -> None:
+    """PyYAML reads 1e-5 as a string."""
+    file = tmp_path / "c.yaml"
+    file.write_text(f"policy:\n  lr: {text}\n")
+    assert load_config(str(file), []).policy.lr == load_config(None, [f"policy.lr={text}"]).policy.lr == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("override", "read_as"), [("run.seed=010", 8), ("run.iterations=1:30", 90), ("run.name=007", 7)]
+)
+def test_octal_and_sexagesimal_numbers_are_refused(tmp_path: Path, override: str, read_as: int) -> None:
+    with pytest.raises(ConfigError, match=rf"{override}, line 1: YAML reads .* as the number {read_as}\."):
+        load_config(None, [override])
+    file = tmp_path / "c.yaml"
+    file.write_text("data: {max_rows: 3}\n" + override.replace(".", ": {").replace("=", ": ") + "}\n")
+    with pytest.raises(ConfigError, match=rf"c\.yaml, line 2: YAML reads .* as the number {read_as}\."):
+        load_config(str(file), [])
+
+
+@pytest.mark.parametrize("override", ["run.iterations=true", "parallel.tensor=on", "rollout.temperature=yes"])
+def test_yes_is_no_number(override: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{override.partition('=')[0]}=True: Input should be a number"):
+        load_config(None, [override])
+
+
+@pytest.mark.parametrize("text", [r"\n", r"'\n\nHuman:'", r"a\tb"])
+def test_a_line_break_that_is_none_is_refused(text: str) -> None:
+    """Nothing that a model writes would match it, and every training row would hold it."""
+    for override in (f"rollout.stop=[{text}]", f"data.response_separator={text}"):
+        with pytest.raises(ConfigError, match="a backslash and a letter, not a line break"):
+            load_config(None, [override])
+    assert load_config(None, [r'rollout.stop=["\n\nHuman:"]']).rollout.stop == ["\n\nHuman:"]
+
+
+def test_a_key_that_comes_twice_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    for text in ("policy:\n  lr: 1e-5\n  lr: 2e-5\n", "policy: {lr: 1e-5}\nrun: {seed: 2}\npolicy: {beta2: 0.9}\n"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="duplicate key"):
+            load_config(str(file), [])
+
+
+@pytest.mark.parametrize("name", ["1e3", "007", "2024-01-02", "on", "null", "0x10", "12:30:15", "~", ".5", "# x"])
+def test_a_saved_configuration_is_the_one_that_ran(tmp_path: Path, name: str) -> None:
+    config = validate({"run": {"name": name}, "rollout": {"stop": [name, "\n", " ", "a: b"]}})
+    (tmp_path / "c.yaml").write_text(as_yaml(config), encoding="utf-8")
+    assert load_config(str(tmp_path / "c.yaml"), []) == config

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -27,6 +29,17 @@ def sentencepiece_like():
     words = [text.replace("\n", " ") for text in TEXTS]
     core.train_from_iterator(words, trainers.BpeTrainer(vocab_size=330, special_tokens=special, show_progress=False))
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="module")
+def llama2_like(sentencepiece_like):
+    """As Llama 2's own tokenizer.json: bytes are no special tokens, and a decoded text's first space is taken away."""
+    fields = json.loads(sentencepiece_like.backend_tokenizer.to_str())
+    fields["added_tokens"] = [token for token in fields["added_tokens"] if not token["content"].startswith("<0x")]
+    core = Tokenizer.from_str(json.dumps(fields))
+    decoder = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    core.decoder = decoders.Sequence(decoder)
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
@@ -105,6 +118,15 @@ def test_prompt_and_response_are_tokenized_as_the_whole_text_would_be(name, resp
     assert tokenizer.decode(pieces[1:]).removeprefix(" ") == prompt + response
     if response.startswith(" "):
         assert pieces == tokenizer(prompt + response).input_ids
+
+
+@pytest.mark.parametrize("name", ["bpe", "llama2_like"])
+def test_responses_are_read_back_as_they_were(name, request):
+    """Alone, Llama 2's tokenizer decodes " yes" as "yes": the reward of "Assistant:yes" is another one."""
+    encoder = Encoder(request.getfixturevalue(name))
+    texts = [" yes", "yes", "  dog", " 漢 dog", "\n\nHuman: no ", " a , b !", ""]
+    assert encoder.texts(encoder.responses(texts)) == texts
+    assert encoder.texts([]) == []
 
 
 def test_a_batch_is_its_rows(bpe, sentencepiece_like):

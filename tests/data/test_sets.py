@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from gipo_mc.data.sets import DataSet, DemonstrationSet, SourceReport, TokenRows
+from gipo_mc.data.sets import DataSet, DemonstrationSet, SourceReport, TokenRows, seen_in_training
 
 ROWS = [([1, 2], [3]), ([4], [5, 6]), ([7], [8])]
 
@@ -57,3 +57,17 @@ def test_domains_count_by_who_shares_one_and_by_their_order() -> None:
 
 def test_a_source_of_which_nothing_is_kept_is_a_source() -> None:
     assert [source["rows"] for source in _set(kept=(3, 0)).sources()] == [3, 0]
+
+
+def test_held_out_rows_that_are_trained_on_are_said() -> None:
+    held_out = _set([([4], [5, 6]), ([4], [5]), ([7], [8]), ([7], [8])], "aaaa", [4])
+    assert held_out.rows_in(_set()) == 3, "rows as a whole: ([4], [5]) is another answer"
+    assert "3 of 4 held-out rows are trained on" in seen_in_training(_set(), held_out)
+    assert seen_in_training(_set(), _set([([4, 5], [6])], "a", [1])) == ""
+
+
+def test_equal_rows_of_the_built_in_task_are_its_mixture() -> None:
+    held_out = _set()
+    for report in held_out.reports:
+        report.format = "builtin"
+    assert held_out.rows_in(_set()) == 3 and seen_in_training(_set(), held_out) == ""

@@ -169,3 +169,20 @@ def test_a_repository_with_a_loading_script_is_read_from_the_hubs_parquet_copy(m
 )
 def test_a_label_from_the_name(source, label):
     assert domain_of_source(source) == label
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0c", "\x1c"])
+def test_only_a_line_feed_ends_a_line(tmp_path, separator):
+    """Python's splitlines, and readers that use it, cut a row in two at characters that people paste."""
+    row = json.dumps({"prompt": f"a{separator}b"}, ensure_ascii=separator < " ").encode()
+    rows = list(read_rows(write(tmp_path, row + b"\r\n" + GOOD)))
+    assert [row.fields for row in rows] == [{"prompt": f"a{separator}b"}, {"prompt": "a"}]
+
+
+@pytest.mark.parametrize("rest", [b'\n[{"prompt": "b"}]\n', b'\n{"prompt": "b"}', b"]", b"\n\n\nx"])
+def test_what_stands_behind_a_list_is_not_lost(tmp_path, rest):
+    """Two .json files that were put together with cat."""
+    path = write(tmp_path, b'[{"prompt": "a"},\n {"prompt": "b"}]' + rest, "rows.json")
+    line = 2 + rest.rstrip().count(b"\n")
+    with pytest.raises(DataError, match=rf"rows\.json:{line}: there is more behind the list"):
+        list(read_rows(path))

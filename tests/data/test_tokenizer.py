@@ -118,3 +118,24 @@ def test_folders_that_hold_no_usable_tokenizer(tmp_path):
         load_tokenizer("")
     with pytest.raises(ConfigError, match="owner/missing cannot be loaded"):
         load_tokenizer("owner/missing")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"model": {"dropout": 0.5}},  # BPE dropout: other ids at each call, and on each rank
+        {"truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}},
+        {"padding": {"strategy": {"Fixed": 64}, "direction": "Left", "pad_to_multiple_of": None,
+                     "pad_id": 2, "pad_type_id": 0, "pad_token": "<pad>"}},
+    ],
+    ids=["dropout", "truncation", "padding"],
+)  # fmt: skip
+def test_settings_of_its_own_training_do_not_change_the_ids_of_a_text(tmp_path, setting):
+    train_bpe_tokenizer(TEXTS, 300, tmp_path)
+    expected = load_tokenizer(str(tmp_path))(TEXTS, add_special_tokens=False).input_ids
+    file = tmp_path / "tokenizer.json"
+    fields = json.loads(file.read_text())
+    for key, value in setting.items():
+        fields[key] = fields[key] | value if key == "model" else value
+    file.write_text(json.dumps(fields))
+    assert load_tokenizer(str(tmp_path))(TEXTS, add_special_tokens=False).input_ids == expected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,18 @@ def test_padded_vocabulary_is_never_drawn_and_never_counted() -> None:
         plain_token, plain_logp = sample(logits, uniforms, vocab_size=40, **options)
         assert torch.equal(token, plain_token) and torch.equal(logp, plain_logp)
         assert token.max() < 40
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.5}, {"greedy": True}])
+def test_ids_without_a_text_are_never_drawn_but_have_their_probability(options: dict[str, Any]) -> None:
+    """A model of 6 rows whose tokenizer has 4 ids. The log-prob is the model's: training computes it over all six."""
+    logits = torch.tensor([[0.0, 1.0, 2.0, 0.5, 9.0, 8.0]]).repeat(200, 1)
+    uniform = torch.linspace(0, 1, 201, dtype=torch.float64)[:-1]
+    token, logp = sample(logits, uniform, vocab_size=6, known_ids=4, **options)
+    assert int(token.max()) < 4 and (token == 2).any()
+    torch.testing.assert_close(logp, logits[0].double().log_softmax(0)[token])
+    plain = sample(logits[:, :4], uniform, vocab_size=4, **options)[0]
+    assert torch.equal(token, plain), "as if those ids were not there"
 
 
 def test_greedy_takes_the_first_of_the_largest() -> None:

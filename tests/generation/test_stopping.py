@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from gipo_mc.generation.stopping import stop_on_strings
@@ -51,3 +51,17 @@ def test_found_far_into_a_long_response_of_wide_characters(tokenizer: PreTrained
 
 def test_text_of_a_special_token(tokenizer: PreTrainedTokenizerFast) -> None:
     assert first_stop(tokenizer, "yes<|end|>no", ["<|end|>"]) == "yes<|end|>"
+
+
+def test_a_string_with_a_space_at_the_very_start_of_a_response() -> None:
+    """Llama 2's tokenizer takes the first space from a decoded text: alone, the id of " ab" is "ab"."""
+    core = Tokenizer(models.BPE(vocab={"▁": 0, "a": 1, "b": 2, "▁a": 3, "\n": 4}, merges=[("▁", "a")]))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
+    lead = tokenizer.encode("\n", add_special_tokens=False)
+    condition = stop_on_strings(tokenizer, [" ab"], lead)
+    assert condition is not None and condition([3, 2]) and not condition([3]) and not condition([1, 2])
+    behind_a_break = stop_on_strings(tokenizer, ["\n a"], lead)
+    assert behind_a_break is not None and not behind_a_break([3]), "the line break is not the response's"
+    assert behind_a_break([4, 3])

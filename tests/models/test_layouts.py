@@ -207,6 +207,35 @@ def test_a_checkpoint_of_one_layout_loads_in_another(head: str, tied: bool, tmp_
                 assert torch.equal(value, saved[key]), (layout, tensor)
 
 
+def _odd_embedding(rank: int, parallel: ParallelConfig, folder: Path, save: bool) -> tuple[Tensor, Tensor]:
+    """(embedding, Adam's first moment of it) of this rank, of a model that three ranks can share."""
+    layout = runtime.initialize(parallel, "cpu")
+    sizes = {"vocab_size": 70, "num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 48}
+    shape = read_shape(config(**sizes, num_hidden_layers=1))
+    model = build_model(shape, layout, head="lm", dtype=torch.float32, trainable=True, seed=1 if save else 2)
+    engine = Engine(model, layout, OptimizerConfig(lr=1e-2))
+    if save:
+        engine.forward_backward([Batch(torch.arange(70)[None])], loss_on_last_stage)
+        engine.step()
+        let_this_rank_write()
+        sharded_files.write(engine.sharded_state("model"), folder)
+    else:
+        engine.load_sharded_state("model", sharded_files.read(engine.sharded_state("model", is_loading=True), folder))
+    weight = model.embedding.word_embeddings.weight
+    (part,) = engine.optimizer.chained_optimizers  # type: ignore[union-attr]
+    return weight.detach(), part.optimizer.state[weight]["exp_avg"]
+
+
+def test_a_checkpoint_loads_where_the_vocabulary_is_padded_otherwise(tmp_path: Path) -> None:
+    """70 tokens are 128 rows for one rank and 192 for three: the rows that are tokens are the same, moments too."""
+    one, three = parallel_config()[0], parallel_config(tensor=3)[0]
+    ((weight, moment),) = run_ranks(_odd_embedding, 1, one, tmp_path, True)
+    found = run_ranks(_odd_embedding, 3, three, tmp_path, False)
+    assert weight.shape == (128, 48) and all(w.shape == (64, 48) for w, _ in found) and moment[:70].any()
+    for whole, shards in ((weight, [w for w, _ in found]), (moment, [m for _, m in found])):
+        assert torch.equal(torch.cat(shards)[:70], whole[:70])
+
+
 def projection_memory(rank: int, parallel: ParallelConfig) -> None:
     layout = runtime.initialize(parallel, "cpu")
     shape = read_shape(config())

@@ -8,12 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from gipo_mc.config import ParallelConfig
 from gipo_mc.data.collate import to_sequences
 from gipo_mc.data.tokenizer import load_tokenizer, same_tokens, train_bpe_tokenizer
 from gipo_mc.errors import ConfigError
+from gipo_mc.generation.stopping import stop_on_strings
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.rl import gi_ppo
@@ -102,6 +110,21 @@ def test_tokenizers_are_compared_by_what_ids_mean(folder: Path) -> None:
 def test_responses_are_text_without_special_tokens(folder: Path) -> None:
     tokenizer = load_tokenizer(str(folder / "policy"))
     assert responses(_rollout(tokenizer)[1].sequences, tokenizer) == ANSWERS
+
+
+def test_responses_are_letter_for_letter_what_was_said(tmp_path: Path) -> None:
+    """A tokenizer may ask for " !=" to be decoded as "!=": code and quotations would reach the reward changed."""
+    words = ["</s>", "<unk>", "x", "!=", "y", ",", "it", "'s", "."]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    asks = {"eos_token": "</s>", "unk_token": "<unk>", "clean_up_tokenization_spaces": True}
+    PreTrainedTokenizerFast(tokenizer_object=core, **asks).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    text = "x != y , it 's ."
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert responses(to_sequences([[2]], [ids], 0), tokenizer) == [text] != [tokenizer.decode(ids)]
+    condition = stop_on_strings(tokenizer, [" ."])
+    assert condition is not None and condition(ids) and not condition(ids[:-1])
 
 
 def _call(rank: int, folder: Path) -> Any:

@@ -222,6 +222,8 @@ def test_a_name_in_a_file_leaves_what_the_file_says(tmp_path: Path) -> None:
         (["algorithm.name=threshold_kl", "algorithm.groups=3"], ["two groups", "set algorithm.groups=2"]),
         (["algorithm.name=rloo", "algorithm.critic_warmup=3"], ["set algorithm.critic_warmup=0"]),
         (["algorithm.kl_in=loss"], ["gradient of mean 0", "set algorithm.kl_estimator=k2"]),
+        (["algorithm.kl_target=6", "algorithm.kl_coef=0"], ["moves eta by shares of itself", "a kl_coef above 0"]),
+        (["algorithm.kl_target=6", "algorithm.name=ppo_no_kl"], ["kl_penalty=none", "or kl_target=0"]),
     ],
 )
 def test_combinations_without_a_meaning_name_the_fix(overrides: list[str], words: list[str]) -> None:

@@ -92,6 +92,39 @@ def test_gradients_that_are_never_finite_stop_the_run(tmp_path: Path, models: di
     assert torch.isfinite(torch.tensor([row["loss"] for row in rows])).all()
 
 
+def test_no_split_of_a_batch_changes_the_loss_or_its_gradient(tmp_path: Path, models: dict[str, str]) -> None:
+    """Responses of different lengths: a mean of the micro-batches' or the ranks' means would be another number."""
+    held_out = ["data.evaluation=[builtin:easy]", "eval.prompts=13", "eval.every=1", "train.batch_size=7"]
+    rows = {}
+    for name, size, ranks in (("whole", 7, 1), ("single", 1, 1), ("ranks", 2, 3)):
+        options = [*held_out, f"parallel.micro_batch_size={size}"]
+        assert run_ranks(_train, ranks, "sft", tmp_path / name, models["policy"], options, False) == [(0, "")] * ranks
+        rows[name] = read_metrics(tmp_path / name / "run")
+    assert len({row["tokens"] for row in rows["whole"]}) == 2, "lengths differ"
+    for name in ("single", "ranks"):
+        for found, expected in zip(rows[name], rows["whole"], strict=True):
+            for metric in ("loss", "grad_norm", "eval/loss", "tokens", "eval/tokens"):
+                assert found[metric] == pytest.approx(expected[metric], rel=1e-5), (name, metric)
+
+
+def test_an_evaluation_does_not_depend_on_its_batches(tmp_path: Path, models: dict[str, str]) -> None:
+    """13 rows in batches of 3 or 4 and in one: the loss is of all tokens, not a mean over batches."""
+    losses = []
+    for size in (3, 13):
+        still = ["run.iterations=1", "policy.lr=1e-30", f"train.batch_size={size}", "eval.prompts=13"]
+        held_out = ["data.evaluation=[builtin:easy]", "run.seed=3", *still]
+        assert run_ranks(_train, 1, "sft", tmp_path / str(size), models["policy"], held_out, False) == [(0, "")]
+        losses.append(read_metrics(tmp_path / str(size) / "run")[0]["eval/loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_the_last_step_is_evaluated_and_saved_whatever_the_intervals(tmp_path: Path, models: dict[str, str]) -> None:
+    odd = ["run.iterations=3", "checkpoint.every=2", "eval.every=2", "data.evaluation=[builtin:easy]", "eval.prompts=2"]
+    assert run_ranks(_train, 1, "sft", tmp_path, models["policy"], odd, False) == [(0, "")]
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["step_00000002", "step_00000003"]
+    assert ["eval/loss" in row for row in read_metrics(tmp_path / "run")] == [False, True, True]
+
+
 @pytest.mark.parametrize("kind", ["sft", "reward", "dpo"])
 def test_a_learning_rate_that_leaves_nothing_of_the_model_is_no_success(
     tmp_path: Path, models: dict[str, str], kind: str

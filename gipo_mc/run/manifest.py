@@ -13,6 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from gipo_mc.config import name_problem
 from gipo_mc.errors import CheckpointError
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.sharded_files import all_or_fail, on_main_or_fail, write_synced
@@ -99,14 +100,14 @@ def _stated(path: Path) -> dict[str, Entry]:
         stated = json.loads(manifest.read_text())
         files = {name: {"size": int(e["size"]), "sha256": str(e["sha256"])} for name, e in stated["files"].items()}
         _ = stated["format"], stated["step"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} has no readable {FILE} ({error}): it is incomplete.") from error
     if STATE not in files:
         raise CheckpointError(f"{manifest} does not name {STATE}: the checkpoint is damaged.")
     for name, entry in files.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise CheckpointError(f"{manifest} names {name!r}, which is outside the checkpoint.")
-        if not (path / name).is_file():
+        if name_problem(name) or not (path / name).is_file():
             raise CheckpointError(f"{path / name} is missing: the checkpoint is damaged.")
         if (size := (path / name).stat().st_size) != entry["size"]:
             raise CheckpointError(

@@ -6,6 +6,7 @@ fails is named by its number, and is the same every time.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import signal
@@ -23,7 +24,7 @@ from gipo_mc.models.families import read_shape
 from gipo_mc.models.weights.hf_load import INDEX, SafetensorsFolder, stored_dtype
 from gipo_mc.report.report import build_report
 from gipo_mc.report.runs import load_run
-from gipo_mc.run import checkpoint
+from gipo_mc.run import checkpoint, manifest
 from gipo_mc.run.jsonl import read_jsonl
 from tests.fuzz.mutations import COUNT, mutated
 from tests.report.fake_runs import rl_run
@@ -48,7 +49,7 @@ def _tensors(folder: Path) -> None:
 
 
 def _checkpoint(folder: Path) -> None:
-    checkpoint.verify(folder)
+    manifest.verify(folder)
     checkpoint.load_state(folder)
 
 
@@ -79,7 +80,8 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
     step = folder / "step_00000001"
     step.mkdir()
     (step / "state.json").write_text(json.dumps({"format": 1, "step": 1, "settings": {"run.seed": 1}, "frozen": {}}))
-    files = {"state.json": checkpoint._describe(step / "state.json")}
+    state = (step / "state.json").read_bytes()
+    files = {"state.json": {"size": len(state), "sha256": hashlib.sha256(state).hexdigest()}}
     (step / "MANIFEST.json").write_text(json.dumps({"format": 1, "step": 1, "files": files}))
     run = rl_run(folder, "run", "gi_ppo", 3)
     return {

@@ -14,9 +14,8 @@
 #   without a missing key, and every position is rotated by the wrong angle: a policy that was trained well answers
 #   badly, a reward model ranks badly, and the folder's files are the ones its training saved.
 # Here: gipo_mc reads both forms (Family.shape in gipo_mc/models/families/base.py takes what transformers 5 makes of
-#   them) and needs transformers >= 5. Its export writes the form of version 5 (Family.hf_config in the same file, saved
-#   by gipo_mc/models/weights/hf_export.py) and does not add the older two fields: read an export with transformers 5,
-#   or add rope_theta and rope_scaling to its config.json for an older reader.
+#   them) and needs transformers >= 5. Whatever it saves has both forms, rope_theta and rope_scaling beside
+#   rope_parameters (gipo_mc/models/hf_files.py), which both versions read alike.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -5,8 +5,10 @@
     python scripts/convert_checkpoint.py --to-hf runs/gi_ppo models/trained
     python scripts/convert_checkpoint.py --from-hf FOLDER runs/imported
 
---check compares logits (or rewards) with transformers in float32, and writes the weights back and compares every bit.
-Training reads Hugging Face folders directly; --from-hf is for a model that many jobs load in parallel.
+--check compares logits (or rewards) with transformers in float32, and writes the weights back and compares every bit;
+--reader PYTHON repeats the comparison with the transformers of another environment. docs/models.md has the rest.
+OUT is a new folder, which appears when all of it is written. Training reads Hugging Face folders directly; --from-hf is
+for a model that many jobs load in parallel.
 """
 
 from __future__ import annotations
@@ -53,7 +55,17 @@ def main(argv: list[str] | None = None) -> int:
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="[auto: CUDA if there is one]"
     )
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of --to-hf's weights [auto: the checkpoint's]")
+    parser.add_argument(
+        "--reader",
+        action="append",
+        default=[],
+        metavar="PYTHON",
+        help="one with another transformers, for --check",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that OUT holds [refused]")
     options = parser.parse_args(argv)
+    if options.reader and not options.check:
+        parser.error("--reader belongs to --check")
     transformers_logging.disable_progress_bar()
     try:
         adopt_slurm()
@@ -62,14 +74,15 @@ def main(argv: list[str] | None = None) -> int:
         check_layout(config, runtime.world_size())
         layout = runtime.initialize(config.parallel, config.device)
         if options.check:
-            _report(options.check, conversion.check(options.check, layout), layout)
+            _report(options.check, conversion.check(options.check, layout, options.reader), layout)
         elif options.to_hf:
             run, out = options.to_hf
-            conversion.to_hf(run, Path(out), layout, DTYPES[options.dtype])
+            conversion.to_hf(run, Path(out), layout, DTYPES[options.dtype], overwrite=options.overwrite)
             _say(layout, f"{out} loads with transformers' from_pretrained.")
         else:
             folder, out = options.from_hf
-            _say(layout, f"{conversion.from_hf(folder, Path(out), layout)} is written; use {out} as model.policy.")
+            written = conversion.from_hf(folder, Path(out), layout, overwrite=options.overwrite)
+            _say(layout, f"{written} is written; use {out} as model.policy.")
     except GipoError as error:
         return report_error(error)
     finally:

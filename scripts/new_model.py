@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kv-heads", type=number(1, 2**10), default=2, help="key-value heads [2]")
     parser.add_argument("--positions", type=number(1, 2**24), default=512, help="longest sequence in tokens [512]")
     parser.add_argument("--seed", type=number(0, 2**31 - 1), default=1, help="seed of the weights [1]")
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that --out holds [refused]")
     options = parser.parse_args(argv)
     for key, heads in (("--heads", options.heads), ("--kv-heads", options.kv_heads)):
         if (options.hidden if key == "--heads" else options.heads) % heads:
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
             options.vocab,
             options.seed,
             options.family,
+            overwrite=options.overwrite,
             hidden_size=options.hidden,
             intermediate_size=-(-options.hidden * 8 // 3 // 16) * 16,
             num_hidden_layers=options.layers,

@@ -13,15 +13,16 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from gipo_mc.config import check_regular
+from gipo_mc.data.special_tokens import PADDING, end_of_turn
 from gipo_mc.errors import ConfigError, DataError
 
-#: Tokens that checkpoints reserve for padding, tried in this order when the tokenizer names none.
-_PADDING = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>")
 #: A tokenizer that covers less of the model's vocabulary than this is probably another model's.
 _COVERED = 0.9
 
 
-def load_tokenizer(path: str, tell: Callable[[str], None] | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: str, tell: Callable[[str], None] | None = None, *, chat_template: bool = False
+) -> PreTrainedTokenizerBase:
     """Tokenizer of an HF folder or hub name. It has an EOS token, and a padding id within its vocabulary.
 
     tell: called with a sentence where the folder's add_bos_token or add_eos_token says something else than its
@@ -30,6 +31,8 @@ def load_tokenizer(path: str, tell: Callable[[str], None] | None = None) -> PreT
     A missing padding token becomes one that the vocabulary reserves for it, else the unknown token, else EOS: never a
     new id, which the model would have no row for. Lengths, not padding ids, say where a sequence ends in this package.
     A text has the same ids each time and on every rank: BPE dropout, a setting of the tokenizer's own training, is off.
+    chat_template: for dialogues rendered with its chat template: where that ends a turn with another special token
+    than the EOS (ChatML on a base model's tokenizer), that token becomes the EOS.
     Raises ConfigError. No code from the folder is run.
     """
     folder = Path(path).expanduser()
@@ -57,9 +60,11 @@ def load_tokenizer(path: str, tell: Callable[[str], None] | None = None) -> PreT
     for sentence in _follow_settings(tokenizer, path):
         if tell:
             tell(sentence)
+    if chat_template and (ending := end_of_turn(tokenizer)):
+        tokenizer.eos_token = ending
     if tokenizer.pad_token_id is None:
         vocabulary = tokenizer.get_vocab()
-        reserved = next((token for token in _PADDING if token in vocabulary), None)
+        reserved = next((token for token in PADDING if token in vocabulary), None)
         tokenizer.pad_token = reserved or tokenizer.unk_token or tokenizer.eos_token
     core = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if getattr(core, "dropout", None):

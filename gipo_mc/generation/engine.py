@@ -25,6 +25,7 @@ Progress = Callable[[int, int], None]
 class Sampling:
     """How tokens are drawn, and when a response ends.
 
+    eos_id: fills up responses. stop_ids: further ids that end a response, as eos_id always does.
     temperature: divides the logits; 0 means greedy at temperature 1. top_p, top_k: see `sampling.filter_logits`.
     greedy: the largest logit each time. stop: see `stopping.stop_on_strings`.
     known_ids: ids from this one on stand for no text (a model may have more rows than its tokenizer has ids) and are
@@ -38,6 +39,7 @@ class Sampling:
     top_k: int = 0
     greedy: bool = False
     stop: StopCondition | None = None
+    stop_ids: tuple[int, ...] = ()
     known_ids: int = 0
 
     def check(self) -> None:
@@ -60,9 +62,9 @@ class Generated:
     """Responses of this replica's prompts, in their order, identical on its TP x PP ranks, on the layout's device.
 
     response_BT: int64 [B, T], T = max_new_tokens; positions from the response's length on hold the EOS id.
-    response_length_B: int64 [B], >= 1, counts EOS and the tokens of a stop string.
+    response_length_B: int64 [B], >= 1, counts the id that ended it and the tokens of a stop string.
     sampler_logp_BT: float32 [B, T], see `Rollout`; 0 in the padding.
-    truncated_B: bool [B], True where max_new_tokens came before EOS or a stop.
+    truncated_B: bool [B], True where max_new_tokens came before eos_id, one of stop_ids, or a stop.
     """
 
     response_BT: Tensor
@@ -83,6 +85,11 @@ class RolloutEngine(Protocol):
         """Where the ranks stand; decides which block of the prompts is this replica's."""
         ...
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a response by what the model's folder says; the tokenizer's are added to them."""
+        ...
+
     def sync_weights(self) -> None:
         """Take over the policy's weights of now. Called before every `generate`."""
         ...
@@ -94,7 +101,7 @@ class RolloutEngine(Protocol):
         uniforms_BT: np.ndarray | Tensor | None = None,
         on_step: Progress | None = None,
     ) -> Generated:
-        """Continue each prompt (token ids, at least one) until EOS, a stop, or max_new_tokens.
+        """Continue each prompt (token ids, at least one) until eos_id, one of stop_ids, a stop, or max_new_tokens.
 
         uniforms_BT: float64 [B, >= max_new_tokens] in [0, 1), of `assemble.sampling_uniforms`: they decide the tokens,
         so that a response depends on its prompt and not on its batch; not read when greedy.

@@ -50,6 +50,10 @@ class MegatronEngine:
     def layout(self) -> Layout:
         return self.model.layout
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        return self.model.shape.end_ids
+
     def sync_weights(self) -> None:
         """The weights are the policy's own."""
 
@@ -116,6 +120,7 @@ class _Batch:
 
     def __init__(self, prompts: Sequence[Sequence[int]], settings: Sampling, device: torch.device) -> None:
         self.settings = settings
+        self.end_ids = frozenset((settings.eos_id, *settings.stop_ids))
         self.prompt_length = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
         self.responses: list[list[int]] = [[] for _ in prompts]
         self.ended = np.zeros(len(prompts), dtype=bool)
@@ -129,7 +134,7 @@ class _Batch:
 
     @property
     def finished(self) -> np.ndarray:
-        """bool [B]: ended by EOS or a stop, or as long as allowed."""
+        """bool [B]: ended by an end id or a stop, or as long as allowed."""
         return self.ended | (np.array([len(ids) for ids in self.responses]) >= self.settings.max_new_tokens)
 
     def rows_to_draw(self, position: int) -> np.ndarray:
@@ -145,7 +150,7 @@ class _Batch:
             response = self.responses[row]
             response.append(token)
             stop = self.settings.stop
-            self.ended[row] = token == self.settings.eos_id or (stop is not None and stop(response))
+            self.ended[row] = token in self.end_ids or (stop is not None and stop(response))
 
     def write_to(self, done: Generated, rows: Sequence[int]) -> None:
         """Put the responses into the rows of `done` that they belong to."""

@@ -78,6 +78,20 @@ class MicroBatch:
         position_B = self.sequences.prompt_length_B + self.sequences.response_length_B - 1
         return position_B * len(self.sequences) + torch.arange(len(self.sequences), device=position_B.device)
 
+    def reward_B(self, pad_id: int | None) -> Tensor:
+        """int64 [b]: rows of hidden_LBH.flatten(0, 1) at which a reward model with this pad id is read.
+
+        That is the last token of prompt + response whose id is not `pad_id` (the first, where all are), the rule of
+        transformers' ...ForSequenceClassification; None: the last token.
+        """
+        if pad_id is None:
+            return self.last_B
+        place_L = torch.arange(self.tokens_BL.shape[1], device=self.tokens_BL.device)
+        length_B = self.sequences.prompt_length_B + self.sequences.response_length_B
+        read_BL = (place_L < length_B[:, None]) & (self.tokens_BL != pad_id)
+        position_B = torch.where(read_BL, place_L, 0).amax(dim=1)
+        return position_B * len(self.sequences) + torch.arange(len(self.sequences), device=position_B.device)
+
     @cached_property
     def prompt_end_B(self) -> Tensor:
         """int64 [b]: rows of hidden_LBH.flatten(0, 1) at the last token of the prompt."""

@@ -131,10 +131,16 @@ def groups_alone(reads: str) -> LastStage:
     return last_stage
 
 
+def response_rewards(model: Any, hidden_LBH: Tensor, batch: MicroBatch) -> Tensor:
+    """The reward of each sequence, float32 [b], read where the model's `shape.pad_token_id` says."""
+    reward_b: Tensor = model.reward(hidden_LBH.flatten(0, 1)[batch.reward_B(model.shape.pad_token_id)])
+    return reward_b
+
+
 def sequence_rewards() -> LastStage:
-    """Output "reward" [b], read at the last token of prompt + response."""
+    """Output "reward" [b], see `response_rewards`."""
 
     def last_stage(model: Any, hidden_LBH: Tensor, batch: MicroBatch) -> Outputs:
-        return {"reward": model.reward(hidden_LBH.flatten(0, 1)[batch.last_B])}
+        return {"reward": response_rewards(model, hidden_LBH, batch)}
 
     return last_stage

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gipo_mc.errors import ConfigError
 
@@ -21,7 +22,10 @@ class ModelShape:
     family: key of `gipo_mc.models.families.FAMILIES`, which knows everything that is no size.
     rope_scaling: () for plain rotary embeddings, else the sorted items of HF's rope parameters (rope_type, factor and
         for llama3 low_freq_factor, high_freq_factor, original_max_position_embeddings).
-    *_token_id: kept for export only; the tokenizer decides what this package pads and ends with.
+    eos_token_id, generation: of config.json, and generation_config.json as JSON text ("" where there is none): with
+        the tokenizer's they say what ends a response (`end_ids`).
+    pad_token_id: of config.json. A reward is read at the last token that is not this one, as transformers does; None:
+        at the last token. The tokenizer decides what this package pads with.
     """
 
     vocab_size: int
@@ -41,6 +45,14 @@ class ModelShape:
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
     family: str = "llama"
+    generation: str = field(default="", repr=False)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a response, each once: those of config.json, then those of generation_config.json."""
+        listed = [self.eos_token_id, json.loads(self.generation).get("eos_token_id") if self.generation else None]
+        found = [one for ids in listed for one in (ids if isinstance(ids, list | tuple) else [ids])]
+        return tuple(dict.fromkeys(one for one in found if isinstance(one, int) and 0 <= one < self.vocab_size))
 
     def padded_vocab(self, tensor: int) -> int:
         """Rows of the embedding in Megatron: `vocab_size` rounded up so that `tensor` ranks share them evenly."""

@@ -13,6 +13,7 @@ from gipo_mc.config import Config
 from gipo_mc.data.batches import batch_indices
 from gipo_mc.data.encode import Encoder
 from gipo_mc.data.sets import PromptSet
+from gipo_mc.data.special_tokens import end_ids
 from gipo_mc.generation.assemble import assemble_rollout, sampling_uniforms
 from gipo_mc.generation.engine import Progress, RolloutEngine, Sampling
 from gipo_mc.generation.stopping import stop_on_strings
@@ -73,6 +74,7 @@ def roll_out(
         top_k=settings.top_k,
         greedy=greedy,
         stop=stop_on_strings(tokenizer, settings.stop, Encoder(tokenizer).lead if settings.stop else ()),
+        stop_ids=end_ids(tokenizer, engine.end_ids),
         known_ids=_known_ids(tokenizer),
     )
     engine.sync_weights()

@@ -11,10 +11,11 @@ In a run's checkpoint the role is "policy" (RL), "critic" (RL) or "model" (SFT, 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +23,11 @@ import torch
 
 from gipo_mc.errors import CheckpointError, ConfigError
 from gipo_mc.models.build import build_model
-from gipo_mc.models.families import read_shape
+from gipo_mc.models.families import family_of, read_shape
 from gipo_mc.models.shape import ModelShape
 from gipo_mc.models.stage import HeadKind, StageModel
-from gipo_mc.models.weights.hf_load import load_hf_weights
+from gipo_mc.models.weights.hf_load import MERGE, SafetensorsFolder, load_hf_weights
+from gipo_mc.models.weights.table import SCORE
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.run import checkpoint, manifest
@@ -53,6 +55,22 @@ class ModelSource:
     def shape(self) -> ModelShape:
         """Sizes of the model, from its config.json."""
         return read_shape(self.folder)
+
+    def shape_for(self, head: HeadKind) -> ModelShape:
+        """The shape of the model with this head. A reward head that the source does not have is read at the last token,
+        and so is one that an earlier version of this package trained (its config.json named a language model): such a
+        shape has no pad id."""
+        shape = self.shape
+        if head == "reward" and not self._has_reward_head():
+            return replace(shape, pad_token_id=None)
+        return shape
+
+    def _has_reward_head(self) -> bool:
+        if self.kind == "hf":
+            return SCORE in SafetensorsFolder(self.folder).shapes
+        saved = checkpoint.load_state(self.checkpoint)["heads"][self.role]
+        named = json.loads((self.folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+        return saved == "reward" and family_of(self.shape).causal_lm not in named
 
     def fingerprint(self) -> str:
         """A hash that differs where the weights do: of the manifest's sums, or of each safetensors file's content.
@@ -116,6 +134,8 @@ def _find(name: str, key: str) -> ModelSource:
         return ModelSource(name, "run", path / "checkpoints")
     if (path / "config.json").is_file():
         return ModelSource(name, "hf", path)
+    if (path / "adapter_config.json").is_file():
+        raise ConfigError(f"{key}={name} holds an adapter (adapter_config.json) and no model. {MERGE}")
     if path.exists():
         raise ConfigError(
             f"{key}={name} is neither a Hugging Face folder (no config.json) nor a run (no checkpoints/) nor a "
@@ -144,7 +164,7 @@ def load_model(
     fills the model. Raises CheckpointError where tensors are missing or of another shape.
     """
     model = build_model(
-        source.shape,
+        source.shape_for(head),
         layout,
         head=head,
         groups=groups,
@@ -161,6 +181,12 @@ def load_model(
     else:
         _load_run_weights(model, source, fresh_head=trainable)
     return model
+
+
+def read_as_saved(model: StageModel, path: Path, role: str) -> None:
+    """A run goes on reading rewards where it began to, in this checkpoint's version of the package."""
+    if ModelSource(role, "run", path / role, path, role).shape_for(model.head).pad_token_id is None:
+        model.shape = replace(model.shape, pad_token_id=None)
 
 
 def _load_run_weights(model: StageModel, source: ModelSource, *, fresh_head: bool) -> None:

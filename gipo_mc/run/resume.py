@@ -131,7 +131,7 @@ def shape_hash(shape: ModelShape) -> str:
 
 def _without_tokens(shape: ModelShape) -> ModelShape:
     """Special tokens are the tokenizer's matter here; initial weights are not drawn again."""
-    return replace(shape, bos_token_id=None, eos_token_id=None, pad_token_id=None, initializer_range=0.0)
+    return replace(shape, bos_token_id=None, eos_token_id=None, pad_token_id=None, initializer_range=0.0, generation="")
 
 
 def fixed_settings(config: Config, command: str, dtype: torch.dtype, *, distributed_optimizer: bool) -> dict[str, Any]:

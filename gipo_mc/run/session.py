@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase
 from gipo_mc.config import Config, OptimizerConfig, as_yaml
 from gipo_mc.data.sets import DataSet
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens, tokens_hash
-from gipo_mc.models.families import family_of, hf_config
 from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.ops import describe_build
 from gipo_mc.parallel import runtime
@@ -30,7 +29,8 @@ from gipo_mc.run.console import Console
 from gipo_mc.run.folder import RunFolder, State, without_a_word
 from gipo_mc.run.jsonl import write_atomically
 from gipo_mc.run.metrics import MetricsLogger
-from gipo_mc.run.model_sources import ModelSource, load_model, resolve
+from gipo_mc.run.model_files import save_model_files
+from gipo_mc.run.model_sources import ModelSource, load_model, read_as_saved, resolve
 from gipo_mc.run.outcome import outcome_kept, refusal_noted
 from gipo_mc.run.resume import Fixed, changed_options, check_shape, fixed_settings, shape_hash
 from gipo_mc.run.watch import Watch, listening
@@ -83,7 +83,8 @@ class Session:
 
     def tokenizer(self, source: ModelSource, override: str = "") -> PreTrainedTokenizerBase:
         """The tokenizer of a model, checked against its vocabulary."""
-        tokenizer = load_tokenizer(override or str(source.folder), self.warn)
+        named, template = override or str(source.folder), self.config.data.chat_template
+        tokenizer = load_tokenizer(named, self.warn, chat_template=template)
         own = source.folder / "tokenizer.json"
         if override and own.is_file() and not same_tokens(tokenizer, load_tokenizer(str(source.folder))):
             self.warn(f"{source.name} has a tokenizer of its own, which gives the ids of {override} other meanings.")
@@ -159,16 +160,11 @@ class Session:
         state: dict[str, Any],
     ) -> None:
         """Checkpoint after `step` iterations. state: what else the next iteration depends on, JSON-able."""
-        sharded: dict[str, Any] = {}
-        for role, engine in engines.items():
-            sharded |= engine.sharded_state(role)
+        sharded = {key: part for role, engine in engines.items() for key, part in engine.sharded_state(role).items()}
 
         def extras(path: Path) -> None:
             for role, engine in engines.items():
-                shape = cast(StageModel, engine.model).shape
-                config = hf_config(shape, architectures=[family_of(shape).causal_lm])
-                config.save_pretrained(path / role)
-                tokenizers[role].save_pretrained(path / role)
+                save_model_files(engine.model, tokenizers[role], path / role)  # type: ignore[arg-type]
 
         if self.logger:
             self.logger.flush()
@@ -218,6 +214,7 @@ class Session:
         on_main(lambda: self.fixed.check(path, state, self.folder.config))
         for role, engine in engines.items():
             check_shape(engine.model.shape, path / role)  # type: ignore[arg-type]
+            read_as_saved(engine.model, path, role)  # type: ignore[arg-type]
         sharded: dict[str, Any] = {}
         for role, engine in engines.items():
             sharded |= engine.sharded_state(role, is_loading=True)

@@ -1,4 +1,5 @@
-"""Reward model: Bradley-Terry loss on preference pairs, the reward read at the last token of each dialogue."""
+"""Reward model: Bradley-Terry loss on preference pairs, a fresh head's reward read at the last token of
+each dialogue."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from gipo_mc.algorithms.supervised import preference_correct, preference_loss_sum
 from gipo_mc.config import Config
 from gipo_mc.models.micro_batch import MicroBatch
+from gipo_mc.models.readout import response_rewards
 from gipo_mc.parallel.engine import LastStage, Outputs
 from gipo_mc.run.session import Session
 from gipo_mc.supervised.loop import Task, train_supervised
@@ -36,7 +38,7 @@ class RewardTask(Task):
         return self._pairs.sequences(rows, held_out=held_out), self.last_stage
 
     def last_stage(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
-        reward_B = model.reward(hidden_LBH.flatten(0, 1)[part.last_B])
+        reward_B = response_rewards(model, hidden_LBH, part)
         chosen_P, rejected_P = reward_B[0::2], reward_B[1::2]
         loss_sum = preference_loss_sum(chosen_P, rejected_P, self._margin)
         return {"loss_sum": loss_sum, "chosen": chosen_P, "rejected": rejected_P}

@@ -7,7 +7,6 @@ reward model and DPO, trained on preference pairs. The whole pipeline without a 
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +120,8 @@ def _make_model(config: Config) -> None:
 
     def work() -> None:
         if not all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json")):
-            shutil.rmtree(folder, ignore_errors=True)  # what an interrupted job of an earlier version left
-            create_model(folder, builtin_tokenizer(), config.run.seed, **builtin_llama_config())
+            # An interrupted job of an earlier version may have left a part of it.
+            create_model(folder, builtin_tokenizer(), config.run.seed, overwrite=True, **builtin_llama_config())
 
     on_main(work)
 

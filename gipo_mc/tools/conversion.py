@@ -2,84 +2,115 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from gipo_mc.data.encode import Encoder
+from gipo_mc.data.special_tokens import end_ids, save_tokenizer
 from gipo_mc.data.tokenizer import load_tokenizer
-from gipo_mc.errors import ConfigError, StorageError
-from gipo_mc.models.families import hf_config
+from gipo_mc.errors import ConfigError, DataError
 from gipo_mc.models.stage import HeadKind
 from gipo_mc.models.weights.hf_export import export_hf_weights
-from gipo_mc.models.weights.hf_load import SafetensorsFolder, stored_dtype
-from gipo_mc.models.weights.parity import Check, check_checkpoint
+from gipo_mc.models.weights.hf_load import SafetensorsFolder, check_weights, stored_dtype
+from gipo_mc.models.weights.hf_reader import TOKENIZERS
+from gipo_mc.models.weights.parity import Check, Texts, check_checkpoint
 from gipo_mc.models.weights.table import SCORE
 from gipo_mc.parallel import sharded_files
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.run import checkpoint
+from gipo_mc.run.model_files import save_model_files, tokens_of
 from gipo_mc.run.model_sources import ModelSource, load_model, resolve
+from gipo_mc.tools.output import IMPORTED_FILES, MODEL_FILES, check_output, new_folder
 
+#: Texts that --check tokenizes and scores.
+_SAMPLES = (
+    "The cat sat on the mat.",
+    "Where is the station? Left, then right:  2 km.",
+    "na\u00efve \u6f22\u5b57 \U0001f642\n\n\tx = 1",
+    "yes",
+)
 #: Role of the only model in a checkpoint, as SFT and reward-model runs call it.
 _ROLE = "model"
 
 
-def check(name: str, layout: Layout) -> list[Check]:
-    """Prove a Hugging Face folder or hub name against transformers at this layout; the same answer on every rank."""
+def check(name: str, layout: Layout, readers: Sequence[str] = ()) -> list[Check]:
+    """Prove a Hugging Face folder or hub name against transformers at this layout; the same answer on every rank.
+
+    readers: Python interpreters of environments with other versions of transformers, to compare with as well.
+    """
     source = resolve(name, "--check", together=True)
     if source.kind == "run":
         raise ConfigError(
             f"--check {name} is a run: convert it with --to-hf first, and check the folder that it writes."
         )
-    return check_checkpoint(source.folder, layout)
+    texts = _texts(source) if any((source.folder / name).is_file() for name in TOKENIZERS) else None
+    return check_checkpoint(source.folder, layout, texts=texts, readers=readers)
 
 
-def to_hf(name: str, out: Path, layout: Layout, dtype: torch.dtype | None = None) -> None:
+def _texts(source: ModelSource) -> Texts:
+    """Some texts as this package reads them with the tokenizer of a source."""
+    tokenizer = load_tokenizer(str(source.folder))
+    kept, ids = [], []
+    for text in _SAMPLES:
+        try:
+            ids.append(tuple(Encoder(tokenizer).prompts([text], special=True)[0]))
+            kept.append(text)
+        except DataError:
+            continue  # a closed vocabulary without these words
+    trained = tokenizer.eos_token_id
+    return Texts(tuple(kept), tuple(ids), tuple(dict.fromkeys((trained, *end_ids(tokenizer, source.shape.end_ids)))))
+
+
+def to_hf(name: str, out: Path, layout: Layout, dtype: torch.dtype | None = None, *, overwrite: bool = False) -> None:
     """The policy or model of a run (or of one of its checkpoints) as a Hugging Face folder with its tokenizer.
 
-    dtype: of the written weights; None keeps that of the checkpoint. All ranks call.
-    Raises ConfigError where `name` is no run, CheckpointError where it has no usable checkpoint, StorageError.
+    dtype: of the written weights; None keeps that of the checkpoint. overwrite: replace a model in `out`. All ranks
+    call. Raises ConfigError where `name` is no run or `out` holds something, CheckpointError where the run has no
+    usable checkpoint, StorageError.
     """
     source: ModelSource = resolve(name, "--to-hf", together=True)
     if source.kind == "hf":
         raise ConfigError(f"--to-hf {name} is a Hugging Face folder already.")
+    on_main(lambda: check_output(out, MODEL_FILES, overwrite))
     head: HeadKind = checkpoint.load_state(source.checkpoint)["heads"][source.role]
     model = load_model(source, layout, head=head, dtype=_run_dtype(source), trainable=False, seed=1)
     tokenizer = load_tokenizer(str(source.folder))
-    export_hf_weights(model, out, dtype=dtype, config={"pad_token_id": tokenizer.pad_token_id})
-    on_main(lambda: _save_tokenizer(tokenizer, out))
+    tokens = tokens_of(model.shape, tokenizer, head)
+    with new_folder(out, MODEL_FILES, overwrite, on_main) as temporary:
+        export_hf_weights(model, temporary, dtype=dtype, tokens=tokens)
+        on_main(lambda: save_tokenizer(tokenizer, temporary, tokens.pad_id))
 
 
-def from_hf(name: str, out: Path, layout: Layout) -> Path:
+def from_hf(name: str, out: Path, layout: Layout, *, overwrite: bool = False) -> Path:
     """A Hugging Face folder or hub name as step 0 of a run folder; returns the checkpoint. All ranks call.
 
-    Every command takes the result where it takes a run: `model.policy=OUT`, in any layout.
+    Every command takes the result where it takes a run: `model.policy=OUT`, in any layout. overwrite: replace what an
+    earlier import left in `out`. Raises as `to_hf`.
     """
     source: ModelSource = resolve(name, "--from-hf", together=True)
     if source.kind == "run":
         raise ConfigError(f"--from-hf {name} is a run already: commands take it as it is.")
+    on_main(lambda: check_output(out, IMPORTED_FILES, overwrite))
     weights = SafetensorsFolder(source.folder)
     head: HeadKind = "reward" if SCORE in weights.shapes else "lm"
+    check_weights(weights, source.shape, head)
     model = load_model(source, layout, head=head, dtype=stored_dtype(weights), trainable=False, seed=1)
     tokenizer = load_tokenizer(str(source.folder))
 
     def extras(path: Path) -> None:
-        hf_config(source.shape).save_pretrained(path / _ROLE)
-        tokenizer.save_pretrained(path / _ROLE)
+        save_model_files(model, tokenizer, path / _ROLE)
 
-    state = {"heads": {_ROLE: head}}
-    return checkpoint.save(out / "checkpoints", 0, Engine(model, layout).sharded_state(_ROLE), state, 2, extras)
+    state, sharded = {"heads": {_ROLE: head}}, Engine(model, layout).sharded_state(_ROLE)
+    with new_folder(out, IMPORTED_FILES, overwrite, on_main) as temporary:
+        written = checkpoint.save(temporary / "checkpoints", 0, sharded, state, 2, extras)
+    return out / "checkpoints" / written.name
 
 
 def _run_dtype(source: ModelSource) -> torch.dtype:
     """The dtype of the model's weights in a verified checkpoint of a run."""
     dtypes = sharded_files.dtypes(source.checkpoint / checkpoint.SHARDS)
     return next(dtype for key, dtype in dtypes.items() if key.startswith(f"{source.role}.model."))
-
-
-def _save_tokenizer(tokenizer: object, out: Path) -> None:
-    try:
-        tokenizer.save_pretrained(out)  # type: ignore[attr-defined]
-    except OSError as error:
-        raise StorageError(f"The tokenizer cannot be written to {out}: {error}") from error

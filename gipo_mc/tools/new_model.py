@@ -18,17 +18,25 @@ from gipo_mc.data.loading import sources_of
 from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.tokenizer import train_bpe_tokenizer
 from gipo_mc.errors import ConfigError
-from gipo_mc.models.families import FAMILIES
-from gipo_mc.tools.whole_folder import whole_folder
+from gipo_mc.models.families import FAMILIES, read_shape
+from gipo_mc.run.model_files import save_files_of
+from gipo_mc.tools.output import MODEL_FILES, check_output, new_folder
 
 
 def create_model(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int, family: str = "llama", **config: Any
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    family: str = "llama",
+    *,
+    overwrite: bool = False,
+    **config: Any,
 ) -> None:
     """Save a randomly initialised language model of a family (safetensors) and its tokenizer in `folder`.
 
     config: arguments of the family's config in transformers; vocabulary and special tokens are the tokenizer's. The
-    global random state is left as it was. The folder appears whole. Raises StorageError.
+    global random state is left as it was. The folder appears whole. overwrite: replace a model that is in the folder.
+    Raises ConfigError where the folder holds something, StorageError.
     """
     highest, kind = max(tokenizer.get_vocab().values()), FAMILIES[family]
     shape = kind.new_config(
@@ -43,22 +51,30 @@ def create_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind.hf_class(kind.causal_lm)(shape)
-    with whole_folder(folder) as made:
-        model.save_pretrained(made)
-        tokenizer.save_pretrained(made)
+    with new_folder(folder, MODEL_FILES, overwrite) as temporary:
+        model.save_pretrained(temporary)
+        save_files_of(read_shape(shape), tokenizer, temporary, "lm")
 
 
 def create_text_model(
-    folder: Path, data: DataConfig, vocab_size: int, seed: int, family: str = "llama", **config: Any
+    folder: Path,
+    data: DataConfig,
+    vocab_size: int,
+    seed: int,
+    family: str = "llama",
+    *,
+    overwrite: bool = False,
+    **config: Any,
 ) -> int:
     """`create_model` with a byte-level BPE tokenizer trained on the demonstrations of `data`; returns its vocabulary.
 
     Raises DataError where a source cannot be read, ConfigError where memory is too small.
     """
     _check_memory(vocab_size, **config)
+    check_output(folder, MODEL_FILES, overwrite)  # before minutes of reading
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = train_bpe_tokenizer(_texts(data), vocab_size, scratch)
-    create_model(folder, tokenizer, seed, family, **config)
+    create_model(folder, tokenizer, seed, family, overwrite=overwrite, **config)
     return len(tokenizer)
 
 

@@ -57,7 +57,8 @@ def respond(
     layout = runtime.initialize(config.parallel, config.device)
     source = resolve(config.model.policy, "model.policy", together=True)
     tell = tell if layout.is_main else None
-    tokenizer = load_tokenizer(config.model.tokenizer or str(source.folder), tell)
+    named = config.model.tokenizer or str(source.folder)
+    tokenizer = load_tokenizer(named, tell, chat_template=config.data.chat_template)
     check_vocabulary(tokenizer, source.shape.vocab_size, source.name)
     prompts = _given(texts, config.data, tokenizer, tell) if texts else _of_data(config, tokenizer, tell)
     longest = max(len(prompt.token_ids) for prompt in prompts) + config.rollout.max_new_tokens

@@ -41,6 +41,16 @@ def test_positions_and_targets_by_hand() -> None:
     assert batch.prompt_end_B.tolist() == [1 * 3, 0 * 3 + 1, 2 * 3 + 2]
 
 
+def test_a_reward_is_read_at_the_last_token_that_is_not_the_pad_id() -> None:
+    end = 14  # of a reward model whose pad id is its EOS, too
+    rows = to_sequences([[10, 11], [20], [30, end, 32], [end, end]], [[12, 13, end], [], [end, end], [end]], PAD)
+    batch = MicroBatch(rows, 0, width=3)
+    position = {None: [4, 0, 4, 2], end: [3, 0, 2, 0], PAD: [4, 0, 4, 2], 12: [4, 0, 4, 2]}
+    for pad_id, expected in position.items():
+        assert batch.reward_B(pad_id).tolist() == [4 * place + row for row, place in enumerate(expected)], pad_id
+    assert MicroBatch(rows.rows(slice(2, 4)), 2, width=3).reward_B(end).tolist() == [2 * 2, 1], "as a micro-batch"
+
+
 def test_the_positions_are_those_of_the_flattened_hidden_states() -> None:
     """A "model" whose hidden state is (position, token itself) shows what is really picked."""
     batch = MicroBatch(by_hand(), 0, width=3)

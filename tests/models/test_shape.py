@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gipo_mc.errors import ConfigError
@@ -27,3 +29,10 @@ def test_the_padded_vocabulary_does_not_depend_on_common_tensor_sizes() -> None:
     assert {shape.padded_vocab(tensor) for tensor in (1, 2, 4, 8, 16)} == {192}
     assert shape.padded_vocab(3) == 192 and shape.padded_vocab(5) == 320
     assert read_shape(config(vocab_size=128256)).padded_vocab(8) == 128256
+
+
+def test_end_ids_are_those_of_both_files_once_and_within_the_vocabulary() -> None:
+    shape = replace(read_shape(config()), eos_token_id=(5, 9), generation='{"eos_token_id": [9, 7, 131, -1]}')
+    assert shape.end_ids == (5, 9, 7)
+    assert replace(shape, eos_token_id=None, generation="").end_ids == ()
+    assert replace(shape, eos_token_id=5, generation='{"temperature": 1.0}').end_ids == (5,)

@@ -27,7 +27,7 @@ from tests.runs import read_metrics, save_models
 COMMANDS = tuple(UNREAD)
 #: The whole list, so that a field that comes to be marked is seen here.
 CHANGEABLE = {
-    "run": ("dir", "name", "iterations", "resume"),
+    "run": ("dir", "name", "iterations", "resume", "grace_seconds"),
     "parallel": ("tensor", "pipeline", "sequence", "micro_batch_size", "logit_rows", "timeout_minutes"),
     "model": ("policy", "critic"),
     "data": ("evaluation",),

@@ -63,12 +63,33 @@ def test_four_ranks_there_and_one_rank_back_is_bit_identical(folder: Path, tmp_p
     assert len(AutoTokenizer.from_pretrained(tmp_path / "back")) == len(builtin_tokenizer())
     again = convert("--to-hf", tmp_path / "back", tmp_path / "again")
     assert again.codes == [2] and "already" in again.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "run"], "and nothing half written"
+
+
+def test_neither_direction_writes_over_anything_unless_asked(folder: Path, tmp_path: Path) -> None:
+    run, back = tmp_path / "run", tmp_path / "back"
+    assert convert("--from-hf", folder, run).codes == [0]
+    back.mkdir()
+    for name in ("config.json", "model-00001-of-00002.safetensors", "adapter_model.safetensors"):
+        (back / name).write_text("precious")
+    for arguments, out in ((("--from-hf", folder, run), run), (("--to-hf", run, back), back)):
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        refused = convert(*arguments)
+        assert refused.codes == [2] and "is not empty" in refused.err and "Nothing was changed" in refused.err
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+        replaced = convert(*arguments, "--overwrite")
+        assert replaced.codes == [0], replaced.err
+    assert not (back / "adapter_model.safetensors").exists()
+    assert convert("--check", back).codes == [0]
+    (back / "notes.txt").write_text("precious")
+    refused = convert("--to-hf", run, back, "--overwrite")
+    assert refused.codes == [2] and "notes.txt is none of the files" in refused.err
 
 
 def test_the_proof_prints_a_table_and_fails_with_4(folder: Path, tmp_path: Path) -> None:
     good = convert("--check", folder, "--tensor", 2, ranks=2)
     assert good.codes == [0, 0], good.err
-    assert good.out.count(" ok ") == 3 and "tensor 2" in good.out and "FAILED" not in good.out
+    assert good.out.count(" ok ") == 4 and "tensor 2" in good.out and "FAILED" not in good.out
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     for file in folder.iterdir():
@@ -81,9 +102,13 @@ def test_the_proof_prints_a_table_and_fails_with_4(folder: Path, tmp_path: Path)
 
 
 def test_wrong_arguments_are_one_sentence_and_2(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     for arguments, said in (
         (("--check", folder, "--tensor", 2), "does not divide the 1 ranks"),
         (("--check", tmp_path / "nowhere"), "there is no such folder"),
+        (("--to-hf", tmp_path / "nowhere", tmp_path / "out"), "there is no such folder"),
+        (("--from-hf", tmp_path / "adapter", tmp_path / "out"), "holds an adapter"),
     ):
         result = convert(*arguments)
         assert result.codes == [2] and said in result.err

@@ -24,5 +24,8 @@ def test_a_new_model_of_each_family(family: str, tmp_path: Path, monkeypatch: py
     shape, tokenizer = read_shape(tmp_path / "model"), load_tokenizer(str(tmp_path / "model"))
     assert (shape.family, shape.layers, shape.head_dim, shape.vocab_size) == (family, 2, 8, len(tokenizer))
     assert tokenizer.decode(tokenizer("The dog", add_special_tokens=False).input_ids) == "The dog"
+    assert main() == 2, "nothing is written over"
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--overwrite"])
+    assert main() == 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert type(model).__name__ == FAMILIES[family].causal_lm

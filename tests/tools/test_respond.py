@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import AddedToken
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from gipo_mc.config import Config, validate
@@ -65,6 +67,31 @@ def test_greedy_text_is_transformers(parallel: dict, ranks: int, folder: Path, e
     for responses in run_ranks(lambda rank: respond(config, TEXTS, greedy=True), ranks):
         assert [response.response for response in responses] == expected
         assert [response.prompt for response in responses] == TEXTS
+
+
+@pytest.mark.parametrize("of_file", [True, False], ids=["a list in generation_config.json", "the end of turn"])
+def test_a_response_ends_at_every_id_that_the_folder_names(of_file: bool, folder: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = config_of(folder)
+    ids = LlamaForCausalLM.from_pretrained(folder).generate(
+        **tokenizer(TEXTS[0], return_tensors="pt", return_token_type_ids=False), max_new_tokens=NEW, do_sample=False
+    )[0]
+    third = ids[-NEW + 2].item()
+    if of_file:
+        changed = tmp_path / "changed"
+        shutil.copytree(folder, changed)
+        listed = [tokenizer.eos_token_id, third]
+        (changed / "generation_config.json").write_text(json.dumps({"eos_token_id": listed}))
+        config = config_of(changed)
+    else:
+        # The third token is what the template writes behind an answer.
+        named = AddedToken(tokenizer.convert_ids_to_tokens(third), special=True)
+        tokenizer.add_special_tokens({"additional_special_tokens": [named]})
+        tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}" + named.content + "{% endfor %}"
+        tokenizer.save_pretrained(tmp_path)
+        config = config_of(folder, model={"policy": str(folder), "tokenizer": str(tmp_path)})
+    response = run_ranks(lambda rank: respond(config, TEXTS[:1], greedy=True), 1)[0][0]
+    assert response.tokens == ids[-NEW:].tolist().index(third) + 1 and not response.truncated
 
 
 def test_prompts_of_a_file(folder: Path, tmp_path: Path) -> None:

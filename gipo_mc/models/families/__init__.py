@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,23 @@ def family_of(shape: ModelShape) -> Family:
 def read_shape(source: str | Path | PreTrainedConfig) -> ModelShape:
     """The shape of a Hugging Face folder or config.
 
+    Of a folder with its generation_config.json, where it has one.
     Raises CheckpointError if there is no readable config.json, ConfigError for another kind of model, listing the
-    supported ones, or listing every feature of the model that is not supported.
+    supported ones, for a quantised one, or listing every feature of the model that is not supported.
     """
     if isinstance(source, PreTrainedConfig):
         name = source.name_or_path or "the model"
         return _family(source.model_type, name).shape(source, name)
     folder = Path(source)
-    raw = _read_json(folder)
+    raw = _read_config(folder)
     family = _family(raw.get("model_type"), str(folder / "config.json"))
+    if quantised := raw.get("quantization_config"):
+        method = quantised.get("quant_method", "not named") if isinstance(quantised, dict) else quantised
+        raise ConfigError(
+            f"{folder} holds a quantised model (quantization_config in its config.json, quant_method {method}): its "
+            "numbers are codes, which cannot be trained here. Give the model it was made from, with F32, BF16 or F16 "
+            "weights."
+        )
     try:
         config = type(family.new_config()).from_dict(raw)
     except Exception as error:  # transformers validates with several exception types of its own
@@ -48,7 +57,9 @@ def read_shape(source: str | Path | PreTrainedConfig) -> ModelShape:
         raise CheckpointError(f"{folder / 'config.json'} has a field of the wrong kind: {error}") from error
     if wrong := shape.absurd():
         raise CheckpointError(f"{folder / 'config.json'} describes no model:\n" + bullets(wrong))
-    return shape
+    generation = folder / "generation_config.json"
+    text = json.dumps(_read_json(generation), sort_keys=True) if generation.is_file() else ""
+    return replace(shape, generation=text)
 
 
 def hf_config(shape: ModelShape, **overrides: Any) -> PreTrainedConfig:
@@ -65,13 +76,17 @@ def _family(model_type: Any, where: str) -> Family:
     return FAMILIES[model_type]
 
 
-def _read_json(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     check_regular(folder)
     if not path.is_file():
         raise CheckpointError(
             f"{folder} has no config.json: give a Hugging Face checkpoint, a folder with config.json and *.safetensors."
         )
+    return _read_json(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

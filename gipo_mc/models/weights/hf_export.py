@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gipo_mc.errors import ConfigError, StorageError
-from gipo_mc.models.families import family_of
+from gipo_mc.models.hf_files import Tokens, save_config
 from gipo_mc.models.shape import ModelShape
-from gipo_mc.models.stage import StageModel
+from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.models.weights.hf_load import INDEX
 from gipo_mc.models.weights.table import EMBEDDING, OUTPUT, SCORE, stage_mappings, trunk_tensors
 from gipo_mc.parallel.collectives import gather_in_rank_order
@@ -38,15 +38,15 @@ def export_hf_weights(
     folder: str | Path,
     *,
     dtype: torch.dtype | None = None,
-    config: Mapping[str, Any] | None = None,
+    tokens: Tokens | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write the model (all ranks call; `folder` is on a file system that they share).
 
     A language model becomes its family's ...ForCausalLM, a reward or value model its ...ForSequenceClassification with
-    one label. Weights are converted to `dtype` (default: the model's). `config` adds or replaces fields of config.json
-    (for example pad_token_id). Weight files of an earlier export in the folder are removed, other files stay; the
-    tokenizer is the caller's to save.
+    one label. Weights are converted to `dtype` (default: the model's). `tokens`: special ids, see `save_config`; the
+    tokenizer is the caller's to save. Nothing is removed: a folder with weights of another model is the caller's to
+    refuse.
     Raises ConfigError for a critic with a group head, StorageError on every rank if a file cannot be written.
     """
     if model.head == "critic":
@@ -62,7 +62,7 @@ def export_hf_weights(
         failure = _write_stage(model, folder, dtype, plan, failure)
     _raise_together(failure)
     if model.layout.is_main:
-        failure = _write_rest(model, folder, dtype, plan, dict(config or {}))
+        failure = _write_rest(model, folder, dtype, plan, tokens)
     _raise_together(failure)
 
 
@@ -141,29 +141,19 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> str | None:
 
 
 def _write_rest(
-    model: StageModel, folder: Path, dtype: torch.dtype, plan: dict[str, dict[str, Any]], fields: dict[str, Any]
+    model: StageModel, folder: Path, dtype: torch.dtype, plan: dict[str, dict[str, Any]], tokens: Tokens | None
 ) -> str | None:
-    """Index, config.json, and away with the weight files of an earlier export."""
-    family = family_of(model.shape)
-    if model.head == "lm":
-        fields = {"architectures": [family.causal_lm], **fields}
-    else:
-        fields = {"architectures": [family.sequence_classifier], "num_labels": 1, **fields}
+    """Index, config.json and generation_config.json."""
+    head: HeadKind = "lm" if model.head == "lm" else "reward"
     try:
-        for old in folder.glob("*.safetensors"):
-            if old.name not in plan:
-                old.unlink()
-        index = folder / INDEX
         if len(plan) > 1:
             sizes = [torch.Size(dims).numel() * dtype.itemsize for names in plan.values() for dims in names.values()]
             content = {
                 "metadata": {"total_size": sum(sizes)},
                 "weight_map": {name: file for file, names in plan.items() for name in names},
             }
-            index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        else:
-            index.unlink(missing_ok=True)
-        family.hf_config(model.shape, dtype=dtype, **fields).save_pretrained(folder)
+            (folder / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        save_config(model.shape, folder, head, tokens, dtype=dtype)
     except OSError as error:
         return f"{folder} cannot be written: {error} ({shutil.disk_usage(folder).free:,} bytes free)"
     return None

@@ -15,10 +15,25 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gipo_mc.errors import CheckpointError
-from gipo_mc.models.stage import StageModel
+from gipo_mc.models.shape import ModelShape
+from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.models.weights.table import EMBEDDING, HEADS, OUTPUT, SCORE, load_parameters, trunk_tensors
 
 INDEX = "model.safetensors.index.json"
+#: What to do about an adapter.
+MERGE = (
+    "Merge it into its model first, with peft: AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()"
+    ".save_pretrained(new_folder)."
+)
+#: What wrappers put in front of the names of tensors -> what they are.
+_WRAPPERS = {
+    "module.": "a model inside DistributedDataParallel or DeepSpeed: save model.module",
+    "_orig_mod.": "a model compiled by torch.compile: save model._orig_mod",
+    "base_model.model.": f"a model inside a peft adapter. {MERGE}",
+    "pretrained_model.": "a model inside TRL's value-head model: save model.pretrained_model",
+}
+#: Rows of the embedding that are compared at a time.
+_TIED_ROWS = 4096
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -82,6 +97,8 @@ class SafetensorsFolder:
                 "run code. If you trust it, convert it once: AutoModelForCausalLM.from_pretrained(folder)"
                 ".save_pretrained(new_folder, safe_serialization=True)."
             )
+        if (self.folder / "adapter_model.safetensors").is_file():
+            raise CheckpointError(f"{self.folder} holds an adapter and no weights of a model. {MERGE}")
         raise CheckpointError(f"{self.folder} has neither model.safetensors nor {INDEX}: the weights are missing.")
 
 
@@ -101,14 +118,21 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def stored_dtype(source: SafetensorsFolder) -> torch.dtype:
-    """The dtype of the checkpoint's tensors; float32, which holds them all, if there are several."""
-    stored = {source.dtype(name) for name in source.shapes}
-    unknown = stored - set(_DTYPES)
-    if unknown:
+    """The dtype of the checkpoint's tensors; float32, which holds them all, if there are several.
+
+    Raises CheckpointError for one that holds no plain numbers.
+    """
+    stored: dict[str, list[str]] = {}
+    for name in source.shapes:
+        stored.setdefault(source.dtype(name), []).append(name)
+    if unknown := [
+        f"{kind} ({len(names)} tensors, {names[0]} first)" for kind, names in stored.items() if kind not in _DTYPES
+    ]:
         raise CheckpointError(
-            f"{source.folder} stores {', '.join(sorted(unknown))}: weights in F32, BF16 or F16 are expected."
+            f"{source.folder} stores {', '.join(unknown)}: codes of a quantised model or whole numbers, which would be "
+            "trained as if they were weights. Give a checkpoint in F32, BF16 or F16."
         )
-    return _DTYPES[stored.pop()] if len(stored) == 1 else torch.float32
+    return _DTYPES[next(iter(stored))] if len(stored) == 1 else torch.float32
 
 
 def load_hf_weights(model: StageModel, folder: str | Path, *, fresh_head: bool | None = None) -> None:
@@ -119,20 +143,60 @@ def load_hf_weights(model: StageModel, folder: str | Path, *, fresh_head: bool |
     `fresh_head` allows it (default: if the model is trainable; a frozen model with an untrained head is a mistake). The
     group head is never in a checkpoint of this kind and stays as built.
     Values are converted to the model's dtype. Not collective: each rank reads its own slices.
-    Raises CheckpointError naming every missing, unexpected and mis-shaped tensor.
+    Raises CheckpointError naming every missing, unexpected and mis-shaped tensor, and what else `check_weights` finds.
     """
     if fresh_head is None:
         fresh_head = any(parameter.requires_grad for parameter in model.parameters())
     source = SafetensorsFolder(folder)
-    skip = _check(model, source, fresh_head)
+    skip = check_weights(source, model.shape, model.head, fresh_head=fresh_head)
     load_parameters(model, source, skip=skip)
 
 
-def _check(model: StageModel, source: SafetensorsFolder, fresh_head: bool) -> frozenset[str]:
+def check_weights(
+    source: SafetensorsFolder, shape: ModelShape, head: HeadKind, *, fresh_head: bool = False
+) -> frozenset[str]:
+    """Do the weights of a folder mean, for a model of this shape and head, what transformers takes them for?
+
+    The one set of checks of training, of --from-hf and of --check. Returns the parameters to leave alone.
+    Raises CheckpointError for an adapter, wrapped names, dtypes that are no plain numbers, an output projection beside
+    tied embeddings, and names and shapes that do not fit.
+    """
+    if (source.folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{source.folder} holds an adapter (adapter_config.json) beside a model: transformers would apply it, this "
+            f"package would not. {MERGE} Or take the adapter's files out of the folder."
+        )
+    for prefix, what in _WRAPPERS.items():
+        if wrapped := [name for name in source.shapes if name.startswith(prefix)]:
+            raise CheckpointError(
+                f"The names of {len(wrapped)} of {len(source.shapes)} tensors in {source.folder} begin with "
+                f"{prefix!r} ({wrapped[0]}), which transformers does not look for: this is {what}"
+            )
+    stored_dtype(source)
+    skip = _check_names(source, shape, head, fresh_head)
+    if head == "lm" and shape.tied and OUTPUT in source.shapes:
+        _check_tied(source)
+    return skip
+
+
+def _check_tied(source: SafetensorsFolder) -> None:
+    """transformers 5 uses a stored projection that differs from the embedding, 4.57 the embedding."""
+    rows = source.shapes[OUTPUT][0]
+    for start in range(0, rows, _TIED_ROWS):
+        block = slice(start, min(start + _TIED_ROWS, rows))
+        if not torch.equal(source.read(OUTPUT, block), source.read(EMBEDDING, block)):
+            raise CheckpointError(
+                f"{source.folder} says tie_word_embeddings=true, but its {OUTPUT} is not its {EMBEDDING}: versions of "
+                "transformers differ in which of them they use. Set tie_word_embeddings to false in config.json if the "
+                f"projection was trained, or save the model without {OUTPUT}."
+            )
+
+
+def _check_names(source: SafetensorsFolder, shape: ModelShape, head: HeadKind, fresh_head: bool) -> frozenset[str]:
     """Compare names and shapes of the whole checkpoint; the parameters to leave alone."""
-    shape, skip, notes = model.shape, frozenset[str](), []
+    skip, notes = frozenset[str](), []
     expected, optional = trunk_tensors(shape), {OUTPUT: (shape.vocab_size, shape.hidden_size)}
-    if model.head == "lm":
+    if head == "lm":
         if not shape.tied:
             expected |= optional
             notes = ["the checkpoint has no output projection: it is not a language model"]

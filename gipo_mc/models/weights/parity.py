@@ -1,4 +1,5 @@
-"""Proof that a Hugging Face checkpoint means the same here: logits against transformers, and weights there and back.
+"""Proof that a Hugging Face checkpoint means the same here: logits or scores against transformers, and weights there
+and back.
 
 Both run at the layout of the ranks that call, in float32, so what is proven is what a run at that layout will use.
 """
@@ -6,11 +7,13 @@ Both run at the layout of the ranks that call, in float32, so what is proven is 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from safetensors import safe_open
 from torch import Tensor
 
+from gipo_mc.errors import ConfigError
 from gipo_mc.models.build import build_model
-from gipo_mc.models.families import family_of, read_shape
+from gipo_mc.models.families import read_shape
+from gipo_mc.models.micro_batch import micro_batches, run_forward
+from gipo_mc.models.readout import sequence_rewards
 from gipo_mc.models.shape import ModelShape
 from gipo_mc.models.stage import HeadKind, StageModel
+from gipo_mc.models.weights import hf_reader
 from gipo_mc.models.weights.hf_export import export_hf_weights
 from gipo_mc.models.weights.hf_load import SafetensorsFolder, load_hf_weights, stored_dtype
 from gipo_mc.models.weights.table import OUTPUT, SCORE
@@ -31,6 +39,7 @@ from gipo_mc.parallel.collectives import gather_in_rank_order, on_main
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.streams import generator
+from gipo_mc.types import Sequences
 
 #: Largest absolute difference of a float32 logit. Layouts differ in the order of sums, no more.
 TOLERANCE = 1e-4
@@ -46,17 +55,49 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """What the folder's tokenizer makes of some texts here.
+
+    texts, ids: side by side, without special tokens. end_ids: what ends a response here; the first is what SFT trains.
+    """
+
+    texts: tuple[str, ...] = ()
+    ids: tuple[tuple[int, ...], ...] = ()
+    end_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class _Tokens:
     tokens_BL: Tensor
 
 
-def check_checkpoint(folder: str | Path, layout: Layout, *, rows: int = 2, length: int = 64) -> list[Check]:
+@dataclass(frozen=True)
+class _Answers:
+    """What a reader said. failure: why it could not read the folder."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    failure: str = ""
+
+
+def check_checkpoint(
+    folder: str | Path,
+    layout: Layout,
+    *,
+    rows: int = 2,
+    length: int = 64,
+    texts: Texts | None = None,
+    readers: Sequence[str] = (),
+) -> list[Check]:
     """Compare this checkpoint with transformers at this layout; the same list on every rank, all ranks call.
 
-    Random tokens [rows, length] (shorter where the model is) give logits, or rewards for a model with one label. The
-    main rank loads the whole model in transformers: it needs the memory for it. The round trip writes a copy of the
-    checkpoint into the system's temporary folder, which all ranks must share.
-    Raises ConfigError or CheckpointError where the checkpoint cannot be loaded at all.
+    Random tokens [rows, length] (shorter where the model is) give logits, or for a model with one label the rewards of
+    all prefixes. Rows of several lengths, some of which end with an end id, are scored by a reward model alone and in a
+    padded batch. readers: Python interpreters whose transformers are compared with as well. The main rank loads the
+    whole model in each transformers: it needs the memory for it. The round trip writes a copy of the checkpoint into
+    the system's temporary folder, which all ranks must share.
+    Raises ConfigError or CheckpointError where the checkpoint cannot be loaded at all, ConfigError for a reader that
+    does not run.
     """
     folder = Path(folder)
     shape = read_shape(folder)
@@ -64,9 +105,23 @@ def check_checkpoint(folder: str | Path, layout: Layout, *, rows: int = 2, lengt
     head: HeadKind = "reward" if SCORE in source.shapes else "lm"
     model = build_model(shape, layout, head=head, dtype=torch.float32, trainable=False, initialize=False)
     load_hf_weights(model, folder)
+    texts = texts or Texts(end_ids=shape.end_ids)
     length = min(length, shape.max_positions)
     tokens_BL = torch.from_numpy(generator(0, "parity").integers(0, shape.vocab_size, (rows, length)))
-    checks = [_compare_outputs(model, layout, folder, tokens_BL)]
+    scored = _rows_to_score(shape, texts, tokens_BL) if head == "reward" else []
+    questions = {"head": head, "tokens": tokens_BL.tolist(), "rows": scored, "texts": list(texts.texts)}
+    outputs = _outputs(model, layout, tokens_BL)
+    rewards_n = _rewards(model, layout, scored)
+    checks = []
+    for reader in ("", *readers):
+        answers: _Answers = on_main(partial(_ask, reader, folder, questions))
+        if answers.failure:
+            checks.append(Check(f"read by {reader}", answers.failure, False))
+            continue
+        version = answers.facts["version"]
+        checks.append(_compare_outputs(outputs, answers.tensors["outputs"], layout, head, version))
+        checks += _compare_scores(rewards_n, answers) if head == "reward" else _compare_ends(texts, answers)
+        checks += _compare_ids(texts, answers)
     with _shared_temporary_folder() as copy:
         # float32 holds every bfloat16 and float16 value, so writing in the stored dtype must give back every bit.
         export_hf_weights(model, copy, dtype=stored_dtype(source))
@@ -74,46 +129,123 @@ def check_checkpoint(folder: str | Path, layout: Layout, *, rows: int = 2, lengt
     return checks
 
 
-def _compare_outputs(model: StageModel, layout: Layout, folder: Path, tokens_BL: Tensor) -> Check:
+def _rows_to_score(shape: ModelShape, texts: Texts, tokens_BL: Tensor) -> list[list[int]]:
+    """Rows of several lengths, each as it is and with an end id behind it, in turn."""
+    rows = [list(ids) for ids in texts.ids if ids] or [tokens_BL[0, : 3 + 2 * n].tolist() for n in range(4)]
+    rows = [row[: shape.max_positions - 1] for row in rows]
+    ends = texts.end_ids or (0,)
+    return [ended for n, row in enumerate(rows) for ended in (row, [*row, ends[n % len(ends)]])]
+
+
+# ----------------------------------------------------------------------------------------------------------------- here
+def _outputs(model: StageModel, layout: Layout, tokens_BL: Tensor) -> Tensor | None:
+    """[B, L, V] logits, or [B, L] rewards of every prefix, on every tensor rank of the last stage."""
+
     def last_stage(model: StageModel, hidden_LBH: Tensor, batch: _Tokens) -> dict[str, Tensor]:
-        return {"output": _outputs(model, hidden_LBH, layout)}
+        length, rows, hidden = hidden_LBH.shape
+        hidden_NH = hidden_LBH.transpose(0, 1).reshape(-1, hidden)
+        if model.head == "reward":
+            return {"output": model.reward(hidden_NH).view(rows, length)}
+        logits = model.lm_logits(hidden_NH)
+        if layout.tensor > 1:
+            shards = gather_in_rank_order(logits, parallel_state.get_tensor_model_parallel_group())
+            logits = torch.cat(list(shards), dim=1)
+        return {"output": logits[:, : model.vocab_size].reshape(rows, length, -1)}
 
-    outputs = Engine(model, layout).forward([_Tokens(tokens_BL.to(layout.device))], last_stage)
-    what = "logits" if model.head == "lm" else "rewards"
+    found = Engine(model, layout).forward([_Tokens(tokens_BL.to(layout.device))], last_stage)
+    return found[0]["output"].float().cpu() if layout.is_last_stage else None
 
-    reference: Tensor = on_main(partial(_transformers_outputs, folder, model.head, tokens_BL))
+
+def _rewards(model: StageModel, layout: Layout, rows: list[list[int]]) -> Tensor:
+    """The reward of each row, float32 [n], as a run reads it, on every rank."""
+    if not rows:
+        return torch.zeros(0)
+    tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    for place, row in zip(tokens, rows):
+        place[: len(row)] = torch.tensor(row)
+    length_n = torch.tensor([len(row) for row in rows])
+    sequences = Sequences(tokens, torch.ones_like(length_n), length_n - 1)
+    batches = micro_batches(sequences, 3, layout)
+    return run_forward(Engine(model, layout), batches, len(rows), sequence_rewards(), {"reward": 0})["reward"].cpu()
+
+
+# ---------------------------------------------------------------------------------------------------------------- there
+def _ask(reader: str, folder: Path, questions: dict[str, Any]) -> _Answers:
+    """What transformers says: that of this process, or that of another interpreter."""
+    if not reader:
+        return _Answers(*hf_reader.answer(folder, questions))
+    with tempfile.TemporaryDirectory(prefix="gipo_mc-check-") as scratch:
+        asked, answered = Path(scratch, "questions.json"), Path(scratch, "answers.safetensors")
+        asked.write_text(json.dumps(questions), encoding="utf-8")
+        command = [reader, "-I", hf_reader.__file__, str(folder.resolve()), str(asked), str(answered)]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+            )
+        except OSError as error:
+            raise ConfigError(f"--reader {reader} cannot be run: {error}") from error
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+            return _Answers(failure=lines[-1][:300])
+        with safe_open(answered, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
+            return _Answers(tensors, json.loads(file.metadata()["facts"]))
+
+
+# ---------------------------------------------------------------------------------------------------------- comparisons
+def _compare_outputs(output: Tensor | None, reference: Tensor, layout: Layout, head: str, version: str) -> Check:
+    what = "logits" if head == "lm" else "rewards"
     difference = torch.zeros(2)
-    if layout.is_last_stage:
-        output = outputs[0]["output"].float().cpu()
+    if output is not None:
         difference[0] = (output - reference).abs().max()
         difference[1] = float(not bool(torch.isfinite(output).all()))
     worst = gather_in_rank_order(difference.to(layout.device)).amax(0).tolist()
     passed = worst[0] <= TOLERANCE and not worst[1]
     scale = float(reference.abs().max())
-    return Check(f"{what} against transformers", f"max |difference| {worst[0]:.2e} of max |{what}| {scale:.3g}", passed)
+    found = f"max |difference| {worst[0]:.2e} of max |{what}| {scale:.3g}"
+    return Check(f"{what} against transformers {version}", found, passed)
 
 
-def _outputs(model: StageModel, hidden_LBH: Tensor, layout: Layout) -> Tensor:
-    """[B, L, V] logits, or [B, L] rewards of every prefix, on every tensor rank."""
-    length, batch, hidden = hidden_LBH.shape
-    hidden_NH = hidden_LBH.transpose(0, 1).reshape(-1, hidden)
-    if model.head == "reward":
-        return model.reward(hidden_NH).view(batch, length)
-    logits = model.lm_logits(hidden_NH)
-    if layout.tensor > 1:
-        logits = torch.cat(list(gather_in_rank_order(logits, parallel_state.get_tensor_model_parallel_group())), dim=1)
-    return logits[:, : model.vocab_size].reshape(batch, length, -1)
+def _compare_scores(rewards_n: Tensor, answers: _Answers) -> list[Check]:
+    """Where the reward is read, with and without an end id as the last token."""
+    checks = []
+    for how, where in (("alone", "alone"), ("padded", "padded in a batch")):
+        what = f"scores {where} against transformers {answers.facts['version']}"
+        if how not in answers.tensors:
+            checks.append(Check(what, "not possible there: no pad_token_id", True))
+            continue
+        difference = (rewards_n - answers.tensors[how]).abs()
+        wrong = int((~(difference <= TOLERANCE)).sum())
+        found = f"max |difference| {float(difference.max()):.2e} over {len(rewards_n)} rows, half with an end"
+        if wrong:
+            found += f", {wrong} of them differ"
+            padding, pad_id = answers.facts["padding"], answers.facts["pad_id"]
+            if how == "padded" and padding != pad_id:
+                found += f": the tokenizer pads with {padding}, config.json has pad_token_id {pad_id}"
+        checks.append(Check(what, found, not wrong))
+    return checks
 
 
-def _transformers_outputs(folder: Path, head: str, tokens_BL: Tensor) -> Tensor:
-    family = family_of(read_shape(folder))
-    kind: Any = family.hf_class(family.causal_lm if head == "lm" else family.sequence_classifier)
-    reference = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True).eval()
-    with torch.no_grad():
-        if head == "lm":
-            return reference(tokens_BL).logits
-        hidden = reference.model(tokens_BL).last_hidden_state
-        return reference.score(hidden).squeeze(-1)
+def _compare_ends(texts: Texts, answers: _Answers) -> list[Check]:
+    """transformers may stop at fewer ids than we do (the tokenizer's are not known to it), at no others."""
+    there = answers.facts["end_ids"]
+    listed = [] if there is None else there if isinstance(there, list) else [there]
+    found = f"here {_list(texts.end_ids)}; there {_list(listed)}"
+    passed = set(listed) <= set(texts.end_ids)
+    return [Check(f"end ids against transformers {answers.facts['version']}", found, passed)]
+
+
+def _compare_ids(texts: Texts, answers: _Answers) -> list[Check]:
+    if not texts.texts or "ids" not in answers.facts:
+        return []
+    there = [tuple(ids) for ids in answers.facts["ids"]]
+    wrong = [text for text, own, other in zip(texts.texts, texts.ids, there, strict=True) if own != other]
+    found = f"{len(wrong)} of {len(there)} texts differ, {wrong[0]!r} first" if wrong else f"{len(there)} texts"
+    return [Check(f"ids of texts against transformers {answers.facts['version']}", found, not wrong)]
+
+
+def _list(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids)) or "none"
 
 
 def _compare_folders(source: SafetensorsFolder, copy: SafetensorsFolder, shape: ModelShape) -> list[Check]:

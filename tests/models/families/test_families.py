@@ -178,7 +178,7 @@ def examined(folders: tuple[Path, Path]) -> dict[str, list[Examined]]:
 def test_logits_rewards_and_weights_agree_with_transformers(examined: dict[str, list[Examined]], family: str) -> None:
     for name, ranks in examined.items():
         for rank in ranks:
-            assert len(rank.checks) == 6 and all(check.passed for check in rank.checks), (name, rank.checks)
+            assert len(rank.checks) == 9 and all(check.passed for check in rank.checks), (name, rank.checks)
     written = [examined["1"][0].checks[line].found for line in (2, 5)]
     assert written == [FAMILIES[family].causal_lm, FAMILIES[family].sequence_classifier]
 

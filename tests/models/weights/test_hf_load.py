@@ -81,6 +81,53 @@ def test_pickles_and_empty_folders_are_refused(tmp_path: Path) -> None:
         SafetensorsFolder(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model.", "pretrained_model."])
+def test_names_of_a_wrapped_model_are_refused_by_their_prefix(prefix: str, tmp_path: Path) -> None:
+    save_lm(tmp_path)
+
+    def wrap(tensors: dict[str, Tensor]) -> None:
+        for name in list(tensors):
+            tensors[prefix + name] = tensors.pop(name)
+
+    rewrite(tmp_path, wrap)
+    message = error_of(tmp_path)
+    assert f"begin with {prefix!r}" in message and "transformers does not look for" in message
+    assert ("merge_and_unload" in message) == (prefix == "base_model.model.")
+
+
+def test_adapters_are_refused_alone_and_beside_a_model(tmp_path: Path) -> None:
+    save_lm(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "beside a model" in error_of(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "adapter_model.safetensors")
+    assert "no weights of a model. Merge it" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "dtype, name", [(torch.int8, "I8"), (torch.uint8, "U8"), (torch.float8_e4m3fn, "F8_E4M3"), (torch.int64, "I64")]
+)
+def test_codes_are_not_trained_as_if_they_were_weights(dtype: torch.dtype, name: str, tmp_path: Path) -> None:
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors["model.layers.1.mlp.down_proj.weight"] = tensors["model.layers.1.mlp.down_proj.weight"].to(dtype)
+
+    save_lm(tmp_path)
+    rewrite(tmp_path, change)
+    assert f"stores {name} (1 tensors, model.layers.1.mlp.down_proj.weight first)" in error_of(tmp_path)
+
+
+def test_a_projection_beside_tied_embeddings_has_to_be_the_embedding(tmp_path: Path) -> None:
+    save_lm(tmp_path, **VARIANTS["tied"])
+    embedding = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
+    rewrite(tmp_path, lambda t: t.update({"lm_head.weight": embedding.clone()}))
+    assert run_ranks(load, 1, tmp_path, "lm", True)
+    other = embedding.clone()
+    other[-1, -1] += 1
+    rewrite(tmp_path, lambda t: t.update({"lm_head.weight": other}))
+    message = error_of(tmp_path)
+    assert "its lm_head.weight is not its model.embed_tokens.weight" in message and "tie_word_embeddings" in message
+    assert run_ranks(load, 1, tmp_path, "reward", True), "which has no projection"
+
+
 @pytest.mark.parametrize(
     "name", ["../model.safetensors", "/etc/model.safetensors", "sub/model.safetensors", "a.bin", 7]
 )

@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from gipo_mc.config import load_config
 from gipo_mc.data.synthetic import builtin_llama_config, builtin_tokenizer
-from gipo_mc.errors import StorageError
-from gipo_mc.tools import builtin, whole_folder
+from gipo_mc.tools import builtin
 from gipo_mc.tools.new_model import create_model
 from tests.ranks import run_ranks
 
@@ -68,26 +67,3 @@ def test_a_folder_that_an_earlier_version_left_half_made_is_made_again(tmp_path:
     (tmp_path / "builtin_model" / "config.json").write_text("{}")
     run_ranks(_prepare, 1, tmp_path)
     AutoModelForCausalLM.from_pretrained(tmp_path / "builtin_model")
-
-
-def test_an_error_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), whole_folder.whole_folder(tmp_path / "a") as made:
-        (made / "x").write_text("x")
-        raise ZeroDivisionError
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot be written"), whole_folder.whole_folder(tmp_path / "file" / "a"):
-        pass
-
-
-def test_what_was_left_goes_away_when_it_is_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old, other = tmp_path / ".a.tmp-1", tmp_path / ".b.tmp-1"
-    old.mkdir()
-    other.mkdir()
-    with whole_folder.whole_folder(tmp_path / "a"):
-        pass
-    assert old.exists()  # another job may be at work there
-    monkeypatch.setattr(whole_folder, "_STALE_SECONDS", -1.0)
-    with whole_folder.whole_folder(tmp_path / "a"):
-        pass
-    assert not old.exists() and other.exists() and (tmp_path / "a").is_dir()

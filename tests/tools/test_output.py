@@ -1,0 +1,100 @@
+"""A folder that a command writes: whole or not at all, and never over somebody's model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gipo_mc.errors import ConfigError, StorageError
+from gipo_mc.tools import output
+from gipo_mc.tools.output import IMPORTED_FILES, MODEL_FILES, check_output, new_folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def write(out: Path, overwrite: bool = False) -> None:
+    with new_folder(out, MODEL_FILES, overwrite) as temporary:
+        (temporary / "config.json").write_text("new")
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_new_or_empty_folder_is_written(exists: bool, tmp_path: Path) -> None:
+    out = tmp_path / "a" / "out"
+    if exists:
+        out.mkdir(parents=True)
+    write(out)
+    assert contents(tmp_path) == {"a/out/config.json": "new"}
+
+
+def test_a_model_is_replaced_only_when_asked_and_whole(tmp_path: Path) -> None:
+    held = {"config.json": "old", "adapter_model.safetensors": "old", "model-00001-of-00002.safetensors": "old"}
+    for name, text in held.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=r"is not empty \(it holds adapter_model.safetensors, .* --overwrite"):
+        write(tmp_path)
+    assert contents(tmp_path) == held
+    write(tmp_path, overwrite=True)
+    assert contents(tmp_path) == {"config.json": "new"}
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "checkpoints/step_00000005/state.json", ".git/config"])
+def test_what_no_model_holds_is_never_replaced(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    (tmp_path / "config.json").write_text("old")
+    before = contents(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match=f"{name.split('/')[0]} is none of the files"):
+            write(tmp_path, overwrite)
+    assert contents(tmp_path) == before
+    with pytest.raises(ConfigError, match="is a file"):
+        write(tmp_path / "config.json")
+
+
+def test_an_import_replaces_an_import_and_no_run(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step_00000000").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="--overwrite"):
+        check_output(tmp_path, IMPORTED_FILES, False)
+    check_output(tmp_path, IMPORTED_FILES, True)
+    (tmp_path / "checkpoints" / "step_00000100").mkdir()
+    with pytest.raises(ConfigError, match="step_00000100 is none of the files"):
+        check_output(tmp_path, IMPORTED_FILES, True)
+
+
+def test_an_error_leaves_nothing_and_a_kill_nothing_that_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("old")
+
+    def fail() -> None:
+        with new_folder(out, MODEL_FILES, True) as temporary:
+            (temporary / "config.json").write_text("half")
+            raise StorageError("full")
+
+    with pytest.raises(StorageError):
+        fail()
+    assert contents(tmp_path) == {"out/config.json": "old"}
+    # Killed while it wrote, and between the two renames at the end.
+    half = tmp_path / ".tmp-1-out"
+    half.mkdir()
+    out.rename(tmp_path / ".old-out")
+    with pytest.raises(ConfigError, match="--overwrite"):
+        write(out)
+    assert contents(out) == {"config.json": "old"}
+    write(out, overwrite=True)
+    assert contents(tmp_path) == {"out/config.json": "new"}
+    assert half.exists()  # another job may be at work there
+    monkeypatch.setattr(output, "_STALE_SECONDS", -1.0)
+    write(out, overwrite=True)
+    assert not half.exists()
+
+
+def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be written"):
+        write(tmp_path / "file" / "out")

@@ -1,13 +1,18 @@
 import json
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from gipo_mc.config import DataConfig
+from gipo_mc.data.collate import to_sequences
 from gipo_mc.data.encode import CUT, Encoder
+from gipo_mc.data.reading import RewardReader
 from gipo_mc.data.synthetic import builtin_tokenizer
 from gipo_mc.data.tokenizer import train_bpe_tokenizer
 from gipo_mc.errors import DataError
+from gipo_mc.types import Prompt, Rollout
 from tests.data.chat_tokenizers import headers_tokenizer
 
 TEXTS = ["The dog runs to the park.", "Human: yes\n\nAssistant: no dog"] * 20
@@ -144,3 +149,13 @@ def test_a_closed_vocabulary_refuses_other_texts_with_a_sentence():
     for text in ("hello", "<eos>"):
         with pytest.raises(DataError, match="words that its vocabulary lacks"):
             encoder.prompts([text])
+
+
+def test_a_reward_model_with_other_tokens_reads_the_space_before_an_answer(bpe, llama2_like):
+    prompt = "Human: yes\n\nAssistant:"
+    encoder = Encoder(llama2_like)
+    (ids,), (answer,) = encoder.prompts([prompt]), encoder.responses([" no dog"])
+    sequences = to_sequences([ids], [answer], 0)
+    rollout = Rollout(sequences, torch.tensor([0]), ("a",), torch.zeros(1, len(answer)), torch.tensor([False]))
+    read = RewardReader(bpe, llama2_like, DataConfig())([Prompt(0, tuple(ids), "a", prompt)], rollout)
+    assert bpe.decode(read.tokens_BL[0].tolist()[1:]) == f"{prompt} no dog</s>"

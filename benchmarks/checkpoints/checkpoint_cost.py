@@ -1,6 +1,6 @@
 """What a checkpoint costs, beside an earlier commit: a save, the verification at a start, and the loading.
 
-    python benchmarks/checkpoints/checkpoint_cost.py --against COMMIT        about 1 GB, 1 and 2 ranks, 5 repetitions
+    python benchmarks/checkpoints/checkpoint_cost.py --against COMMIT    # about 1 GB, 1 and 2 ranks, 5 repetitions
     python benchmarks/checkpoints/checkpoint_cost.py --against COMMIT --megabytes 200 --repeat 3
 
 Tensors of the given size are saved as a trainer saves them. Both versions run in turn, in processes of their own, in

@@ -179,8 +179,8 @@ def test_logits_rewards_and_weights_agree_with_transformers(examined: dict[str, 
     for name, ranks in examined.items():
         for rank in ranks:
             assert len(rank.checks) == 9 and all(check.passed for check in rank.checks), (name, rank.checks)
-    written = [examined["1"][0].checks[line].found for line in (2, 5)]
-    assert written == [FAMILIES[family].causal_lm, FAMILIES[family].sequence_classifier]
+    written = [check.found for check in examined["1"][0].checks]
+    assert {FAMILIES[family].causal_lm, FAMILIES[family].sequence_classifier} <= set(written)
 
 
 def test_gradients_are_those_of_transformers_in_every_layout(

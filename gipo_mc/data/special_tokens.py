@@ -78,6 +78,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, pad_id: int
             fields["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name before version 5, which knows both
         if isinstance(fields.get("extra_special_tokens"), list):
             fields["additional_special_tokens"] = fields.pop("extra_special_tokens")  # likewise
+        # Version 5 leaves these out beside a tokenizer.json, and version 4 then adds the BOS of the class's default.
+        ids = tokenizer("")["input_ids"]
+        fields["add_bos_token"] = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+        fields["add_eos_token"] = ids[fields["add_bos_token"] :][-1:] == [tokenizer.eos_token_id]
         path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise StorageError(f"The tokenizer cannot be written to {folder}: {error}") from error

@@ -16,7 +16,9 @@ import pytest
 from gipo_mc.errors import GipoError
 from gipo_mc.rl import gi_ppo
 from gipo_mc.run import checkpoint
+from gipo_mc.run.folder import RunFolder
 from gipo_mc.run.session import Session
+from gipo_mc.run.watch import Watch
 from gipo_mc.supervised import loop
 from tests.ranks import LAYOUTS, exit_codes, run_ranks
 from tests.run.test_resume import TRAINERS, _assert_equal, _config
@@ -164,3 +166,14 @@ def test_a_hang_ends_at_the_time_out_with_the_stack_of_each_rank(
         assert "reward_functions.py" in said[0] and "on_main" in said[1]
     else:
         assert "time.sleep(60)" in said[1]
+
+
+def _end_with(rank: int, folder: Path, message: str) -> None:
+    with (folder / "stderr").open("w") as sys.stderr:
+        Watch(RunFolder(folder), lambda *_: None, 1.0)._end("failed", 3, message)
+
+
+def test_what_the_watch_says_cannot_act_on_the_terminal(tmp_path: Path) -> None:
+    """It repeats what another rank said of its data."""
+    assert exit_codes(_end_with, 1, tmp_path, "row 3: \x1b[2J\u202e") == [3]
+    assert (tmp_path / "stderr").read_text() == "\nerror: row 3: \\x1b[2J\\u202e\n"

@@ -9,24 +9,24 @@ still runs, ended without a word, or never began.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from datetime import datetime
 from pathlib import Path
 
+from gipo_mc.run.arguments import Parser, name
 from gipo_mc.run.folder import RunFolder, fell_silent
 from gipo_mc.run.jsonl import printable
 
 
 def main(argv: list[str] | None = None) -> int:
     """Read, say, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder (the one with run_status.json)")
+    parser = Parser(description=__doc__)
+    parser.add_argument("run", type=name, metavar="RUN", help="run folder (the one with run_status.json)")
     parser.add_argument(
         "--since", type=float, default=0.0, metavar="SECONDS", help="an earlier start has nothing to say [0]"
     )
     options = parser.parse_args(argv)
-    text, code = _verdict(options.run, options.since)
+    text, code = _verdict(Path(options.run), options.since)
     print(printable(text))
     return code
 

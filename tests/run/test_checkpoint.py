@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import resource
 import shutil
 import signal
@@ -21,7 +20,7 @@ from gipo_mc.models.build import build_model
 from gipo_mc.models.families import read_shape
 from gipo_mc.models.micro_batch import micro_batches
 from gipo_mc.models.readout import group_probabilities, response_statistics, response_values
-from gipo_mc.parallel import runtime, sharded_files
+from gipo_mc.parallel import runtime
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.run import checkpoint
@@ -291,24 +290,6 @@ def test_unfinished_and_foreign_folders_are_not_checkpoints(three: Path) -> None
     assert checkpoint.steps(three) == [1, 2, 3]
     assert checkpoint.latest(three)[0] == three / "step_00000003"
     assert checkpoint.steps(three / "nowhere") == [] and checkpoint.latest(three / "nowhere") == (None, [])
-
-
-def test_a_manifest_that_is_a_pipe_is_no_manifest(three: Path) -> None:
-    """Opening one waits for a writer, for ever."""
-    manifest = three / "step_00000003" / "MANIFEST.json"
-    manifest.unlink()
-    os.mkfifo(manifest)
-    found, (reason,) = checkpoint.latest(three)
-    assert found == three / "step_00000002" and "has no readable MANIFEST.json" in reason
-
-
-def test_the_loss_of_a_rank_is_not_said_to_be_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(*_: object) -> None:
-        raise RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1234")
-
-    monkeypatch.setattr(sharded_files, "read", lost)
-    with pytest.raises(RuntimeError, match="closed by peer"):
-        checkpoint.load_shards(tmp_path, {})
 
 
 def test_another_format_is_refused(three: Path) -> None:

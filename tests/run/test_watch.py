@@ -194,7 +194,7 @@ class FullDisk:
         raise StorageError("run_status.json cannot be written: no space left")
 
 
-def _ends(rank: int, error: BaseException) -> BaseException | None:
+def _hits_a_full_disk(rank: int, error: BaseException) -> BaseException | None:
     watch: Any = FullDisk()
     try:
         with outcome_kept(watch):
@@ -207,7 +207,7 @@ def _ends(rank: int, error: BaseException) -> BaseException | None:
 def test_a_status_that_cannot_be_written_hides_no_error(
     error: BaseException, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (found,) = run_ranks(_ends, 1, error)
+    (found,) = run_ranks(_hits_a_full_disk, 1, error)
     assert type(found) is type(error)
     assert "warning: run_status.json cannot be written: no space left" in capfd.readouterr().err
 

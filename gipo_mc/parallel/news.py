@@ -110,7 +110,9 @@ def own_store() -> dist.Store:
 def _is_set(store: dist.Store, key: str) -> bool:
     try:
         store.wait([key], timedelta(seconds=_LOOK))
-    except dist.DistStoreError:  # the time-out of this look
+    except dist.DistNetworkError:
+        raise
+    except RuntimeError:  # the time-out of this look: a DistStoreError, or of another store than TCP's a plain one
         return False
     return True
 

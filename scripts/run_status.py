@@ -13,7 +13,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from gipo_mc.run.arguments import Parser
+from gipo_mc.run.arguments import Parser, name
 from gipo_mc.run.folder import RunFolder, fell_silent
 from gipo_mc.run.jsonl import printable
 
@@ -21,12 +21,12 @@ from gipo_mc.run.jsonl import printable
 def main(argv: list[str] | None = None) -> int:
     """Read, say, and return the exit code."""
     parser = Parser(description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder (the one with run_status.json)")
+    parser.add_argument("run", type=name, metavar="RUN", help="run folder (the one with run_status.json)")
     parser.add_argument(
         "--since", type=float, default=0.0, metavar="SECONDS", help="an earlier start has nothing to say [0]"
     )
     options = parser.parse_args(argv)
-    text, code = _verdict(options.run, options.since)
+    text, code = _verdict(Path(options.run), options.since)
     print(printable(text))
     return code
 

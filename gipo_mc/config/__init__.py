@@ -1,5 +1,6 @@
 """The configuration: typed sections, loaded and checked once, before any process group starts."""
 
+from gipo_mc.config.data import DataConfig
 from gipo_mc.config.environment import hide
 from gipo_mc.config.help import MARKS_MEAN, describe
 from gipo_mc.config.layout import check_layout
@@ -14,17 +15,15 @@ from gipo_mc.config.load import (
     values,
 )
 from gipo_mc.config.names import check_name, check_regular, name_problem
+from gipo_mc.config.rl import AlgorithmConfig, RolloutConfig
 from gipo_mc.config.schema import (
-    AlgorithmConfig,
     CheckpointConfig,
     Config,
-    DataConfig,
     DPOConfig,
     EvalConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
-    RolloutConfig,
     RunConfig,
     TrainConfig,
     options,

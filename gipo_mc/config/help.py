@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args, get_origin
 
-from gipo_mc.config.schema import ResumeRule, options, resume_rule
+from gipo_mc.config.schema import options, resume_rule
+from gipo_mc.config.section import ResumeRule
 from gipo_mc.presets import PRESETS
 
 #: Behind the meaning of an option: what a run that continues may do with it.

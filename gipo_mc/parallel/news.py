@@ -112,7 +112,7 @@ def _is_set(store: dist.Store, key: str) -> bool:
         store.wait([key], timedelta(seconds=_LOOK))
     except dist.DistNetworkError:
         raise
-    except RuntimeError:  # the store's time-out: DistStoreError, a RuntimeError
+    except RuntimeError:  # the time-out of this look: a DistStoreError, or of another store than TCP's a plain one
         return False
     return True
 
@@ -125,14 +125,14 @@ def _read(name: str, store: dist.Store | None = None) -> str:
 
 
 def _ask(question: Callable[[dist.Store], T], otherwise: T, store: dist.Store | None = None) -> T:
-    """The store's answer, or `otherwise` where the store is gone. It is not asked again then: each time torch would
-    print the C++ frames of the lost connection."""
+    """The store's answer, or `otherwise` where the store is gone, or does not answer within the time-out. It is not
+    asked again then: each time torch would print the C++ frames of the lost connection, or wait as long again."""
     global _lost
     if _lost:
         return otherwise
     try:
         return question(store or _store())
-    except dist.DistNetworkError:
+    except (dist.DistNetworkError, dist.DistStoreError):
         _lost = True
         return otherwise
 

@@ -7,7 +7,6 @@ by torch.load(weights_only=True). Megatron and torch would unpickle the index, a
 from __future__ import annotations
 
 import io
-import os
 import queue
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +34,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from gipo_mc.errors import CheckpointError, StorageError
 from gipo_mc.parallel.collectives import on_main
+from gipo_mc.parallel.disk import write_synced
 from gipo_mc.parallel.shard_index import read_index
 
 _FORMAT = ("torch_dist", 1)
@@ -94,14 +94,6 @@ def all_or_fail(work: Callable[[], None]) -> None:
 
 def _in_words(problem: BaseException) -> str:
     return " ".join(f"{type(problem).__name__}: {problem}".split())[-400:]
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a new file and wait until it is on the disk."""
-    with path.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _write_common(common: dict[str, Any], folder: Path) -> None:

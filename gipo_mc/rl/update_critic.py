@@ -20,8 +20,7 @@ from torch import Tensor
 from gipo_mc.algorithms.group_inference import classifier_loss_terms
 from gipo_mc.algorithms.group_invariance import GroupMoments, group_statistics, moments
 from gipo_mc.algorithms.ppo import explained_variance, value_loss_sum
-from gipo_mc.config import Config
-from gipo_mc.config.schema import AlgorithmConfig
+from gipo_mc.config import AlgorithmConfig, Config
 from gipo_mc.models.micro_batch import MicroBatch, micro_batches, run_backward, run_forward
 from gipo_mc.models.readout import group_probabilities, groups_alone, response_values
 from gipo_mc.parallel.engine import Engine, Outputs

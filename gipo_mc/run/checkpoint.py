@@ -15,6 +15,7 @@ the manifest has vouched for it, and what is read then can only become tensors a
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Callable
@@ -28,7 +29,9 @@ from gipo_mc.config import hide, saved_values
 from gipo_mc.errors import CheckpointError, ConfigError, StorageError
 from gipo_mc.parallel import sharded_files
 from gipo_mc.parallel.collectives import on_main
-from gipo_mc.parallel.sharded_files import WriteFailed, on_main_or_fail, write_synced
+from gipo_mc.parallel.disk import sync, write_synced
+from gipo_mc.parallel.runtime import lost_peer
+from gipo_mc.parallel.sharded_files import WriteFailed, on_main_or_fail
 from gipo_mc.run import manifest
 from gipo_mc.run.folder import RunFolder
 from gipo_mc.run.jsonl import read_jsonl, storage_errors, write_atomically
@@ -36,6 +39,7 @@ from gipo_mc.run.manifest import FORMAT, STATE, verify
 
 SHARDS = "shards"
 _PREFIX = "step_"
+_STEP = re.compile(_PREFIX + "([0-9]{8,18})")
 _TEMPORARY = ".tmp-"
 
 
@@ -62,13 +66,13 @@ def save(
     def publish() -> None:
         manifest.write(temporary, step, files)
         for inner in [path for path in temporary.rglob("*") if path.is_dir()]:
-            manifest.sync(inner)
-        manifest.sync(temporary)
+            sync(inner)
+        sync(temporary)
         if final.exists():  # one that was passed over because it is damaged
             _remove(final)
         temporary.rename(final)
-        manifest.sync(folder)
-        manifest.sync(folder.parent)
+        sync(folder)
+        sync(folder.parent)
         manifest.remember(final)
 
     try:
@@ -159,8 +163,8 @@ def latest(folder: Path, *, together: bool = False) -> tuple[Path | None, list[s
 
 def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in `folder`, ascending, verified or not."""
-    names = [path.name.removeprefix(_PREFIX) for path in folder.glob(f"{_PREFIX}*")] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
+    found = [_STEP.fullmatch(path.name) for path in folder.glob(f"{_PREFIX}*")] if folder.is_dir() else []
+    return sorted(int(match[1]) for match in found if match)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -172,15 +176,16 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def load_shards(path: Path, sharded: dict[str, Any]) -> dict[str, Any]:
-    """Fill Megatron sharded state from a verified checkpoint; every rank calls it. Raises CheckpointError."""
+    """Fill Megatron sharded state from a verified checkpoint; every rank calls it. Raises CheckpointError, and a
+    collective's own error where a rank is lost."""
     try:
         return sharded_files.read(sharded, path / SHARDS)
     except (dist_checkpointing.core.CheckpointingException, KeyError, ValueError, RuntimeError) as error:
         cause: BaseException = error
     except CheckpointException as error:  # derives from BaseException, and its own text is the traceback of every rank
         cause = next(iter(error.failures.values()))[0]
-    if isinstance(cause, CheckpointError):
-        raise cause
+    if isinstance(cause, CheckpointError) or (isinstance(cause, RuntimeError) and lost_peer(cause)):
+        raise cause  # the loss of a rank says nothing about the checkpoint
     reason = str(cause) if len(str(cause)) <= 300 else f"{str(cause)[:300]} ..."
     raise CheckpointError(
         f"{path} cannot be loaded into this configuration: {reason}. It was made for another model or algorithm; "

@@ -21,6 +21,7 @@ from gipo_mc.parallel.news import first_to_say
 from gipo_mc.parallel.runtime import lost_peer
 from gipo_mc.run.arguments import Parser, say_error
 from gipo_mc.run.folder import RunFolder
+from gipo_mc.run.jsonl import printable_lines
 from gipo_mc.run.outcome import note_end, refusal_noted
 from gipo_mc.run.watch import listening
 
@@ -111,7 +112,7 @@ class _Start:
 def _say(text: str) -> None:
     """Once for the whole job, because every rank has something like it to say."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"\n{text}", file=sys.stderr, flush=True)
+        print(f"\n{printable_lines(text)}", file=sys.stderr, flush=True)
 
 
 def _no_memory(error: RuntimeError | MemoryError) -> ConfigError | None:

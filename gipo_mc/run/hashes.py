@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gipo_mc.errors import StorageError
-from gipo_mc.run.jsonl import write_atomically
+from gipo_mc.run.jsonl import read_file, write_atomically
 
 #: Small enough for a processor's cache, which is faster than one large block a read.
 _BLOCK = 1 << 18
@@ -47,7 +47,7 @@ def shares(sizes: Mapping[str, int], ranks: int) -> list[list[str]]:
 def content_of(paths: Iterable[Path]) -> str:
     """A hash of names and whole contents of files, 32 digits. A file that has not changed since it was hashed on this
     machine (same path, size, time and inode) is not read again: a 70B model takes a minute or two the first time."""
-    known = _Known(_cache_folder() / "hashes.json")
+    known = _Known(_cache_folder())
     lines = [f"{path.name} {known.sha256_of(path)}\n" for path in sorted(paths)]
     known.keep()
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:32]
@@ -60,13 +60,13 @@ def signature(path: Path) -> list[int]:
 
 
 class _Known:
-    """Hashes of files by path and signature, in a file of the user's cache."""
+    """Hashes of files by path and signature, in a file of the user's cache, where there is such a place."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def __init__(self, folder: Path | None) -> None:
+        self._file = folder / "hashes.json" if folder else None
         self._new: dict[str, list[object]] = {}
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = json.loads(read_file(self._file)) if self._file else {}
         except (OSError, ValueError, RecursionError):
             found = {}  # none yet, or damaged: the files are hashed again
         self._stored: dict[str, object] = found if isinstance(found, dict) else {}
@@ -84,9 +84,9 @@ class _Known:
         return digest
 
     def keep(self) -> None:
-        if not self._new:
+        if not self._new or self._file is None:
             return
-        kept = {key: value for key, value in self._stored.items() if Path(key).exists()} | self._new
+        kept = {key: value for key, value in self._stored.items() if os.path.exists(key)} | self._new
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._file, json.dumps(kept, indent=1))
@@ -94,5 +94,8 @@ class _Known:
             return  # no cache where none can be written: the files are hashed again the next time
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gipo_mc"
+def _cache_folder() -> Path | None:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gipo_mc"
+    except RuntimeError:  # a user without a home, as containers have them
+        return None

@@ -6,7 +6,6 @@ Ranks share the reading. What was verified is remembered for as long as the proc
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ import torch.distributed as dist
 from gipo_mc.config import name_problem
 from gipo_mc.errors import CheckpointError
 from gipo_mc.parallel.collectives import on_main
-from gipo_mc.parallel.sharded_files import all_or_fail, on_main_or_fail, write_synced
+from gipo_mc.parallel.disk import sync, write_synced
+from gipo_mc.parallel.sharded_files import all_or_fail, on_main_or_fail
 from gipo_mc.run.hashes import sha256_of, shares, signature
+from gipo_mc.run.jsonl import read_file
 
 FORMAT = 1
 FILE = "MANIFEST.json"
@@ -83,21 +84,12 @@ def files_of(path: Path) -> list[str]:
     return sorted(str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir())
 
 
-def sync(path: Path) -> None:
-    """Wait until a file, or the list of a folder's names, is on the disk. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _stated(path: Path) -> dict[str, Entry]:
     """The files that the manifest names, all of which are there in the size that it says, and no others where anything
     is read."""
     manifest, files = path / FILE, {}
     try:
-        stated = json.loads(manifest.read_text())
+        stated = json.loads(read_file(manifest))
         files = {name: {"size": int(e["size"]), "sha256": str(e["sha256"])} for name, e in stated["files"].items()}
         _ = stated["format"], stated["step"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -145,7 +137,7 @@ def _finish(path: Path, wrong: list[str]) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(read_file(path))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}): the checkpoint is damaged.") from error
     if not isinstance(found, dict):

@@ -32,6 +32,7 @@ from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.run import checkpoint, manifest
 from gipo_mc.run.hashes import content_of
+from gipo_mc.run.jsonl import printable
 
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.jinja"]
 
@@ -96,7 +97,7 @@ class ModelSource:
 
 def _say(text: str) -> None:
     if os.environ.get("RANK", "0") == "0":
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def resolve(name: str, key: str, *, together: bool = False, warn: Callable[[str], None] = _say) -> ModelSource:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, GipoError, PeerError, Requeue
+from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, GipoError, PeerError, Requeue, StorageError
 from gipo_mc.parallel.news import announced_end, first_error, record_error
 from gipo_mc.parallel.runtime import lost_peer, timed_out
 from gipo_mc.run.folder import RunFolder, State
+from gipo_mc.run.jsonl import printable
 from gipo_mc.run.watch import Watch, show_stack
 
 
@@ -24,7 +26,7 @@ def outcome_kept(watch: Watch) -> Iterator[None]:
         watch.close()
         if isinstance(error, KeyboardInterrupt):
             stands = watch.what_stands()
-            watch.write_status("failed", EXIT_INTERRUPTED, f"Interrupted by the user. {stands}")
+            _leave(watch, "failed", EXIT_INTERRUPTED, f"Interrupted by the user. {stands}")
             raise KeyboardInterrupt(stands) from None
         lost = lost_peer(error) if isinstance(error, RuntimeError) else None
         if lost is not None:
@@ -32,7 +34,7 @@ def outcome_kept(watch: Watch) -> Iterator[None]:
         state, code, message = how_it_ended(error)
         if state == "failed":
             record_error(code, message)
-        watch.write_status(state, code, message)
+        _leave(watch, state, code, message)
         raise
     watch.close()
     watch.write_status("done", 0)
@@ -41,7 +43,7 @@ def outcome_kept(watch: Watch) -> Iterator[None]:
 def _lost(error: BaseException, lost: PeerError, watch: Watch) -> GipoError:
     """What to raise for a collective's error, once the status is written."""
     if message := announced_end():
-        watch.write_status("requeue", EXIT_REQUEUE, message)
+        _leave(watch, "requeue", EXIT_REQUEUE, message)
         return Requeue(message)
     # What another rank failed of says more than that it is gone.
     cause = first_error()
@@ -49,8 +51,22 @@ def _lost(error: BaseException, lost: PeerError, watch: Watch) -> GipoError:
     if timed_out(error):
         show_stack(traceback.format_tb(error.__traceback__))
         record_error(code, message, hang=True)
-    watch.write_status("failed", code, message)
+    _leave(watch, "failed", code, message)
     return lost
+
+
+def _leave(watch: Watch, state: State, exit_code: int, message: str) -> None:
+    """Write the status of a run that ends by an error. Where that cannot be written, the error still stands."""
+    with _storage_said():
+        watch.write_status(state, exit_code, message)
+
+
+@contextmanager
+def _storage_said() -> Iterator[None]:
+    try:
+        yield
+    except StorageError as error:
+        print(f"warning: {printable(str(error))}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -67,7 +83,8 @@ def refusal_noted(folder: Callable[[], RunFolder]) -> Iterator[None]:
 def note_end(folder: Callable[[], RunFolder], state: State, exit_code: int, message: str) -> None:
     """Leave the status of a start that never came to run, from rank 0."""
     if os.environ.get("RANK", "0") == "0":
-        folder().note(state, exit_code, message)
+        with _storage_said():
+            folder().note(state, exit_code, message)
 
 
 def how_it_ended(error: BaseException) -> tuple[State, int, str]:

@@ -76,7 +76,13 @@ class Fixed:
         ]
 
     def check_settings(self, checkpoint: Path, stored: Mapping[str, Any]) -> None:
-        """`check` of the options alone, which needs no model and no data."""
+        """`check` of the options alone, which needs no model and no data. Raises ConfigError, too, where the checkpoint
+        is none of a run: an imported model has no options."""
+        if "settings" not in stored:
+            raise ConfigError(
+                f"{checkpoint} holds an imported model and no run that could continue: name it as model.policy, and "
+                "choose another run.name."
+            )
         _refuse(checkpoint, self._changed_settings(stored))
 
     def check(self, checkpoint: Path, stored: Mapping[str, Any], config: Path | None = None) -> None:

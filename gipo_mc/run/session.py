@@ -6,7 +6,7 @@ Everything a training loop shares with every other one; the loops themselves onl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -241,6 +241,11 @@ class Session:
         """On rank 0. Raises DataError where a log file is damaged."""
         self.logger = MetricsLogger(self.folder)
 
+    def close_log(self) -> None:
+        """Does nothing where there is none."""
+        if self.logger:
+            self.logger.close()
+
     def write_status(self, state: State, exit_code: int | None = None, message: str = "") -> None:
         """run_status.json, with the iterations that have finished."""
         if self.layout.is_main:
@@ -304,25 +309,22 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
         earlier = folder.read_status()
         folder.write_status("running", step=max(checkpoint.steps(folder.checkpoints), default=0))
 
-    with listening():
+    with listening(), ExitStack() as at_the_end:
+        at_the_end.callback(lambda: folder.close())  # of the folder that `take` opens
         with refusal_noted(lambda: RunFolder(folder.path, command)):
             layout = runtime.initialize(config.parallel, config.device)
             on_main(take)
         dtype = runtime.resolve_dtype(config.dtype, layout.device)
         console = Console(name, config.run.iterations, enabled=layout.is_main)
         session = Session(config, layout, folder, console, None, dtype)
-        try:
-            with outcome_kept(session.watch):
-                on_main(session.open_log)
-                session._resume_from, session._passed_over = checkpoint.find(folder)
-                if newest := session._resume_from:  # checked before models are loaded, which may take minutes
-                    state = checkpoint.load_state(newest)
-                    session.step = state["step"]
-                    session.fixed.check_settings(newest, state)
-                if earlier.get("state") == "running":
-                    session.warn(without_a_word(earlier))
-                yield session
-        finally:
-            if session.logger:
-                session.logger.close()
-            folder.close()
+        at_the_end.callback(session.close_log)
+        with outcome_kept(session.watch):
+            on_main(session.open_log)
+            session._resume_from, session._passed_over = checkpoint.find(folder)
+            if newest := session._resume_from:  # checked before models are loaded, which may take minutes
+                state = checkpoint.load_state(newest)
+                session.step = state["step"]
+                session.fixed.check_settings(newest, state)
+            if earlier.get("state") == "running":
+                session.warn(without_a_word(earlier))
+            yield session

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -26,6 +26,7 @@ from gipo_mc.errors import EXIT_REQUEUE, PeerError, Requeue, StorageError
 from gipo_mc.parallel import limits, news
 from gipo_mc.run import checkpoint
 from gipo_mc.run.folder import RunFolder, State
+from gipo_mc.run.jsonl import printable_lines
 
 #: What asks a job to stop: torchrun and Slurm send SIGTERM, `#SBATCH --signal=USR1@60` the other.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -40,7 +41,9 @@ LAST_WORDS = 2.0
 
 
 class Watch:
-    """asked: what asked this rank to stop, or "". Signals go to the latest watch, as long as the process lives."""
+    """asked: what asked this rank to stop, or "". Signals go to the latest watch, as long as the process lives; a new
+    one takes over what the one before was asked. closed: does the main thread end the run, and this one watch no more?
+    """
 
     def __init__(self, folder: RunFolder, write_status: Callable[..., None], grace: float) -> None:
         """folder: of the run, for signs of life and for what was saved. write_status: called at an end with state, exit
@@ -55,7 +58,7 @@ class Watch:
         self._asked_at = self._failed_at = 0.0
         self._beaten_at = time.monotonic()
         self._ends = threading.Lock()  # of the one thread that ends the run
-        self._closed = False
+        self.closed = False
         self._signals, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
         if threading.current_thread() is threading.main_thread():
@@ -85,10 +88,10 @@ class Watch:
 
     def close(self) -> None:
         """The main thread ends the run: watch no more. Does not return where this thread ends it already."""
-        if self._closed:
+        if self.closed:
             return
         self._ends.acquire()
-        self._closed = True
+        self.closed = True
         os.write(self._wake, b"\0")
         self._thread.join()
         if threading.current_thread() is threading.main_thread():
@@ -98,7 +101,7 @@ class Watch:
 
     # ------------------------------------------------------------------------------------------------ in the thread
     def _run(self) -> None:
-        while not self._closed:
+        while not self.closed:
             self._hear_signals()
             now = time.monotonic()
             self._look_for_a_stop(now)
@@ -112,8 +115,9 @@ class Watch:
     def _hear_signals(self) -> None:
         """Wait for the next look. Python runs a handler only when the main thread is back from native code; the number
         of the signal is in the pipe at once."""
-        ready, _, _ = select.select([self._signals], [], [], LOOK)
-        for number in os.read(self._signals, 64) if ready else b"":
+        ear = select.poll()  # `select.select` takes no descriptor beyond 1023
+        ear.register(self._signals, select.POLLIN)
+        for number in os.read(self._signals, 64) if ear.poll(1000 * LOOK) else b"":
             if number in SIGNALS:
                 self.ask(signal.Signals(number).name)
 
@@ -165,7 +169,7 @@ class Watch:
             self.write_status(state, exit_code, message)
             if news.first_to_say(message, self._store):
                 said = message if state == "requeue" else f"error: {message}"
-                print(f"\n{said}", file=sys.stderr, flush=True)
+                print(f"\n{printable_lines(said)}", file=sys.stderr, flush=True)
             sys.stdout.flush()
         finally:
             os._exit(exit_code)
@@ -187,19 +191,30 @@ def listening(early: Callable[[str], None] | None = None) -> Iterator[None]:
     before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
     for number in SIGNALS:
         signal.siginterrupt(number, False)  # a write of a checkpoint goes on
-    if early:
-        signals, wake = os.pipe()
-        os.set_blocking(wake, False)
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)  # until a watch takes its own
-        threading.Thread(target=_end_early, args=(signals, early), name="early", daemon=True).start()
     try:
-        yield
+        with _listening_early(early) if early else nullcontext():
+            yield
     finally:
-        if _latest is None:
-            signal.set_wakeup_fd(-1)
         if _latest is None or not _latest.asked:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@contextmanager
+def _listening_early(early: Callable[[str], None]) -> Iterator[None]:
+    signals, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)  # until a watch takes its own
+    thread = threading.Thread(target=_end_early, args=(signals, early), name="early", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.write(wake, b"\0")
+        thread.join()
+        os.close(signals)
+        os.close(wake)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
@@ -208,14 +223,17 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 
 def _end_early(signals: int, early: Callable[[str], None]) -> None:
-    for number in iter(lambda: os.read(signals, 1)[0], None):
-        if number in SIGNALS and _latest is None:
-            try:
-                early(
-                    f"Asked to stop by {signal.Signals(number).name} before the run began. The same command starts it."
-                )
-            finally:
-                os._exit(EXIT_REQUEUE)
+    for number in iter(lambda: os.read(signals, 1)[0], 0):  # 0: the command is over
+        if number not in SIGNALS:
+            continue
+        name = signal.Signals(number).name
+        if _latest is not None and not _latest.closed:  # it took over between the signal and this look
+            _latest.ask(name)
+            continue
+        try:
+            early(f"Asked to stop by {name} before the run began. The same command starts it.")
+        finally:
+            os._exit(EXIT_REQUEUE)
 
 
 def show_stack(lines: list[str]) -> None:

@@ -32,9 +32,10 @@ from gipo_mc.types import Sequences
 LINES = 50
 #: Skipped steps in a row after which a run stops.
 PATIENCE = 10
-#: Steps in a row after which a run stops whose loss is over that of a model that knows nothing, and over `LOST` times
-#: the first: the model is lost, though its numbers are finite. A healthy one does not forget more than it knew.
-LOST_PATIENCE, LOST = 3, 2.0
+#: A run stops whose loss is over that of a model that knows nothing, and over `LOST` times the first, in so many steps
+#: in a row that hold so many units: the model is lost, though its numbers are finite. A healthy one does not forget
+#: more than it knew; but the loss of a few pairs is often that high by chance.
+LOST, LOST_PATIENCE, LOST_UNITS = 2.0, 3, 256
 
 
 class Task(Protocol):
@@ -117,14 +118,14 @@ def train_supervised(config: Config, command: str, head: HeadKind, make_task: Ta
         if saved is not None:
             task.restore(saved)
         task.prepare(session, engine)
-        watch = Watch(source.name)
+        checks = StepChecks(source.name)
 
         def save(step: int) -> None:
             session.save(step, {"model": engine}, {"model": tokenizer}, task.state())
 
         for step in range(session.start, config.run.iterations):
             session.stop_point(step, partial(save, step))
-            watch.check(session, engine, task, step, _step(session, engine, task, step))
+            checks.check(session, engine, task, step, _step(session, engine, task, step))
             if session.checkpoint_due(step + 1):
                 save(step + 1)
         session.console.done(
@@ -132,7 +133,7 @@ def train_supervised(config: Config, command: str, head: HeadKind, make_task: Ta
         )
 
 
-class Watch:
+class StepChecks:
     """Notices numbers that no training survives. model: the name of what is trained."""
 
     def __init__(self, model: str) -> None:
@@ -160,9 +161,9 @@ class Watch:
             )
         self._first = loss if self._first is None else self._first
         self._lost = self._lost + 1 if loss > max(task.guess, LOST * self._first) else 0
-        if self._lost >= LOST_PATIENCE:
+        if self._lost >= max(LOST_PATIENCE, LOST_UNITS / session.config.train.batch_size):
             raise NumericsError(
-                f"The loss of the last {LOST_PATIENCE} steps ({loss:.3g} now) is over that of a model that knows "
+                f"The loss of the last {self._lost} steps ({loss:.3g} now) is over that of a model that knows "
                 f"nothing ({task.guess:.3g}) and over {LOST:g} times the first ({self._first:.3g}): policy.lr={lr:g} "
                 "is too large, and the model is lost. Lower it, and begin again."
             )

@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from gipo_mc.errors import ConfigError
+from gipo_mc.parallel.disk import sync
 from gipo_mc.run.jsonl import storage_errors
 
 #: What a killed job left behind is removed after this many seconds.
@@ -94,12 +95,12 @@ def new_folder(
     def finish() -> Path:
         with storage_errors(out):
             for path in [*temporary.rglob("*"), temporary]:
-                _sync(path)
+                sync(path)
             if out.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 out.rename(old)
             temporary.rename(out)
-            _sync(out.parent)
+            sync(out.parent)
             shutil.rmtree(old, ignore_errors=True)
         return out
 
@@ -107,15 +108,7 @@ def new_folder(
     try:
         with storage_errors(out):
             yield temporary
+        on_main(finish)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    on_main(finish)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

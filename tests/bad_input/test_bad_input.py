@@ -213,6 +213,8 @@ TABLE: list[Bad] = [
     *_each("report", 3, "{}/runs/good --note {}/none", "{}/runs/good --note {}/fifo", "{}/runs/good --note {}/folder"),
     Bad("report", ["{}/" + NASTY], 3),
     Bad("report", [f"--{NASTY}"], 2),
+    *_each("run_status", 2, "", LONG, "{}/runs/good --since x"),
+    Bad("run_status", [f"--{NASTY}"], 2),
     # ---------------------------------------------------------------------------------------------- doctor, the demo
     *_each("doctor", 2, "x", "--json=3"),
     Bad("doctor", [f"--{NASTY}"], 2),

@@ -69,3 +69,17 @@ def test_a_call_is_overdue_after_the_limit(monkeypatch: pytest.MonkeyPatch) -> N
         time.sleep(0.1)
         assert limits.overdue() == "The inner did not return within 0.05 seconds (parallel.timeout_minutes)."
     assert limits.overdue() == ""
+
+
+def test_a_store_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of its time-out ended the thread that watches the run."""
+    monkeypatch.setattr(news, "_lost", False)
+    asked: list[str] = []
+
+    def question(store: dist.Store) -> str:
+        asked.append("asked")
+        raise dist.DistStoreError("wait timeout after 1000ms, keys: /x")
+
+    store = dist.HashStore()
+    assert [news._ask(question, "otherwise", store) for _ in range(2)] == ["otherwise"] * 2
+    assert asked == ["asked"]

@@ -285,7 +285,7 @@ def test_all_damaged_gives_every_reason(three: Path) -> None:
 
 def test_unfinished_and_foreign_folders_are_not_checkpoints(three: Path) -> None:
     shutil.copytree(three / "step_00000003", three / ".tmp-00000009")
-    for name in ("step_", "step_new", "steps", "step_00000010.old"):
+    for name in ("step_", "step_new", "steps", "step_00000010.old", "step_9", "step_\u00b2", "step_\u0663" * 8):
         (three / name).mkdir()
     assert checkpoint.steps(three) == [1, 2, 3]
     assert checkpoint.latest(three)[0] == three / "step_00000003"

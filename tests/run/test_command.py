@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,20 @@ def test_a_configuration_that_names_a_model_or_data_never_touches_the_built_in_t
     recorded = RecordedTask()
     assert run_command("test", recorded.train, argv=[word], builtin=recorded.task) == 0
     assert recorded.calls == ["train seed 1"]
+
+
+def test_a_command_leaves_no_thread_and_no_open_file() -> None:
+    """Programs and tests call several commands one after the other."""
+
+    def held() -> tuple[set[str], int]:
+        return {thread.name for thread in threading.enumerate()}, len(os.listdir("/proc/self/fd"))
+
+    recorded = RecordedTask()
+    handler, before = signal.getsignal(signal.SIGTERM), held()
+    for _ in range(2):
+        assert run_command("test", recorded.train, argv=["device=cpu"], builtin=recorded.task) == 0
+    assert held() == before and signal.getsignal(signal.SIGTERM) is handler
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -69,3 +69,22 @@ def test_no_cache_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert content_of([tmp_path / "file"]) == content_of([tmp_path / "file"])
+
+
+def test_a_user_without_a_home_has_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    (tmp_path / "file").write_text("x")
+    assert content_of([tmp_path / "file"]) == content_of([tmp_path / "file"])
+
+
+def test_a_cache_may_name_what_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without permission, or a name that this file system does not take."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "gipo_mc").mkdir()
+    (tmp_path / "gipo_mc" / "hashes.json").write_text(json.dumps({f"/{'a' * 300}": [1, 1, 1, "0" * 64]}))
+    (tmp_path / "file").write_text("x")
+    assert len(content_of([tmp_path / "file"])) == 32

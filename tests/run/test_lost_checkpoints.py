@@ -4,6 +4,7 @@ or refused, and a start that is refused leaves everything as it was."""
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 
 from gipo_mc.config import load_config
 from gipo_mc.errors import GipoError
-from gipo_mc.run import manifest
+from gipo_mc.parallel import sharded_files
+from gipo_mc.run import checkpoint, manifest
 from gipo_mc.supervised import sft
 from tests.parallel.test_shard_index import Trap
 from tests.ranks import run_ranks
@@ -201,3 +203,23 @@ def test_a_file_that_the_manifest_does_not_name_is_refused(place: Path) -> None:
         outcome = _start(place, f"model.policy={path}", "run.name=two")
         assert outcome.startswith(f"4: {path / name} is not named in MANIFEST.json") and "Take the file out" in outcome
         (path / name).unlink()
+
+
+# ------------------------------------------------------------------------------------------------- neither of these
+def test_a_manifest_that_is_a_pipe_is_no_manifest(place: Path) -> None:
+    """Opening one waits for a writer, for ever."""
+    checkpoints = place / "run" / "checkpoints"
+    manifest_file = checkpoints / "step_00000003" / "MANIFEST.json"
+    manifest_file.unlink()
+    os.mkfifo(manifest_file)
+    found, (reason,) = checkpoint.latest(checkpoints)
+    assert found == checkpoints / "step_00000002" and "has no readable MANIFEST.json" in reason
+
+
+def test_the_loss_of_a_rank_is_not_said_to_be_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> None:
+        raise RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1234")
+
+    monkeypatch.setattr(sharded_files, "read", lost)
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        checkpoint.load_shards(tmp_path, {})

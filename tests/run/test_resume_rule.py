@@ -315,3 +315,9 @@ def test_a_model_that_computes_something_else_does_not_take_the_checkpoints_weig
     with pytest.raises(ConfigError, match=r"step_00000001(?s:.*)policy: norm_eps was 1e-05, now 1e-06"):
         check_shape(replace(shape, norm_eps=1e-6), tmp_path / "step_00000001" / "policy")
     assert shape_hash(shape) == shape_hash(replace(shape, pad_token_id=1)) != shape_hash(replace(shape, rope_theta=5e5))
+
+
+def test_an_imported_model_is_no_run_to_continue() -> None:
+    """`--from-hf FOLDER runs/x`, and then a command with run.name=x."""
+    with pytest.raises(ConfigError, match=r"holds an imported model .* name it as model\.policy"):
+        Fixed({}).check_settings(Path("runs/x/checkpoints/step_00000000"), {"step": 0, "heads": {"model": "lm"}})

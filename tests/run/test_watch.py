@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 
-from gipo_mc.errors import GipoError
+from gipo_mc.errors import ConfigError, DataError, GipoError, Requeue, StorageError
 from gipo_mc.rl import gi_ppo
 from gipo_mc.run import checkpoint
+from gipo_mc.run.folder import RunFolder
+from gipo_mc.run.outcome import outcome_kept, refusal_noted
 from gipo_mc.run.session import Session
+from gipo_mc.run.watch import Watch
 from gipo_mc.supervised import loop
 from tests.ranks import LAYOUTS, exit_codes, run_ranks
 from tests.run.test_resume import TRAINERS, _assert_equal, _config
@@ -164,3 +167,56 @@ def test_a_hang_ends_at_the_time_out_with_the_stack_of_each_rank(
         assert "reward_functions.py" in said[0] and "on_main" in said[1]
     else:
         assert "time.sleep(60)" in said[1]
+
+
+def _end_with(rank: int, folder: Path, message: str) -> None:
+    with (folder / "stderr").open("w") as sys.stderr:
+        Watch(RunFolder(folder), lambda *_: None, 1.0)._end("failed", 3, message)
+
+
+def test_what_the_watch_says_cannot_act_on_the_terminal(tmp_path: Path) -> None:
+    """It repeats what another rank said of its data."""
+    assert exit_codes(_end_with, 1, tmp_path, "row 3: \x1b[2J\u202e") == [3]
+    assert (tmp_path / "stderr").read_text() == "\nerror: row 3: \\x1b[2J\\u202e\n"
+
+
+# ------------------------------------------------------------------------------------ the first error stands
+class FullDisk:
+    """A watch whose run folder cannot be written."""
+
+    def close(self) -> None:
+        pass
+
+    def what_stands(self) -> str:
+        return "No step was saved yet."
+
+    def write_status(self, *_: object) -> None:
+        raise StorageError("run_status.json cannot be written: no space left")
+
+
+def _hits_a_full_disk(rank: int, error: BaseException) -> BaseException | None:
+    watch: Any = FullDisk()
+    try:
+        with outcome_kept(watch):
+            raise error
+    except BaseException as found:
+        return found
+
+
+@pytest.mark.parametrize("error", [DataError("a bad row"), Requeue("saved"), KeyboardInterrupt(), ZeroDivisionError()])
+def test_a_status_that_cannot_be_written_hides_no_error(
+    error: BaseException, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (found,) = run_ranks(_hits_a_full_disk, 1, error)
+    assert type(found) is type(error)
+    assert "warning: run_status.json cannot be written: no space left" in capfd.readouterr().err
+
+
+def test_a_refused_start_is_refused_for_its_own_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise StorageError("no space left")
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(RunFolder, "write_status", full)
+    with pytest.raises(ConfigError, match="no such key"), refusal_noted(lambda: RunFolder(tmp_path)):
+        raise ConfigError("there is no such key")

@@ -14,7 +14,7 @@ from gipo_mc.config import load_config
 from gipo_mc.errors import GipoError, NumericsError
 from gipo_mc.run.session import Session
 from gipo_mc.supervised import dpo, reward_model, sft
-from gipo_mc.supervised.loop import Watch
+from gipo_mc.supervised.loop import StepChecks
 from gipo_mc.supervised.sft import SFTTask
 from tests.ranks import LAYOUTS, run_ranks
 from tests.runs import read_metrics, save_models
@@ -145,22 +145,25 @@ def test_weights_that_are_not_finite_are_named_before_anything_changes(
 
 
 @pytest.mark.parametrize(
-    ("losses", "lost"),
+    ("units", "losses", "lost"),
     [
-        ([2.0, 11.0, 12.0, 11.0], True),
-        ([2.0, 11.0, 12.0, 3.0, 11.0, 12.0], False),  # not in a row
-        ([2.0, 9.0, 9.0, 9.0], False),  # still knows something
-        ([10.4, 12.0, 13.0, 12.0], False),  # knew nothing to begin with
+        (256, [2.0, 11.0, 12.0, 11.0], True),
+        (256, [2.0, 11.0, 12.0, 3.0, 11.0, 12.0], False),  # not in a row
+        (256, [2.0, 9.0, 9.0, 9.0], False),  # still knows something
+        (256, [10.4, 12.0, 13.0, 12.0], False),  # knew nothing to begin with
+        (4, [2.0, *[11.0] * 63], False),  # a few units may be that hard by chance
+        (4, [2.0, *[11.0] * 64], True),
     ],
 )
-def test_a_model_that_knows_less_than_nothing_is_lost(losses: list[float], lost: bool) -> None:
-    session: Any = SimpleNamespace(start=0, config=load_config(None, ["policy.lr=0.1"]))
+def test_a_model_that_knows_less_than_nothing_is_lost(units: int, losses: list[float], lost: bool) -> None:
+    config = load_config(None, ["policy.lr=0.1", f"train.batch_size={units}"])
+    session: Any = SimpleNamespace(start=0, config=config)
     engine: Any = SimpleNamespace(first_step=None)
     task: Any = SimpleNamespace(guess=10.0)
-    watch, said = Watch("model"), ""
+    checks, said = StepChecks("model"), ""
     try:
         for step, loss in enumerate(losses):
-            watch.check(session, engine, task, step, {"loss": loss, "skipped": 0.0})
+            checks.check(session, engine, task, step, {"loss": loss, "skipped": 0.0})
     except NumericsError as error:
         said = str(error)
     assert ("policy.lr=0.1 is too large, and the model is lost" in said) == lost

@@ -98,3 +98,16 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
         write(tmp_path / "file" / "out")
+
+
+def test_an_error_at_the_end_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    write(out)
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output, "sync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        write(out, overwrite=True)
+    assert contents(tmp_path) == {"out/config.json": "new"}

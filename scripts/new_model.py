@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from transformers.utils import logging as transformers_logging
+
 from gipo_mc.config import validate
 from gipo_mc.errors import GipoError
 from gipo_mc.models.families import FAMILIES
@@ -40,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     for key, heads in (("--heads", options.heads), ("--kv-heads", options.kv_heads)):
         if (options.hidden if key == "--heads" else options.heads) % heads:
             parser.error(f"{key} {heads} does not divide {'--hidden' if key == '--heads' else '--heads'}")
+    transformers_logging.disable_progress_bar()
     try:
         vocab = create_text_model(
             Path(options.out),

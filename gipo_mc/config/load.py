@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from gipo_mc.config.environment import fingerprint, marked_environment, references
+from gipo_mc.config.environment import fingerprint, hide, marked_environment, references
 from gipo_mc.config.names import is_file, name_problems
 from gipo_mc.config.scalars import misread_numbers
 from gipo_mc.config.schema import Config
@@ -36,11 +36,14 @@ def load_config(path: str | None, overrides: list[str], base: dict[str, Any] | N
     """
     merged = _merged(path, overrides, base or {})
     real = _resolved(merged, path)
-    config = _validate(real)
+    referring: dict[str, Any] = {}
     if "${" in str(merged):
         with marked_environment():
             marked = _resolved(merged, path)
-        config._referring = references(_flat(real), _flat(marked))
+        # Before anything can complain of a value: from here on it is hidden.
+        referring = references(_flat(real), _flat(marked))
+    config = _validate(real)
+    config._referring = referring
     return config
 
 
@@ -86,8 +89,11 @@ def _merged(path: str | None, overrides: list[str], base: dict[str, Any]) -> dic
             layers.append(read_yaml(path))
         for override in overrides:
             key, _, value = override.partition("=")
-            check_yaml(value, f"The value of {key}")
-            _check_section(key, yaml.safe_load(value))
+            try:
+                check_yaml(value, f"The value of {key}")
+                _check_section(key, yaml.safe_load(value))
+            except yaml.YAMLError as error:
+                raise ConfigError(f"The value of {key} is not valid YAML: {_yaml_reason(error)}.") from error
         layers.append(OmegaConf.from_dotlist(overrides))
         _check_numbers(path, overrides)
         named = apply_presets([_plain(layer, path) for layer in layers])
@@ -110,9 +116,18 @@ def _problems_of(path: str | None) -> Iterator[None]:
     except RecursionError as error:
         raise ConfigError(f"{where} is nested too deeply, or refers to itself in a circle.") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {error}") from error
+        raise ConfigError(f"{where} is not valid YAML: {_yaml_reason(error)}.") from error
     except (OmegaConfBaseException, OSError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         raise ConfigError(f"{where} cannot be read: {error}") from error
+
+
+def _yaml_reason(error: yaml.YAMLError) -> str:
+    """What is wrong, and where, in one line: without the quoted text, which makes no sense once lines are joined."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        said = [error.context, error.problem]
+        return ", ".join(filter(None, said)) + (f" (line {mark.line + 1}, column {mark.column + 1})" if mark else "")
+    return str(error).split("\n")[0]
 
 
 def _check_section(key: str, value: Any) -> None:
@@ -179,7 +194,7 @@ def _problem(detail: Any) -> str:
     if detail["type"] == "value_error":
         return "\n  - ".join(str(detail["ctx"]["error"]).splitlines())
     try:
-        value = repr(detail["input"])
+        value = hide(repr(detail["input"]))  # before it is cut: a part of a secret would not be found
     except ValueError:  # Python writes no integer of more than 4,300 digits
         value = "a number of thousands of digits"
     return f"{key}={value if len(value) <= 200 else f'{value[:200]}...'}: {detail['msg']}"
@@ -209,7 +224,8 @@ def saved_values(path: Path) -> dict[str, Any]:
     try:
         found = OmegaConf.to_container(read_yaml(str(path)))
     except (OSError, ValueError, OmegaConfBaseException, yaml.YAMLError, ConfigError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        text = _yaml_reason(error) if isinstance(error, yaml.YAMLError) else str(error)
+        reason = " ".join(text.split())[:200] or type(error).__name__
         raise ConfigError(f"{path} cannot be read ({reason}).") from error
     if not isinstance(found, dict) or not found:
         raise ConfigError(f"{path} cannot be read (it holds no sections).")

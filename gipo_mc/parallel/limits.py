@@ -45,4 +45,9 @@ def limited(what: str) -> Iterator[None]:
 def overdue() -> str:
     """A sentence on a call that has taken longer than the limit, or ""."""
     late = [call for call in tuple(_calls) if call.deadline < time.monotonic()]
-    return f"{late[-1].what} did not return within {_seconds:g} seconds (parallel.timeout_minutes)." if late else ""
+    if not late:
+        return ""
+    return (
+        f"{late[-1].what} did not return within {_seconds:g} seconds (parallel.timeout_minutes; raise it if the call "
+        "may take longer)."
+    )

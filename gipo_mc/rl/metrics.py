@@ -137,9 +137,10 @@ def clipped_warning(sifted: Sifted, state: RLState) -> str:
         return ""
     lowest, highest = sifted.metrics["reward/min"], sifted.metrics["reward/max"]
     return (
-        f"{count} rewards lie so far from the others (from {lowest:.3g} to {highest:.3g}; nine tenths keep within "
-        f"{state.health.reach or 0.0:.3g} of the median) that each counts as the nearest reward that does not. They "
-        "are in samples.jsonl, under clipped. If they are meant, raise algorithm.outlier, or set it to 0."
+        f"Rewards far from the others: {count} (all lie from {lowest:g} to {highest:g}; nine tenths keep within "
+        f"{state.health.reach or 0.0:.3g} of the median). Each counts as the nearest reward that is not far. The "
+        "responses are in samples.jsonl, under clipped. If such rewards are meant, raise algorithm.outlier, or set it "
+        "to 0."
     )
 
 

@@ -186,7 +186,7 @@ def _sentence(found: Counter[str], first: dict[str, object] | None, config: Conf
         return ""
     named = {"reward": config.model.reward}
     parts = [
-        f"{count} responses have no usable {what} ({key}{'=' + named[source] if source in named else ''})"
+        f"Responses without a usable {what}: {count} ({key}{'=' + named[source] if source in named else ''})"
         for source, count in found.items()
         for what, key in [_SOURCES[source]]
     ]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gipo_mc.config import Config, as_yaml, load_config, names_nothing, validate
+from gipo_mc.config.load import saved_values
 from gipo_mc.errors import ConfigError
 from gipo_mc.run.command import run_command
 from gipo_mc.tools import builtin
@@ -158,3 +159,19 @@ def test_a_saved_configuration_is_the_one_that_ran(tmp_path: Path, name: str) ->
     config = validate({"run": {"name": name}, "rollout": {"stop": [name, "\n", " ", "a: b"]}})
     (tmp_path / "c.yaml").write_text(as_yaml(config), encoding="utf-8")
     assert load_config(str(tmp_path / "c.yaml"), []) == config
+
+
+@pytest.mark.parametrize("value", ["a\x1b[31m", "[1", "{a: b"])
+def test_an_option_that_is_no_yaml_is_named_in_one_line(value: str) -> None:
+    with pytest.raises(ConfigError) as found:
+        load_config(None, [f"run.name={value}"])
+    said = str(found.value)
+    assert said.startswith("The value of run.name is not valid YAML: ") and "\n" not in said and "<unicode" not in said
+
+
+def test_a_line_that_is_no_yaml_is_told_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("run:\n  seed: 1\n  l")
+    for read in (lambda: load_config(str(path), []), lambda: saved_values(path)):
+        with pytest.raises(ConfigError, match=r"could not find expected ':' \(line 3, column 4\)"):
+            read()

@@ -138,3 +138,12 @@ def test_a_password_in_a_url_is_refused_and_never_shown() -> None:
 def test_text_without_the_environment_is_as_it_was() -> None:
     config = load_config(None, ["run.name=x"])
     assert values(config) == values(Config.model_validate(config.model_dump())) and hide("abc {") == "abc {"
+
+
+@pytest.mark.parametrize("key", ["data.format", "run.iterations", "data.max_rows"])
+@pytest.mark.parametrize("before", ["", "x" * 190])
+def test_a_value_that_is_refused_is_not_shown(key: str, before: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the message cuts it short."""
+    assert run_command("test", gi_ppo.train, argv=[f"{key}={before}${{oc.env:GIPO_TEST_TOKEN}}"]) == 2
+    said = capsys.readouterr().err
+    assert key in said and "mk-" not in said and "qz7" not in said

@@ -125,7 +125,7 @@ def test_fewer_responses_than_ranks_change_nothing_and_in_the_end_stop_the_run(
     tmp_path: Path, models: dict[str, str]
 ) -> None:
     for said, unchanged in run_ranks(_fewer_than_ranks, 2, tmp_path, models):
-        assert "17 responses have no usable reward (model.reward=" in said and "last 2 iterations" in said
+        assert "Responses without a usable reward: 17 (model.reward=" in said and "last 2 iterations" in said
         assert unchanged
     rows = read_metrics(tmp_path / "run")
     assert [row["reward/invalid"] for row in rows] == [17.0, 17.0] and all("policy/loss" not in row for row in rows)
@@ -223,7 +223,8 @@ def test_a_sentinel_in_a_run_leaves_the_scale_and_is_told(tmp_path: Path, models
     rows = read_metrics(tmp_path / "run")
     assert [row.get("reward/clipped") for row in rows] == [None, None, 1.0] + [None] * 2
     assert all(math.isfinite(value) for row in rows for value in row.values())
-    assert "counts as the nearest reward" in (tmp_path / "run" / "warnings.jsonl").read_text()
+    said = (tmp_path / "run" / "warnings.jsonl").read_text()
+    assert "counts as the nearest reward" in said and f"{value:g}" in said
 
 
 def test_what_no_rule_can_tell_from_a_reward_ends_in_words(tmp_path: Path, models: dict[str, str]) -> None:

@@ -15,12 +15,15 @@ from scripts.new_model import main
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_new_model_of_each_family(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_model_of_each_family(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"prompt": "The dog", "response": "runs to the park."}) + "\n")
     words = f"--out {tmp_path / 'model'} --data {data} --family {family} --vocab 270 --hidden 32 --layers 2"
     monkeypatch.setattr(sys, "argv", ["new_model.py", *words.split()])
     assert main() == 0
+    assert capfd.readouterr().err == "", "no progress bar of the library for a moment's work"
     shape, tokenizer = read_shape(tmp_path / "model"), load_tokenizer(str(tmp_path / "model"))
     assert (shape.family, shape.layers, shape.head_dim, shape.vocab_size) == (family, 2, 8, len(tokenizer))
     assert tokenizer.decode(tokenizer("The dog", add_special_tokens=False).input_ids) == "The dog"

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from gipo_mc.config.environment import fingerprint, marked_environment, references
+from gipo_mc.config.environment import fingerprint, hide_named, marked_environment, references
 from gipo_mc.config.names import is_file, name_problems
 from gipo_mc.config.scalars import misread_numbers
 from gipo_mc.config.schema import Config
@@ -36,7 +36,11 @@ def load_config(path: str | None, overrides: list[str], base: dict[str, Any] | N
     """
     merged = _merged(path, overrides, base or {})
     real = _resolved(merged, path)
-    config = _validate(real)
+    try:
+        config = _validate(real)
+    except ConfigError:
+        hide_named(str(merged))
+        raise
     if "${" in str(merged):
         with marked_environment():
             marked = _resolved(merged, path)
@@ -97,8 +101,12 @@ def _merged(path: str | None, overrides: list[str], base: dict[str, Any]) -> dic
 
 
 def _resolved(merged: dict[str, Any], path: str | None) -> dict[str, Any]:
-    with _problems_of(path):
-        return OmegaConf.to_container(OmegaConf.create(merged), resolve=True)  # type: ignore[return-value]
+    try:
+        with _problems_of(path):
+            return OmegaConf.to_container(OmegaConf.create(merged), resolve=True)  # type: ignore[return-value]
+    except ConfigError:
+        hide_named(str(merged))
+        raise
 
 
 @contextmanager

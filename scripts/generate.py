@@ -19,7 +19,8 @@ from gipo_mc.parallel.collectives import on_main
 from gipo_mc.run.arguments import Parser, name
 from gipo_mc.run.command import run_command
 from gipo_mc.run.jsonl import encode, printable, write_atomically
-from gipo_mc.tools.respond import Response, respond
+from gipo_mc.tools.output import check_file
+from gipo_mc.tools.respond import Response, is_response, respond
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     own, rest = parser.parse_known_args(argv)
 
     def work(config: Config) -> None:
+        if own.out:
+            check_file(Path(own.out), is_response)
         responses = respond(config, own.prompt, greedy=own.greedy, tell=_warn)
         on_main(lambda: _show(responses, Path(own.out) if own.out else None))
 

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 from gipo_mc.errors import GipoError
-from gipo_mc.report.report import build_report, save_charts
+from gipo_mc.report.report import build_report, is_report, save_charts
 from gipo_mc.run.arguments import Parser, name, say_error
 from gipo_mc.run.jsonl import printable
+from gipo_mc.tools.output import check_file
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         runs = list(map(Path, args.runs))
         out = Path(args.out) if args.out else runs[0] / "report.html"
+        check_file(out, is_report)
         print(printable(str(build_report(runs, out, Path(args.note) if args.note else None))))
         if args.charts:
             print(f"{printable(args.charts)}: {len(save_charts(runs, Path(args.charts)))} charts")

@@ -33,3 +33,15 @@ def never(prompts: list[str], responses: list[str], domains: list[str]) -> list[
 
 def huge(prompts: list[str], responses: list[str], domains: list[str]) -> list[float]:
     return [-1e30] * len(responses)
+
+
+def leaves(prompts: list[str], responses: list[str], domains: list[str]) -> list[float]:
+    raise SystemExit(0)
+
+
+def nothing(prompts: list[str], responses: list[str], domains: list[str]) -> list[object]:
+    return [0.0, None] * len(responses)
+
+
+def beyond(prompts: list[str], responses: list[str], domains: list[str]) -> list[int]:
+    return [10**400] * len(responses)

@@ -1,4 +1,5 @@
-"""What the Markdown pages name is there: links, files, make targets, configuration keys; the layers, in one wording.
+"""What the Markdown pages name is there: links, files, tests, make targets, configuration keys; the layers, in one
+wording.
 
 Each rule is a function from text to violations; it is applied to the repository, and to snippets that break it.
 tests/test_readme.py runs the README's commands.
@@ -104,6 +105,16 @@ def named_violations(page: str, text: str, root: Path = ROOT) -> list[str]:
     return found
 
 
+def missing_tests(page: str, text: str, root: Path = ROOT) -> list[str]:
+    """Tests that a page names as `path::test_name`, the path from the root or from tests/, and that are not there."""
+    found = []
+    for path, name in re.findall(r"`([\w./]+\.py)::(\w+)", text):
+        file = next((f for f in (root / path, root / "tests" / path) if f.is_file()), None)
+        if file is None or f"\ndef {name}(" not in file.read_text(encoding="utf-8"):
+            found.append(f"{page} names the test {path}::{name}, which is not there")
+    return found
+
+
 def _train_command_violations(page: str, words: list[str], root: Path) -> list[str]:
     config = words[words.index("--config") + 1] if "--config" in words else None
     overrides = [w for w in words if re.match(r"[a-z_]+(\.[a-z_]+)*=", w)]
@@ -117,7 +128,7 @@ def _train_command_violations(page: str, words: list[str], root: Path) -> list[s
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_what_a_page_names_is_there(path: Path):
     name, text = path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
-    violations = link_violations(name, text) + named_violations(name, text)
+    violations = link_violations(name, text) + named_violations(name, text) + missing_tests(name, text)
     assert not violations, "\n".join(violations)
 
 
@@ -146,6 +157,15 @@ def test_rule_of_names_allows():
     text = "```bash\nmake test  # all of it\n```\n`gipo_mc/types.py` `scripts/*` `csrc/NAME.cu` [x](LICENSE) [y](https://a.org/b)"
     text += "\n```console\n$ torchrun --nproc-per-node 2 gipo_mc/types.py\nscripts/this_is_output.py\n```"
     assert named_violations("x.md", text) == []
+
+
+def test_rule_of_tests(tmp_path: Path):
+    (tmp_path / "tests" / "run").mkdir(parents=True)
+    (tmp_path / "tests" / "run" / "test_a.py").write_text("x = 1\n\ndef test_one(x):\n    test_two(x)\n")
+    assert missing_tests("x.md", "`run/test_a.py::test_one` `tests/run/test_a.py::test_one`", tmp_path) == []
+    for bad in ("run/test_a.py::test_two", "run/test_a.py::test_on", "test_a.py::test_one", "run/test_b.py::test_one"):
+        assert missing_tests("x.md", f"a `{bad}`, b", tmp_path), bad
+    assert len(missing_tests("x.md", (ROOT / "docs" / "reliability.md").read_text(), tmp_path)) > 100, "it names them"
 
 
 def test_link_rule_finds(tmp_path: Path):

@@ -66,6 +66,12 @@ def references(real: dict[str, Any], marked: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def hide_named(configuration: str) -> None:
+    """Hide what a configuration that is refused takes from the environment: its error quotes values."""
+    for name in re.findall(r"oc\.env:\s*(\w+)", configuration):
+        _remember(os.environ.get(name, ""), f"${{oc.env:{name}}}")
+
+
 def hide(text: str) -> str:
     """`text` with the values of the environment that the configuration uses replaced by references, and passwords in
     URLs by ***."""

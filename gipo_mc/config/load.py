@@ -103,8 +103,12 @@ def _merged(path: str | None, overrides: list[str], base: dict[str, Any]) -> dic
 
 
 def _resolved(merged: dict[str, Any], path: str | None) -> dict[str, Any]:
-    with _problems_of(path):
-        return OmegaConf.to_container(OmegaConf.create(merged), resolve=True)  # type: ignore[return-value]
+    try:
+        with _problems_of(path):
+            return OmegaConf.to_container(OmegaConf.create(merged), resolve=True)  # type: ignore[return-value]
+    except ConfigError:
+        hide_named(str(merged))
+        raise
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.errors import StorageError
+from gipo_mc.parallel.limits import limited
 
 #: Tokens that checkpoints reserve for padding, tried in this order where the tokenizer names none.
 PADDING = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>")
@@ -23,14 +23,15 @@ _QUESTION, _ANSWER = "question", "answer"
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The special token that the chat template writes behind an assistant's message; None where there is no template,
-    or no such token."""
+    or no such token, or where it is broken."""
     if not tokenizer.chat_template:
         return None
     turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except TemplateError:
-        return None  # whoever renders with it is told why
+        with limited(f"The chat template of {tokenizer.name_or_path or 'the tokenizer'}"):  # it may loop for ever
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # a template may raise anything: whoever renders with it is told what
+        return None
     assert isinstance(text, str)  # tokenize=False returns text
     _, found, ending = text.rpartition(_ANSWER)
     places = {token: ending.find(token) for token in _special(tokenizer)} if found else {}

@@ -57,6 +57,14 @@ def load_tokenizer(
             f"The tokenizer {path} has no end-of-sequence token, so no response could end: "
             "set eos_token in its tokenizer_config.json."
         )
+    template = tokenizer.chat_template
+    if any(
+        not isinstance(text, str) for text in (template.values() if isinstance(template, dict) else [template or ""])
+    ):
+        raise ConfigError(
+            f"The tokenizer {path} has a chat template that is no text: correct chat_template in its "
+            "tokenizer_config.json, or take it out."
+        )
     for sentence in _follow_settings(tokenizer, path):
         if tell:
             tell(sentence)

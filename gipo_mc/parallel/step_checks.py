@@ -94,6 +94,6 @@ def still_sentence(result: StepResult | None, key: str) -> str:
     if result.change is not None and result.change.moved == 0.0:
         return (
             f"The first step at {key}.lr={result.lr:g} changed none of the weights: it is less than half of their last "
-            f"digit. Raise {key}.lr, or training does nothing."
+            f"digit. Raise {key}.lr, or {key}.clip_grad if that is tiny, or training does nothing."
         )
     return ""

@@ -47,6 +47,11 @@ class _Chapter:
     phases: list[tuple[str, str, list[tuple[str, str]]]]
 
 
+def is_report(first: str) -> bool:
+    """Is this the first line of a page?"""
+    return first.startswith("<!doctype html>")
+
+
 def build_report(runs: list[Path], out: Path, note: Path | None = None) -> Path:
     """Write the report of the run folders `runs` to `out` and return it.
 

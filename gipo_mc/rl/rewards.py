@@ -49,7 +49,7 @@ def load_function(name: str, key: str = "model.reward") -> RewardFunction:
     try:
         module, function = name.removeprefix(_FUNCTION).split(":")
         found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # importing runs the user's module, which may raise anything
+    except (Exception, SystemExit) as error:  # importing runs the user's module, which may raise anything
         raise ConfigError(
             f"{key}={name}: the function cannot be loaded ({type(error).__name__}: {error}). Write "
             "python:package.module:function, with the module on PYTHONPATH; it is called as "
@@ -75,10 +75,10 @@ class FunctionReward:
             try:
                 with limited(f"The reward function {self.name}"):
                     found = self.function([prompt.text for prompt in prompts], texts, list(rollout.domain_B))
-                    rewards = [float(reward) for reward in found]
+                    rewards = [self._number(reward, row) for row, reward in enumerate(found)]
             except GipoError:
                 raise
-            except Exception as error:  # of the user's code, whatever it is
+            except (Exception, SystemExit) as error:  # of the user's code, whatever it is: exit(0) is no success
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 raise DataError(
                     f"{self.name} failed at {where.filename}:{where.lineno}: {type(error).__name__}: {error}"
@@ -88,6 +88,15 @@ class FunctionReward:
             return rewards
 
         return torch.tensor(on_main(work), dtype=torch.float32, device=self.layout.device)
+
+    def _number(self, reward: object, row: int) -> float:
+        try:
+            return float(reward)  # type: ignore[arg-type]  # or the error below
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise DataError(
+                f"{self.name} returned {reward!r:.100} for response {row}: a number is expected, NaN where there is "
+                "none."
+            ) from error
 
 
 class ModelReward:

@@ -61,11 +61,16 @@ class RunFolder:
 
         Call it on rank 0 only. With `resume` false, an earlier run in the folder is moved to `previous-<n>/` inside
         it (attribute `set_aside`): nothing is deleted. Raises StorageError where another job has the folder or it
-        cannot be written, ConfigError where it belongs to another command or the name leaves `dir`.
+        cannot be written, ConfigError where it belongs to another command, holds a model, or the name leaves `dir`.
         """
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ConfigError(f"run.name={name!r} leaves run.dir={str(dir)!r}: give a plain name.")
         folder = cls(Path(dir) / (name or command), command)
+        if (folder.path / "config.json").is_file() and any(folder.path.glob("*.safetensors")):
+            raise ConfigError(
+                f"{folder.path} holds a model (config.json and safetensors): a run among its files would make it two "
+                "things under one name. Give another run.name or run.dir."
+            )
         with storage_errors(folder.path):
             folder.path.mkdir(parents=True, exist_ok=True)
         folder._acquire()

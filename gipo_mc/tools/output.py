@@ -1,4 +1,4 @@
-"""A folder that a command writes: whole or not at all, and never over somebody's model."""
+"""What a command writes: whole or not at all, and never over somebody's model or another file."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ MODEL_FILES = (
     "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.*",
     "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.jinja",
 )  # fmt: skip
+#: Characters of a line that are looked at.
+_LONGEST_LINE = 2**20
 #: What --from-hf writes: step 0 and no run.
 IMPORTED_FILES = ("checkpoints", "checkpoints/step_00000000")
 
@@ -49,6 +51,19 @@ def check_output(out: Path, replaceable: Sequence[str], overwrite: bool) -> None
             f"{out} is not empty (it holds {listed}): give a new folder, or add --overwrite to replace what it holds. "
             "Nothing was changed."
         )
+
+
+def check_file(out: Path, is_ours: Callable[[str], bool]) -> None:
+    """May `out` be written over: is it no file, an empty one, or one whose first line tells that a command wrote it?
+
+    Raises ConfigError for another: one slip of the hand, and prompts or metrics would be gone.
+    """
+    if not out.is_file():
+        return  # what cannot be written to is found when it is written
+    with storage_errors(out), out.open(encoding="utf-8", errors="replace") as file:
+        first = file.readline(_LONGEST_LINE)
+    if first and not is_ours(first):
+        raise ConfigError(f"--out={out} is a file of another kind, which would be lost: give a new name.")
 
 
 def _names(out: Path, replaceable: Sequence[str]) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from transformers import PreTrainedTokenizerBase
 
@@ -33,6 +34,15 @@ class Response:
     domain: str
     tokens: int
     truncated: bool
+
+
+def is_response(line: str) -> bool:
+    """Is this a response as a line of JSON?"""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and row.keys() == {field.name for field in fields(Response)}
 
 
 def respond(

@@ -108,6 +108,14 @@ def test_an_error_that_quotes_a_secret_shows_the_reference(folder: Path) -> None
     assert "qz7wk4vt9x" not in (folder / "run" / "run_status.json").read_text()
 
 
+@pytest.mark.parametrize("value", ["${oc.env:GIPO_TEST_TOKEN}", "${oc.decode:'[${oc.env:GIPO_TEST_TOKEN}'}"])
+def test_a_configuration_that_is_refused_shows_no_secret(value: str) -> None:
+    """Neither one of the wrong kind, nor one that cannot be resolved."""
+    with pytest.raises(ConfigError) as error:
+        load_config(None, [f"run.seed={value}"])
+    assert "qz7wk4vt9x" not in hide(str(error.value))
+
+
 def test_a_saved_configuration_reads_back_the_same(tmp_path: Path) -> None:
     words = ["run.seed=${oc.env:GIPO_TEST_SEED}", "policy.lr=${oc.decode:${oc.env:GIPO_TEST_SEED}}"]
     words += ["model.tokenizer=a/${oc.env:GIPO_TEST_TOKEN}", r"rollout.stop=['\${x}', '$']"]

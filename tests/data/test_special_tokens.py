@@ -26,6 +26,9 @@ BOTH = TEMPLATE.replace("{% if add", "{% if not add_generation_prompt %}{{ eos_t
         (TEMPLATE.replace("<|turn|>", "{{ eos_token }}"), "<|end|>"),
         (TEMPLATE.replace("<|turn|>", "</turn>"), None),  # text, not a special token
         ("{{ raise_exception('system first') }}", None),
+        ("{% for tool in tools %}{% endfor %}" + TEMPLATE, None),  # TypeError: there are no tools
+        ("{% for i in range(10**9) %}{% endfor %}", None),  # OverflowError of the sandbox
+        ("{{ messages[7].content }}", None),
         (None, None),
     ],
 )

@@ -9,6 +9,7 @@ from gipo_mc.data.synthetic import builtin_tokenizer
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, train_bpe_tokenizer
 from gipo_mc.errors import ConfigError
 from gipo_mc.models.families import FAMILIES
+from tests.chat import chat_tokenizer
 
 TEXTS = ["The dog runs to the park.", "The park is green, and the dog is brown."] * 20
 
@@ -99,6 +100,15 @@ def test_settings_that_cannot_be_followed_are_said(tmp_path):
     told = []
     assert Encoder(load_tokenizer(str(tmp_path), told.append)).prompts(["a"]) == [[0]]
     assert len(told) == 2 and "has no BOS token" in told[0] and "no prompt ends with <eos> here" in told[1]
+
+
+@pytest.mark.parametrize("template", [5, {"a": 1}, [{"name": "default", "template": 5}]])
+def test_a_chat_template_that_is_no_text_is_a_sentence(tmp_path, template):
+    chat_tokenizer(template=None).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    with pytest.raises(ConfigError, match=r"cannot be loaded|a chat template that is no text"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_folders_that_hold_no_usable_tokenizer(tmp_path):

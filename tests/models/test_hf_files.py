@@ -91,6 +91,12 @@ def test_a_broken_generation_file_and_a_quantised_model_are_named(tmp_path: Path
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"generation_config\.json cannot be read as JSON"):
         read_shape(tmp_path)
+    for ends in ("7", [7, "8"], True, 7.5):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        with pytest.raises(
+            CheckpointError, match=r"generation_config\.json has eos_token_id=.* a whole number or a list"
+        ):
+            read_shape(tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(raw | {"quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(ConfigError, match=r"quantised model \(quantization_config .* quant_method gptq\)"):

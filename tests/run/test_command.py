@@ -177,7 +177,10 @@ def test_tensor_parallelism_that_does_not_divide_the_heads(tmp_path: Path, model
             5,
             ["Responses without a usable reward: 8 (", "the reward -1e+30"],
         ),
-        ("rl", ["model.reward=python:tests.reward_functions:words"], 3, ["reward_functions:words"]),
+        ("rl", ["model.reward=python:tests.reward_functions:words"], 3, ["returned 'good' for response 0: a number"]),
+        ("rl", ["model.reward=python:tests.reward_functions:nothing"], 3, ["returned None for response 1: a number"]),
+        ("rl", ["model.reward=python:tests.reward_functions:beyond"], 3, ["for response 0: a number is expected"]),
+        ("rl", ["model.reward=python:tests.reward_functions:leaves"], 3, ["SystemExit: 0"]),
         ("rl", ["model.reward=python:tests.reward_functions:broken"], 3, ["ZeroDivisionError"]),
     ],
 )

@@ -28,6 +28,16 @@ def test_a_name_cannot_leave_the_directory(tmp_path, name):
         RunFolder.open(tmp_path, name, "train_sft", resume=True)
 
 
+def test_a_run_does_not_move_in_with_a_model(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "mine" / name).write_text("mine")
+    for resume in (True, False):
+        with pytest.raises(ConfigError, match=r"mine holds a model \(config\.json and safetensors\).*run\.name"):
+            RunFolder.open(tmp_path, "mine", "train_sft", resume)
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"config.json", "model.safetensors"}
+
+
 def test_a_second_job_is_refused_and_told_who_holds_the_folder(tmp_path):
     with RunFolder.open(tmp_path, "toy", "train_sft", resume=True):
         code = (

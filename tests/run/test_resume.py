@@ -100,10 +100,16 @@ def _assert_equal(found: Path, expected: Path, step: int) -> None:
 
 CASES = [
     ("sft", "1"), ("sft", "PP2"), ("reward", "1"), ("reward", "DP2"), ("dpo", "1"), ("dpo", "PP2"),
-    ("rl", "1"), ("rl", "TP2"), ("variant", "1"),
+    ("rl", "1"), ("rl", "TP2"), ("variant", "1"), ("ppo", "TP2xPP2"), ("sft at an epoch's end", "1"),
 ]  # fmt: skip
-#: No critic, a classifier of its own, weights of the groups that are remembered.
-VARIANT = ("algorithm.name=gi_rloo", "algorithm.penalty=group_dro", "rollout.samples_per_prompt=2")
+#: Cases with a trainer and options of their own.
+VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    # No critic, a classifier of its own, weights of the groups that are remembered.
+    "variant": ("rl", ("algorithm.name=gi_rloo", "algorithm.penalty=group_dro", "rollout.samples_per_prompt=2")),
+    "ppo": ("rl", ("algorithm.name=ppo",)),
+    # Two steps of 9 are the 18 rows.
+    "sft at an epoch's end": ("sft", ("train.batch_size=9", "parallel.micro_batch_size=3")),
+}
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
@@ -111,8 +117,7 @@ def test_an_interrupted_run_ends_as_the_undisturbed_one(
     tmp_path: Path, models: dict[str, str], kind: str, name: str
 ) -> None:
     """Interrupted after step 3, whose metrics are written already; the last checkpoint is that of step 2."""
-    layout, more = LAYOUTS[name], VARIANT if kind == "variant" else ()
-    kind = "rl" if kind == "variant" else kind
+    layout, (kind, more) = LAYOUTS[name], VARIANTS.get(kind, (kind, ()))
     assert _run(kind, layout, _config(kind, tmp_path, models, "straight", layout, *more)) == "done"
     broken = _config(kind, tmp_path, models, "broken", layout, *more)
     assert _run(kind, layout, broken, interrupt_after=3) == "interrupted"

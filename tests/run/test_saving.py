@@ -1,4 +1,4 @@
-"""A save: what is removed afterwards, what a full disk does at each place, and what is on the disk when it returns."""
+"""A save: what is removed afterwards, what a full disk or a kill does at each place, what is on the disk at its end."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from gipo_mc.config import Config, validate
 from gipo_mc.errors import ConfigError, StorageError
 from gipo_mc.parallel import runtime, sharded_files
 from gipo_mc.run import checkpoint, manifest
-from tests.ranks import parallel_config, run_ranks
+from tests.ranks import exit_codes, parallel_config, run_ranks
 
 
 def _state(rank: int, size: int = 1000) -> dict[str, Any]:
@@ -214,3 +215,62 @@ def test_everything_is_on_the_disk_before_the_checkpoint_appears(tmp_path: Path)
     assert json.loads((path / "MANIFEST.json").read_text())["files"].keys() == {
         name for name in wanted if (path / name).is_file() and name != "MANIFEST.json"
     }
+
+
+# --------------------------------------------------------------------------------------------------------------- kills
+#: Sub-step of a save -> (rank that is killed, whose function is called then, its name, is it a call to die in?).
+KILLS: dict[str, tuple[int, Any, str, Callable[..., bool]]] = {
+    "before its part is written": (1, sharded_files, "_write_shards", lambda *_: True),
+    "parts are written, no index": (0, FileSystemWriter, "finish", lambda *_: True),
+    "while it hashes": (1, manifest, "sha256_of", lambda *_: True),
+    "no manifest": (0, manifest, "write", lambda *_: True),
+    "before the rename": (0, Path, "rename", lambda path, target: path.name.startswith(".tmp-00000003")),
+    "after the rename": (0, manifest, "remember", lambda *_: True),
+    "before an older one is removed": (0, Path, "rename", lambda path, target: path.name == "step_00000001"),
+    "while an older one is removed": (0, shutil, "rmtree", lambda path, *_: "removed-step_00000001" in str(path)),
+}
+
+
+def _killed(rank: int, folder: Path, place: str) -> None:
+    _join()
+    victim, owner, name, here = KILLS[place]
+    function = getattr(owner, name)
+    pids = [0, 0]
+    torch.distributed.all_gather_object(pids, os.getpid())
+
+    def dies(*arguments: Any, **options: Any) -> Any:
+        if here(*arguments):
+            for pid in (pids[1 - rank], os.getpid()):  # torchrun ends the others
+                os.kill(pid, signal.SIGKILL)
+        return function(*arguments, **options)
+
+    if rank == victim:
+        setattr(owner, name, dies)
+    _save(folder, 3, rank)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints of steps 1 and 2."""
+    folder = tmp_path_factory.mktemp("two")
+    for step in (1, 2):
+        run_ranks(_prune_one, 2, folder, step)
+    return folder
+
+
+@pytest.mark.parametrize("place", KILLS)
+def test_a_kill_in_any_part_of_a_save_leaves_no_checkpoint_that_is_not_whole(
+    tmp_path: Path, two: Path, place: str
+) -> None:
+    """The next start finds the newest whole one, and its save clears away what was begun."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two, folder)
+    assert exit_codes(_killed, 2, folder, place) == [-signal.SIGKILL] * 2
+    seen = checkpoint.steps(folder)
+    for step in seen:
+        checkpoint.verify(folder / f"step_{step:08d}")
+    is_there = "after" in place or "older" in place
+    assert seen[-1] == (3 if is_there else 2) and len(seen) >= 2
+    run_ranks(_prune_one, 2, folder, 4 if is_there else 3)
+    assert checkpoint.steps(folder) == ([3, 4] if is_there else [2, 3])
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]

@@ -1,14 +1,20 @@
-"""A folder that a command writes: whole or not at all, and never over somebody's model."""
+"""What a command writes: whole or not at all, and never over somebody's model or another file."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from gipo_mc.errors import ConfigError, StorageError
+from gipo_mc.report.report import is_report
+from gipo_mc.run.jsonl import encode
 from gipo_mc.tools import output
-from gipo_mc.tools.output import IMPORTED_FILES, MODEL_FILES, check_output, new_folder
+from gipo_mc.tools.output import IMPORTED_FILES, MODEL_FILES, check_file, check_output, new_folder
+from gipo_mc.tools.respond import Response, is_response
+from tests.scripts import run_script
+from tests.source_rules import ROOT
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -111,3 +117,33 @@ def test_an_error_at_the_end_leaves_what_was_there(tmp_path: Path, monkeypatch: 
     with pytest.raises(StorageError, match="No space left"):
         write(out, overwrite=True)
     assert contents(tmp_path) == {"out/config.json": "new"}
+
+
+RESPONSE = encode(asdict(Response("p", "r", "d", 3, False)))
+
+
+@pytest.mark.parametrize("first", ['{"prompt": "mine"}', '{"step": 1, "loss": 2.0}', "text", "[" * 9999, "\udcff"])
+def test_a_file_of_another_kind_is_not_written_over(first: str, tmp_path: Path) -> None:
+    (out := tmp_path / "out").write_text(first + "\n", errors="surrogateescape")
+    for is_ours in (is_report, is_response):
+        with pytest.raises(ConfigError, match="out is a file of another kind, which would be lost"):
+            check_file(out, is_ours)
+
+
+def test_what_the_command_wrote_before_is_written_over(tmp_path: Path) -> None:
+    (out := tmp_path / "out").write_text(RESPONSE + "\n")
+    check_file(out, is_response)
+    out.write_text("<!doctype html>\n<html>")
+    check_file(out, is_report)
+    out.write_text("")
+    for free in (out, tmp_path / "new", tmp_path, Path("/dev/null")):
+        check_file(free, is_response)
+
+
+@pytest.mark.parametrize("command", ["report", "generate"])
+def test_the_commands_ask(command: str, tmp_path: Path) -> None:
+    (out := tmp_path / "prompts.jsonl").write_text('{"prompt": "mine"}\n')
+    words = [str(tmp_path)] if command == "report" else ["model.policy=none", "--prompt=x"]
+    done = run_script(ROOT / "scripts" / f"{command}.py", *words, "--out", str(out))
+    assert done.returncode == 2 and "is a file of another kind" in done.stderr
+    assert out.read_text() == '{"prompt": "mine"}\n'

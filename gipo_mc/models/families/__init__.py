@@ -58,8 +58,13 @@ def read_shape(source: str | Path | PreTrainedConfig) -> ModelShape:
     if wrong := shape.absurd():
         raise CheckpointError(f"{folder / 'config.json'} describes no model:\n" + bullets(wrong))
     generation = folder / "generation_config.json"
-    text = json.dumps(_read_json(generation), sort_keys=True) if generation.is_file() else ""
-    return replace(shape, generation=text)
+    if not generation.is_file():
+        return shape
+    fields = _read_json(generation)
+    ends = fields.get("eos_token_id")
+    if any(type(one) is not int for one in (ends if isinstance(ends, list) else [] if ends is None else [ends])):
+        raise CheckpointError(f"{generation} has eos_token_id={ends!r}: a whole number or a list of them is expected.")
+    return replace(shape, generation=json.dumps(fields, sort_keys=True))
 
 
 def hf_config(shape: ModelShape, **overrides: Any) -> PreTrainedConfig:

@@ -32,8 +32,18 @@ _WRAPPERS = {
     "base_model.model.": f"a model inside a peft adapter. {MERGE}",
     "pretrained_model.": "a model inside TRL's value-head model: save model.pretrained_model",
 }
+#: The same within names, where parts of a model were wrapped.
+_INNER_WRAPPERS = {
+    "._fsdp_wrapped_module.": "a model inside FullyShardedDataParallel: gather its full state dict",
+    "._checkpoint_wrapped_module.": "a model whose layers are inside a checkpoint wrapper: save the layers",
+    "._orig_mod.": "a model whose layers were compiled by torch.compile: save the layers' _orig_mod",
+    ".lora_A.": f"a model with an adapter in it. {MERGE}",
+    ".base_layer.": f"a model with an adapter in it. {MERGE}",
+}
 #: Rows of the embedding that are compared at a time.
 _TIED_ROWS = 4096
+#: The embedding in a model that was saved without its head.
+_BARE = EMBEDDING.removeprefix("model.")
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -128,9 +138,13 @@ def stored_dtype(source: SafetensorsFolder) -> torch.dtype:
     if unknown := [
         f"{kind} ({len(names)} tensors, {names[0]} first)" for kind, names in stored.items() if kind not in _DTYPES
     ]:
+        what = (
+            "which is not read"
+            if set(stored) <= {*_DTYPES, "F64"}
+            else ("codes of a quantised model or whole numbers, which would be trained as if they were weights")
+        )
         raise CheckpointError(
-            f"{source.folder} stores {', '.join(unknown)}: codes of a quantised model or whole numbers, which would be "
-            "trained as if they were weights. Give a checkpoint in F32, BF16 or F16."
+            f"{source.folder} stores {', '.join(unknown)}: {what}. Give a checkpoint in F32, BF16 or F16."
         )
     return _DTYPES[next(iter(stored))] if len(stored) == 1 else torch.float32
 
@@ -166,17 +180,30 @@ def check_weights(
             f"{source.folder} holds an adapter (adapter_config.json) beside a model: transformers would apply it, this "
             f"package would not. {MERGE} Or take the adapter's files out of the folder."
         )
-    for prefix, what in _WRAPPERS.items():
-        if wrapped := [name for name in source.shapes if name.startswith(prefix)]:
-            raise CheckpointError(
-                f"The names of {len(wrapped)} of {len(source.shapes)} tensors in {source.folder} begin with "
-                f"{prefix!r} ({wrapped[0]}), which transformers does not look for: this is {what}"
-            )
+    _check_wrappers(source)
     stored_dtype(source)
     skip = _check_names(source, shape, head, fresh_head)
     if head == "lm" and shape.tied and OUTPUT in source.shapes:
         _check_tied(source)
     return skip
+
+
+def _check_wrappers(source: SafetensorsFolder) -> None:
+    for where, wrappers in (("begin with", _WRAPPERS), ("hold", _INNER_WRAPPERS)):
+        for part, what in wrappers.items():
+            at_start = wrappers is _WRAPPERS
+            wrapped = [name for name in source.shapes if (name.startswith(part) if at_start else part in name)]
+            if wrapped:
+                raise CheckpointError(
+                    f"The names of {len(wrapped)} of {len(source.shapes)} tensors in {source.folder} {where} "
+                    f"{part!r} ({wrapped[0]}), which transformers does not look for: this is {what}"
+                )
+    if source.shapes and not any(name.startswith("model.") for name in source.shapes) and _BARE in source.shapes:
+        raise CheckpointError(
+            f"The names of the tensors in {source.folder} lack 'model.' ({_BARE}): this is the trunk alone, as "
+            "AutoModel saves it, without the projection of a language model or the head of a reward model. Save the "
+            "whole model."
+        )
 
 
 def _check_tied(source: SafetensorsFolder) -> None:

@@ -95,6 +95,38 @@ def test_names_of_a_wrapped_model_are_refused_by_their_prefix(prefix: str, tmp_p
     assert ("merge_and_unload" in message) == (prefix == "base_model.model.")
 
 
+@pytest.mark.parametrize("part", ["_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.", "base_layer."])
+def test_names_with_a_wrapper_inside_are_refused_by_it(part: str, tmp_path: Path) -> None:
+    save_lm(tmp_path)
+
+    def wrap(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith("model.layers.1.")]:
+            tensors[name.replace(".1.", f".1.{part}")] = tensors.pop(name)
+
+    rewrite(tmp_path, wrap)
+    message = error_of(tmp_path)
+    assert f"hold '.{part}'" in message and "layers.1" in message and "missing" not in message
+
+
+def test_a_trunk_without_its_head_is_named(tmp_path: Path) -> None:
+    save_lm(tmp_path)
+
+    def strip(tensors: dict[str, Tensor]) -> None:
+        del tensors["lm_head.weight"]
+        for name in list(tensors):
+            tensors[name.removeprefix("model.")] = tensors.pop(name)
+
+    rewrite(tmp_path, strip)
+    assert "lack 'model.' (embed_tokens.weight): this is the trunk alone" in error_of(tmp_path)
+
+
+def test_doubles_are_not_called_codes(tmp_path: Path) -> None:
+    save_lm(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors.update({name: t.double() for name, t in tensors.items()}))
+    message = error_of(tmp_path)
+    assert "stores F64" in message and "codes" not in message and "F32, BF16 or F16" in message
+
+
 def test_adapters_are_refused_alone_and_beside_a_model(tmp_path: Path) -> None:
     save_lm(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")

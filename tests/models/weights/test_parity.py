@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -70,6 +71,23 @@ def test_a_reward_that_is_read_elsewhere_is_found(tmp_path: Path, monkeypatch: p
     parallel, ranks = parallel_config()
     for line in run_ranks(scores, ranks, parallel, tmp_path)[0]:
         assert not line.passed and "4 of them differ" in line.found
+
+
+def test_what_transformers_cannot_read_is_a_failed_check(tmp_path: Path) -> None:
+    """A pad id beyond the vocabulary: transformers does not build such a model."""
+    save_reward(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"pad_token_id": 5000}))
+    first = run_ranks(check, 1, parallel_config()[0], tmp_path)[0][0]
+    assert (first.what, first.passed) == ("read by transformers", False) and "Padding_idx" in first.found
+
+
+def test_an_end_id_that_the_model_cannot_say_ends_nothing(tmp_path: Path) -> None:
+    save_lm(tmp_path, eos_token_id=7)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 7, 5000]}))
+    found = run_ranks(check, 1, parallel_config()[0], tmp_path)[0]
+    (ends,) = [line for line in found if line.what.startswith("end ids")]
+    assert ends.passed and ends.found == "here 7, 9; there 9, 7"
 
 
 def with_readers(rank: int, folder: Path, readers: list[str]) -> list[Check]:

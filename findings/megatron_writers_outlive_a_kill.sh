@@ -6,7 +6,7 @@
 #   pipe that only the killed process read and that they keep open themselves. Results of few tensors fit into the
 #   pipe, and the writers leave; those of many do not (64 KiB: some 400 tensors), and they wait in the write for ever:
 #          8 tensors of 50 MB     the lock is free after 1.2 s
-#       2000 tensors of 0.2 MB    the lock is held after 20 s by 2 processes, one of them waiting in anon_pipe_write
+#       2000 tensors of 0.2 MB    the lock is held after 20 s by a writer that waits in anon_pipe_write
 #   The process that holds megatron's queue of results (a multiprocessing Manager) outlives the kill in both cases.
 # Why it matters: the out-of-memory killer and the end of a grace time are SIGKILLs, and a save is when memory is
 #   highest. The next start finds the folder locked by a job that is gone; writers also keep the weights in memory, and

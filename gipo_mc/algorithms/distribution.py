@@ -10,6 +10,8 @@ from torch import Tensor
 
 #: A value this close to the median is never an outlier, whatever the others are: a reward of 1 among zeros is news.
 OUTLIER_FLOOR = 10.0
+#: The same where more than nine tenths are equal and nothing is known of their reach: rare successes are no outliers.
+SPARSE_FLOOR = 1000.0
 #: Share of a batch that decides how far its values reach; up to the rest may be outliers.
 REACH_SHARE = 0.9
 
@@ -26,10 +28,11 @@ def winsorised(values_B: Tensor, multiple: float, reach: float = 0.0) -> tuple[T
     """(values with outliers set to the nearest value that is none, which are outliers: bool [B]).
 
     An outlier is farther from the median than `multiple` times the reach of the batch, than `multiple` times `reach`,
-    its usual one, and than `OUTLIER_FLOOR`. Without outliers, or with multiple 0, the first is `values_B` itself.
-    values_B: [B], finite.
+    its usual one, and than `OUTLIER_FLOOR` (`SPARSE_FLOOR` where both are 0). Without outliers, or with multiple 0, the
+    first is `values_B` itself. values_B: [B], finite.
     """
-    limit = max(multiple * max(reach_of(values_B), reach), OUTLIER_FLOOR)
+    widest = max(reach_of(values_B), reach)
+    limit = max(multiple * widest, OUTLIER_FLOOR if widest else SPARSE_FLOOR)
     far_B = _from_median(values_B).abs() > limit if multiple else torch.zeros_like(values_B, dtype=torch.bool)
     if not bool(far_B.any()):
         return values_B, far_B

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from gipo_mc.config.environment import fingerprint, hide, marked_environment, references
+from gipo_mc.config.environment import fingerprint, hide, hide_named, marked_environment, references
 from gipo_mc.config.names import is_file, name_problems
 from gipo_mc.config.scalars import misread_numbers
 from gipo_mc.config.schema import Config

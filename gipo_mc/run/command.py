@@ -20,7 +20,7 @@ from gipo_mc.parallel.launcher import adopt_slurm
 from gipo_mc.parallel.news import first_to_say
 from gipo_mc.parallel.runtime import lost_peer
 from gipo_mc.run.arguments import Parser, say_error
-from gipo_mc.run.folder import RunFolder
+from gipo_mc.run.folder import RunFolder, now
 from gipo_mc.run.jsonl import printable_lines
 from gipo_mc.run.outcome import note_end, refusal_noted
 from gipo_mc.run.watch import listening
@@ -85,6 +85,7 @@ class _Start:
         self._overrides: list[str] = arguments.overrides
         self._builtin = builtin
         self._base: dict[str, Any] | None = None
+        self._began = now()
 
     def prepared(self) -> Config:
         """The configuration, checked, and what the built-in task needs made."""
@@ -106,7 +107,7 @@ class _Start:
 
     def _folder(self) -> RunFolder:
         dir, name = run_folder(self._path, self._overrides, self._base)
-        return RunFolder(Path(dir) / (name or Path(sys.argv[0]).stem))
+        return RunFolder(Path(dir) / (name or Path(sys.argv[0]).stem), started=self._began)
 
 
 def _say(text: str) -> None:

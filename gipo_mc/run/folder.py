@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,8 @@ from gipo_mc.run.jsonl import read_file, storage_errors, write_atomically
 State = Literal["running", "done", "failed", "requeue"]
 #: Seconds without a sign of life after which a run that says "running" is not believed.
 SILENCE = 300.0
+#: Seconds that a rank waits while others of its job write their word on a refused start, which takes milliseconds.
+_LINE_SECONDS = 2.0
 
 #: What belongs to one run, and is set aside together when a folder is started anew.
 _CONTENTS = (
@@ -46,12 +49,12 @@ class RunFolder:
     `RunFolder(path)` alone is a view without a lock: what ranks other than 0 and the readers of a run use.
     """
 
-    def __init__(self, path: Path | str, command: str = "") -> None:
+    def __init__(self, path: Path | str, command: str = "", started: str = "") -> None:
         self.path = Path(path)
         self.command = command
         self.set_aside: Path | None = None
         self._lock: int | None = None
-        self._started = _now()
+        self._started = started or now()
         self._status: dict[str, Any] = {}
         self._writes = threading.Lock()
 
@@ -145,7 +148,7 @@ class RunFolder:
                 "pid": os.getpid(),
                 "host": socket.gethostname(),
                 "started": self._started,
-                "updated": _now(),
+                "updated": now(),
             }
             self._put_status()
 
@@ -153,7 +156,7 @@ class RunFolder:
         """Write the status again, with the time: a sign of life. Another thread may call it."""
         with self._writes:
             if self._status.get("state") == "running":
-                self._status["updated"] = _now()
+                self._status["updated"] = now()
                 self._put_status()
 
     def _put_status(self) -> None:
@@ -161,21 +164,35 @@ class RunFolder:
 
     def note(self, state: State, exit_code: int, message: str) -> None:
         """Write the status of a start that never came to run here. Does nothing where there is no such folder, another
-        job has it, or it belongs to another command."""
+        job has it, or it belongs to another command. torchrun ends the ranks of a refused start by a signal: what one
+        of them said of the refusal stands."""
         if not os.path.isdir(self.path):  # unlike Path.is_dir, also where the name is too long for one
             return
-        try:
-            self._acquire()
-        except StorageError:
+        if not self._acquired_among_ranks():
             return
         try:
             earlier = self.read_status()
+            refused = earlier.get("state") == "failed" and str(earlier.get("updated")) >= self._started
+            if state == "requeue" and refused:
+                return
             self.command = self.command or str(earlier.get("command") or "")
             if earlier.get("command", self.command) == self.command:
                 step = earlier.get("step")
                 self.write_status(state, exit_code, message, step if isinstance(step, int) else 0)
         finally:
             self.close()
+
+    def _acquired_among_ranks(self) -> bool:
+        """The lock, for which ranks of one job that note the same stand in line. False: another job has it."""
+        deadline = time.monotonic() + (_LINE_SECONDS if os.environ.get("WORLD_SIZE", "1") != "1" else 0.0)
+        while True:
+            try:
+                self._acquire()
+                return True
+            except StorageError:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.02)
 
     def read_status(self) -> dict[str, Any]:
         """run_status.json, or {} where there is none or it is no JSON object (it only informs)."""
@@ -291,5 +308,6 @@ def _holder(lock: Path) -> str:
         return "another job"  # it is between taking the lock and writing its name
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, as run_status.json has it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

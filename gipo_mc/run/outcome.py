@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -81,10 +80,10 @@ def refusal_noted(folder: Callable[[], RunFolder]) -> Iterator[None]:
 
 
 def note_end(folder: Callable[[], RunFolder], state: State, exit_code: int, message: str) -> None:
-    """Leave the status of a start that never came to run, from rank 0."""
-    if os.environ.get("RANK", "0") == "0":
-        with _storage_said():
-            folder().note(state, exit_code, message)
+    """Leave the status of a start that never came to run. Each rank does: the first to end is the end of the others,
+    which may not have come to it."""
+    with _storage_said():
+        folder().note(state, exit_code, message)
 
 
 def how_it_ended(error: BaseException) -> tuple[State, int, str]:

@@ -46,7 +46,8 @@ def test_what_is_no_outlier_is_the_same_tensor() -> None:
     normal_B = torch.randn(4096, generator=torch.Generator().manual_seed(0))
     for values_B, multiple, reach in (
         (100.0 * normal_B, 20.0, 0.0),
-        (torch.tensor([0.0] * 63 + [10.0]), 20.0, 0.0),  # rare, but no more than 10 away
+        (torch.tensor([0.0] * 63 + [100.0]), 20.0, 0.0),  # a rare success
+        (torch.tensor([0.0] * 56 + [0.1] * 7 + [10.0]), 20.0, 0.0),  # rare, but no more than 10 away
         (torch.tensor([0.0] * 63 + [1e4]), 20.0, 501.0),  # usual before this batch
         (torch.tensor([0.0] * 8 + [1e9, 1e9]), 20.0, 0.0),  # what more than a tenth shares
         (torch.tensor([0.0] * 63 + [1e4]), 0.0, 0.0),  # off

@@ -13,18 +13,14 @@ from torch import Tensor
 
 from gipo_mc.algorithms.state import Health
 from gipo_mc.config import load_config
+from gipo_mc.data.synthetic import builtin_tokenizer
 from gipo_mc.errors import NumericsError
 from gipo_mc.rl.metrics import PATIENCE, check_health, check_start
 from gipo_mc.rl.sifting import finite_rewards, sift
 from gipo_mc.types import Prompt
 from tests.rl.test_experience import experience
 
-
-class Words:
-    """A tokenizer as far as the lines of samples.jsonl need one."""
-
-    def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
-        return [" ".join(map(str, row)) for row in rows]
+TOKENIZER = builtin_tokenizer()
 
 
 def _sift(change: dict[str, Tensor], *overrides: str, health: Health | None = None) -> Any:
@@ -32,7 +28,7 @@ def _sift(change: dict[str, Tensor], *overrides: str, health: Health | None = No
     outputs = replace(whole.outputs, **change)
     prompts = [Prompt(row, (1,), domain, f"prompt {row}") for row, domain in enumerate("abcde")]
     config = load_config(None, ["model.reward=runs/reward", *overrides])
-    return sift(prompts, whole.rollout, outputs, health or Health(), config, Words()), outputs  # type: ignore[arg-type]
+    return sift(prompts, whole.rollout, outputs, health or Health(), config, TOKENIZER), outputs
 
 
 def _rewards(*values: float) -> dict[str, Tensor]:

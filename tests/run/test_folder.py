@@ -10,7 +10,7 @@ import pytest
 
 from gipo_mc.errors import ConfigError, StorageError
 from gipo_mc.run import folder as run_folder_module
-from gipo_mc.run.folder import RunFolder
+from gipo_mc.run.folder import RunFolder, now
 from gipo_mc.run.metrics import MetricsLogger
 from tests.run.files import lines
 
@@ -121,3 +121,15 @@ def test_about_keeps_order_and_repeated_labels(folder):
 def test_reading_back_needs_no_lock(folder):
     folder.write_status("running")
     assert RunFolder(folder.path).read_status()["state"] == "running"
+
+
+def test_what_a_rank_said_of_a_refused_start_stands_when_the_others_are_asked_to_stop(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with RunFolder.open(tmp_path, "run", "train_sft", True) as folder:
+        folder.write_status("done", 0, step=3)
+    began = now()
+    RunFolder(tmp_path / "run", started=began).note("failed", 2, "no such key")
+    RunFolder(tmp_path / "run", started=began).note("requeue", 75, "asked to stop")
+    assert RunFolder(tmp_path / "run").read_status()["exit_code"] == 2
+    RunFolder(tmp_path / "run", started="9999").note("requeue", 75, "asked to stop")  # a later start
+    assert RunFolder(tmp_path / "run").read_status()["exit_code"] == 75

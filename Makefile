@@ -56,7 +56,7 @@ venv: $(STAMP) ## the environment, with the native extension built (the others d
 demo: $(STAMP) ## SFT, reward model, PPO and GI-PPO on the built-in task, ending with a report (about 5 minutes)
 	@$(PYTHON) scripts/demo.py $(ARGS)
 
-test: $(STAMP) ## the tests (about 7 minutes on two cores)
+test: $(STAMP) ## the tests (about 11 minutes on two cores)
 	@$(PYTHON) -m pytest $(WORKERS) $(ARGS)
 
 digests: $(STAMP) ## digests of whole runs against the record: for a change that is meant to change no number

@@ -40,13 +40,8 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: floa
     The default process group (gloo) is initialised; `fn` builds Megatron's groups itself with
     `gipo_mc.parallel.runtime.initialize` if it wants them.
     """
-    context = mp.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
-        processes = [
-            context.Process(target=_rank, args=(fn, rank, world_size, folder, args)) for rank in range(world_size)
-        ]
-        for process in processes:
-            process.start()
+        processes = _started(fn, world_size, folder, args)
         returned: dict[int, Any] = {}
         try:
             deadline = time.monotonic() + timeout
@@ -70,15 +65,18 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: floa
     return [returned[rank] for rank in range(world_size)]
 
 
+def _started(fn: Callable[..., Any], world_size: int, folder: str, args: tuple[Any, ...]) -> list[Any]:
+    context = mp.get_context("fork")
+    processes = [context.Process(target=_rank, args=(fn, rank, world_size, folder, args)) for rank in range(world_size)]
+    for process in processes:
+        process.start()
+    return processes
+
+
 def exit_codes(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60.0) -> list[int | None]:
     """As `run_ranks`, for ranks that end by themselves: their exit codes, in rank order; None for one that does not."""
-    context = mp.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
-        processes = [
-            context.Process(target=_rank, args=(fn, rank, world_size, folder, args)) for rank in range(world_size)
-        ]
-        for process in processes:
-            process.start()
+        processes = _started(fn, world_size, folder, args)
         deadline = time.monotonic() + timeout
         for process in processes:
             process.join(max(0.0, deadline - time.monotonic()))

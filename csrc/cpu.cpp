@@ -25,10 +25,16 @@ std::vector<Candidate> candidates() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    all.push_back({{"avx512", &avx512::token_rows, &avx512::objective_rows, &avx512::shaping_rows}, avx512});
-    all.push_back({{"avx2", &avx2::token_rows, &avx2::objective_rows, &avx2::shaping_rows}, avx2});
+    all.push_back({{"avx512", &avx512::token_rows, &avx512::objective_rows, &avx512::shaping_rows, &avx512::append,
+                    &avx512::attention},
+                   avx512});
+    all.push_back(
+        {{"avx2", &avx2::token_rows, &avx2::objective_rows, &avx2::shaping_rows, &avx2::append, &avx2::attention},
+         avx2});
 #endif
-    all.push_back({{"plain", &plain::token_rows, &plain::objective_rows, &plain::shaping_rows}, true});
+    all.push_back(
+        {{"plain", &plain::token_rows, &plain::objective_rows, &plain::shaping_rows, &plain::append, &plain::attention},
+         true});
     return all;
 }
 
@@ -43,13 +49,6 @@ InstructionSet choose() {
     }
     throw std::invalid_argument("GIPO_MC_CPU=" + std::string(wanted) + ": this build on this machine has " + known +
                                 "; leave it unset for the best.");
-}
-
-template <class Kernels>
-auto kernel_of(const Kernels& kernels, DType dtype) {
-    const auto code = static_cast<size_t>(dtype);
-    if (code < kDTypes) return kernels[code];
-    throw std::invalid_argument("gipo_mc._C: unknown dtype code " + std::to_string(code) + ".");
 }
 
 template <class A>

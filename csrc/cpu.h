@@ -7,6 +7,8 @@
 #pragma once
 
 #include "group_objective.h"
+#include "paged_attention.h"
+#include "rotate_and_append.h"
 #include "shape_and_gae.h"
 #include "token_statistics.h"
 
@@ -34,11 +36,28 @@ struct ShapingRowKernels {
     void (*shape[kDTypes])(const RewardRows& in, const ShapedRows& out, int64_t begin, int64_t end);
 };
 
+constexpr int kCachedDTypes = 3;  // the same, without float64
+
+struct AppendKernels {
+    void (*tokens[kCachedDTypes])(const NewTokens& in, const PagedCache& cache, int64_t begin, int64_t end);
+};
+
+// Ranges are of query groups (query_groups() of them for each row and key head), or of their chunks.
+struct AttentionKernels {
+    void (*whole[kCachedDTypes])(const QueryRows& in, const PagedCache& cache, int64_t begin, int64_t end);
+    void (*reduce[kCachedDTypes])(const QueryRows& in, const PagedCache& cache, int64_t chunks, HeadParts* parts,
+                                  int64_t begin, int64_t end);
+    void (*merge[kCachedDTypes])(const QueryRows& in, const PagedCache& cache, int64_t chunks, const HeadParts* parts,
+                                 int64_t begin, int64_t end);
+};
+
 struct InstructionSet {
     const char* name;
     const TokenRowKernels* token;
     const ObjectiveRowKernels* objective;
     const ShapingRowKernels* shaping;
+    const AppendKernels* append;
+    const AttentionKernels* attention;
 };
 
 #define GIPO_DECLARE_ROWS(isa)                       \
@@ -46,6 +65,8 @@ struct InstructionSet {
     extern const TokenRowKernels token_rows;         \
     extern const ObjectiveRowKernels objective_rows; \
     extern const ShapingRowKernels shaping_rows;     \
+    extern const AppendKernels append;               \
+    extern const AttentionKernels attention;         \
     }
 GIPO_DECLARE_ROWS(plain)
 GIPO_DECLARE_ROWS(avx2)

@@ -24,4 +24,12 @@ void with_type(DType dtype, Visit&& visit) {
     throw std::invalid_argument("gipo_mc._C: unknown dtype code " + std::to_string(static_cast<int>(dtype)) + ".");
 }
 
+// The kernel for `dtype` in an array that is indexed by its code.
+template <class Kernel, size_t count>
+Kernel kernel_of(Kernel const (&kernels)[count], DType dtype) {
+    const auto code = static_cast<size_t>(dtype);
+    if (code < count) return kernels[code];
+    throw std::invalid_argument("gipo_mc._C: unknown dtype code " + std::to_string(code) + ".");
+}
+
 }  // namespace gipo

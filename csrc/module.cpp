@@ -3,6 +3,8 @@
 
 #include "cpu.h"
 #include "group_objective.h"
+#include "paged_attention.h"
+#include "rotate_and_append.h"
 #include "shape_and_gae.h"
 #include "token_objective.h"
 #include "token_statistics.h"
@@ -195,6 +197,47 @@ void bind_shape_and_gae(py::module_& module, const char* name) {
         Release());
 }
 
+template <auto kernel, class Where>
+void bind_rotate_and_append(py::module_& module, const char* name) {
+    module.def(
+        name,
+        [](Address qkv, int dtype, int64_t rows, int64_t stride, int64_t queries, Address cos, Address sin,
+           int64_t positions, Address slot, Address position, Address keys, Address values, int64_t pages,
+           int64_t heads, int64_t width, Address table, int64_t slots, int64_t slot_pages, int64_t table_stride,
+           Address query, Where last) {
+            const NewTokens in{at(qkv),
+                               rows,
+                               stride,
+                               queries,
+                               at<float>(cos),
+                               at<float>(sin),
+                               positions,
+                               at<int64_t>(slot),
+                               at<int64_t>(position),
+                               at(query)};
+            const PagedCache cache{at(keys), at(values),         DType(dtype), pages,      heads,
+                                   width,    at<int32_t>(table), slots,        slot_pages, table_stride};
+            kernel(in, cache, where(last));
+        },
+        Release());
+}
+
+// Parts: the buffer that the CUDA kernel works in.
+template <auto kernel, class Where, class... Parts>
+void bind_paged_attention(py::module_& module, const char* name) {
+    module.def(
+        name,
+        [](Address query, int dtype, int64_t rows, int64_t queries, Address slot, Address length, double scale,
+           Address keys, Address values, int64_t pages, int64_t heads, int64_t width, Address table, int64_t slots,
+           int64_t slot_pages, int64_t table_stride, Address out, Parts... parts, Where last) {
+            const QueryRows in{at(query), rows, queries, at<int64_t>(slot), at<int64_t>(length), scale, at(out)};
+            const PagedCache cache{at(keys), at(values),         DType(dtype), pages,      heads,
+                                   width,    at<int32_t>(table), slots,        slot_pages, table_stride};
+            kernel(in, cache, at<float>(parts)..., where(last));
+        },
+        Release());
+}
+
 py::dict build_info() {
     py::dict info;
 #ifdef GIPO_MC_WITH_CUDA
@@ -228,6 +271,8 @@ PYBIND11_MODULE(_C, module) {
     bind_shape_and_gae<shape_and_gae_cpu, int>(module, "shape_and_gae_cpu");
     bind_token_objective<token_objective_cpu, int>(module, "token_objective_cpu");
     bind_token_objective_gradient<token_objective_gradient_cpu, int>(module, "token_objective_gradient_cpu");
+    bind_rotate_and_append<rotate_and_append_cpu, int>(module, "rotate_and_append_cpu");
+    bind_paged_attention<paged_attention_cpu, int>(module, "paged_attention_cpu");
 #ifdef GIPO_MC_WITH_CUDA
     bind_token_partials<token_partials_cuda, Address>(module, "token_partials_cuda");
     bind_token_statistics<token_statistics_cuda, Address>(module, "token_statistics_cuda");

@@ -11,7 +11,8 @@ position prompt_length_B[i] - 1 + t of the sequence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
@@ -99,6 +100,7 @@ class Rollout:
     sampler_logp_BT: float32 [B, T], log-prob under the sampler's distribution at temperature (before
         top-k and top-p filtering), for the check against the training model's own forward pass.
     truncated_B: bool [B], True where generation stopped at max_new_tokens without EOS or stop.
+    counts: what the engine says that it took, the most of any data-parallel replica.
     """
 
     sequences: Sequences
@@ -106,6 +108,7 @@ class Rollout:
     domain_B: tuple[str, ...]
     sampler_logp_BT: Tensor
     truncated_B: Tensor
+    counts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def width(self) -> int:
@@ -120,4 +123,5 @@ class Rollout:
             tuple(self.domain_B[row] for row in index.tolist()),
             self.sampler_logp_BT[index],
             self.truncated_B[index],
+            self.counts,
         )

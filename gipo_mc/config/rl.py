@@ -19,7 +19,11 @@ class RolloutConfig(Section):
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus mass; 1: off")
     top_k: int = Field(0, ge=0, le=10**9, description="candidates kept; 0: all")
     max_new_tokens: int = Field(64, ge=1, le=LARGE, description="longest response, EOS counted")
-    micro_batch_size: int = changeable(0, ge=0, le=LARGE, description="sequences generated at a time on a rank; 0: all")
+    slots: int = changeable(0, ge=0, le=LARGE, description="responses that a rank generates at a time; 0: all")
+    prefill_tokens: int = changeable(8192, ge=1, le=10**9, description="prompt tokens of one pass of generation")
+    kv_cache_gib: float = changeable(
+        0.0, ge=0, le=10**6, description="GiB of each rank for keys and values; 0: half of the free memory"
+    )
     stop: list[str] = Field(default_factory=list, description="strings that end a response, like EOS")
 
     @field_validator("stop")

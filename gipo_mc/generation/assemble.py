@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -49,7 +49,17 @@ def assemble_rollout(prompts: Sequence[Prompt], own: Generated, layout: Layout, 
         domain_B=tuple(prompt.domain for prompt in prompts),
         sampler_logp_BT=logp_BT[:, :longest].contiguous(),
         truncated_B=truncated_B1[:, 0].bool(),
+        counts=_most(own.counts, layout),
     )
+
+
+def _most(counts: Mapping[str, float], layout: Layout) -> dict[str, float]:
+    """Of any replica. Every engine says the same names on all of them."""
+    if layout.data == 1 or not counts:
+        return dict(counts)
+    own = torch.tensor(list(counts.values()), dtype=torch.float64, device=layout.device)
+    most = gather_in_rank_order(own, parallel_state.get_data_parallel_group()).amax(dim=0)
+    return dict(zip(counts, most.tolist(), strict=True))
 
 
 def _sequences(prompts: Sequence[Prompt], response_BT: Tensor, length_B: Tensor, pad_id: int) -> Sequences:

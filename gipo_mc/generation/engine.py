@@ -6,8 +6,8 @@ weights. docs/recipes/rollout_engine.md says how to add another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -65,12 +65,14 @@ class Generated:
     response_length_B: int64 [B], >= 1, counts the id that ended it and the tokens of a stop string.
     sampler_logp_BT: float32 [B, T], see `Rollout`; 0 in the padding.
     truncated_B: bool [B], True where max_new_tokens came before eos_id, one of stop_ids, or a stop.
+    counts: what it took, for the log; see `ticks.Ticks.run`. Engines may leave it empty.
     """
 
     response_BT: Tensor
     response_length_B: Tensor
     sampler_logp_BT: Tensor
     truncated_B: Tensor
+    counts: Mapping[str, float] = field(default_factory=dict)
 
     def responses(self) -> list[list[int]]:
         """Token ids without padding."""

@@ -13,8 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.inference.contexts import BaseInferenceContext
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
@@ -79,46 +77,6 @@ class CausalAttention(MegatronModule):
         return out_BNLD.permute(2, 0, 1, 3).reshape(new, query.shape[1], -1)
 
 
-class CachedSelfAttention(SelfAttention):
-    """Megatron's self-attention whose static KV cache holds rotated keys.
-
-    Megatron stores keys before the rotary embedding and rotates the whole cache again at every step; here a key is
-    rotated once, when it is appended, and a chunk behind a non-empty cache stays causal.
-    """
-
-    def _adjust_key_value_for_inference(
-        self,
-        inference_context: BaseInferenceContext | None,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        rotary_pos_emb: tuple[Tensor, Tensor] | None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> tuple[Any, ...]:
-        if inference_context is None:
-            return query, key, value, rotary_pos_emb, self.attn_mask_type, None
-        assert inference_context.is_static_batching() and rotary_pos_emb is not None
-        context, memory = inference_context, inference_context.key_value_memory_dict
-        rows = slice(context.batch_size_offset, context.batch_size_offset + key.shape[1])
-        start = context.sequence_len_offset
-        stop = start + key.shape[0]
-        if stop > context.max_sequence_length or rows.stop > context.max_batch_size:
-            raise ValueError(
-                f"the KV cache holds {context.max_batch_size} sequences of {context.max_sequence_length} tokens, "
-                f"but tokens up to {stop} of sequence {rows.stop} were given"
-            )
-        if self.layer_number not in memory:
-            size = (context.max_sequence_length, context.max_batch_size, *key.shape[2:])
-            memory[self.layer_number] = (key.new_empty(size), value.new_empty(size))
-        keys, values = memory[self.layer_number]
-        angles = rotary_pos_emb[0][start:stop]
-        query = apply_rotary_pos_emb(query, angles, config=self.config, cp_group=self.pg_collection.cp)
-        keys[start:stop, rows] = apply_rotary_pos_emb(key, angles, config=self.config, cp_group=self.pg_collection.cp)
-        values[start:stop, rows] = value
-        return query, keys[:stop, rows], values[:stop, rows], None, self.attn_mask_type, None
-
-
 def has_transformer_engine(config: TransformerConfig) -> bool:
     """TransformerEngine is used where it is installed and the model lives on a GPU."""
     return not config.use_cpu_initialization and importlib.util.find_spec("transformer_engine") is not None
@@ -136,7 +94,7 @@ def _local_layer(config: TransformerConfig) -> ModuleSpec:
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=ModuleSpec(
-                module=CachedSelfAttention,
+                module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=ColumnParallelLinear,
@@ -164,7 +122,6 @@ def _local_layer(config: TransformerConfig) -> ModuleSpec:
 def _engine_layer(config: TransformerConfig) -> ModuleSpec:
     spec = get_gpt_layer_with_transformer_engine_spec()
     attention = spec.submodules.self_attention
-    attention.module = CachedSelfAttention
     attention.submodules.core_attention = CausalAttention
     attention.submodules.q_layernorm = attention.submodules.k_layernorm = _head_norm(config)
     return spec

@@ -8,13 +8,10 @@ only the positions that a loss needs are ever projected.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
-from megatron.core.inference.contexts import BaseInferenceContext
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
@@ -62,12 +59,6 @@ class StageModel(GPTModel):
         self.rotary_pos_emb.inv_freq = family_of(shape).rotary_frequencies(shape).to(layout.device)
         if layout.is_last_stage:
             self._build_head(group_head, dtype)
-        self._sequence_switches = [
-            (module, name)
-            for module in self.modules()
-            for name in ("sequence_parallel", "scatter_to_sequence_parallel", "reduce_scatter_embeddings")
-            if getattr(module, name, False) is True
-        ]
 
     def _build_head(self, group_head: str, dtype: torch.dtype) -> None:
         hidden, device = self.shape.hidden_size, self.layout.device
@@ -84,27 +75,23 @@ class StageModel(GPTModel):
         if self.head == "critic":
             self.group_head = GroupHead(hidden, self.groups, group_head, dtype, device)
 
-    def forward(self, tokens_BL: Tensor, inference_context: BaseInferenceContext | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, tokens_BL: Tensor) -> Tensor:  # type: ignore[override]
         """Hidden states of this stage for right-padded int64 [B, L] (every stage is given the tokens).
 
         On the last stage [L, B, H] after the final norm, the full sequence on every tensor rank; its gradient is
         expected complete on each of them, which the heads and `lm_logits` provide. On other stages what the next one
         receives (the rank's share of the sequence under sequence parallelism, L padded to a multiple of the tensor
         ranks). Stages but the first read the tensor that `set_input_tensor` was given; Megatron's schedules do so.
-
-        inference_context: a `StaticInferenceContext`, with the model in eval mode: the L tokens stand at positions
-        `sequence_len_offset` to `sequence_len_offset + L`, any number of them, behind the cached ones. The caller
-        advances the offset. Sequence parallelism is off in that case.
         """
-        if inference_context is not None:
-            assert not self.training, "the KV cache is used in eval mode"
-            with self._full_sequence():
-                return self._hidden(tokens_BL, inference_context.max_sequence_length, inference_context)
         batch, length = tokens_BL.shape
         extra = -length % self.layout.tensor if self.config.sequence_parallel else 0
         if extra:
             tokens_BL = torch.cat([tokens_BL, tokens_BL.new_zeros(batch, extra)], dim=1)
-        hidden = self._hidden(tokens_BL, length + extra, None)
+        hidden = self.decoder(
+            hidden_states=self.embedding(input_ids=tokens_BL, position_ids=None) if self.pre_process else None,
+            attention_mask=None,
+            rotary_pos_emb=self.rotary_pos_emb(length + extra),
+        )
         if not self.post_process:
             return hidden
         if self.config.sequence_parallel:
@@ -112,27 +99,6 @@ class StageModel(GPTModel):
                 hidden, tensor_parallel_output_grad=False, group=self.tp_group
             )
         return hidden[:length]
-
-    def _hidden(self, tokens_BL: Tensor, positions: int, inference_context: BaseInferenceContext | None) -> Tensor:
-        return self.decoder(
-            hidden_states=self.embedding(input_ids=tokens_BL, position_ids=None) if self.pre_process else None,
-            attention_mask=None,
-            rotary_pos_emb=self.rotary_pos_emb(positions),
-            inference_context=inference_context,
-        )
-
-    @contextmanager
-    def _full_sequence(self) -> Iterator[None]:
-        """Sequence parallelism off: the few tokens of a decoding step cannot be shared among the tensor ranks."""
-        for module, name in self._sequence_switches:
-            setattr(module, name, False)
-        was, self.config.sequence_parallel = self.config.sequence_parallel, False
-        try:
-            yield
-        finally:
-            self.config.sequence_parallel = was
-            for module, name in self._sequence_switches:
-                setattr(module, name, True)
 
     def lm_logits(self, hidden_NH: Tensor) -> Tensor:
         """[N, H] -> [N, padded_vocab / tensor] in the model's dtype, this rank's shard of the vocabulary."""

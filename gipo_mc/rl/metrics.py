@@ -66,6 +66,7 @@ def iteration_metrics(experience: Experience, state: RLState, config: Config, st
         "rollout/entropy": float(outputs.entropy_BT[mask_BT].mean()),
         "rollout/logp_difference": float(difference_BT[mask_BT].max()),
         "rollout/logp_difference_mean": float(difference_BT[mask_BT].mean()),
+        **{f"rollout/{name}": value for name, value in rollout.counts.items()},
         **by_domain(experience.inputs.behaviour_signal_B, rollout.domain_B, "objective"),
         **worst_domain(outputs.reward_B, rollout.domain_B, "worst/domain_reward"),
         "response/length": float(length_B.float().mean()),

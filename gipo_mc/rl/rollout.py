@@ -16,6 +16,7 @@ from gipo_mc.data.sets import PromptSet
 from gipo_mc.data.special_tokens import end_ids
 from gipo_mc.generation.assemble import assemble_rollout, sampling_uniforms
 from gipo_mc.generation.engine import Progress, RolloutEngine, Sampling
+from gipo_mc.generation.memory import Limits
 from gipo_mc.generation.stopping import stop_on_strings
 from gipo_mc.parallel.layout import split_rows
 from gipo_mc.types import Prompt, Rollout
@@ -46,6 +47,12 @@ def _known_ids(tokenizer: PreTrainedTokenizerBase) -> int:
     """One more than the tokenizer's highest id. Models fill their vocabulary up to a round number; a response with one
     of those ids would have a token that no reward, no person and no other program can see."""
     return 1 + max(tokenizer.get_vocab().values())
+
+
+def limits_of(config: Config) -> Limits:
+    """What the rollout section lets a rank spend on generation."""
+    settings = config.rollout
+    return Limits(settings.slots, settings.prefill_tokens, settings.kv_cache_gib)
 
 
 def roll_out(

@@ -22,6 +22,7 @@ from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.presets import PRESETS
 from gipo_mc.rl.rewards import FunctionReward, ModelReward, Reward, is_function, load_function
+from gipo_mc.rl.rollout import limits_of
 from gipo_mc.rl.scoring import Models
 from gipo_mc.run.model_sources import ModelSource
 from gipo_mc.run.session import Session
@@ -92,7 +93,8 @@ def set_up(session: Session) -> RLSetup:
     )
     policy = models.policy.model
     assert isinstance(policy, StageModel)
-    engine = MegatronEngine(policy, config.rollout.micro_batch_size)
+    longest = config.data.prompt_length + config.rollout.max_new_tokens
+    engine = MegatronEngine(policy, limits_of(config), longest)
     same = sources.policy.folder.resolve() == sources.reference.folder.resolve()
     return RLSetup(models, engine, groups, tokenizer, prompts, held_out, gold, starts_as_reference=same)
 

@@ -20,7 +20,7 @@ from gipo_mc.errors import ConfigError, DataError
 from gipo_mc.generation.megatron import MegatronEngine
 from gipo_mc.parallel import runtime
 from gipo_mc.rl.rewards import responses as response_texts
-from gipo_mc.rl.rollout import roll_out
+from gipo_mc.rl.rollout import limits_of, roll_out
 from gipo_mc.run.model_sources import load_model, resolve
 from gipo_mc.types import Prompt
 
@@ -75,7 +75,7 @@ def respond(
     source.shape.check(layout.tensor, layout.pipeline, sequence_length=longest)
     dtype = runtime.resolve_dtype(config.dtype, layout.device)
     model = load_model(source, layout, head="lm", dtype=dtype, trainable=False, seed=config.run.seed)
-    engine = MegatronEngine(model, config.rollout.micro_batch_size)
+    engine = MegatronEngine(model, limits_of(config), longest)
     rollout = roll_out(engine, tokenizer, prompts, config, 0, purpose="generate", greedy=greedy, on_step=on_step)
     rows = zip(
         prompts,

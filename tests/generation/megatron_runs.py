@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM
 from gipo_mc.generation.assemble import assemble_rollout, sampling_uniforms
 from gipo_mc.generation.engine import Generated, Sampling
 from gipo_mc.generation.megatron import MegatronEngine
+from gipo_mc.generation.memory import Limits
 from gipo_mc.models.build import build_model
 from gipo_mc.models.families import read_shape
 from gipo_mc.models.weights.hf_load import load_hf_weights
@@ -55,10 +56,13 @@ def on_ranks(folder: Path, layout: dict[str, Any], job: Job) -> list[Any]:
 
 
 def generate(
-    model: Any, tokens: Sequence[Sequence[int]], uniforms_BT: Any = None, micro_batch: int = 0, on_step: Any = None,
-    **sampling: Any,
+    model: Any, tokens: Sequence[Sequence[int]], uniforms_BT: Any = None, on_step: Any = None, *, look_every: int = 1,
+    limits: Limits | None = None, **sampling: Any,
 ) -> Generated:  # fmt: skip
-    return MegatronEngine(model, micro_batch).generate(tokens, Sampling(**sampling), uniforms_BT, on_step)
+    longest = max(map(len, tokens), default=0) + sampling["max_new_tokens"]
+    engine = MegatronEngine(model, limits, longest)
+    engine.look_every = look_every
+    return engine.generate(tokens, Sampling(**sampling), uniforms_BT, on_step)
 
 
 def rollout(model: Any, layout: Layout, prompts: list[Prompt], eos_id: int, **options: Any) -> Rollout:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM
 
 from gipo_mc.generation.assemble import sampling_uniforms
 from gipo_mc.generation.engine import Generated
+from gipo_mc.generation.memory import Limits
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.types import Prompt, Rollout
 from tests.generation.megatron_runs import (
@@ -35,7 +36,7 @@ FOUR_RANKS = {"TP2xPP2+SP": {"tensor": 2, "pipeline": 2, "sequence": True}}
 SAMPLED: dict[str, dict[str, Any]] = {
     "plain": {},
     "warm, top-p": {"temperature": 1.4, "top_p": 0.8},
-    "cool, top-k, micro-batches": {"temperature": 0.8, "top_k": 6, "micro_batch": 3},
+    "cool, top-k, few slots": {"temperature": 0.8, "top_k": 6, "limits": Limits(slots=3)},
 }
 
 
@@ -125,13 +126,13 @@ def test_sampling_is_not_greedy_and_differs_between_prompts_and_steps(
 def test_a_response_does_not_depend_on_its_batch(
     folder: Path, prompts: list[Prompt], eos_id: int, single: dict[str, Rollout]
 ) -> None:
-    """Alone, in another order, beside others, in micro-batches: token ids are identical."""
+    """Alone, in another order, beside others, in few slots: token ids are identical."""
     rng = np.random.default_rng(0)
     batches = [[row] for row in range(len(prompts))] + [rng.permutation(len(prompts)).tolist() for _ in range(3)]
 
     def job(model: Any, layout: Layout) -> list[list[list[int]]]:
         chosen = [[prompts[row] for row in rows] for rows in batches]
-        return [responses(rollout(model, layout, batch, eos_id, micro_batch=4)) for batch in chosen]
+        return [responses(rollout(model, layout, batch, eos_id, limits=Limits(slots=4))) for batch in chosen]
 
     expected = responses(single["plain"])
     for rows, got in zip(batches, on_ranks(folder, {}, job)[0], strict=True):
@@ -214,16 +215,90 @@ def test_progress_is_told_and_all_done_is_the_end(
 ) -> None:
     """Each position is told; when the last response ends, no further position is computed."""
 
-    def job(model: Any, layout: Layout) -> tuple[list[tuple[int, int]], list[int]]:
+    def job(model: Any, layout: Layout) -> tuple[list[tuple[int, int]], Mapping[str, float]]:
         told: list[tuple[int, int]] = []
-        rollout(model, layout, prompts, eos_id, micro_batch=3, on_step=lambda done, total: told.append((done, total)))
-        lengths: list[int] = []
-        model.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
-        rollout(model, layout, [prompts[1]] * 2, greedy_ids[1][0], greedy=True)
-        return told, lengths
+        few = Limits(slots=3)
+        rollout(model, layout, prompts, eos_id, limits=few, on_step=lambda done, total: told.append((done, total)))
+        return told, rollout(model, layout, [prompts[1]] * 2, greedy_ids[1][0], greedy=True).counts
 
-    told, lengths = on_ranks(folder, {}, job)[0]
-    assert lengths == [PROMPT_LENGTHS[1]], "one pass over the prompt, whose first token ended it"
+    told, counts = on_ranks(folder, {}, job)[0]
+    assert counts["positions"] == 0 and counts["prefill_passes"] == 1, "the prompt's first token ended both"
+    assert counts["prefill_tokens"] == PROMPT_LENGTHS[1], "one prompt, although it was asked twice"
     assert {total for _, total in told} == {len(prompts)}
     done = [count for count, _ in told]
     assert done == sorted(done) and done[-1] == len(prompts) and done[0] < len(prompts)
+
+
+def test_positions_are_those_of_the_longest_response(
+    folder: Path, prompts: list[Prompt], eos_id: int, single: dict[str, Rollout]
+) -> None:
+    """No row is fed its own prompt token by token, and prompts are not padded. On a pipeline each group of slots
+    decodes for itself, at the same time."""
+    for name in ("1", "PP2", "TP2xPP2"):
+        found = on_ranks(folder, LAYOUTS[name], lambda model, layout: rollout(model, layout, prompts, eos_id))
+        for result in found:
+            longest = int(single["plain"].sequences.response_length_B.max())
+            assert result.counts["positions"] <= longest - 1
+            assert result.counts["prefill_passes"] == 1
+            assert result.counts["prefill_tokens"] == sum(PROMPT_LENGTHS)
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "one slot": {"limits": Limits(slots=1)},
+    "chunks of a prompt": {"limits": Limits(prefill_tokens=1)},
+    # 24 KiB hold three sequences of 26 tokens of this model: rows wait for pages.
+    "little memory": {"limits": Limits(kv_cache_gib=48 / 2**20)},
+    "looks every five positions": {"look_every": 5},
+    "looks every five positions, few slots": {"look_every": 5, "limits": Limits(slots=2, prefill_tokens=9)},
+}
+
+
+@pytest.mark.parametrize("name", ["1", "TP2xPP2"])
+def test_slots_chunks_memory_and_looks_change_no_response(
+    name: str, folder: Path, prompts: list[Prompt], eos_id: int, single: dict[str, Rollout]
+) -> None:
+    def job(model: Any, layout: Layout) -> dict[str, Rollout]:
+        return {way: rollout(model, layout, prompts, eos_id, **options) for way, options in WAYS.items()}
+
+    for results in on_ranks(folder, LAYOUTS[name], job):
+        for way, result in results.items():
+            assert responses(result) == responses(single["plain"]), way
+            assert torch.equal(result.truncated_B, single["plain"].truncated_B), way
+            assert (result.sampler_logp_BT - single["plain"].sampler_logp_BT).abs().max() < 1e-5, way
+
+
+def test_samples_of_one_prompt_are_those_of_separate_prompts(folder: Path, prompts: list[Prompt], eos_id: int) -> None:
+    """Four responses to each prompt share its prefill and its pages, and are what each would be alone."""
+    tokens = [prompts[row].token_ids for row in (5, 5, 0, 5, 5, 0, 3)]
+    noise = sampling_uniforms(SEED, "samples", 1, range(len(tokens)), NEW)
+    options: dict[str, Any] = {"max_new_tokens": NEW, "eos_id": eos_id}
+
+    def job(model: Any, layout: Layout) -> tuple[Generated, list[list[list[int]]], Generated]:
+        together = generate(model, tokens, noise, **options)
+        alone = [generate(model, [ids], noise[row : row + 1], **options).responses() for row, ids in enumerate(tokens)]
+        return together, alone, generate(model, tokens, noise, limits=Limits(slots=2), **options)
+
+    together, alone, few = on_ranks(folder, {}, job)[0]
+    assert [[ids] for ids in together.responses()] == alone
+    assert few.responses() == together.responses()
+    assert together.counts["prefill_tokens"] == sum(len(ids) for ids in set(tokens))
+    assert len({tuple(ids) for ids in together.responses()}) == len(tokens), "each has its own uniforms"
+
+
+def test_stop_strings_between_two_looks(folder: Path, prompts: list[Prompt], greedy_ids: list[list[int]]) -> None:
+    """What was generated after a stop string is dropped, and so is an end id that came later."""
+    pair, tokens = greedy_ids[0][3:5], [prompt.token_ids for prompt in prompts]
+    options: dict[str, Any] = {
+        "greedy": True, "max_new_tokens": NEW, "stop": lambda ids: list(ids[-2:]) == pair,
+    }  # fmt: skip
+
+    def job(model: Any, layout: Layout) -> list[Generated]:
+        return [generate(model, tokens, eos_id=greedy_ids[0][6], look_every=look, **options) for look in (1, 4, NEW)]
+
+    each, often, late = on_ranks(folder, {}, job)[0]
+    assert each.responses()[0] == greedy_ids[0][:5] and not each.truncated_B[0]
+    for other in (often, late):
+        assert other.responses() == each.responses()
+        assert torch.equal(other.truncated_B, each.truncated_B)
+        assert torch.equal(other.response_BT, each.response_BT)
+        torch.testing.assert_close(other.sampler_logp_BT, each.sampler_logp_BT, rtol=0, atol=1e-5)

@@ -12,6 +12,7 @@ import torch
 from gipo_mc.errors import ConfigError, DataError, NumericsError
 from gipo_mc.generation.assemble import assemble_rollout
 from gipo_mc.generation.engine import Generated
+from gipo_mc.generation.memory import Limits
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.types import Prompt
 from tests.generation.megatron_runs import NEW, VOCAB, generate, on_ranks, rollout
@@ -20,7 +21,7 @@ from tests.ranks import LAYOUTS
 
 def test_refusals_come_before_anything_is_computed(folder: Path) -> None:
     def job(model: Any, layout: Layout) -> list[tuple[str, str]]:
-        model.forward = None  # a forward pass would fail
+        model.decoder.layers[0].mlp.linear_fc1.weight = None  # a forward pass would fail
         attempts: list[tuple[list[list[int]], dict[str, Any]]] = [
             ([[1], []], {}),
             ([[1] * 21], {}),
@@ -31,7 +32,7 @@ def test_refusals_come_before_anything_is_computed(folder: Path) -> None:
             ([[1]], {"greedy": False}),
             ([[1]], {"greedy": False, "uniforms_BT": np.zeros((2, NEW))}),
             ([[1]], {"temperature": -1.0, "top_p": 0.0, "top_k": -1}),
-            ([[1]], {"micro_batch": -1}),
+            ([[1]], {"limits": Limits(kv_cache_gib=1e-6)}),
         ]
         errors = []
         for tokens, options in attempts:
@@ -49,7 +50,7 @@ def test_refusals_come_before_anything_is_computed(folder: Path) -> None:
     assert "21 tokens" in texts[1] and "context of 32" in texts[1] and "rollout.max_new_tokens" in texts[1]
     assert f"token id {VOCAB}," in texts[2] and "token id -1," in texts[3]
     assert all(key in texts[8] for key in ("temperature", "top_p", "top_k"))
-    assert "rollout.micro_batch_size=-1" in texts[9]
+    assert "cannot hold one sequence of 13 tokens" in texts[9] and "rollout.kv_cache_gib=1e-06" in texts[9]
 
 
 def test_broken_weights_are_one_error_on_every_rank(folder: Path, prompts: list[Prompt], eos_id: int) -> None:

@@ -1,10 +1,9 @@
-"""RMSNorm and attention against a plain computation, and the KV cache against the forward pass without one."""
+"""RMSNorm and attention against a plain computation."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
 from gipo_mc.config import ParallelConfig
@@ -12,9 +11,8 @@ from gipo_mc.models.build import build_model
 from gipo_mc.models.families import read_shape
 from gipo_mc.models.layers import CausalAttention, RMSNorm
 from gipo_mc.models.megatron_config import transformer_config
-from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel import runtime
-from tests.models.tiny import VARIANTS, config, layout
+from tests.models.tiny import config, layout
 from tests.ranks import parallel_config, run_ranks
 
 
@@ -52,50 +50,6 @@ def test_norm_against_its_formula_and_its_sequence_parallel_mark() -> None:
         expected = norm.weight * x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
         torch.testing.assert_close(norm(x), expected)
         assert norm.weight.sequence_parallel is sequence
-
-
-def cached(model: StageModel, tokens_BL: Tensor, chunks: list[int]) -> Tensor:
-    context = StaticInferenceContext(tokens_BL.shape[0], tokens_BL.shape[1])
-    parts, start = [], 0
-    for size in chunks:
-        parts.append(model(tokens_BL[:, start : start + size], inference_context=context))
-        start += size
-        context.sequence_len_offset = start
-    return torch.cat(parts)
-
-
-def compare_cache(rank: int, parallel: ParallelConfig, name: str) -> None:
-    place = runtime.initialize(parallel, "cpu")
-    shape = read_shape(config(**VARIANTS[name]))
-    model = build_model(shape, place, head="lm", dtype=torch.float32, trainable=False)
-    tokens_BL = torch.randint(0, shape.vocab_size, (3, 13), generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        expected = model(tokens_BL)
-        for chunks in ([13], [12, 1], [5, 1, 1, 1, 5], [1] * 13, [1, 12]):
-            torch.testing.assert_close(cached(model, tokens_BL, chunks), expected, rtol=1e-5, atol=1e-5)
-        # Sequence parallelism, off for the cache, is back.
-        assert model.config.sequence_parallel is parallel.sequence
-        torch.testing.assert_close(model(tokens_BL), expected, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_any_chunks_behind_the_cache_equal_one_forward_pass(name: str) -> None:
-    for sequence in (False, True):
-        parallel, ranks = parallel_config(tensor=2, sequence=sequence)
-        run_ranks(compare_cache, ranks, parallel, name)
-
-
-def overflow_cache(rank: int) -> None:
-    place = runtime.initialize(ParallelConfig(), "cpu")
-    shape = read_shape(config())
-    model = build_model(shape, place, head="lm", dtype=torch.float32, trainable=False)
-    context = StaticInferenceContext(1, 4)
-    with torch.no_grad(), pytest.raises(ValueError, match="holds 1 sequences of 4 tokens"):
-        model(torch.zeros(1, 5, dtype=torch.long), inference_context=context)
-
-
-def test_more_tokens_than_the_cache_holds() -> None:
-    run_ranks(overflow_cache, 1)
 
 
 def compare_padding(rank: int, parallel: ParallelConfig) -> None:

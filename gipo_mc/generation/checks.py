@@ -1,0 +1,49 @@
+"""What an engine refuses before anything is computed, on all ranks alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gipo_mc.errors import ConfigError, DataError
+from gipo_mc.generation.engine import Sampling
+
+
+def check_prompts(prompts: Sequence[Sequence[int]], sampling: Sampling, vocab_size: int, context: int) -> None:
+    """Raises DataError for an empty prompt, one that does not fit the `context` with max_new_tokens, and an id outside
+    the vocabulary; ConfigError for such an EOS id."""
+    if not 0 <= sampling.eos_id < vocab_size:
+        raise ConfigError(
+            f"The EOS id {sampling.eos_id} is outside the model's vocabulary of {vocab_size} tokens: use the "
+            "tokenizer that belongs to the model."
+        )
+    for row, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise DataError(f"Prompt {row} of the batch has no tokens: a model needs at least one to continue from.")
+        if len(prompt) + sampling.max_new_tokens > context:
+            raise DataError(
+                f"Prompt {row} of the batch has {len(prompt)} tokens; with max_new_tokens={sampling.max_new_tokens} "
+                f"that is more than the model's context of {context}: shorten the prompt, or lower "
+                "rollout.max_new_tokens."
+            )
+        if min(prompt) < 0 or max(prompt) >= vocab_size:
+            raise DataError(
+                f"Prompt {row} of the batch holds token id {max(prompt) if min(prompt) >= 0 else min(prompt)}, but the "
+                f"model's vocabulary has {vocab_size} tokens: use the tokenizer that belongs to the model."
+            )
+
+
+def check_uniforms(uniforms_BT: np.ndarray | Tensor | None, rows: int, tokens: int) -> Tensor:
+    """float64 [rows, >= tokens] on the host. Raises ConfigError where there are none, or too few."""
+    if uniforms_BT is None:
+        raise ConfigError("Sampling needs uniforms_BT (see sampling_uniforms); without them ask for greedy=True.")
+    noise_BT = torch.as_tensor(uniforms_BT, dtype=torch.float64)
+    if noise_BT.ndim != 2 or noise_BT.shape[0] != rows or noise_BT.shape[1] < tokens:
+        raise ConfigError(
+            f"uniforms_BT has shape {list(noise_BT.shape)}: {rows} prompts and max_new_tokens={tokens} need "
+            f"[{rows}, {tokens}]."
+        )
+    return noise_BT

@@ -1,0 +1,131 @@
+"""The loop of a batch: in a tick each stage runs one job, and the job that leaves the last stage gets its tokens."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from gipo_mc.errors import NumericsError
+from gipo_mc.generation.engine import Progress
+from gipo_mc.generation.schedule import Job, Prefill, Schedule
+from gipo_mc.generation.stage_work import StageWork
+from gipo_mc.models.kv_cache import page_bytes
+
+
+class Ticks:
+    """One batch on one rank. Same course on every rank of the replica.
+
+    look_every: positions that a group decodes before the host looks who has ended.
+    """
+
+    def __init__(self, work: StageWork, schedule: Schedule, look_every: int, on_step: Progress | None = None) -> None:
+        self._work, self._schedule, self._look_every, self._on_step = work, schedule, look_every, on_step
+        self._done = 0
+        self._since_look: Counter[int] = Counter()
+        self._read: dict[int, int] = {}  # tokens of each row that were searched for stop strings
+        self._counts: Counter[str] = Counter()
+
+    def run(self) -> dict[str, float]:
+        """Until every row has ended. Returns what it took, see `Generated.counts`. Raises NumericsError."""
+        work, schedule, layout = self._work, self._schedule, self._work.layout
+        in_flight: deque[Job | None] = deque([None] * layout.pipeline, maxlen=layout.pipeline)  # newest first
+        received: Tensor | None = None
+        tick = 0
+        while not schedule.is_over:
+            job = schedule.next_job(tick % layout.pipeline)
+            if job is not None:
+                work.admit(job)
+                self._count(job)
+            in_flight.appendleft(job)
+            leaving = in_flight[-1]
+            if layout.pipeline == 1:
+                assert job is not None, "a batch that is not over has something to do"
+                work.run_alone(job, schedule.prompts)
+            else:
+                mine = in_flight[layout.pipeline_rank]
+                states = None if mine is None else work.run(mine, schedule.prompts, received)
+                received = self._pass_on(states, list(in_flight))
+                if leaving is not None:
+                    work.finish(leaving, states if layout.is_last_stage else None)
+            if leaving is not None:
+                self._look(leaving)
+            tick += 1
+        return self._result()
+
+    def _pass_on(self, states_NH: Tensor | None, in_flight: list[Job | None]) -> Tensor | None:
+        """States to the next stage, and those of the previous one from it."""
+        layout, config = self._work.layout, self._work.model.config
+        group = parallel_state.get_pipeline_model_parallel_group()
+        received, wanted = None, in_flight[layout.pipeline_rank - 1] if not layout.is_first_stage else None
+        transfers = []
+        if states_NH is not None and not layout.is_last_stage:
+            states_NH = states_NH.to(config.pipeline_dtype).contiguous()
+            following = parallel_state.get_pipeline_model_parallel_next_rank()
+            transfers.append(dist.P2POp(dist.isend, states_NH, following, group=group))
+        if wanted is not None:
+            size = (self._schedule.tokens(wanted), config.hidden_size)
+            received = torch.empty(size, dtype=config.pipeline_dtype, device=layout.device)
+            previous = parallel_state.get_pipeline_model_parallel_prev_rank()
+            transfers.append(dist.P2POp(dist.irecv, received, previous, group=group))
+        if transfers:
+            for transfer in dist.batch_isend_irecv(transfers):
+                transfer.wait()
+        return received
+
+    def _look(self, job: Job) -> None:
+        """See who has ended, every few positions; at the latest when a row is as long as allowed."""
+        self._since_look[job.group] += 1
+        if self._since_look[job.group] < self._look_every and not self._schedule.is_due(job):
+            return
+        self._since_look[job.group] = 0
+        rows, state = job.all_rows, self._work.rows
+        index = torch.tensor(rows, device=state.length_B.device)
+        if state.sampling.stop is not None:
+            self._stop_on_strings(rows, index)
+        finished, broken = torch.stack([state.finished_B[index], state.broken_B[index]]).tolist()
+        if any(broken):
+            position = int((state.prompt_length_B + state.length_B)[index[broken.index(True)]])
+            raise NumericsError(
+                f"The model's logits are not finite after {position} tokens, in {sum(broken)} of {len(rows)} "
+                "responses: its weights have diverged or are damaged. Go back to an earlier checkpoint, and train "
+                "with a lower learning rate."
+            )
+        ended = [row for row, is_finished in zip(rows, finished, strict=True) if is_finished]
+        self._schedule.end(ended)
+        self._done += len(ended)
+        if self._on_step is not None:
+            self._on_step(self._done, len(self._schedule.prompts))
+
+    def _stop_on_strings(self, rows: list[int], index: Tensor) -> None:
+        """End rows whose text completes a stop string: at the first token that does, whatever came after it."""
+        state = self._work.rows
+        stop = state.sampling.stop
+        assert stop is not None
+        lengths, responses = state.length_B[index].tolist(), state.response_BT[index].tolist()
+        for row, length, ids in zip(rows, lengths, responses, strict=True):
+            seen = self._read.get(row, 0)
+            for count in range(seen + 1, length + 1):
+                if stop(ids[:count]):
+                    state.stop(row, count)
+                    break
+            self._read[row] = length
+
+    def _count(self, job: Job) -> None:
+        kind = "prefill" if isinstance(job, Prefill) else "decode"
+        self._counts[f"{kind}_passes"] += 1
+        self._counts[f"{kind}_tokens"] += self._schedule.tokens(job)
+
+    def _result(self) -> dict[str, float]:
+        work, counts = self._work, self._counts
+        each = page_bytes(work.model.shape, work.layout, work.model.config.params_dtype)
+        return {
+            "positions": counts["decode_passes"] / work.layout.pipeline,
+            "prefill_passes": counts["prefill_passes"] / work.layout.pipeline,
+            "prefill_tokens": float(counts["prefill_tokens"]),
+            "decode_tokens": float(counts["decode_tokens"]),
+            "kv_cache_gib": self._schedule.pages.most_held * each / 2**30,
+        }

@@ -1,0 +1,191 @@
+"""A stage's forward pass over packed tokens with a KV cache: what generation runs instead of `StageModel.forward`.
+
+    token, slot, position [N] -> embedding or the previous stage's states -> layers -> states [N, H]
+
+Megatron's layers read one length for all rows and launch about eighty torch calls a layer for a single position; here
+a layer is a dozen calls on the same parameters, rows have positions of their own, and nothing is padded. There is no
+second copy of a weight: what the optimizer changes is what the next call reads. `rl/` compares the sampler's log-probs
+with those of the training forward pass in every iteration, and tests hold the two against each other in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from torch import Tensor
+
+from gipo_mc.models.kv_cache import KVCache
+from gipo_mc.models.stage import StageModel
+from gipo_mc.ops.paged_attention import paged_attention, rotate_and_append
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Packed tokens of one pass.
+
+    token_N, slot_N, position_N: int64 [N]; position -1 is a row that stands for nothing.
+    prompts: (first, stop, slot) of each whole prompt among the N tokens; empty when each token continues a sequence
+        whose earlier tokens are cached. One pass holds prompts or continuations, not both.
+    last_n: int64 [n], the tokens whose states are wanted from the last stage; None: all.
+    """
+
+    token_N: Tensor
+    slot_N: Tensor
+    position_N: Tensor
+    prompts: Sequence[tuple[int, int, int]] = ()
+    last_n: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.token_N)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The parameters of one layer, this rank's shards."""
+
+    attention_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    proj: Tensor
+    feed_forward_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+class CachedForward:
+    """Runs one stage. Its parameters are the model's own. Use it without autograd.
+
+    longest: positions of the longest sequence; rotary tables are made for so many, once.
+    """
+
+    def __init__(self, model: StageModel, longest: int) -> None:
+        self.model, self.layout, self.shape = model, model.layout, model.shape
+        self._layers = [_layer_of(layer) for layer in model.decoder.layers]
+        self._scale = self.shape.head_dim**-0.5
+        self._group = parallel_state.get_tensor_model_parallel_group() if self.layout.tensor > 1 else None
+        frequency_R = model.rotary_pos_emb.inv_freq.float()
+        angle_PR = torch.outer(torch.arange(longest, dtype=torch.float32, device=frequency_R.device), frequency_R)
+        self._cos_PR, self._sin_PR = angle_PR.cos(), angle_PR.sin()
+
+    def __call__(self, tokens: Tokens, received_NH: Tensor | None, cache: KVCache) -> Tensor:
+        """States of this stage, [N, H]; on the last stage normalised, and [n, H] for `tokens.last_n`.
+
+        received_NH: the previous stage's states; None on the first stage.
+        """
+        x_NH = self._embed(tokens.token_N) if received_NH is None else received_NH
+        for number in range(len(self._layers)):
+            # Behind the last attention nothing mixes tokens any more: go on with those that are asked for.
+            ends = self.layout.is_last_stage and number == len(self._layers) - 1
+            x_NH = self._run_layer(number, x_NH, tokens, cache, tokens.last_n if ends else None)
+        if self.layout.is_last_stage:
+            return self._norm(x_NH, self.model.decoder.final_layernorm.weight)
+        return x_NH
+
+    def _embed(self, token_N: Tensor) -> Tensor:
+        weight_VH = self.model.embedding.word_embeddings.weight
+        if self._group is None:
+            return F.embedding(token_N, weight_VH)
+        row_N = token_N - self.model.vocab_start
+        foreign_N = (row_N < 0) | (row_N >= len(weight_VH))
+        x_NH = F.embedding(row_N.masked_fill(foreign_N, 0), weight_VH).masked_fill(foreign_N[:, None], 0)
+        return self._sum(x_NH)
+
+    def _run_layer(self, number: int, x_NH: Tensor, tokens: Tokens, cache: KVCache, keep_n: Tensor | None) -> Tensor:
+        layer = self._layers[number]
+        qkv_NC = F.linear(self._norm(x_NH, layer.attention_norm), layer.qkv, layer.qkv_bias)
+        if layer.query_norm is not None:
+            qkv_NC = self._norm_heads(qkv_NC, layer)
+        query_NHD = rotate_and_append(
+            qkv_NC,
+            self._cos_PR,
+            self._sin_PR,
+            tokens.slot_N,
+            tokens.position_N,
+            cache.page_table_SP,
+            *cache.pools[number],
+        )
+        if tokens.prompts:
+            seen_NC = self._attend_prompts(number, query_NHD, tokens, cache)
+        else:
+            seen_NC = paged_attention(
+                query_NHD,
+                *cache.pools[number],
+                cache.page_table_SP,
+                tokens.slot_N,
+                tokens.position_N + 1,
+                self._scale,
+            )
+        if keep_n is not None:
+            seen_NC, x_NH = seen_NC[keep_n], x_NH[keep_n]
+        x_NH = x_NH + self._sum(F.linear(seen_NC, layer.proj))
+        gate_NF, up_NF = F.linear(self._norm(x_NH, layer.feed_forward_norm), layer.gate_up).chunk(2, dim=-1)
+        return x_NH + self._sum(F.linear(F.silu(gate_NF) * up_NF, layer.down))
+
+    def _attend_prompts(self, number: int, query_NHD: Tensor, tokens: Tokens, cache: KVCache) -> Tensor:
+        """Causal attention within each prompt, by torch's kernels (flash attention on a GPU): no mask, no padding."""
+        out_NHD = torch.empty_like(query_NHD)
+        for first, stop, slot in tokens.prompts:
+            key_GLD, value_GLD = cache.read(number, slot, stop - first)
+            query_HLD = query_NHD[first:stop].transpose(0, 1)
+            out_HLD = F.scaled_dot_product_attention(
+                query_HLD[None],
+                key_GLD[None],
+                value_GLD[None],
+                is_causal=True,
+                scale=self._scale,
+                enable_gqa=len(query_HLD) != len(key_GLD),
+            )[0]
+            out_NHD[first:stop] = out_HLD.transpose(0, 1)
+        return out_NHD.flatten(1)
+
+    def _norm_heads(self, qkv_NC: Tensor, layer: _Layer) -> Tensor:
+        """Queries and keys normalised head by head, in families that do so."""
+        assert layer.query_norm is not None and layer.key_norm is not None
+        groups, width = self.shape.kv_heads // self.layout.tensor, self.shape.head_dim
+        heads_NGKD = qkv_NC.view(len(qkv_NC), groups, -1, width)
+        query_NGKD, key_NGKD, value_NGKD = heads_NGKD.split([heads_NGKD.shape[2] - 2, 1, 1], dim=2)
+        parts = [self._norm(query_NGKD, layer.query_norm), self._norm(key_NGKD, layer.key_norm), value_NGKD]
+        return torch.cat(parts, dim=2).flatten(1)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, self.shape.norm_eps)
+
+    def _sum(self, x_NH: Tensor) -> Tensor:
+        """Over the tensor ranks."""
+        if self._group is not None:
+            dist.all_reduce(x_NH, group=self._group)
+        return x_NH
+
+
+def _layer_of(layer: Any) -> _Layer:
+    """TransformerEngine's linear layers hold the norm before them; ours stand beside it."""
+    attention, feed_forward = layer.self_attention, layer.mlp
+    return _Layer(
+        attention_norm=_norm_weight(attention.linear_qkv, layer.input_layernorm),
+        qkv=attention.linear_qkv.weight,
+        qkv_bias=_bias(attention.linear_qkv),
+        query_norm=getattr(attention.q_layernorm, "weight", None),
+        key_norm=getattr(attention.k_layernorm, "weight", None),
+        proj=attention.linear_proj.weight,
+        feed_forward_norm=_norm_weight(feed_forward.linear_fc1, layer.pre_mlp_layernorm),
+        gate_up=feed_forward.linear_fc1.weight,
+        down=feed_forward.linear_fc2.weight,
+    )
+
+
+def _norm_weight(linear: Any, norm: Any) -> Tensor:
+    fused: Tensor | None = getattr(linear, "layer_norm_weight", None)
+    return norm.weight if fused is None else fused
+
+
+def _bias(linear: Any) -> Tensor | None:
+    bias = getattr(linear, "bias", None)
+    return bias if isinstance(bias, Tensor) and bias.numel() else None

@@ -191,6 +191,10 @@ def _validate(raw: dict[str, Any]) -> Config:
     return config
 
 
+#: Keys that earlier versions had, and what took their place.
+_MOVED = {"rollout.micro_batch_size": "rollout.slots"}
+
+
 def _problem(detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
@@ -209,6 +213,8 @@ def _suggestion(loc: tuple[Any, ...]) -> str:
     for part in loc[:-1]:
         field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
         section = field.annotation if field else None
+    if now := _MOVED.get(".".join(map(str, loc))):
+        return f" any more; it is {now} now"
     names = list(getattr(section, "model_fields", {}))
     close = get_close_matches(str(loc[-1]), names, n=1)
     if close:

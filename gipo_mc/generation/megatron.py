@@ -28,8 +28,8 @@ from torch import Tensor
 
 from gipo_mc.errors import ConfigError, DataError, NumericsError
 from gipo_mc.generation.engine import Generated, Progress, Sampling
-from gipo_mc.generation.sampling import sample
 from gipo_mc.models.stage import StageModel
+from gipo_mc.ops.sampling import sample
 from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.layout import Layout
 

@@ -7,6 +7,7 @@ from gipo_mc.ops.group_objective import group_objective, group_variance
 from gipo_mc.ops.inputs import ObjectiveInputs
 from gipo_mc.ops.native import describe_build
 from gipo_mc.ops.results import GroupObjective, GroupVariance, ShapedAdvantages, TokenObjective, TokenStatistics
+from gipo_mc.ops.sampling import sample
 from gipo_mc.ops.shape_and_gae import shape_and_gae
 from gipo_mc.ops.token_objective import token_objective
 from gipo_mc.ops.token_statistics import token_statistics
@@ -21,6 +22,7 @@ __all__ = [
     "describe_build",
     "group_objective",
     "group_variance",
+    "sample",
     "shape_and_gae",
     "token_objective",
     "token_statistics",

@@ -95,19 +95,56 @@ def targets(op: str, targets_N: Tensor, vocabulary: int, *, ignored: bool = True
         )
 
 
+def rows_of_logits(op: str, name: str, logits: Tensor) -> None:
+    """[rows, columns] with at least one column, which are contiguous."""
+    if logits.dim() != 2 or logits.shape[1] == 0:
+        raise ValueError(f"{op}: {name} has shape {list(logits.shape)}; give two dimensions and at least one column.")
+    if logits.stride(1) != 1 and logits.shape[1] > 1:
+        raise ValueError(
+            f"{op}: the columns of {name} are not contiguous (strides {logits.stride()}): it is transposed or "
+            "expanded. Call .contiguous() on it, or better, produce it in that order."
+        )
+
+
 def logits(op: str, logits_NV: Tensor, targets_N: Tensor, temperature: float) -> None:
     """Logits [N, V] with contiguous columns, a target id for each row, and a temperature."""
     floats(op, "logits_NV", logits_NV)
-    if logits_NV.dim() != 2 or logits_NV.shape[1] == 0:
-        raise ValueError(f"{op}: logits_NV has shape {list(logits_NV.shape)}; give [N, V_local] with V_local > 0.")
-    rows, width = logits_NV.shape
-    like(op, "targets_N", targets_N, (rows,), torch.int64, logits_NV.device)
-    if logits_NV.stride(1) != 1 and width > 1:
-        raise ValueError(
-            f"{op}: the columns of logits_NV are not contiguous (strides {logits_NV.stride()}): it is transposed or "
-            "expanded. Call .contiguous() on it, or better, produce it in [N, V] order."
-        )
+    rows_of_logits(op, "logits_NV", logits_NV)
+    like(op, "targets_N", targets_N, (logits_NV.shape[0],), torch.int64, logits_NV.device)
     number(op, "temperature", temperature, above=0.0)
+
+
+def sampling(
+    op: str,
+    logits_BV: Tensor,
+    uniform_B: Tensor | None,
+    vocab_size: int,
+    known_ids: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    greedy: bool,
+) -> None:
+    """Logits [B, V] with contiguous columns, a uniform number for each row unless greedy, and what filters them."""
+    floats(op, "logits_BV", logits_BV)
+    rows_of_logits(op, "logits_BV", logits_BV)
+    if not 1 <= vocab_size <= logits_BV.shape[1]:
+        raise ValueError(
+            f"{op}: vocab_size={vocab_size} must be from 1 to the {logits_BV.shape[1]} columns of the logits."
+        )
+    for name, value in (("known_ids", known_ids), ("top_k", top_k)):
+        if value < 0:
+            raise ValueError(f"{op}: {name}={value} must be positive, or 0 for all.")
+    number(op, "temperature", temperature, above=0.0)
+    if not 0.0 < top_p <= 1.0:
+        raise ValueError(f"{op}: top_p={top_p} must be above 0 and at most 1, which keeps all.")
+    if greedy:
+        return
+    if uniform_B is None:
+        raise ValueError(f"{op}: sampling needs uniform_B, a number in [0, 1) for each row; greedy=True needs none.")
+    like(op, "uniform_B", uniform_B, (logits_BV.shape[0],), torch.float64, logits_BV.device)
+    if values_visible(uniform_B) and not bool(((uniform_B >= 0) & (uniform_B < 1)).all()):
+        raise ValueError(f"{op}: uniform_B has values outside [0, 1).")
 
 
 def overwritable(op: str, logits_NV: Tensor) -> None:

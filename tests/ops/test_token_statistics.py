@@ -329,7 +329,7 @@ def test_memory_beside_the_logits_is_16_bytes_a_token(dtype: torch.dtype) -> Non
         ({"logits_NV": [[0.0]]}, TypeError, "must be a tensor, not list"),
         ({"logits_NV": torch.zeros(3, 4).to_sparse()}, TypeError, "dense"),
         ({"logits_NV": torch.zeros(12)}, ValueError, r"shape \[12\]"),
-        ({"logits_NV": torch.zeros(3, 0)}, ValueError, "V_local > 0"),
+        ({"logits_NV": torch.zeros(3, 0)}, ValueError, "at least one column"),
         ({"logits_NV": torch.zeros(2, 4)}, ValueError, r"shape \[3\], but \[2\] is needed"),
         ({"targets_N": torch.zeros(3, dtype=torch.int32)}, TypeError, "torch.int64 is needed"),
         ({"targets_N": torch.zeros(3, dtype=torch.int64, device="meta")}, ValueError, "on meta"),

@@ -1,4 +1,4 @@
-"""Sampling against transformers' logits warpers, against exact frequencies, and against itself in other batches."""
+"""Sampling in eager torch against transformers' logits warpers, exact frequencies, and itself in other batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from gipo_mc.generation.sampling import draw, filter_logits, sample
+from gipo_mc.ops.reference import draw, filter_logits, sample
 
 
 def random_logits(rows: int, vocab: int, seed: int = 0, scale: float = 3.0) -> torch.Tensor:

@@ -1,0 +1,56 @@
+"""Op D: from a row of logits and one uniform number to a token and its log-probability.
+
+Temperature, top-k, top-p, then the inverse of the cumulative distribution. A row's token is a function of its logits
+and its uniform alone. That is what makes a response independent of its batch neighbours: the uniforms come from
+counter-based streams (`gipo_mc.parallel.streams`), keyed by the prompt and not by its place in a batch. Candidates are
+laid out in vocabulary order, never in sorted order, so that two logits that swap ranks by a rounding error do not swap
+tokens.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gipo_mc.ops import checks, reference
+
+_OP = "sample"
+
+
+def sample(
+    logits_BV: Tensor,
+    uniform_B: Tensor | None,
+    *,
+    vocab_size: int,
+    known_ids: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    greedy: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """One token for each row of full-vocabulary logits, and its log-probability. No gradient.
+
+    logits_BV: [B, V], float32, bfloat16, float16 (or float64, CPU); any row stride, columns contiguous. Columns from
+        `vocab_size` on are padding: never read, never drawn, and no probability.
+    uniform_B: float64 [B] in [0, 1), on the device of the logits; not read, and may be None, when greedy.
+    known_ids: ids from this one on are not drawn, as if top-k had left them out (0: all are).
+    temperature: > 0, divides the logits. greedy: the largest logit, the lowest id among equals.
+    top_k: the k largest logits stay, and those equal to the k-th (0: all).
+    top_p: of these the smallest set stays whose probability reaches top_p, equal logits in the order of their ids; the
+        largest always stays (1: all).
+
+    Returns token_B int64 [B] and logp_B float64 [B]: log-softmax of logits / temperature at the token, over vocab_size
+    ids, before top-k and top-p. A row that cannot be drawn from (a NaN, +inf, or no finite logit among the candidates)
+    has token -1 and log-prob NaN: the caller reports it.
+    Raises TypeError or ValueError for wrong dtypes, shapes, layouts, numbers.
+    """
+    checks.sampling(_OP, logits_BV, uniform_B, vocab_size, known_ids, temperature, top_k, top_p, greedy)
+    return reference.sample(
+        logits_BV,
+        uniform_B,
+        vocab_size=vocab_size,
+        known_ids=known_ids,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        greedy=greedy,
+    )

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "group_objective.h"
+#include "sampling.h"
 #include "shape_and_gae.h"
 #include "token_statistics.h"
 
@@ -34,11 +35,16 @@ struct ShapingRowKernels {
     void (*shape[kDTypes])(const RewardRows& in, const ShapedRows& out, int64_t begin, int64_t end);
 };
 
+struct SamplingRowKernels {
+    void (*draw[kDTypes])(const SampleRows& in, const DrawnRows& out, void* room, int64_t begin, int64_t end);
+};
+
 struct InstructionSet {
     const char* name;
     const TokenRowKernels* token;
     const ObjectiveRowKernels* objective;
     const ShapingRowKernels* shaping;
+    const SamplingRowKernels* sampling;
 };
 
 #define GIPO_DECLARE_ROWS(isa)                       \
@@ -46,6 +52,7 @@ struct InstructionSet {
     extern const TokenRowKernels token_rows;         \
     extern const ObjectiveRowKernels objective_rows; \
     extern const ShapingRowKernels shaping_rows;     \
+    extern const SamplingRowKernels sampling_rows;   \
     }
 GIPO_DECLARE_ROWS(plain)
 GIPO_DECLARE_ROWS(avx2)

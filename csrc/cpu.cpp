@@ -1,5 +1,5 @@
-// The CPU side of ops A, B and C: instruction set, element type and threads are chosen here; the rows are worked on in
-// token_statistics.cpp, group_objective.cpp and shape_and_gae.cpp.
+// The CPU side of ops A to D: instruction set, element type and threads are chosen here; the rows are worked on in
+// token_statistics.cpp, group_objective.cpp, shape_and_gae.cpp and sampling.cpp.
 #include "cpu.h"
 
 #include <cstdlib>
@@ -26,15 +26,15 @@ std::vector<Candidate> candidates() {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     all.push_back({{"avx512", &avx512::token_rows, &avx512::objective_rows, &avx512::shaping_rows, &avx512::append,
-                    &avx512::attention},
+                    &avx512::attention, &avx512::sampling_rows},
                    avx512});
-    all.push_back(
-        {{"avx2", &avx2::token_rows, &avx2::objective_rows, &avx2::shaping_rows, &avx2::append, &avx2::attention},
-         avx2});
+    all.push_back({{"avx2", &avx2::token_rows, &avx2::objective_rows, &avx2::shaping_rows, &avx2::append,
+                    &avx2::attention, &avx2::sampling_rows},
+                   avx2});
 #endif
-    all.push_back(
-        {{"plain", &plain::token_rows, &plain::objective_rows, &plain::shaping_rows, &plain::append, &plain::attention},
-         true});
+    all.push_back({{"plain", &plain::token_rows, &plain::objective_rows, &plain::shaping_rows, &plain::append,
+                    &plain::attention, &plain::sampling_rows},
+                   true});
     return all;
 }
 
@@ -145,6 +145,16 @@ void shape_and_gae_cpu(const RewardRows& in, const ShapedRows& out, int threads)
             for (int64_t i = 0; i < in.batch; ++i) total += static_cast<double>(row_sums[field * in.batch + i]);
             out.totals[field] = total;
         }
+    });
+}
+
+void sample_cpu(const SampleRows& in, const DrawnRows& out, int threads) {
+    const auto run = kernel_of(instruction_set().sampling->draw, in.dtype);
+    const auto bytes = static_cast<size_t>(sample_room(in));
+    parallel_rows(in.rows, in.columns, threads, [&](int64_t begin, int64_t end) {
+        thread_local std::vector<char> room;  // kept, as the next call needs as much
+        if (room.size() < bytes) room.resize(bytes);
+        run(in, out, room.data(), begin, end);
     });
 }
 

@@ -9,6 +9,7 @@
 #include "group_objective.h"
 #include "paged_attention.h"
 #include "rotate_and_append.h"
+#include "sampling.h"
 #include "shape_and_gae.h"
 #include "token_statistics.h"
 
@@ -51,6 +52,10 @@ struct AttentionKernels {
                                  int64_t begin, int64_t end);
 };
 
+struct SamplingRowKernels {
+    void (*draw[kDTypes])(const SampleRows& in, const DrawnRows& out, void* room, int64_t begin, int64_t end);
+};
+
 struct InstructionSet {
     const char* name;
     const TokenRowKernels* token;
@@ -58,6 +63,7 @@ struct InstructionSet {
     const ShapingRowKernels* shaping;
     const AppendKernels* append;
     const AttentionKernels* attention;
+    const SamplingRowKernels* sampling;
 };
 
 #define GIPO_DECLARE_ROWS(isa)                       \
@@ -67,6 +73,7 @@ struct InstructionSet {
     extern const ShapingRowKernels shaping_rows;     \
     extern const AppendKernels append;               \
     extern const AttentionKernels attention;         \
+    extern const SamplingRowKernels sampling_rows;   \
     }
 GIPO_DECLARE_ROWS(plain)
 GIPO_DECLARE_ROWS(avx2)

@@ -5,6 +5,7 @@
 #include "group_objective.h"
 #include "paged_attention.h"
 #include "rotate_and_append.h"
+#include "sampling.h"
 #include "shape_and_gae.h"
 #include "token_objective.h"
 #include "token_statistics.h"
@@ -238,6 +239,20 @@ void bind_paged_attention(py::module_& module, const char* name) {
         Release());
 }
 
+template <auto kernel, class Where>
+void bind_sample(py::module_& module, const char* name) {
+    module.def(
+        name,
+        [](Address logits, int dtype, int64_t rows, int64_t columns, int64_t stride, int64_t candidates,
+           Address uniforms, double temperature, int64_t top_k, double top_p, Address tokens, Address logp,
+           Where last) {
+            const SampleRows in{at(logits), DType(dtype),         rows,        columns, stride,
+                                candidates, at<double>(uniforms), temperature, top_k,   top_p};
+            kernel(in, {at<int64_t>(tokens), at<double>(logp)}, where(last));
+        },
+        Release());
+}
+
 py::dict build_info() {
     py::dict info;
 #ifdef GIPO_MC_WITH_CUDA
@@ -269,6 +284,7 @@ PYBIND11_MODULE(_C, module) {
     bind_group_objective<group_objective_cpu, int>(module, "group_objective_cpu");
     bind_group_objective_gradient<group_objective_gradient_cpu, int>(module, "group_objective_gradient_cpu");
     bind_shape_and_gae<shape_and_gae_cpu, int>(module, "shape_and_gae_cpu");
+    bind_sample<sample_cpu, int>(module, "sample_cpu");
     bind_token_objective<token_objective_cpu, int>(module, "token_objective_cpu");
     bind_token_objective_gradient<token_objective_gradient_cpu, int>(module, "token_objective_gradient_cpu");
     bind_rotate_and_append<rotate_and_append_cpu, int>(module, "rotate_and_append_cpu");

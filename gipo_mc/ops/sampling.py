@@ -9,11 +9,42 @@ tokens.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from gipo_mc.ops import checks, reference
+from gipo_mc.ops import checks, native, reference
 
 _OP = "sample"
+
+
+def _fake_sample(logits_BV: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    rows = logits_BV.shape[0]
+    return logits_BV.new_empty(rows, dtype=torch.int64), logits_BV.new_empty(rows, dtype=torch.float64)
+
+
+@native.op("sample", _fake_sample)
+def _sample(
+    logits_BV: Tensor,
+    uniform_B: Tensor | None,
+    vocab_size: int,
+    candidates: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> tuple[Tensor, Tensor]:
+    """Token and log-prob of each row, of which only the first `candidates` ids are drawn; no uniforms: greedy."""
+    uniform_B = None if uniform_B is None else uniform_B.contiguous()
+    token_B, logp_B = _fake_sample(logits_BV)
+    native.call(
+        _OP,
+        logits_BV.device,
+        *(native.address(logits_BV), native.code(logits_BV), logits_BV.shape[0], vocab_size, logits_BV.stride(0)),
+        *(candidates, native.address(uniform_B), temperature, top_k, top_p),
+        *(native.address(token_B), native.address(logp_B)),
+    )
+    return token_B, logp_B
 
 
 def sample(
@@ -44,13 +75,17 @@ def sample(
     Raises TypeError or ValueError for wrong dtypes, shapes, layouts, numbers.
     """
     checks.sampling(_OP, logits_BV, uniform_B, vocab_size, known_ids, temperature, top_k, top_p, greedy)
-    return reference.sample(
-        logits_BV,
-        uniform_B,
-        vocab_size=vocab_size,
-        known_ids=known_ids,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        greedy=greedy,
-    )
+    logits_BV = logits_BV.detach()
+    if native.use_reference():
+        return reference.sample(
+            logits_BV,
+            uniform_B,
+            vocab_size=vocab_size,
+            known_ids=known_ids,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            greedy=greedy,
+        )
+    candidates = min(known_ids or vocab_size, vocab_size)
+    return _sample(logits_BV, None if greedy else uniform_B, vocab_size, candidates, temperature, top_k, top_p)

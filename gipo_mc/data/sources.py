@@ -180,8 +180,9 @@ def _parquet(path: Path, source: str) -> Iterator[RawRow | BadRow]:
     import datasets
 
     try:
-        # Streaming reads the file where it is, without a copy in the cache that every rank would write.
-        rows = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        # Streaming reads the file where it is, without a copy in the cache that every rank would write. `load_dataset`
+        # would tell the hub of each file that it reads, and wait for it where there is no network.
+        rows = datasets.Dataset.from_parquet(str(path), streaming=True)
         for number, row in enumerate(rows, 1):
             yield RawRow(f"{source}:row {number}", row)
     except Exception as error:  # pyarrow and datasets raise a dozen kinds for a damaged file

@@ -4,7 +4,7 @@
         shards/          models and optimizers, Megatron dist_checkpointing (torch_dist): global tensors, any layout
         <role>/          config.json and tokenizer of each model, so that a checkpoint can stand for a model
         state.json       step and everything small that the next iteration depends on
-        MANIFEST.json    size and SHA-256 of every file, written last
+        MANIFEST.json    size and sums of every file, written last
 
 A checkpoint appears by renaming a temporary folder whose files and folders are all on the disk, so a visible one is
 complete; "latest" is the highest step whose manifest verifies, and no pointer file is trusted. Nothing is read before
@@ -84,7 +84,7 @@ def save(
     except WriteFailed as error:
         reason = str(error)
         on_main(lambda: _give_up(final, temporary, needed, reason))
-    on_main(lambda: prune(folder, keep))
+    prune(folder, keep)
     return final
 
 
@@ -111,20 +111,27 @@ def _give_up(final: Path, temporary: Path, needed: int, reason: str) -> None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove what is older than the newest `keep` checkpoints that verify. Called on one rank.
+    """Remove what is older than the newest `keep` checkpoints that verify. Every rank calls it.
 
     A damaged one does not count: it stays where it is, to be looked at, until `keep` newer ones verify. What this
-    process wrote or verified is not read again unless its files changed. Raises StorageError.
+    process wrote or verified is not read again unless its files changed; the rest is read by all ranks together.
+    Raises StorageError.
     """
-    found = steps(folder)
-    usable = 0
+    found: list[int] = on_main(lambda: steps(folder))
+    usable, outdated = 0, []
     for step in reversed(found if len(found) > keep else []):
         path = folder / f"{_PREFIX}{step:08d}"
         if usable == keep:
-            with storage_errors(path):
-                _remove(path)
+            outdated.append(path)
         elif _verifies(path):
             usable += 1
+    on_main(lambda: _remove_all(outdated))
+
+
+def _remove_all(paths: list[Path]) -> None:
+    for path in paths:
+        with storage_errors(path):
+            _remove(path)
 
 
 def _remove(path: Path) -> None:
@@ -135,10 +142,10 @@ def _remove(path: Path) -> None:
 
 
 def _verifies(path: Path) -> bool:
-    if manifest.known(path):
+    if on_main(lambda: manifest.known(path)):
         return True
     try:
-        verify(path)
+        verify(path, together=True)
     except CheckpointError:
         return False
     return True

@@ -1,4 +1,5 @@
-"""SHA-256 of files: how fast they are read, how ranks share them, and what need not be read again."""
+"""Sums of files: SHA-256 for what is compared between runs, BLAKE3 for checkpoints; how ranks share the reading, and
+what need not be read again."""
 
 from __future__ import annotations
 
@@ -6,42 +7,95 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
 
 from gipo_mc.errors import StorageError
 from gipo_mc.run.jsonl import read_file, write_atomically
 
-#: Small enough for a processor's cache, which is faster than one large block a read.
-_BLOCK = 1 << 18
+#: Fits a core's cache, so that the hash does not fetch from memory what was just read.
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A hash that manifests name. part: bytes of a file that have a sum of their own, so that ranks can share it."""
+
+    title: str
+    new: Callable[[], Any]
+    part: int
+
+
+#: By the name that manifests use. BLAKE3 is what is written; SHA-256 of whole files is read for ever.
+ALGORITHMS = {
+    "blake3": Algorithm("BLAKE3", blake3, 1 << 26),
+    "sha256": Algorithm("SHA-256", hashlib.sha256, sys.maxsize),
+}
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """The bytes from `begin` to `begin + size` of a file, which have a sum of their own."""
+
+    name: str
+    begin: int
+    size: int
+
+
+def parts_of(name: str, size: int, algorithm: str) -> list[Part]:
+    """A file in the parts that the algorithm takes, in order; an empty file is one part, too."""
+    largest = ALGORITHMS[algorithm].part
+    return [Part(name, begin, min(largest, size - begin)) for begin in range(0, max(size, 1), largest)]
+
+
+def sum_of(path: Path, begin: int, size: int, algorithm: str) -> str:
+    """The sum of `size` bytes of a file, or of as many as there are: 64 hexadecimal digits. Raises OSError.
+
+    Reads into one block instead of mapping the file: a mapped file that shrinks ends the process (SIGBUS).
+    """
+    digest = ALGORITHMS[algorithm].new()
+    block = memoryview(bytearray(min(_BLOCK, size)))
+    with path.open("rb", buffering=0) as stream:
+        stream.seek(begin)
+        while size and (read := stream.readinto(block[:size])):
+            digest.update(block[:read])
+            size -= read
+    return str(digest.hexdigest())
 
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content, 64 hexadecimal digits. Raises OSError."""
-    digest = hashlib.sha256()
-    block = memoryview(bytearray(_BLOCK))
-    with path.open("rb", buffering=0) as stream:
-        while size := stream.readinto(block):
-            digest.update(block[:size])
-    return digest.hexdigest()
+    return sum_of(path, 0, path.stat().st_size, "sha256")
 
 
-def shares(sizes: Mapping[str, int], ranks: int) -> list[list[str]]:
-    """Files of a checkpoint by the rank that hashes them, about as many bytes each.
+def shares(parts: Iterable[Part], ranks: int) -> list[list[Part]]:
+    """Parts of a checkpoint's files by the rank that hashes them, about as many bytes each.
 
-    A rank gets what it wrote (`__<rank>_<n>.distcp`), which its machine still holds in memory, unless that is more
-    than its share.
+    A rank gets what it wrote (`__<rank>_<n>.distcp`), which its machine still holds in memory, as far as that is no
+    more than its share; what is left goes to the rank that has least.
     """
-    share = sum(sizes.values()) / ranks
-    load, parts = [0] * ranks, [[] for _ in range(ranks)]  # type: tuple[list[int], list[list[str]]]
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        written = re.match(r"__(\d+)_", name.rpartition("/")[2])
+    ordered = sorted(parts, key=lambda part: (-part.size, part))
+    share = sum(part.size for part in ordered) / ranks
+    load, found = [0] * ranks, [[] for _ in range(ranks)]  # type: tuple[list[int], list[list[Part]]]
+    left = []
+    for part in ordered:
+        written = re.match(r"__(\d+)_", part.name.rpartition("/")[2])
         rank = int(written[1]) if written else 0
-        if rank >= ranks or load[rank] + sizes[name] > 1.05 * share:
-            rank = load.index(min(load))
-        load[rank] += sizes[name]
-        parts[rank].append(name)
-    return parts
+        if rank >= ranks or load[rank] + part.size > 1.05 * share:
+            left.append(part)
+            continue
+        load[rank] += part.size
+        found[rank].append(part)
+    for part in left:
+        rank = load.index(min(load))
+        load[rank] += part.size
+        found[rank].append(part)
+    return found
 
 
 def content_of(paths: Iterable[Path]) -> str:

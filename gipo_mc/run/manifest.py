@@ -1,12 +1,16 @@
-"""MANIFEST.json: size and SHA-256 of every file of a checkpoint, and the check of a checkpoint against it.
+"""MANIFEST.json: size and sums of every file of a checkpoint, and the check of a checkpoint against it.
 
-Ranks share the reading. What was verified is remembered for as long as the process runs and the files stay as they are.
+    {"format": 1, "step": 120, "files": {"state.json": {"size": 871, "blake3": ["9f..."]}, ...}}
+
+A file has a BLAKE3 sum for each 64 MiB, which ranks share; checkpoints of before that have one SHA-256 a file, and are
+read as ever. What was verified is remembered for as long as the process runs and the files stay as they are.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +21,51 @@ from gipo_mc.errors import CheckpointError
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.disk import sync, write_synced
 from gipo_mc.parallel.sharded_files import all_or_fail, on_main_or_fail
-from gipo_mc.run.hashes import sha256_of, shares, signature
+from gipo_mc.run.hashes import ALGORITHMS, Part, parts_of, shares, signature, sum_of
 from gipo_mc.run.jsonl import read_file
 
 FORMAT = 1
 FILE = "MANIFEST.json"
 STATE = "state.json"
+_WRITTEN = "blake3"
 
-Entry = dict[str, Any]
 _verified: dict[Path, list[Any]] = {}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a manifest says of a file: its size in bytes, and a sum for each of its parts."""
+
+    size: int
+    algorithm: str
+    sums: list[str]
 
 
 def write(path: Path, step: int, files: dict[str, Entry]) -> None:
     """Write the manifest of `path`, whose files are `files`: the last file of a checkpoint. Raises OSError."""
-    stated = {"format": FORMAT, "step": step, "files": files}
+    entries = {name: {"size": entry.size, entry.algorithm: entry.sums} for name, entry in files.items()}
+    stated = {"format": FORMAT, "step": step, "files": entries}
     write_synced(path / FILE, json.dumps(stated, indent=1).encode())
 
 
 def describe(path: Path) -> dict[str, Entry]:
-    """Size and SHA-256 of every file under `path`, all of which are on the disk then. Every rank calls it and reads a
+    """Size and sums of every file under `path`, all of which are on the disk then. Every rank calls it and reads a
     share; all get the whole. Raises WriteFailed."""
     sizes: dict[str, int] = on_main_or_fail(lambda: {name: (path / name).stat().st_size for name in files_of(path)})
-    own: dict[str, Entry] = {}
+    parts = {name: parts_of(name, size, _WRITTEN) for name, size in sizes.items()}
+    own: dict[Part, str] = {}
 
     def work() -> None:
-        for name in shares(sizes, dist.get_world_size())[dist.get_rank()]:
-            sync(path / name)
-            own[name] = {"size": sizes[name], "sha256": sha256_of(path / name)}
+        for part in _own_share(parts):
+            if part.begin == 0:
+                sync(path / part.name)
+            own[part] = sum_of(path / part.name, part.begin, part.size, _WRITTEN)
 
     all_or_fail(work)
-    gathered: list[dict[str, Entry]] = [{}] * dist.get_world_size()
+    gathered: list[dict[Part, str]] = [{}] * dist.get_world_size()
     dist.all_gather_object(gathered, own)
-    return dict(sorted(item for part in gathered for item in part.items()))
+    sums = {part: found for one in gathered for part, found in one.items()}
+    return {name: Entry(size, _WRITTEN, [sums[part] for part in parts[name]]) for name, size in sorted(sizes.items())}
 
 
 def verify(path: Path, *, together: bool = False) -> None:
@@ -57,12 +74,13 @@ def verify(path: Path, *, together: bool = False) -> None:
     together: every rank calls it and reads a share of the files; all of them raise.
     """
     if not together:
-        _finish(path, _wrong(path, stated := _stated(path), list(stated)))
+        stated = _stated(path)
+        _finish(path, _wrong(path, stated, [part for name in stated for part in _parts(name, stated[name])]))
         return
     stated = on_main(lambda: _stated(path))
-    parts = shares({name: entry["size"] for name, entry in stated.items()}, dist.get_world_size())
     found: list[list[str]] = [[]] * dist.get_world_size()
-    dist.all_gather_object(found, _wrong(path, stated, parts[dist.get_rank()]))
+    share = _own_share({name: _parts(name, entry) for name, entry in stated.items()})
+    dist.all_gather_object(found, _wrong(path, stated, share))
     on_main(lambda: _finish(path, [message for part in found for message in part]))
 
 
@@ -84,13 +102,22 @@ def files_of(path: Path) -> list[str]:
     return sorted(str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir())
 
 
+def _parts(name: str, entry: Entry) -> list[Part]:
+    return parts_of(name, entry.size, entry.algorithm)
+
+
+def _own_share(parts: dict[str, list[Part]]) -> list[Part]:
+    everything = [part for of_file in parts.values() for part in of_file]
+    return shares(everything, dist.get_world_size())[dist.get_rank()]
+
+
 def _stated(path: Path) -> dict[str, Entry]:
     """The files that the manifest names, all of which are there in the size that it says, and no others where anything
     is read."""
     manifest, files = path / FILE, {}
     try:
         stated = json.loads(read_file(manifest))
-        files = {name: {"size": int(e["size"]), "sha256": str(e["sha256"])} for name, e in stated["files"].items()}
+        files = {name: _entry(manifest, name, entry) for name, entry in stated["files"].items()}
         _ = stated["format"], stated["step"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} has no readable {FILE} ({error}): it is incomplete.") from error
@@ -101,9 +128,13 @@ def _stated(path: Path) -> dict[str, Entry]:
             raise CheckpointError(f"{manifest} names {name!r}, which is outside the checkpoint.")
         if name_problem(name) or not (path / name).is_file():
             raise CheckpointError(f"{path / name} is missing: the checkpoint is damaged.")
-        if (size := (path / name).stat().st_size) != entry["size"]:
+        if (size := (path / name).stat().st_size) != entry.size:
             raise CheckpointError(
-                f"{path / name} has {size:,} bytes, not the {entry['size']:,} of {FILE}: the checkpoint is damaged."
+                f"{path / name} has {size:,} bytes, not the {entry.size:,} of {FILE}: the checkpoint is damaged."
+            )
+        if len(entry.sums) != len(_parts(name, entry)):
+            raise CheckpointError(
+                f"{manifest} has {len(entry.sums)} sums for the {size:,} bytes of {name}: the checkpoint is damaged."
             )
     # Files beside the manifest are never read; those in folders might be, by whoever reads the folder.
     if strange := [name for name in files_of(path) if name not in files and "/" in name]:
@@ -114,15 +145,34 @@ def _stated(path: Path) -> dict[str, Entry]:
     return files
 
 
-def _wrong(path: Path, stated: dict[str, Entry], names: Sequence[str]) -> list[str]:
-    """The first of these files that is not what the manifest says."""
-    for name in names:
+def _entry(manifest: Path, name: str, stated: dict[str, Any]) -> Entry:
+    """Raises CheckpointError for a hash that is not known, and the errors of Python for another shape."""
+    size, others = int(stated["size"]), sorted(key for key in stated if key != "size")
+    if len(others) != 1 or others[0] not in ALGORITHMS:
+        raise CheckpointError(
+            f"{manifest} has no sum of {name!r} that this version of gipo_mc can check: it names "
+            f"{', '.join(repr(key[:40]) for key in others[:5]) or 'none'}, not one of {', '.join(ALGORITHMS)}. It is "
+            "damaged, or of a later version, which can read it."
+        )
+    (algorithm,) = others
+    sums = stated[algorithm] if isinstance(stated[algorithm], list) else [stated[algorithm]]
+    return Entry(size, algorithm, [str(one) for one in sums])
+
+
+def _wrong(path: Path, stated: dict[str, Entry], parts: Sequence[Part]) -> list[str]:
+    """The first of these parts that is not what the manifest says."""
+    for part in parts:
+        entry = stated[part.name]
+        kind = ALGORITHMS[entry.algorithm]
         try:
-            found = sha256_of(path / name)
+            found = sum_of(path / part.name, part.begin, part.size, entry.algorithm)
         except OSError as error:
-            return [f"{path / name} cannot be read: {error.strerror or error}."]
-        if found != stated[name]["sha256"]:
-            return [f"{path / name} does not match its SHA-256 in {FILE}: the checkpoint is damaged."]
+            return [f"{path / part.name} cannot be read: {error.strerror or error}."]
+        if found != entry.sums[part.begin // kind.part]:
+            where = f" in bytes {part.begin:,} to {part.begin + part.size:,}" if len(entry.sums) > 1 else ""
+            return [
+                f"{path / part.name} does not match its {kind.title} sum in {FILE}{where}: the checkpoint is damaged."
+            ]
     return []
 
 

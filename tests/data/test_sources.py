@@ -113,6 +113,16 @@ def test_parquet(tmp_path):
     assert read[0].fields == rows[0] and read[1].fields["prompt"] == "b"
 
 
+def test_a_local_parquet_file_is_nobodys_business(tmp_path, monkeypatch):
+    """`datasets.load_dataset` tells the hub that a Parquet file is read, and waits for it where it does not answer."""
+    path = str(tmp_path / "rows.parquet")
+    datasets.Dataset.from_list([{"prompt": "a"}]).to_parquet(path)
+    asked = []
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.load, "get_session", lambda: asked.append("the hub"))
+    assert len(list(read_rows(path))) == 1 and asked == []
+
+
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     """A repository layout that `datasets` finds as "owner/name" from the current folder, as it would on the hub."""

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
+from datasets import Dataset
 
 from gipo_mc.config import load_config
 from gipo_mc.data.sources import read_rows
@@ -77,16 +79,22 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
         "run: {seed: 3, name: 'x-${run.seed}'}\ndata:\n  prompts: [a, b]\n  domains: &d [x, y]\nalgorithm:\n"
         "  name: ppo\n  lam: 0.9\npolicy:\n  lr: 1e-4\n"
     )
+    Dataset.from_list([row, row, row]).to_parquet(str(folder / "rows.parquet"))
     step = folder / "step_00000001"
     step.mkdir()
+    (step / "notes").write_bytes(b"x")
     (step / "state.json").write_text(json.dumps({"format": 1, "step": 1, "settings": {"run.seed": 1}, "frozen": {}}))
     state = (step / "state.json").read_bytes()
-    files = {"state.json": {"size": len(state), "sha256": hashlib.sha256(state).hexdigest()}}
+    files = {
+        "notes": {"size": 1, "blake3": [blake3(b"x").hexdigest()]},
+        "state.json": {"size": len(state), "sha256": hashlib.sha256(state).hexdigest()},  # as checkpoints of before
+    }
     (step / "MANIFEST.json").write_text(json.dumps({"format": 1, "step": 1, "files": files}))
     run = rl_run(folder, "run", "gi_ppo", 3)
     return {
         "data in lines": Target(rows, lambda path: list(read_rows(str(path))), 1500),
         "data in a list": Target(folder / "array.json", lambda path: list(read_rows(str(path))), 1500),
+        "data in Parquet": Target(folder / "rows.parquet", lambda path: list(read_rows(str(path))), 250),
         "configuration": Target(folder / "config.yaml", lambda path: load_config(str(path), []), 150),
         "config.json": Target(policy / "config.json", lambda path: read_shape(path.parent), 400),
         "tokenizer.json": Target(policy / "tokenizer.json", lambda path: _text(path.parent), 200),
@@ -107,9 +115,9 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
 
 
 _NAMES = (
-    "data in lines", "data in a list", "configuration", "config.json", "tokenizer.json", "tokenizer_config.json",
-    "index", "weights", "manifest", "state", "metrics", "run, metrics", "run, about", "run, config", "run, status",
-    "report, samples",
+    "data in lines", "data in a list", "data in Parquet", "configuration", "config.json", "tokenizer.json",
+    "tokenizer_config.json", "index", "weights", "manifest", "state", "metrics", "run, metrics", "run, about",
+    "run, config", "run, status", "report, samples",
 )  # fmt: skip
 
 
@@ -152,10 +160,16 @@ def test_damage_is_answered_in_sentences(targets: dict[str, Target], name: str) 
 
 
 def _damaged(whole: bytes, file: Path, name: str, number: int) -> bytes:
-    if file.suffix != ".safetensors":
-        return mutated(whole, name, number)
-    end = 8 + int.from_bytes(whole[:8], "little")  # the header is what a reader can stumble over
-    return mutated(whole[:end], name, number) + whole[end:]
+    """The header of safetensors is what a reader can stumble over; of Parquet, that at the end, and the pages."""
+    if file.suffix == ".safetensors":
+        end = 8 + int.from_bytes(whole[:8], "little")
+        return mutated(whole[:end], name, number) + whole[end:]
+    if file.suffix == ".parquet" and number % 4:
+        last = len(whole) - 8  # length and mark, without which nothing else is looked at
+        start = last - int.from_bytes(whole[last : last + 4], "little")
+        header = mutated(whole[start:last], name, number)
+        return whole[:start] + header + len(header).to_bytes(4, "little") + whole[-4:]
+    return mutated(whole, name, number)
 
 
 def test_mutations_are_repeatable_and_differ() -> None:

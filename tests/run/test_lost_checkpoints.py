@@ -17,9 +17,11 @@ from gipo_mc.config import load_config
 from gipo_mc.errors import GipoError
 from gipo_mc.parallel import sharded_files
 from gipo_mc.run import checkpoint, manifest
+from gipo_mc.run.hashes import sum_of
 from gipo_mc.supervised import sft
 from tests.parallel.test_shard_index import Trap
 from tests.ranks import run_ranks
+from tests.run.test_hashes import write_as_before
 from tests.runs import read_metrics, save_models
 
 
@@ -127,6 +129,18 @@ def test_a_damaged_config_is_a_sentence_and_is_written_anew(place: Path, finishe
     assert config.read_text() == whole.replace(str(finished), str(place)) and not list(config.parent.glob(".config*"))
 
 
+def test_a_run_of_before_continues_with_its_checkpoints(place: Path) -> None:
+    """Whose manifests hold SHA-256."""
+    checkpoints = place / "run" / "checkpoints"
+    for step in (2, 3):
+        write_as_before(checkpoints / f"step_{step:08d}")
+    assert _start(place, "run.iterations=4", ranks=2) == ""
+    assert [row["step"] for row in read_metrics(place / "run")] == [1, 2, 3, 4]
+    assert checkpoint.steps(checkpoints) == [3, 4]
+    kinds = [(checkpoints / f"step_{step:08d}" / "MANIFEST.json").read_text() for step in (3, 4)]
+    assert [("sha256" in kind, "blake3" in kind) for kind in kinds] == [(True, False), (False, True)]
+
+
 # ------------------------------------------------------------------------------------------------- of somebody else
 def _foreign(place: Path) -> Path:
     return (place / "run").rename(place / "other")
@@ -148,7 +162,8 @@ def test_a_named_run_with_a_damaged_newest_checkpoint_says_which_one_it_uses(pla
 def _manifest_of(path: Path) -> None:
     """What whoever changes a checkpoint does, too."""
     names = [name for name in manifest.files_of(path) if name != manifest.FILE]
-    entries = {n: {"size": (path / n).stat().st_size, "sha256": manifest.sha256_of(path / n)} for n in names}
+    sizes = {name: (path / name).stat().st_size for name in names}
+    entries = {n: manifest.Entry(size, "blake3", [sum_of(path / n, 0, size, "blake3")]) for n, size in sizes.items()}
     manifest.write(path, json.loads((path / "state.json").read_text())["step"], entries)
 
 

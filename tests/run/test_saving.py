@@ -97,17 +97,23 @@ def _prune_one(rank: int, folder: Path, step: int) -> None:
     _save(folder, step, rank)
 
 
-def _read_again(rank: int, folder: Path) -> list[str]:
-    """Files that are hashed by the third save, beyond its own."""
-    _join()
+def _count(folder: Path) -> list[str]:
+    """Filled with the checkpoint of each file that is hashed from here on."""
     hashed: list[str] = []
-    sha256_of = manifest.sha256_of
+    sum_of = manifest.sum_of
 
-    def counted(path: Path) -> str:
-        hashed.append(path.parts[len(folder.parts)])
-        return sha256_of(path)
+    def counted(path: Path, *options: Any) -> str:
+        hashed.append(path.parts[len(folder.parts)][:13])
+        return sum_of(path, *options)
 
-    manifest.sha256_of = counted
+    manifest.sum_of = counted
+    return hashed
+
+
+def _read_again(rank: int, folder: Path) -> list[str]:
+    """Of which checkpoints the third save hashes files."""
+    _join()
+    hashed = _count(folder)
     for step in (1, 2, 3):
         hashed.clear()
         _save(folder, step, rank)
@@ -116,7 +122,28 @@ def _read_again(rank: int, folder: Path) -> list[str]:
 
 def test_what_this_process_wrote_is_not_read_again(tmp_path: Path) -> None:
     for hashed in run_ranks(_read_again, 2, tmp_path):
-        assert hashed and {name[:13] for name in hashed} == {".tmp-00000003"}
+        assert hashed and set(hashed) == {".tmp-00000003"}
+
+
+def _first_save_after_a_restart(rank: int, folder: Path) -> list[list[str]]:
+    """What the start hashes, and the save."""
+    _join()
+    hashed = _count(folder)
+    checkpoint.latest(folder, together=True)
+    at_the_start = list(hashed)
+    hashed.clear()
+    _save(folder, 5, rank, keep=4)
+    return [at_the_start, hashed]
+
+
+def test_the_first_save_after_a_restart_reads_older_checkpoints_with_all_ranks(tmp_path: Path, two: Path) -> None:
+    """And not the one that the run continued from, which the start has verified."""
+    for step in (1, 2, 3, 4):
+        shutil.copytree(two / "step_00000002", tmp_path / f"step_{step:08d}")
+    for at_the_start, hashed in run_ranks(_first_save_after_a_restart, 2, tmp_path):
+        assert set(at_the_start) == {"step_00000004"}
+        assert set(hashed) == {".tmp-00000005", "step_00000003", "step_00000002"}
+    assert checkpoint.steps(tmp_path) == [2, 3, 4, 5]
 
 
 def test_one_checkpoint_is_too_few() -> None:
@@ -222,7 +249,7 @@ def test_everything_is_on_the_disk_before_the_checkpoint_appears(tmp_path: Path)
 KILLS: dict[str, tuple[int, Any, str, Callable[..., bool]]] = {
     "before its part is written": (1, sharded_files, "_write_shards", lambda *_: True),
     "parts are written, no index": (0, FileSystemWriter, "finish", lambda *_: True),
-    "while it hashes": (1, manifest, "sha256_of", lambda *_: True),
+    "while it hashes": (1, manifest, "sum_of", lambda *_: True),
     "no manifest": (0, manifest, "write", lambda *_: True),
     "before the rename": (0, Path, "rename", lambda path, target: path.name.startswith(".tmp-00000003")),
     "after the rename": (0, manifest, "remember", lambda *_: True),

@@ -3,8 +3,8 @@
     make soak                                    200 kills, with a seed that is printed
     make soak N=20 SEED=7                        or: python tests/soak/soak.py --kills 20 --seed 7
 
-SFT, reward model, DPO, PPO and GI-PPO on the built-in task, in the layouts 1, TP2, DP2 and PP2. A run loses a random
-rank to SIGKILL at a random moment, one to three times, wherever it is then: reading, training, logging, in a save or in
+SFT, reward model, DPO, PPO and GI-PPO on the built-in task, in the layouts 1, TP2, DP2, PP2 and TP2 x PP2. A run loses
+a random rank to SIGKILL at a random moment, one to three times, wherever it is then: reading, training, logging, in a save or in
 a start. The other ranks are ended two seconds later, if they have not left, as torchrun does. Then every checkpoint
 that can be seen has to verify; and the run, started again with the same command, has to end with the bytes of the
 undisturbed one: shards, state, metrics, samples.
@@ -51,6 +51,7 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "TP2": (2, ["parallel.tensor=2"]),
     "DP2": (2, []),
     "PP2": (2, ["parallel.pipeline=2"]),
+    "TP2xPP2": (4, ["parallel.tensor=2", "parallel.pipeline=2"]),
 }
 _RL = ["data.prompts=[builtin]", "eval.reward=python:gipo_mc.data.synthetic:gold", "data.evaluation=[builtin:easy]"]
 TRAINERS: dict[str, tuple[Callable[[Config], None], list[str]]] = {
@@ -221,8 +222,18 @@ def _reap(left: dict[int, Any]) -> None:
                 del left[pid]
 
 
-def soak(kills: int, seed: int, folder: Path, say: Callable[[str], None], cases: list[tuple[str, str]]) -> int:
-    """Runs of `cases` in turn until `kills` kills were made; returns how many runs there were. Raises Disturbed."""
+def soak(
+    kills: int,
+    seed: int,
+    folder: Path,
+    say: Callable[[str], None],
+    cases: list[tuple[str, str]],
+    in_a_run: tuple[int, ...] = (1, 2, 3),
+) -> int:
+    """Runs of `cases` in turn until `kills` kills were made; returns how many runs there were. Raises Disturbed.
+
+    in_a_run: how many kills a run may get before it ends, one of them drawn for each.
+    """
     choice = random.Random(seed)
     models = save_models(folder / "models")
     prepared: dict[tuple[str, str], Case] = {}
@@ -233,7 +244,7 @@ def soak(kills: int, seed: int, folder: Path, say: Callable[[str], None], cases:
         if case is None:
             case = prepared[trainer, layout] = Case(trainer, layout, folder, models)
             case.undisturbed()
-        done = case.disturbed(min(choice.choice((1, 2, 3)), kills - made), choice)
+        done = case.disturbed(min(choice.choice(in_a_run), kills - made), choice)
         made, runs = made + done, runs + 1
         say(f"{made:4} of {kills} kills: {trainer} {layout}, killed {done} times, ended as the undisturbed one")
     return runs

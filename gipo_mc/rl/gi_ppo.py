@@ -20,6 +20,7 @@ from gipo_mc.rl.evaluate import evaluate_policy
 from gipo_mc.rl.experience import Experience
 from gipo_mc.rl.metrics import (
     check_health,
+    check_learned,
     check_start,
     clipped_warning,
     count_steps,
@@ -82,6 +83,8 @@ def iterate(session: Session, setup: RLSetup, state: RLState, step: int) -> tupl
     metrics["throughput/tokens_per_second"] = tokens / metrics["time/total"]
     _show(session, setup, sifted, experience, metrics, state, step)
     check_health(state.health, sifted.cause, config)
+    if step + 1 == config.run.iterations:
+        check_learned({role: engine.updates() for role, engine in setup.engines.items()}, sifted.cause, config)
     return state, metrics
 
 

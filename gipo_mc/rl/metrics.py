@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -181,6 +181,21 @@ def count_steps(health: Health, metrics: dict[str, float]) -> Health:
     if not stepped:  # a classifier at rest, while the policy waits for the critic: that counts neither way
         return health
     return health.counted(skipped=not updated or "policy" in stepped - updated)
+
+
+def check_learned(updates: Mapping[str, int], cause: str, config: Config) -> None:
+    """Raise NumericsError where a run ends and nothing of what it trains was ever changed.
+
+    updates: optimizer steps that changed each model, by its role, before restarts too. cause: `check_health`'s.
+    """
+    policy_waits = config.algorithm.critic_warmup >= config.run.iterations
+    if any(updates.values()) if policy_waits else updates["policy"]:
+        return
+    who = "a model" if policy_waits else "the policy"
+    raise NumericsError(
+        f"No optimizer step of the {config.run.iterations} iterations changed {who}: nothing was learned. "
+        + (cause or "The gradients were not finite: lower policy.lr or critic.lr.")
+    )
 
 
 def check_health(health: Health, cause: str, config: Config) -> None:

@@ -54,8 +54,13 @@ def train(config: Config) -> None:
             state, _ = iterate(session, setup, state, step)
             if session.checkpoint_due(step + 1):
                 _save(session, setup, state, step + 1)
+        folder = session.folder
         session.console.done(
-            [("metrics", str(session.folder.metrics)), ("report", f"python scripts/report.py {session.folder.path}")]
+            [
+                ("metrics", str(folder.metrics)),
+                ("checkpoints", str(folder.checkpoints)),
+                ("report", f"python scripts/report.py {folder.path}"),
+            ]
         )
 
 

@@ -158,17 +158,18 @@ def check_start(experience: Experience, dtype: torch.dtype) -> None:
 
 
 def spreads(experience: Experience, metrics: dict[str, float], config: Config) -> dict[str, float]:
-    """What shows whether the parts of the method act: quantity -> its size in this iteration; of those that are on."""
+    """What shows whether the parts of the method act (`SPREADS`): name -> its size in this iteration; of those that are
+    on."""
     settings, inputs = config.algorithm, experience.inputs
     if settings.group_count == 1 or settings.groups_from == "uniform" or len(experience) < 2:
         return {}
-    found = {"R_var, the variance between the groups,": metrics["group/variance"]}
+    found = {"group_variance": metrics["group/variance"]}
     if settings.kl_penalty == "adaptive" and settings.kl_coef:
-        found["the spread of the KL weights"] = float(inputs.kl_weight_B.double().std())
+        found["kl_weights"] = float(inputs.kl_weight_B.double().std())
     if "policy/weight_std" in metrics:
-        found["the spread of the variance penalty's weights"] = metrics["policy/weight_std"]
+        found["penalty_weights"] = metrics["policy/weight_std"]
     if settings.signal_normalize:
-        found["the spread of the signal S"] = float(inputs.behaviour_signal_B.double().std())
+        found["signal"] = float(inputs.behaviour_signal_B.double().std())
     return found
 
 

@@ -128,8 +128,8 @@ class _Start:
 
     def ended(self, message: str) -> None:
         """A signal ends the command before the run began."""
-        _say(message)
         note_end(self._folder, "requeue", EXIT_REQUEUE, message)
+        _say(message)
 
     def _folder(self) -> RunFolder:
         dir, name = run_folder(self._path, self._overrides, self._base)

@@ -30,7 +30,7 @@ class RunConfig(Section):
     grace_seconds: float = changeable(
         25.0,
         gt=0,
-        description="after SIGTERM, SIGUSR1 or SIGHUP: time to reach the end of a step; torchrun kills after 30",
+        description="seconds to reach the end of a step after SIGTERM and its like; torchrun kills after 30",
     )
 
 

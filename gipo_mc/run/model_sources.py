@@ -238,7 +238,7 @@ def _download(name: str, key: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except LocalEntryNotFoundError as error:
-        why, cause = "the hub cannot be reached, and nothing of it was downloaded before", error
+        why, cause = "the hub is out of reach (or HF_HUB_OFFLINE is set), with nothing of it downloaded before", error
     except RepositoryNotFoundError as error:
         why, cause = "the hub has none of that name, or only for those who are logged in", error
     except HfHubHTTPError as error:

@@ -166,6 +166,8 @@ def test_tensor_parallelism_that_does_not_divide_the_heads(tmp_path: Path, model
         ),
         ("sft", ["data.demonstrations=[builtin]", "model.policy={tmp}/gone"], 2, ["model.policy", "gone"]),
         ("sft", ["data.demonstrations=[builtin]", "model.policy={tmp}/empty"], 4, ["no checkpoint yet"]),
+        ("sft", ["data.demonstrations=[builtin]", "model.policy="], 2, ["policy is empty", "runs the built-in task"]),
+        ("sft", ["model.policy=no/where"], 2, ["policy=no/where: there is no such folder", "the hub is out of reach"]),
         ("rl", ["model.reward=''"], 2, ["model.reward is empty"]),
         ("rl", ["model.reward={policy}"], 4, ["score"]),
         ("rl", ["model.reward=python:nowhere:f"], 2, ["python:nowhere:f", "PYTHONPATH"]),
@@ -328,6 +330,7 @@ def test_an_attempt_that_ended_without_a_word_is_told_at_the_next_start(
     assert told.returncode == 1 and words in told.stdout
     done = run_script(script, *arguments, cwd=tmp_path)
     assert done.returncode == 0 and words in " ".join(done.stdout.split()), done
+    assert "  checkpoints  " in done.stdout, "what the next command starts from"
     assert words in (metrics.parent / "warnings.jsonl").read_text()
     told = run_script(ROOT / "scripts" / "run_status.py", str(metrics.parent))
     assert told.returncode == 0 and "done, exit code 0, step 1." in told.stdout

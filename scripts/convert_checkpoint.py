@@ -13,27 +13,25 @@ for a model that many jobs load in parallel.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from transformers.utils import logging as transformers_logging
 
-from gipo_mc.config import check_layout, validate
+from gipo_mc.config import Config, check_layout, validate
 from gipo_mc.errors import CheckpointError, GipoError
-from gipo_mc.models.weights.parity import Check
-from gipo_mc.parallel import runtime
-from gipo_mc.parallel.launcher import adopt_slurm
-from gipo_mc.parallel.layout import Layout
+from gipo_mc.parallel.launcher import adopt_slurm, world_size
 from gipo_mc.run.arguments import Parser, name, number
-from gipo_mc.run.command import report_error
+from gipo_mc.run.command import refuse, report_error
 from gipo_mc.run.jsonl import printable
-from gipo_mc.tools import conversion
 
-DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+if TYPE_CHECKING:
+    from gipo_mc.models.weights.parity import Check
+    from gipo_mc.parallel.layout import Layout
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,7 +52,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="[auto: CUDA if there is one]"
     )
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of --to-hf's weights [auto: the checkpoint's]")
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16"],
+        default="auto",
+        help="of --to-hf's weights [auto: the checkpoint's]",
+    )
     parser.add_argument(
         "--reader",
         action="append",
@@ -66,18 +69,33 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.reader and not options.check:
         parser.error("--reader belongs to --check")
-    transformers_logging.disable_progress_bar()
     try:
         adopt_slurm()
         parallel = {"tensor": options.tensor, "pipeline": options.pipeline, "sequence": options.sequence}
         config = validate({"parallel": parallel, "device": options.device})
-        check_layout(config, runtime.world_size())
+        check_layout(config, world_size())
+    except GipoError as error:
+        return refuse(error)
+    return _convert(options, config)
+
+
+def _convert(options: argparse.Namespace, config: Config) -> int:
+    # They take seconds, and all that can be refused without them has been.
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from gipo_mc.parallel import runtime
+    from gipo_mc.tools import conversion
+
+    transformers_logging.disable_progress_bar()
+    try:
         layout = runtime.initialize(config.parallel, config.device)
         if options.check:
             _report(options.check, conversion.check(options.check, layout, options.reader), layout)
         elif options.to_hf:
             run, out = options.to_hf
-            conversion.to_hf(run, Path(out), layout, DTYPES[options.dtype], overwrite=options.overwrite)
+            dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+            conversion.to_hf(run, Path(out), layout, dtype, overwrite=options.overwrite)
             _say(layout, f"{out} loads with transformers' from_pretrained.")
         else:
             folder, out = options.from_hf

@@ -16,11 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from gipo_mc.errors import GipoError
 from gipo_mc.report.runs import RunData, load_run
-from gipo_mc.run import checkpoint
 from gipo_mc.run.arguments import Parser, name, number, say_error
 from gipo_mc.run.jsonl import printable, write_atomically
 from gipo_mc.tools.builtin import PPO
@@ -50,6 +47,8 @@ def steps(folder: Path, iterations: int) -> Iterator[tuple[str, int, str, list[s
     yield "supervised fine-tuning, two data-parallel ranks", 2, "train_sft.py", ["parallel.tensor=1"]
     yield "reward model, a pipeline of two", 2, "train_reward.py", ["parallel.tensor=1", "parallel.pipeline=2"]
     yield "PPO with KL penalty", 1, "train_gi_ppo.py", [*PPO, "run.name=builtin_ppo", *rl]
+    from gipo_mc.run import checkpoint
+
     first = min(SHARED, iterations or SHARED)
     if max(checkpoint.steps(folder / "builtin_gi_ppo" / "checkpoints"), default=0) < first:
         yield f"GI-PPO, {first} iterations with TP2 x PP2", MOST_RANKS, "train_gi_ppo.py", [f"run.iterations={first}"]
@@ -62,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dir", type=name, default="runs", help="folder for the runs [runs]")
     parser.add_argument("--iterations", type=number(0, 10**9), default=0, help="RL iterations [the built-in task's]")
     options = parser.parse_args(argv)
+    import torch  # not for --help: it takes seconds
+
     folder = Path(options.dir)
     scripts = Path(__file__).resolve().parent
     begin = time.monotonic()

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gipo_mc.config import Config
-from gipo_mc.parallel.collectives import on_main
 from gipo_mc.run.arguments import Parser, name
 from gipo_mc.run.command import run_command
 from gipo_mc.run.jsonl import encode, printable, write_atomically
 from gipo_mc.tools.output import check_file
-from gipo_mc.tools.respond import Response, is_response, respond
+
+if TYPE_CHECKING:
+    from gipo_mc.tools.respond import Response
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,19 +36,22 @@ def main(argv: list[str] | None = None) -> int:
     own, rest = parser.parse_known_args(argv)
 
     def work(config: Config) -> None:
+        from gipo_mc.parallel.collectives import on_main
+        from gipo_mc.tools.respond import is_response, respond
+
         if own.out:
             check_file(Path(own.out), is_response)
         responses = respond(config, own.prompt, greedy=own.greedy, tell=_warn)
         on_main(lambda: _show(responses, Path(own.out) if own.out else None))
 
-    return run_command(f"{__doc__}\n{parser.format_help()}", work, argv=rest)
+    return run_command(f"{__doc__}\n{parser.format_help()}", work, argv=rest, command="generate")
 
 
 def _warn(text: str) -> None:
     print(f"warning: {printable(text)}", file=sys.stderr)
 
 
-def _show(responses: list[Response], out: Path | None) -> None:
+def _show(responses: Sequence[Response], out: Path | None) -> None:
     if out:
         write_atomically(out, "".join(encode(asdict(response)) + "\n" for response in responses))
         return

@@ -11,14 +11,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from transformers.utils import logging as transformers_logging
-
 from gipo_mc.config import validate
 from gipo_mc.errors import GipoError
-from gipo_mc.models.families import FAMILIES
 from gipo_mc.run.arguments import Parser, name, number, say_error
 from gipo_mc.run.jsonl import printable
-from gipo_mc.tools.new_model import create_text_model
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--data", nargs="+", type=name, required=True, metavar="FILE", help="preference or demonstration files"
     )
-    parser.add_argument("--family", choices=list(FAMILIES), default="llama", help="family of models [llama]")
+    parser.add_argument("--family", default="llama", help="of those in gipo_mc/models/families/ [llama]")
     parser.add_argument(
         "--vocab", type=number(259, 2**22), default=2048, help="largest vocabulary of the tokenizer [2048]"
     )
@@ -42,6 +38,13 @@ def main(argv: list[str] | None = None) -> int:
     for key, heads in (("--heads", options.heads), ("--kv-heads", options.kv_heads)):
         if (options.hidden if key == "--heads" else options.heads) % heads:
             parser.error(f"{key} {heads} does not divide {'--hidden' if key == '--heads' else '--heads'}")
+    from transformers.utils import logging as transformers_logging
+
+    from gipo_mc.models.families import FAMILIES
+    from gipo_mc.tools.new_model import create_text_model
+
+    if options.family not in FAMILIES:
+        parser.error(f"argument --family: {options.family!r} is none of {', '.join(FAMILIES)}")
     transformers_logging.disable_progress_bar()
     try:
         vocab = create_text_model(

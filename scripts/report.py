@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from gipo_mc.errors import GipoError
-from gipo_mc.report.report import build_report, is_report, save_charts
 from gipo_mc.run.arguments import Parser, name, say_error
 from gipo_mc.run.jsonl import printable
 from gipo_mc.tools.output import check_file
@@ -23,6 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--note", type=name, metavar="FILE", help="text file whose paragraphs stand above the runs")
     parser.add_argument("--charts", type=name, metavar="DIR", help="write each chart as an SVG file too, into DIR")
     args = parser.parse_args(argv)
+    from gipo_mc.report.report import build_report, is_report, save_charts  # not for --help: it draws
+
     try:
         runs = list(map(Path, args.runs))
         out = Path(args.out) if args.out else runs[0] / "report.html"

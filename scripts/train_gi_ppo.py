@@ -7,9 +7,16 @@ from __future__ import annotations
 
 import sys
 
-from gipo_mc.rl import gi_ppo
+from gipo_mc.config import Config
 from gipo_mc.run.command import run_command
 from gipo_mc.tools import builtin
 
+
+def work(config: Config) -> None:
+    from gipo_mc.rl.gi_ppo import train  # torch and Megatron, once the configuration is known to be right
+
+    train(config)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(str(__doc__), gi_ppo.train, builtin=builtin.GI_PPO))
+    sys.exit(run_command(str(__doc__), work, builtin=builtin.GI_PPO, command="train_gi_ppo"))

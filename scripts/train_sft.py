@@ -7,9 +7,16 @@ from __future__ import annotations
 
 import sys
 
+from gipo_mc.config import Config
 from gipo_mc.run.command import run_command
-from gipo_mc.supervised import sft
 from gipo_mc.tools import builtin
 
+
+def work(config: Config) -> None:
+    from gipo_mc.supervised.sft import train  # torch and Megatron, once the configuration is known to be right
+
+    train(config)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(str(__doc__), sft.train, builtin=builtin.SFT))
+    sys.exit(run_command(str(__doc__), work, builtin=builtin.SFT, command="train_sft"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 
 
@@ -45,3 +46,11 @@ def nothing(prompts: list[str], responses: list[str], domains: list[str]) -> lis
 
 def beyond(prompts: list[str], responses: list[str], domains: list[str]) -> list[int]:
     return [10**400] * len(responses)
+
+
+def none_at_all(prompts: list[str], responses: list[str], domains: list[str]) -> list[float]:
+    return [math.nan] * len(responses)
+
+
+def vanishes(prompts: list[str], responses: list[str], domains: list[str]) -> list[float]:
+    os._exit(0)

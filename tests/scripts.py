@@ -8,6 +8,7 @@ torchrun in tests/run/test_command.py.
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import runpy
 import signal
@@ -18,6 +19,14 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+
+
+def import_commands() -> None:
+    """Import what commands import once their arguments are checked: before forks, which then start at once."""
+    for name in ("rl.gi_ppo", "supervised.dpo", "supervised.reward_model", "supervised.sft", "tools.builtin_models"):
+        importlib.import_module(f"gipo_mc.{name}")
+    for name in ("tools.conversion", "tools.new_model", "tools.respond", "report.report"):
+        importlib.import_module(f"gipo_mc.{name}")
 
 
 class Script:

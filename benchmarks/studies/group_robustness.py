@@ -201,7 +201,7 @@ def train_reference(seed: int, size: dict[str, int], folder: Path) -> None:
 
 def time_overhead(options: argparse.Namespace) -> int:
     """A record of its own: what an iteration of GI-PPO costs beside one of PPO."""
-    import gipo_mc.tools.builtin  # noqa: F401
+    import gipo_mc.tools.builtin_models  # noqa: F401
 
     record: dict[str, Any] = {"benchmark": "group_overhead", "machine": describe_machine()}
     print(show_machine(record["machine"]) + "\n", flush=True)

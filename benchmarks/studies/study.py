@@ -105,7 +105,7 @@ def run(study: Study, options: argparse.Namespace) -> int:
     restore(record, options.runs)
     record["machine"] = record.get("machine") or describe_machine()
     print(show_machine(record["machine"]) + "\n", flush=True)
-    import gipo_mc.tools.builtin  # noqa: F401  # before the forks, which then start at once
+    import gipo_mc.tools.builtin_models  # noqa: F401  # before the forks, which then start at once
 
     tuning = study.tuning_runs(record.get("tuning", ()))
     _carry_out(study, tuning, options)

@@ -27,6 +27,13 @@ from gipo_mc.algorithms.group_invariance import (
 from gipo_mc.algorithms.signal import ema
 from gipo_mc.algorithms.state import Health
 
+#: What shows whether a part of the method acts: name -> words for it, as the subject of a sentence.
+SPREADS = {
+    "group_variance": "R_var, the variance between the groups,",
+    "kl_weights": "the spread of the KL weights",
+    "penalty_weights": "the spread of the variance penalty's weights",
+    "signal": "the spread of the signal S",
+}
 #: A part of the method is in effect off where what it is made of falls under this share of its usual size.
 OFF = 1e-3
 #: Iterations in a row after which that is said. The groups' difference may pass through 0 by chance in one of them.
@@ -233,14 +240,15 @@ def warnings(alarms: Mapping[str, int], metrics: Mapping[str, float], best_group
 
 
 def follow(health: Health, spreads: Mapping[str, float]) -> Health:
-    """The health with the running means of `spreads` (quantity -> its size in this iteration), and with the iterations
-    in a row in which each was under `OFF` times its running mean. A large number counts ten times the mean at most.
+    """The health with the running means of `spreads` (name, of `SPREADS` -> its size in this iteration), and with the
+    iterations in a row in which each was under `OFF` times its running mean. A large number counts ten times the mean
+    at most.
     """
-    usual = dict(health.usual)
+    usual = {name: mean for name, mean in health.usual.items() if name in SPREADS}
     off = {name: value < OFF * usual.get(name, 0.0) for name, value in spreads.items()}
     for name, value in spreads.items():
         usual[name] = ema(usual.get(name), min(value, 10.0 * usual.get(name, 0.0) or value), _USUAL_DECAY)
-    return replace(health, usual=usual).counted(**{f"off: {name}": held for name, held in off.items()})
+    return replace(health, usual=usual).counted(**{f"{name}_off": held for name, held in off.items()})
 
 
 def off_warnings(health: Health, spreads: Mapping[str, float]) -> list[str]:
@@ -248,10 +256,10 @@ def off_warnings(health: Health, spreads: Mapping[str, float]) -> list[str]:
     after `REPEAT` more. health: of `follow` with the same."""
     said = []
     for name, value in spreads.items():
-        over = health.counts.get(f"off: {name}", 0) - OFF_PATIENCE
+        over = health.counts.get(f"{name}_off", 0) - OFF_PATIENCE
         if over >= 0 and over % REPEAT == 0:
             said.append(
-                f"The method is in effect off: {name} has been under a thousandth of its usual size for "
+                f"The method is in effect off: {SPREADS[name]} has been under a thousandth of its usual size for "
                 f"{over + OFF_PATIENCE} iterations (now {value:.2g}, usually {health.usual[name]:.2g}). Either all "
                 "rewards are alike, or the groups have collapsed, or a reward far out of the others has blown up a "
                 "running scale: see reward/std, group/*/mass, and samples.jsonl."

@@ -22,7 +22,7 @@ class Health:
     """What a run remembers to notice, and to survive, numbers that are wrong.
 
     reach: running distance from the median that nine tenths of a batch's rewards keep to; None before the first batch.
-    usual: quantity -> its running mean, of what shows whether a part of the method is in effect off.
+    usual: name -> its running mean, of what shows whether a part of the method is in effect off.
     counts: condition -> iterations in a row in which it held.
     """
 

@@ -1,8 +1,9 @@
 """The configuration: typed sections, loaded and checked once, before any process group starts."""
 
+from gipo_mc.config.commands import UNREAD, read_by
 from gipo_mc.config.data import DataConfig
 from gipo_mc.config.environment import hide
-from gipo_mc.config.help import MARKS_MEAN, describe
+from gipo_mc.config.help import help_lines
 from gipo_mc.config.layout import check_layout
 from gipo_mc.config.load import (
     as_yaml,
@@ -32,7 +33,7 @@ from gipo_mc.config.schema import (
 from gipo_mc.config.yaml_text import check_yaml
 
 __all__ = [
-    "MARKS_MEAN",
+    "UNREAD",
     "AlgorithmConfig",
     "CheckpointConfig",
     "Config",
@@ -51,12 +52,13 @@ __all__ = [
     "check_name",
     "check_regular",
     "check_yaml",
-    "describe",
+    "help_lines",
     "hide",
     "load_config",
     "name_problem",
     "names_nothing",
     "options",
+    "read_by",
     "resume_rule",
     "run_folder",
     "saved_values",

@@ -28,7 +28,9 @@ class RunConfig(Section):
     seed: int = Field(1, ge=0, lt=2**31, description="seed of every random stream")
     resume: bool = changeable(True, description="continue from the last checkpoint of the run folder, if it has one")
     grace_seconds: float = changeable(
-        25.0, gt=0, description="after SIGTERM or SIGUSR1: time to reach the end of a step; torchrun kills after 30"
+        25.0,
+        gt=0,
+        description="seconds to reach the end of a step after SIGTERM and its like; torchrun kills after 30",
     )
 
 
@@ -43,7 +45,12 @@ class ParallelConfig(Section):
         le=10**9,
         description="response tokens whose logits exist at a time; more are computed twice; 0: all",
     )
-    timeout_minutes: float = changeable(10.0, gt=0, le=10**6, description="a collective that takes longer ends the job")
+    timeout_minutes: float = changeable(
+        10.0,
+        gt=0,
+        le=10**6,
+        description="a wait for another rank, or a call of a reward function, that takes longer ends the job",
+    )
     distributed_optimizer: Literal["auto", "on", "off"] = Field(
         "auto",
         description="shard optimizer state over data-parallel ranks (ZeRO-1); auto: on CUDA",

@@ -48,9 +48,14 @@ def module() -> Any:
     return _C
 
 
-def describe_build() -> str:
-    """One line for people: which kernels the installed extension holds, and which instruction set the CPU's use."""
+def describe_build(device: str = "") -> str:
+    """One line for people: which kernels the installed extension holds, and which instruction set the CPU's use.
+
+    device: "cpu" or "cuda", to hear of what runs there alone.
+    """
     info = module().build_info()
+    if device == "cpu":
+        return f"CPU kernels ({info['cpu']}; compiler {info['compiler']})"
     if not info["cuda"]:
         return f"CPU kernels only ({info['cpu']}; compiler {info['compiler']})"
     archs = ", ".join(f"sm_{a}" for a in info["cuda_architectures"].split(","))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from gipo_mc.config import OptimizerConfig
 from gipo_mc.errors import CheckpointError
+from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.step_checks import StepProbe, StepResult
 
@@ -162,6 +163,13 @@ class Engine:
         self.first_step = self.first_step or result
         return result
 
+    def updates(self) -> int:
+        """Optimizer steps that changed the model, those before a restart included; 0: it is the one that was loaded. A
+        collective."""
+        assert self.optimizer is not None, "a frozen model has no steps"
+        taken = torch.tensor(_steps_taken(self.optimizer), device=self.layout.device)
+        return int(gather_in_rank_order(taken).max())
+
     @property
     def lr(self) -> float:
         """Learning rate of the next step."""
@@ -207,6 +215,17 @@ def _initialize_moments(optimizer: MegatronOptimizer) -> None:
         if isinstance(inner, (torch.optim.Adam, torch.optim.AdamW)):
             for state in inner.state.values():
                 state.setdefault("step", torch.zeros((), dtype=torch.float32))
+
+
+def _steps_taken(optimizer: MegatronOptimizer) -> int:
+    """As Adam counts them: torch's with each weight's moments, fused ones for a group of weights."""
+    counts = [0]
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        inner = getattr(part, "optimizer", None)
+        if inner is not None:  # else a rank without parameters
+            counts += [int(own["step"]) for own in inner.state.values() if "step" in own]
+            counts += [int(group["step"]) for group in inner.param_groups if "step" in group]
+    return max(counts)
 
 
 def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:

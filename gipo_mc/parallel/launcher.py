@@ -1,4 +1,5 @@
-"""Ranks that `srun` started without torchrun: they find in Slurm's variables what torchrun would have told them."""
+"""How many ranks were started. Those that `srun` started without torchrun find in Slurm's variables what torchrun
+would have told them."""
 
 from __future__ import annotations
 
@@ -6,6 +7,11 @@ import os
 from collections.abc import MutableMapping
 
 from gipo_mc.errors import ConfigError
+
+
+def world_size() -> int:
+    """Ranks of this job: torchrun's WORLD_SIZE, 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def adopt_slurm(environment: MutableMapping[str, str] | None = None) -> None:

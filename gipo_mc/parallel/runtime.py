@@ -21,11 +21,6 @@ from gipo_mc.parallel.news import first_error
 _TRACKER_SEED = 1
 
 
-def world_size() -> int:
-    """Ranks of this job: torchrun's WORLD_SIZE, 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
     """ "auto" is CUDA where every local rank has a GPU of its own. Raises ConfigError if CUDA is asked for in vain."""
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -20,6 +20,7 @@ from gipo_mc.rl.evaluate import evaluate_policy
 from gipo_mc.rl.experience import Experience
 from gipo_mc.rl.metrics import (
     check_health,
+    check_learned,
     check_start,
     clipped_warning,
     count_steps,
@@ -53,8 +54,13 @@ def train(config: Config) -> None:
             state, _ = iterate(session, setup, state, step)
             if session.checkpoint_due(step + 1):
                 _save(session, setup, state, step + 1)
+        folder = session.folder
         session.console.done(
-            [("metrics", str(session.folder.metrics)), ("report", f"python scripts/report.py {session.folder.path}")]
+            [
+                ("metrics", str(folder.metrics)),
+                ("checkpoints", str(folder.checkpoints)),
+                ("report", f"python scripts/report.py {folder.path}"),
+            ]
         )
 
 
@@ -82,6 +88,8 @@ def iterate(session: Session, setup: RLSetup, state: RLState, step: int) -> tupl
     metrics["throughput/tokens_per_second"] = tokens / metrics["time/total"]
     _show(session, setup, sifted, experience, metrics, state, step)
     check_health(state.health, sifted.cause, config)
+    if step + 1 == config.run.iterations:
+        check_learned({role: engine.updates() for role, engine in setup.engines.items()}, sifted.cause, config)
     return state, metrics
 
 

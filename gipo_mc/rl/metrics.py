@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -159,17 +159,18 @@ def check_start(experience: Experience, dtype: torch.dtype) -> None:
 
 
 def spreads(experience: Experience, metrics: dict[str, float], config: Config) -> dict[str, float]:
-    """What shows whether the parts of the method act: quantity -> its size in this iteration; of those that are on."""
+    """What shows whether the parts of the method act (`SPREADS`): name -> its size in this iteration; of those that are
+    on."""
     settings, inputs = config.algorithm, experience.inputs
     if settings.group_count == 1 or settings.groups_from == "uniform" or len(experience) < 2:
         return {}
-    found = {"R_var, the variance between the groups,": metrics["group/variance"]}
+    found = {"group_variance": metrics["group/variance"]}
     if settings.kl_penalty == "adaptive" and settings.kl_coef:
-        found["the spread of the KL weights"] = float(inputs.kl_weight_B.double().std())
+        found["kl_weights"] = float(inputs.kl_weight_B.double().std())
     if "policy/weight_std" in metrics:
-        found["the spread of the variance penalty's weights"] = metrics["policy/weight_std"]
+        found["penalty_weights"] = metrics["policy/weight_std"]
     if settings.signal_normalize:
-        found["the spread of the signal S"] = float(inputs.behaviour_signal_B.double().std())
+        found["signal"] = float(inputs.behaviour_signal_B.double().std())
     return found
 
 
@@ -182,6 +183,21 @@ def count_steps(health: Health, metrics: dict[str, float]) -> Health:
     if not stepped:  # a classifier at rest, while the policy waits for the critic: that counts neither way
         return health
     return health.counted(skipped=not updated or "policy" in stepped - updated)
+
+
+def check_learned(updates: Mapping[str, int], cause: str, config: Config) -> None:
+    """Raise NumericsError where a run ends and nothing of what it trains was ever changed.
+
+    updates: optimizer steps that changed each model, by its role, before restarts too. cause: `check_health`'s.
+    """
+    policy_waits = config.algorithm.critic_warmup >= config.run.iterations
+    if any(updates.values()) if policy_waits else updates["policy"]:
+        return
+    who = "a model" if policy_waits else "the policy"
+    raise NumericsError(
+        f"No optimizer step of the {config.run.iterations} iterations changed {who}: nothing was learned. "
+        + (cause or "The gradients were not finite: lower policy.lr or critic.lr.")
+    )
 
 
 def check_health(health: Health, cause: str, config: Config) -> None:

@@ -24,7 +24,7 @@ from gipo_mc.presets import PRESETS
 from gipo_mc.rl.rewards import FunctionReward, ModelReward, Reward, is_function, load_function
 from gipo_mc.rl.rollout import limits_of
 from gipo_mc.rl.scoring import Models
-from gipo_mc.run.model_sources import ModelSource
+from gipo_mc.run.model_sources import NO_BUILTIN, ModelSource
 from gipo_mc.run.session import Session
 
 
@@ -112,10 +112,10 @@ class _Sources:
 def _find_sources(session: Session) -> _Sources:
     config = session.config
     if not config.model.policy:
-        raise ConfigError("model.policy is empty: give an SFT run, a Hugging Face folder or a hub name.")
+        raise ConfigError(f"model.policy is empty: give an SFT run, a Hugging Face folder or a hub name. {NO_BUILTIN}")
     if not config.model.reward:
         raise ConfigError(
-            "model.reward is empty: give a reward-model run or folder, or python:package.module:function."
+            f"model.reward is empty: give a reward-model run or folder, or python:package.module:function. {NO_BUILTIN}"
         )
     policy = session.source(config.model.policy, "model.policy")
     reference = session.source(config.model.reference or config.model.policy, "model.reference")

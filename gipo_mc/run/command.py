@@ -1,29 +1,31 @@
-"""The one shape of every training command: parse, validate, run, one clear message and an exit code at the end."""
+"""The one shape of every training command: parse, validate, run, one clear message and an exit code at the end.
+
+torch and Megatron take seconds to import: they come behind what `--help` and a refused configuration need.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from gipo_mc import presets
-from gipo_mc.config import MARKS_MEAN, Config, check_layout, describe, load_config, names_nothing, run_folder
+from gipo_mc.config import Config, check_layout, help_lines, load_config, names_nothing, read_by, run_folder
 from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, ConfigError, GipoError, Requeue
-from gipo_mc.parallel import runtime
-from gipo_mc.parallel.launcher import adopt_slurm
-from gipo_mc.parallel.news import first_to_say
-from gipo_mc.parallel.runtime import lost_peer
+from gipo_mc.parallel.launcher import adopt_slurm, world_size
 from gipo_mc.run.arguments import Parser, say_error
 from gipo_mc.run.folder import RunFolder, now
 from gipo_mc.run.jsonl import printable_lines
-from gipo_mc.run.outcome import note_end, refusal_noted
-from gipo_mc.run.watch import listening
+from gipo_mc.run.outcome import exit_called, note_end, refusal_noted
+
+#: Seconds that other ranks leave to rank 0, to say why a start was refused, before they end: torchrun ends all ranks
+#: with the first.
+_LAST_WORDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -43,31 +45,47 @@ def run_command(
     *,
     argv: Sequence[str] | None = None,
     builtin: BuiltinTask | None = None,
+    command: str = "",
 ) -> int:
     """Parse `[--config FILE] [key.sub=value ...]`, check it against the ranks there are, and call `work`.
 
-    builtin: used only where the configuration names neither a model nor data.
+    work: what needs torch is imported in it, not before. builtin: used only where the configuration names neither a
+    model nor data. command: whose options `--help` shows; "": none.
     Returns the exit code: 0, that of the `GipoError` that ended the run, 75 after a signal that asked it to stop, or
     130 after Ctrl-C.
     """
-    parser = Parser(description=description, epilog=_options())
+    parser = Parser(description=description, epilog=_options(command) if command else None)
     parser.add_argument("--config", metavar="FILE", help="YAML file; the runnable ones are in configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override any option below")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override an option")
     arguments = parser.parse_intermixed_args(argv)
     start = _Start(arguments, builtin)
     try:
-        with listening(start.ended):
-            work(start.prepared())
+        config = start.checked()
+        return _run(lambda: work(start.prepared(config)), start.ended)
+    except GipoError as error:
+        return refuse(error)
+    except KeyboardInterrupt as stop:
+        _say(f"Interrupted. {stop}".strip())
+        return EXIT_INTERRUPTED
+
+
+def _run(work: Callable[[], None], ended: Callable[[str], None]) -> int:
+    """Call `work` and return the exit code. ended: told of a signal that ends the command before the run began."""
+    from gipo_mc.parallel import runtime
+    from gipo_mc.run.watch import listening
+
+    try:
+        with listening(ended):
+            work()
     except Requeue as stop:
         _say(str(stop))
         return stop.exit_code
     except GipoError as error:
         return report_error(error)
-    except KeyboardInterrupt as stop:
-        _say(f"Interrupted. {stop}".strip())
-        return EXIT_INTERRUPTED
+    except SystemExit as stop:
+        return report_error(exit_called(stop))
     except (RuntimeError, MemoryError) as error:
-        lost = lost_peer(error) if isinstance(error, RuntimeError) else None
+        lost = runtime.lost_peer(error) if isinstance(error, RuntimeError) else None
         found = lost or _no_memory(error)
         if found is None:
             raise
@@ -84,35 +102,47 @@ class _Start:
         self._path: str | None = arguments.config
         self._overrides: list[str] = arguments.overrides
         self._builtin = builtin
+        self._task: BuiltinTask | None = None
         self._base: dict[str, Any] | None = None
         self._began = now()
 
-    def prepared(self) -> Config:
-        """The configuration, checked, and what the built-in task needs made."""
+    def checked(self) -> Config:
+        """The configuration, as far as it can be checked without torch."""
         with refusal_noted(self._folder):
             adopt_slurm()
-            task = self._builtin if self._builtin and names_nothing(self._path, self._overrides) else None
-            self._base = task.base() if task else None
+            self._task = self._builtin if self._builtin and names_nothing(self._path, self._overrides) else None
+            self._base = self._task.base() if self._task else None
             config = load_config(self._path, self._overrides, self._base)
-            check_layout(config, runtime.world_size())
+            check_layout(config, world_size())
+        return config
+
+    def prepared(self, config: Config) -> Config:
+        """The configuration, checked against the devices there are, and what the built-in task needs made."""
+        from gipo_mc.parallel import runtime
+
+        with refusal_noted(self._folder):
             runtime.resolve_device(config.device)
-            if task:
-                task.prepare(config)
+            if self._task:
+                self._task.prepare(config)
         return config
 
     def ended(self, message: str) -> None:
         """A signal ends the command before the run began."""
-        _say(message)
         note_end(self._folder, "requeue", EXIT_REQUEUE, message)
+        _say(message)
 
     def _folder(self) -> RunFolder:
         dir, name = run_folder(self._path, self._overrides, self._base)
         return RunFolder(Path(dir) / (name or Path(sys.argv[0]).stem), started=self._began)
 
 
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _say(text: str) -> None:
     """Once for the whole job, because every rank has something like it to say."""
-    if os.environ.get("RANK", "0") == "0":
+    if _is_first():
         print(f"\n{printable_lines(text)}", file=sys.stderr, flush=True)
 
 
@@ -129,20 +159,28 @@ def _no_memory(error: RuntimeError | MemoryError) -> ConfigError | None:
     )
 
 
+def refuse(error: GipoError) -> int:
+    """Say what all ranks find before they are joined, once, and return the exit code."""
+    if _is_first():
+        return say_error(error)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        time.sleep(_LAST_WORDS)
+    return error.exit_code
+
+
 def report_error(error: GipoError) -> int:
     """Say what happened, once for the whole job, and return the exit code."""
-    if dist.is_initialized():
-        first = first_to_say(str(error))
-    else:
-        # Before the ranks are joined, all of them find the same.
-        first = os.environ.get("RANK", "0") == "0"
-    return say_error(error) if first else error.exit_code
+    import torch.distributed as dist
+
+    from gipo_mc.parallel.news import first_to_say
+
+    if not dist.is_initialized():
+        return refuse(error)
+    return say_error(error) if first_to_say(str(error)) else error.exit_code
 
 
-def _options() -> str:
-    rows = describe()
-    width = max(len(key) for key, _, _ in rows)
-    lines = [f"  {key:<{width}}  {meaning} [{default}]" for key, default, meaning in rows]
-    return "\n".join(
-        [f"options (key, meaning, [default]; {MARKS_MEAN}):", *lines, "", "algorithm.name:", *presets.lines()]
-    )
+def _options(command: str) -> str:
+    lines = list(help_lines(command))
+    if "algorithm.name" in read_by(command):
+        lines += ["", "algorithm.name:", *presets.lines()]
+    return "\n".join(lines)

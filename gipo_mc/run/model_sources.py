@@ -34,6 +34,8 @@ from gipo_mc.run import checkpoint, manifest
 from gipo_mc.run.hashes import content_of
 from gipo_mc.run.jsonl import printable
 
+#: To a user who set one option more and meets an empty one.
+NO_BUILTIN = "Only a command that names neither a model nor data runs the built-in task."
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.jinja"]
 
 
@@ -127,7 +129,7 @@ def resolve(name: str, key: str, *, together: bool = False, warn: Callable[[str]
 def _find(name: str, key: str) -> ModelSource:
     """What kind of source it is; nothing of a run is verified yet: `checkpoint`, or `folder` with all of them."""
     if not name:
-        raise ConfigError(f"{key} is empty: give a run, a Hugging Face folder or a hub name.")
+        raise ConfigError(f"{key} is empty: give a run, a Hugging Face folder or a hub name. {NO_BUILTIN}")
     path = Path(name).expanduser()
     if (path / manifest.FILE).is_file():
         return ModelSource(name, "run", path, path)
@@ -232,10 +234,18 @@ def _download(name: str, key: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    cause: Exception
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
-        raise ConfigError(
-            f"{key}={name}: there is no such folder, and the hub could not provide it ({type(error).__name__}). "
-            "Train it or make it first (scripts/new_model.py makes a tiny one), or download it and give its folder."
-        ) from error
+    except LocalEntryNotFoundError as error:
+        why, cause = "the hub is out of reach (or HF_HUB_OFFLINE is set), with nothing of it downloaded before", error
+    except RepositoryNotFoundError as error:
+        why, cause = "the hub has none of that name, or only for those who are logged in", error
+    except HfHubHTTPError as error:
+        why, cause = f"the hub refuses it (HTTP {error.response.status_code})", error
+    except (OSError, ValueError) as error:
+        why, cause = f"the hub could not provide it ({str(error).splitlines()[0]:.200})", error
+    raise ConfigError(
+        f"{key}={name}: there is no such folder, and {why}. Train it or make it first (scripts/new_model.py makes a "
+        "tiny one), or download it and give its folder."
+    ) from cause

@@ -1,4 +1,7 @@
-"""How a run ended, left in run_status.json and told to the other ranks, whatever happens."""
+"""How a run ended, left in run_status.json and told to the other ranks, whatever happens.
+
+The start of a command uses this, too, before torch is imported: functions of a run import what needs it.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,23 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, GipoError, PeerError, Requeue, StorageError
-from gipo_mc.parallel.news import announced_end, first_error, record_error
-from gipo_mc.parallel.runtime import lost_peer, timed_out
 from gipo_mc.run.folder import RunFolder, State
 from gipo_mc.run.jsonl import printable
-from gipo_mc.run.watch import Watch, show_stack
+
+if TYPE_CHECKING:
+    from gipo_mc.run.watch import Watch
 
 
 @contextmanager
 def outcome_kept(watch: Watch) -> Iterator[None]:
     """Around a run: its status is written at the end. A collective's error comes out as PeerError or Requeue, Ctrl-C
     with a sentence on what stands."""
+    from gipo_mc.parallel.news import record_error
+    from gipo_mc.parallel.runtime import lost_peer
+
     try:
         yield
     except BaseException as error:
@@ -41,6 +48,10 @@ def outcome_kept(watch: Watch) -> Iterator[None]:
 
 def _lost(error: BaseException, lost: PeerError, watch: Watch) -> GipoError:
     """What to raise for a collective's error, once the status is written."""
+    from gipo_mc.parallel.news import announced_end, first_error, record_error
+    from gipo_mc.parallel.runtime import timed_out
+    from gipo_mc.run.watch import show_stack
+
     if message := announced_end():
         _leave(watch, "requeue", EXIT_REQUEUE, message)
         return Requeue(message)
@@ -86,10 +97,21 @@ def note_end(folder: Callable[[], RunFolder], state: State, exit_code: int, mess
         folder().note(state, exit_code, message)
 
 
+def exit_called(stop: SystemExit) -> GipoError:
+    """What is said of an exit() inside a run, which nothing here calls: whatever its code, it is no success."""
+    frames = [frame for frame in traceback.extract_tb(stop.__traceback__) if "_sitebuiltins" not in frame.filename]
+    where = frames[-1]
+    return GipoError(
+        f"exit({stop.code!r:.100}) was called at {where.filename}:{where.lineno}, in the middle of the run."
+    )
+
+
 def how_it_ended(error: BaseException) -> tuple[State, int, str]:
     """State, exit code and message for run_status.json."""
     if isinstance(error, GipoError):
         return "requeue" if isinstance(error, Requeue) else "failed", error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return "failed", EXIT_INTERRUPTED, "Interrupted by the user."
+    if isinstance(error, SystemExit):
+        return "failed", GipoError.exit_code, str(exit_called(error))
     return "failed", 1, f"{type(error).__name__}: {error}"

@@ -18,18 +18,10 @@ from typing import Any
 
 import torch
 
-from gipo_mc.config import Config, changes, options, resume_rule, saved_values, values
+from gipo_mc.config import Config, changes, options, read_by, resume_rule, saved_values, values
 from gipo_mc.errors import ConfigError
 from gipo_mc.models.families import read_shape
 from gipo_mc.models.shape import ModelShape
-
-#: Command -> sections and options that it does not read: they may change, because nothing depends on them.
-UNREAD: dict[str, tuple[str, ...]] = {
-    "train_sft": ("rollout", "algorithm", "critic", "dpo", "train.margin", "data.reward_chat_template"),
-    "train_reward": ("rollout", "algorithm", "critic", "dpo", "data.turns", "data.reward_chat_template"),
-    "train_dpo": ("rollout", "algorithm", "critic", "train.margin", "data.turns", "data.reward_chat_template"),
-    "train_gi_ppo": ("train", "dpo", "data.sequence_length", "data.turns", "data.join"),
-}
 
 
 @dataclass
@@ -147,12 +139,7 @@ def fixed_settings(config: Config, command: str, dtype: torch.dtype, *, distribu
         "parallel.distributed_optimizer": "on" if distributed_optimizer else "off",
         "algorithm.groups": config.algorithm.group_count,
     }
-    unread = UNREAD.get(command, ())
-    return {
-        key: found[key]
-        for key in options()
-        if resume_rule(key) == "fixed" and not any(key == name or key.startswith(f"{name}.") for name in unread)
-    }
+    return {key: found[key] for key in read_by(command) if resume_rule(key) == "fixed"}
 
 
 def _changed_sources(key: str, before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:

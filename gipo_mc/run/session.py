@@ -173,8 +173,9 @@ class Session:
             "heads": {role: engine.model.head for role, engine in engines.items()},
             **self.fixed.stored(),
         }
-        checkpoint.save(self.folder.checkpoints, step, sharded, state, self.config.checkpoint.keep, extras)
-        on_main(lambda: checkpoint.note(self.folder, step))
+        with self.watch.saving():
+            checkpoint.save(self.folder.checkpoints, step, sharded, state, self.config.checkpoint.keep, extras)
+            on_main(lambda: checkpoint.note(self.folder, step))
 
     def checkpoint_due(self, step: int) -> bool:
         """Is a checkpoint to be written after `step` iterations?"""
@@ -257,7 +258,7 @@ class Session:
         rows = [
             *((label, part) for label, text in lines for part in text.splitlines()),
             ("layout", self.layout.describe()),
-            ("numbers", f"{str(self.dtype).removeprefix('torch.')}, ops: {describe_build()}"),
+            ("numbers", f"{str(self.dtype).removeprefix('torch.')}, ops: {describe_build(self.layout.device.type)}"),
             ("run folder", str(self.folder.path)),
             *algorithm,
         ]

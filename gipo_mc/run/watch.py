@@ -28,8 +28,9 @@ from gipo_mc.run import checkpoint
 from gipo_mc.run.folder import RunFolder, State
 from gipo_mc.run.jsonl import printable_lines
 
-#: What asks a job to stop: torchrun and Slurm send SIGTERM, `#SBATCH --signal=USR1@60` the other.
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+#: What asks a job to stop: torchrun and Slurm send SIGTERM, `#SBATCH --signal=USR1@60` the second, and a terminal that
+#: is closed the third (under nohup it is ignored, and stays so).
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 #: Seconds between two looks at the other ranks.
 LOOK = 0.5
 #: Seconds between two signs of life in run_status.json.
@@ -72,13 +73,22 @@ class Watch:
         self.asked = self.asked or why
 
     def stop(self, save: Callable[[], None] | None) -> NoReturn:
-        """All ranks stop here. save: what is to be saved before; it may take longer than the grace time, if whoever
-        asked lets it. Raises Requeue."""
+        """All ranks stop here. save: saves what is to be saved before (in `saving`). Raises Requeue."""
         if save:
-            self._saving = True
             save()
         why = self.asked or news.announced_stop() or "a signal to another rank"
         raise Requeue(f"Asked to stop by {why}. {self.what_stands()}")
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around a save, a due one too: what it takes does not count as grace time, if whoever asked lets it."""
+        begin, self._saving = time.monotonic(), True
+        try:
+            yield
+        finally:
+            if self._asked_at:
+                self._asked_at += time.monotonic() - max(begin, self._asked_at)
+            self._saving = False
 
     def what_stands(self) -> str:
         """What the same command will continue from, a sentence."""
@@ -119,6 +129,7 @@ class Watch:
         ear.register(self._signals, select.POLLIN)
         for number in os.read(self._signals, 64) if ear.poll(1000 * LOOK) else b"":
             if number in SIGNALS:
+                _leave_lost_terminal()
                 self.ask(signal.Signals(number).name)
 
     def _look_for_a_stop(self, now: float) -> None:
@@ -188,8 +199,9 @@ def listening(early: Callable[[str], None] | None = None) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
-    for number in SIGNALS:
+    heeded = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _on_signal) for number in heeded}
+    for number in heeded:
         signal.siginterrupt(number, False)  # a write of a checkpoint goes on
     try:
         with _listening_early(early) if early else nullcontext():
@@ -218,14 +230,27 @@ def _listening_early(early: Callable[[str], None]) -> Iterator[None]:
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
+    _leave_lost_terminal()
     if _latest is not None:
         _latest.ask(signal.Signals(number).name)
+
+
+def _leave_lost_terminal() -> None:
+    """Drop what is printed to a terminal that is gone: a write to it is an error, which would end the run unsaved."""
+    for stream in (1, 2):
+        try:
+            os.write(stream, b"")
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream)
+            os.close(null)
 
 
 def _end_early(signals: int, early: Callable[[str], None]) -> None:
     for number in iter(lambda: os.read(signals, 1)[0], 0):  # 0: the command is over
         if number not in SIGNALS:
             continue
+        _leave_lost_terminal()
         name = signal.Signals(number).name
         if _latest is not None and not _latest.closed:  # it took over between the signal and this look
             _latest.ask(name)

@@ -159,6 +159,11 @@ class StepChecks:
             raise NumericsError(
                 f"The gradients of the last {PATIENCE} steps were not finite: lower policy.lr, or check the data."
             )
+        if step + 1 == session.config.run.iterations and not engine.updates():
+            raise NumericsError(
+                f"None of the {step + 1} steps of this run changed the model, because their gradients were not finite: "
+                "it has learned nothing. Lower policy.lr, or check the data."
+            )
         self._first = loss if self._first is None else self._first
         self._lost = self._lost + 1 if loss > max(task.guess, LOST * self._first) else 0
         if self._lost >= max(LOST_PATIENCE, LOST_UNITS / session.config.train.batch_size):

@@ -3,23 +3,16 @@
 A small Llama is made and fine-tuned on demonstrations. GI-PPO starts from it, with the task's proxy as reward; so do a
 reward model and DPO, trained on preference pairs. The whole pipeline without a file or a network. See
 `gipo_mc.data.synthetic` for the task itself, and configs/builtin_learned_reward.yaml for GI-PPO on that reward model.
+This file says what is to be done; `builtin_models` does it, and imports what that takes.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from gipo_mc.config import Config, load_config
-from gipo_mc.data.synthetic import builtin_llama_config, builtin_tokenizer
-from gipo_mc.parallel import runtime
-from gipo_mc.parallel.collectives import on_main
-from gipo_mc.run import checkpoint
+from gipo_mc.parallel.launcher import world_size
 from gipo_mc.run.command import BuiltinTask
-from gipo_mc.supervised import sft
-from gipo_mc.tools.new_model import create_model
 
 #: The reward of RL, and the aim itself, which only evaluations see. The proxy and no reward model, because that is
 #: where docs/results.md shows a gain: with a reward model of the task's noisy pairs GI-PPO cannot be told from PPO.
@@ -106,48 +99,25 @@ def gi_ppo_base() -> dict[str, Any]:
 
 def _base(**sections: dict[str, Any]) -> dict[str, Any]:
     merged: dict[str, Any] = {name: dict(section) for name, section in _COMMON.items()}
-    merged["parallel"] = dict(layout_for(runtime.world_size()))
+    merged["parallel"] = dict(layout_for(world_size()))
     for name, section in sections.items():
         merged[name] = merged.get(name, {}) | section
     return merged
 
 
 def _make_model(config: Config) -> None:
-    folder = Path(config.run.dir) / "builtin_model"
-    if Path(config.model.policy) != folder:
-        return
-    runtime.initialize(config.parallel, config.device)
+    from gipo_mc.tools.builtin_models import make_model
 
-    def work() -> None:
-        if not all((folder / name).is_file() for name in ("config.json", "model.safetensors", "tokenizer.json")):
-            # An interrupted job of an earlier version may have left a part of it.
-            create_model(folder, builtin_tokenizer(), config.run.seed, overwrite=True, **builtin_llama_config())
-
-    on_main(work)
+    make_model(config)
 
 
 def _train_sft(config: Config) -> None:
-    """Train the built-in SFT run, if the policy is to start from it and it has no finished checkpoint."""
-    folder = Path(config.run.dir) / "builtin_sft"
-    if Path(config.model.policy) != folder:
-        return
-    runtime.initialize(config.parallel, config.device)
+    from gipo_mc.tools.builtin_models import train_sft
+
     base = SFT.base()
     base["parallel"] |= config.parallel.model_dump(exclude={"micro_batch_size"})
     overrides = [f"run.dir={config.run.dir}", f"run.seed={config.run.seed}", f"device={config.device}"]
-    prepared = load_config(None, [*overrides, f"dtype={config.dtype}"], base)
-    if on_main(lambda: _finished(folder / "checkpoints", prepared.run.iterations)):
-        return
-    if dist.get_rank() == 0:
-        steps = prepared.run.iterations
-        print(f"The built-in task needs {folder} first: {steps} steps, about two minutes on two CPU cores.", flush=True)
-    SFT.prepare(prepared)
-    sft.train(prepared)
-
-
-def _finished(checkpoints: Path, iterations: int) -> bool:
-    newest, _ = checkpoint.latest(checkpoints)
-    return newest is not None and checkpoint.load_state(newest)["step"] >= iterations
+    train_sft(config, load_config(None, [*overrides, f"dtype={config.dtype}"], base), SFT.prepare)
 
 
 #: The task of each trainer: its configuration, and what it makes or trains before.

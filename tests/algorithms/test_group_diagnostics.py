@@ -155,12 +155,13 @@ def test_groups_by_length_alone_are_noticed():
 def test_a_method_that_is_in_effect_off_is_said_in_words():
     health, said = Health(), []
     for value in [0.5, 0.4, 0.6] + [1e-5] * 30:
-        health = follow(health, {"R_var": value, "the spread of the KL weights": 0.1})
-        said.append(off_warnings(health, {"R_var": value, "the spread of the KL weights": 0.1}))
+        health = follow(health, {"group_variance": value, "kl_weights": 0.1})
+        said.append(off_warnings(health, {"group_variance": value, "kl_weights": 0.1}))
     spoken = [step for step, texts in enumerate(said) if texts]
     assert spoken == [3 + 4, 3 + 24], "after 5 iterations, and again after 20"
     (text,) = said[7]
-    assert "R_var has been under a thousandth of its usual size for 5 iterations (now 1e-05" in text
+    assert "R_var, the variance between the groups, has been under a thousandth of its usual size for 5" in text
+    assert " (now 1e-05" in text
 
 
 def test_what_grows_varies_or_never_was_is_not_off():
@@ -170,5 +171,5 @@ def test_what_grows_varies_or_never_was_is_not_off():
         health = follow(health, spreads)
         assert off_warnings(health, spreads) == []
     # One huge number counts ten times the usual, so what is usual again is not taken for off.
-    health = follow(Health(usual={"R_var": 0.5}), {"R_var": 1e30})
+    health = follow(Health(usual={"group_variance": 0.5}), {"group_variance": 1e30})
     assert follow(health, {"R_var": 0.5}).counts == {}

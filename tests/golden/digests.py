@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gc
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -247,8 +248,7 @@ def main() -> int:
     if record and record["machine"] != here:
         print(f"The digests of {RECORD} were recorded on {record['machine']}, this is {here}: nothing to compare with.")
         return 2
-    # Imported before the forks: Megatron and what the trainers need.
-    runpy.run_path(str(ROOT / "scripts" / "train_gi_ppo.py"), run_name="imported")
+    importlib.import_module("gipo_mc.rl.gi_ppo")  # before the forks: Megatron and what else trainers need
     found = carry_out(options.only)
     if options.record:
         options.record.write_text(json.dumps({"machine": here, "digests": found}, indent=1, sort_keys=True) + "\n")

@@ -31,6 +31,7 @@ def test_the_build_says_what_it_holds() -> None:
     kernels = [name for name in dir(native.module()) if name.endswith("_cuda")]
     assert bool(kernels) is info["cuda"] and bool(info["cuda_architectures"]) is info["cuda"]
     assert ("CUDA" in ops.describe_build()) is info["cuda"]
+    assert info["cpu"] in ops.describe_build("cpu") and "CUDA" not in ops.describe_build("cpu")
 
 
 def test_the_references_can_be_chosen_and_say_so_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gipo_mc.errors import ConfigError
-from gipo_mc.parallel.launcher import adopt_slurm
+from gipo_mc.parallel.launcher import adopt_slurm, world_size
 
 TASK = {
     "SLURM_JOB_ID": "12", "SLURM_STEP_ID": "3", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8",
@@ -40,3 +40,10 @@ def test_several_nodes_need_an_address() -> None:
         _adopted(**nodes)
     found = _adopted(**nodes, MASTER_ADDR="node1", MASTER_PORT="29500")
     assert (found["LOCAL_WORLD_SIZE"], found["MASTER_ADDR"], found["MASTER_PORT"]) == ("4", "node1", "29500")
+
+
+def test_the_ranks_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert world_size() == 1
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    assert world_size() == 6

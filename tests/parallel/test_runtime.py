@@ -70,13 +70,6 @@ def test_a_layout_that_does_not_fit_the_ranks_is_refused_before_anything_starts(
         check_layout(config, ranks)
 
 
-def test_the_ranks_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert runtime.world_size() == 1
-    monkeypatch.setenv("WORLD_SIZE", "6")
-    assert runtime.world_size() == 6
-
-
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

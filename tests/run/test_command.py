@@ -111,6 +111,12 @@ def test_a_configuration_that_names_a_model_or_data_never_touches_the_built_in_t
     assert recorded.calls == ["train seed 1"]
 
 
+def test_an_exit_inside_a_run_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("test", lambda config: sys.exit(0), argv=["device=cpu"]) == 1
+    said = capsys.readouterr().err
+    assert "error: exit(0) was called at " in said and "test_command.py:" in said
+
+
 def test_a_command_leaves_no_thread_and_no_open_file() -> None:
     """Programs and tests call several commands one after the other."""
 
@@ -160,6 +166,8 @@ def test_tensor_parallelism_that_does_not_divide_the_heads(tmp_path: Path, model
         ),
         ("sft", ["data.demonstrations=[builtin]", "model.policy={tmp}/gone"], 2, ["model.policy", "gone"]),
         ("sft", ["data.demonstrations=[builtin]", "model.policy={tmp}/empty"], 4, ["no checkpoint yet"]),
+        ("sft", ["data.demonstrations=[builtin]", "model.policy="], 2, ["policy is empty", "runs the built-in task"]),
+        ("sft", ["model.policy=no/where"], 2, ["policy=no/where: there is no such folder", "the hub is out of reach"]),
         ("rl", ["model.reward=''"], 2, ["model.reward is empty"]),
         ("rl", ["model.reward={policy}"], 4, ["score"]),
         ("rl", ["model.reward=python:nowhere:f"], 2, ["python:nowhere:f", "PYTHONPATH"]),
@@ -170,6 +178,12 @@ def test_tensor_parallelism_that_does_not_divide_the_heads(tmp_path: Path, model
             ["model.reward=python:tests.reward_functions:not_a_number", "algorithm.invalid_patience=1"],
             5,
             ["Responses without a usable reward: 1 (", "the reward nan"],
+        ),
+        (
+            "rl",
+            ["model.reward=python:tests.reward_functions:none_at_all", "run.iterations=2"],
+            5,
+            ["No optimizer step of the 2 iterations changed the policy", "Responses without a usable reward: 8 ("],
         ),
         (
             "rl",
@@ -290,16 +304,24 @@ def _listens(port: str) -> bool:
         return probe.connect_ex(("127.0.0.1", int(port))) == 0
 
 
-def test_an_attempt_that_ended_without_a_word_is_told_at_the_next_start(tmp_path: Path, models: dict[str, str]) -> None:
+@pytest.mark.parametrize("reward", ["length", "vanishes"])
+def test_an_attempt_that_ended_without_a_word_is_told_at_the_next_start(
+    tmp_path: Path, models: dict[str, str], reward: str
+) -> None:
+    """Killed from outside, and ended by os._exit(0) in a reward function, which no code of the process can see."""
     arguments = [*_rl(models), f"run.dir={tmp_path}/runs", "run.name=run", "device=cpu", "data.max_rows=16"]
     script = ROOT / "scripts" / "train_gi_ppo.py"
-    killed = Script(script, *arguments, "run.iterations=100000", cwd=tmp_path)
+    paid = f"model.reward=python:tests.reward_functions:{reward}"
+    killed = Script(
+        script, *arguments, paid, "run.iterations=100000", environment={"PYTHONPATH": str(ROOT)}, cwd=tmp_path
+    )
     metrics = tmp_path / "runs" / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
+    while time.monotonic() < deadline and killed.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.05)
-    os.kill(killed.pid, signal.SIGKILL)
-    assert killed.wait(10)
+    if killed.poll() is None:
+        os.kill(killed.pid, signal.SIGKILL)
+    assert killed.wait(10) and killed.poll() == (0 if reward == "vanishes" else -signal.SIGKILL)
     status = _status(tmp_path)
     assert (status["state"], status["exit_code"]) == ("running", None)
     words = fell_silent(status)
@@ -308,6 +330,7 @@ def test_an_attempt_that_ended_without_a_word_is_told_at_the_next_start(tmp_path
     assert told.returncode == 1 and words in told.stdout
     done = run_script(script, *arguments, cwd=tmp_path)
     assert done.returncode == 0 and words in " ".join(done.stdout.split()), done
+    assert "  checkpoints  " in done.stdout, "what the next command starts from"
     assert words in (metrics.parent / "warnings.jsonl").read_text()
     told = run_script(ROOT / "scripts" / "run_status.py", str(metrics.parent))
     assert told.returncode == 0 and "done, exit code 0, step 1." in told.stdout

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from gipo_mc.config import Config, load_config, options, resume_rule, values
+from gipo_mc.config import UNREAD, Config, load_config, options, resume_rule, values
 from gipo_mc.errors import ConfigError, GipoError
 from gipo_mc.models.families import hf_config
 from gipo_mc.models.shape import ModelShape
@@ -19,7 +19,7 @@ from gipo_mc.parallel import runtime
 from gipo_mc.rl import gi_ppo
 from gipo_mc.run import checkpoint
 from gipo_mc.run.model_sources import ModelSource
-from gipo_mc.run.resume import UNREAD, Fixed, check_shape, fixed_settings, shape_hash
+from gipo_mc.run.resume import Fixed, check_shape, fixed_settings, shape_hash
 from gipo_mc.supervised import dpo, sft
 from tests.ranks import run_ranks
 from tests.runs import read_metrics, save_models

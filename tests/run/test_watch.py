@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,6 +144,74 @@ def test_where_no_step_ends_within_the_grace_time_the_last_checkpoint_stands(
     assert (status["state"], status["exit_code"]) == ("requeue", 75)
     assert "no step ended within 1 seconds (run.grace_seconds)" in status["message"]
     assert "continues from the checkpoint of step 2." in status["message"]
+
+
+def _slow_save(rank: int, config: Any) -> str:
+    """Train; the signal comes as the save that is due after step 2 begins, which then takes longer than the grace."""
+    write = checkpoint.save
+
+    def slow(folder: Path, step: int, *rest: Any) -> Path:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1.5)
+        return write(folder, step, *rest)
+
+    checkpoint.save = slow
+    try:
+        gi_ppo.train(config)
+    except GipoError as error:
+        return f"{error.exit_code}: {error}"
+    return "done"
+
+
+def test_a_save_that_was_due_takes_its_time(tmp_path: Path, models: dict[str, str]) -> None:
+    config = _config("rl", tmp_path, models, "run", {}, "run.grace_seconds=0.5", "eval.prompts=0")
+    (said,) = run_ranks(_slow_save, 1, config)
+    assert said.startswith("75: Asked to stop by SIGTERM. The same command continues from the checkpoint of step 2.")
+
+
+def _at_a_terminal(folder: Path, config: Any, ignored: bool) -> int:
+    """The exit code of a run whose terminal is closed in its third iteration, and what it wrote in `folder`."""
+    sys.stdout.flush()
+    pid, terminal = pty.fork()
+    if pid == 0:
+        try:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+
+            def wait() -> None:
+                (folder / "third").touch()
+                time.sleep(1)
+
+            _during("rollout", 2, wait)
+            if ignored:  # nohup sends the output elsewhere, too
+                os.dup2(os.open(folder / "nohup.out", os.O_WRONLY | os.O_CREAT), 1)
+                os.dup2(1, 2)
+            gi_ppo.train(config)
+        except GipoError as error:
+            os._exit(error.exit_code)
+        except BaseException:
+            (folder / "error").write_text(traceback.format_exc())
+            os._exit(1)
+        os._exit(0)
+    deadline = time.monotonic() + 60
+    while not (folder / "third").exists() and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 2**16)
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_closed_terminal_asks_a_run_to_stop_unless_it_is_under_nohup(
+    tmp_path: Path, models: dict[str, str], ignored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    config = _config("rl", tmp_path, models, "run", {}, "eval.prompts=0", "run.iterations=4", "checkpoint.every=0")
+    code = _at_a_terminal(tmp_path, config, ignored)
+    assert not (tmp_path / "error").exists(), (tmp_path / "error").read_text()
+    assert code == (0 if ignored else 75)
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [4 if ignored else 2]
 
 
 def _stay(rank: int) -> None:

@@ -31,8 +31,8 @@ from typing import Any, NoReturn
 import torch
 from torch.distributed.run import get_args_parser
 
+from tests.scripts import import_commands
 from tests.shell.short_runs import shorten
-from tests.source_rules import ROOT
 
 _CLIENT = """#!{python} -IS
 import json, os, socket, sys
@@ -68,8 +68,7 @@ def run_lines(commands: Sequence[str], folder: Path, hub: Path, timeout: float =
     hub: see `tests.shell.short_runs.shorten`. A command that was not reached within `timeout` seconds is not among the
     outcomes; one that was running has code -1.
     """
-    for script in (ROOT / "scripts").glob("*.py"):  # imported before the forks: Megatron and what else they need
-        runpy.run_path(str(script), run_name="imported")
+    import_commands()  # before the forks
     short = Path(tempfile.mkdtemp(prefix="shell-"))  # an address of a socket has at most 107 characters
     try:
         with socket.socket(socket.AF_UNIX) as listener, (short / "output").open("w+b") as output:

@@ -1,5 +1,5 @@
-"""On a real Slurm of one node (scripts/slurm/test_cluster.sh): a job that is asked to stop is queued again and ends as
-the undisturbed one; `srun` without torchrun; codes that Slurm shows."""
+"""On a real Slurm of two nodes, which are one machine (scripts/slurm/test_cluster.sh): a job that is asked to stop is
+queued again and ends as the undisturbed one; `srun` without torchrun; codes that Slurm shows."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def slurm() -> Iterator[dict[str, str]]:
     }
     script = str(ROOT / "scripts" / "slurm" / "test_cluster.sh")
     try:
-        subprocess.run([script, "start", place], env=environment, check=True, timeout=60)
+        subprocess.run([script, "start", place, "2"], env=environment, check=True, timeout=60)
         yield environment
     finally:
         subprocess.run([script, "stop", place], env=environment, timeout=60)
@@ -85,12 +85,12 @@ def _wait_for(what: str, seen: object) -> None:
 def test_a_job_that_is_asked_to_stop_is_queued_again_and_ends_as_the_undisturbed_one(
     slurm: dict[str, str], tmp_path: Path
 ) -> None:
-    """SIGUSR1 to the batch shell, as `--signal=B:USR1@120` sends it before the time limit."""
+    """SIGUSR1 to the batch shell, as `--signal=B:USR1@120` sends it before the time limit; a rank on each node."""
     options = _options(save_models(tmp_path / "models"), 40)
-    environment = slurm | {"RUNS": str(tmp_path), "RANKS": "2", "GRACE": "20", "PYTHON": sys.executable}
+    environment = slurm | {"RUNS": str(tmp_path), "RANKS": "1", "GRACE": "20", "PYTHON": sys.executable}
     output, metrics = tmp_path / "output", tmp_path / "run" / "metrics.jsonl"
-    words = ["sbatch", "--parsable", f"--output={output}", "scripts/slurm/train.sbatch", "run", "scripts/train_sft.py"]
-    job = _call(environment, *words, *options)
+    words = ["sbatch", "--parsable", "--nodes=2", f"--output={output}", "scripts/slurm/train.sbatch", "run"]
+    job = _call(environment, *words, "scripts/train_sft.py", *options)
     _wait_for("the first steps", lambda: metrics.exists() and metrics.stat().st_size)
     _call(slurm, "scancel", "--batch", "--signal=USR1", job)
 
@@ -112,7 +112,9 @@ def test_srun_without_torchrun_joins_the_tasks_and_a_failed_job_shows_its_code(
     slurm: dict[str, str], tmp_path: Path
 ) -> None:
     options = [*_options(save_models(tmp_path / "models"), 2), f"run.dir={tmp_path}", "run.name=run"]
-    said = _call(slurm, "srun", "--ntasks=2", "--overcommit", sys.executable, "scripts/train_sft.py", *options)
+    said = _call(
+        slurm, "srun", "--nodes=1", "--ntasks=2", "--overcommit", sys.executable, "scripts/train_sft.py", *options
+    )
     assert "data 2 x pipeline 1" in said and said.count("run: done") == 1
     assert RunFolder(tmp_path / "run").read_status()["exit_code"] == 0
     words = ["srun", "--ntasks=1", sys.executable, "scripts/train_sft.py", *options, "train.nonsense=1"]
@@ -120,3 +122,17 @@ def test_srun_without_torchrun_joins_the_tasks_and_a_failed_job_shows_its_code(
     assert refused.returncode == 2, refused.stderr
     status = RunFolder(tmp_path / "run").read_status()
     assert (status["state"], status["exit_code"], status["step"]) == ("failed", 2, 2), "the last start was refused"
+
+
+def test_a_start_that_is_refused_shows_its_code_where_there_is_no_run_folder_yet(
+    slurm: dict[str, str], tmp_path: Path
+) -> None:
+    """torchrun makes 1 of every code; nothing was trained under this name."""
+    environment = slurm | {"RUNS": str(tmp_path / "runs"), "RANKS": "1", "PYTHON": sys.executable}
+    output = tmp_path / "output"
+    words = ["sbatch", "--wait", f"--output={output}", "scripts/slurm/train.sbatch", "new", "scripts/train_sft.py"]
+    done = subprocess.run(
+        [*words, "train.nonsense=1"], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2, done.stdout + done.stderr + output.read_text()
+    assert "train.nonsense: there is no such key" in output.read_text()

@@ -92,6 +92,16 @@ def test_gradients_that_are_never_finite_stop_the_run(tmp_path: Path, models: di
     assert torch.isfinite(torch.tensor([row["loss"] for row in rows])).all()
 
 
+def test_a_short_run_of_which_every_step_was_skipped_is_not_done(tmp_path: Path, models: dict[str, str]) -> None:
+    """Two steps, too few in a row to stop before the end; and the attempt that is told to go on with the same."""
+    for overrides in (["run.iterations=2", "checkpoint.every=1"], ["run.iterations=3"]):
+        outcomes = run_ranks(_train, 2, "sft", tmp_path, models["policy"], overrides, True)
+        steps = overrides[0].partition("=")[2]
+        assert [code for code, _ in outcomes] == [5, 5] and f"None of the {steps} steps" in outcomes[0][1]
+    assert run_ranks(_train, 2, "sft", tmp_path, models["policy"], ["run.iterations=3"], False) == [(0, "")] * 2
+    assert run_ranks(_train, 2, "sft", tmp_path, models["policy"], ["run.iterations=4"], True) == [(0, "")] * 2
+
+
 def test_no_split_of_a_batch_changes_the_loss_or_its_gradient(tmp_path: Path, models: dict[str, str]) -> None:
     """Responses of different lengths: a mean of the micro-batches' or the ranks' means would be another number."""
     held_out = ["data.evaluation=[builtin:easy]", "eval.prompts=13", "eval.every=1", "train.batch_size=7"]

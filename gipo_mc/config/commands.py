@@ -1,0 +1,30 @@
+"""Which options a command reads: `--help` shows these, and a run that continues keeps those of them that are fixed."""
+
+from __future__ import annotations
+
+from gipo_mc.config.schema import options
+
+_RL_ONLY = ("rollout", "algorithm", "critic", "model.critic", "model.reward", "eval.reward")
+_RL_DATA = ("data.prompts", "data.prompt_length", "data.reward_chat_template")
+_SFT_DATA = ("data.demonstrations", "data.turns")
+
+#: Command -> sections and options that it does not read. They may change, because nothing depends on them.
+UNREAD: dict[str, tuple[str, ...]] = {
+    "train_sft": (*_RL_ONLY, *_RL_DATA, "model.reference", "dpo", "train.margin"),
+    "train_reward": (*_RL_ONLY, *_RL_DATA, *_SFT_DATA, "model.reference", "dpo"),
+    "train_dpo": (*_RL_ONLY, *_RL_DATA, *_SFT_DATA, "train.margin"),
+    "train_gi_ppo": ("train", "dpo", "data.sequence_length", "data.turns", "data.join"),
+    "generate": (
+        *("run.dir", "run.name", "run.iterations", "run.resume", "run.grace_seconds"),
+        *("parallel.micro_batch_size", "parallel.logit_rows", "parallel.distributed_optimizer"),
+        *("model.reference", "model.critic", "model.reward", "rollout.batch_size", "rollout.samples_per_prompt"),
+        *("data.sequence_length", "data.turns", "data.join", "data.reward_chat_template"),
+        *("algorithm", "policy", "critic", "train", "dpo", "checkpoint", "eval.every", "eval.reward"),
+    ),
+}
+
+
+def read_by(command: str) -> list[str]:
+    """Keys of the options that `command` reads, in the order of the schema; all of them where it is not known here."""
+    unread = UNREAD.get(command, ())
+    return [key for key in options() if not any(key == name or key.startswith(f"{name}.") for name in unread)]

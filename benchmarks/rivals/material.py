@@ -1,9 +1,9 @@
 """What every side works on: one random Llama, prompts and pairs, made once and read by all.
 
-    MATERIAL/model, MATERIAL/reward     Hugging Face folders, float32, with a tokenizer: the language model, and the same
-                                        trunk with a fresh reward head
-    MATERIAL/{generation,ppo,demonstrations,pairs}.jsonl    rows as HH-RLHF is published, which our loaders read
-    MATERIAL/rows.json                  the same rows as token ids, which the rivals read
+    model, reward       Hugging Face folders, float32, with a tokenizer: the language model; the same trunk with a
+                        fresh reward head
+    NAME.jsonl          rows as HH-RLHF is published, which our loaders read; the names are those of FILES
+    rows.json           the same rows as token ids, which the rivals read
 
 Ids come from this project's loaders, so that all sides have the same ones. With HH-RLHF files the text is theirs;
 without, words of nonsense in lengths of the same spread.

@@ -92,7 +92,9 @@ class Worker:
         if not line:
             code = self._process.wait()
             last = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
-            raise WorkerError(f"{self._name} ended with exit code {code}:\n" + "\n".join(f"    {text}" for text in last))
+            raise WorkerError(
+                f"{self._name} ended with exit code {code}:\n" + "\n".join(f"    {text}" for text in last)
+            )
         answer = json.loads(line)
         assert isinstance(answer, dict)
         return answer
@@ -143,25 +145,35 @@ def open_turns() -> Turns:
 def processor_seconds() -> float:
     """Of all threads of this process and of its children, those that live included."""
     own = os.times()
-    ticks = os.sysconf("SC_CLK_TCK")
-    living = sum(sum(map(int, _stat(child)[11:13])) / ticks for child in _descendants(os.getpid()))
+    living = sum(_spent(child) for child in _descendants(os.getpid()))
     return time.process_time() + own.children_user + own.children_system + living
+
+
+def tree_seconds(process: int) -> float:
+    """Of a process and its children, those included that ended and were waited for; to a hundredth of a second."""
+    return sum(_spent(one) for one in (process, *_descendants(process)))
 
 
 def _descendants(process: int) -> list[int]:
     found: list[int] = []
     for tasks in Path(f"/proc/{process}/task").glob("*/children"):
-        for child in map(int, tasks.read_text().split()):
+        try:
+            children = [int(child) for child in tasks.read_text().split()]
+        except OSError:  # the thread ended meanwhile
+            continue
+        for child in children:
             found += [child, *_descendants(child)]
     return found
 
 
-def _stat(process: int) -> list[str]:
-    """Fields of /proc/PID/stat from the third on; the second, the name, may hold spaces."""
+def _spent(process: int) -> float:
+    """Seconds of all threads of a process and of the children that it waited for."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:  # it ended meanwhile, and is counted among the ended ones
-        return ["0"] * 20
+        # The second field, the name, may hold spaces: the third is the first one behind it.
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it ended meanwhile, and its parent counts it from now on
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_bytes(what: str = "VmRSS") -> int:

@@ -1,9 +1,8 @@
 """Whole units of work beside others' programs: generation, SFT, DPO, reward model, a PPO iteration, memory.
 
-    python benchmarks/rivals/rivals.py --python trl116=ENV/bin/python --python trl112=ENV/bin/python \\
-        --python vllm=ENV/bin/python --data data/hh --out benchmarks/results/rivals.json
+    python benchmarks/rivals/rivals.py --python trl116=PATH --python trl112=PATH --python vllm=PATH --data data/hh
     python benchmarks/rivals/rivals.py --only generation --repeat 3
-    python benchmarks/rivals/rivals.py --only demo,hh --against FOLDER
+    python benchmarks/rivals/rivals.py --only demo,hh --against FOLDER --data data/hh
 
 Installs nothing. transformers is measured in this environment; the others have environments of their own, which
 docs/measurements.md says how to make, and are left out where none is given. Each side is a process with one thread,
@@ -59,6 +58,9 @@ WORKLOADS = {
 
 def main(words: list[str] | None = None) -> int:
     options = arguments(words)
+    for side, path in options.python.items():
+        if not Path(path).is_file():
+            raise SystemExit(f"--python {side}={path}: there is no such interpreter.")
     torch.set_num_threads(1)
     with ExitStack() as stack:
         folder = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rivals-")))
@@ -99,12 +101,16 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="files of HH-RLHF [words of nonsense]")
     parser.add_argument("--only", type=_names, default=list(WORKLOADS), metavar="A,B", help="[all but demo and hh]")
-    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds, in each of which all sides work [5]")
+    parser.add_argument(
+        "--repeat", type=int, default=5, metavar="N", help="rounds, in each of which all sides work [5]"
+    )
     parser.add_argument(
         "--against", type=Path, metavar="FOLDER", help="working tree of an earlier version, its kernels built in it"
     )
     parser.add_argument("--out", type=Path, help="write the record to this JSON file")
-    parser.add_argument("--work", type=Path, metavar="FOLDER", help="keep models and rows here, and take them from here")
+    parser.add_argument(
+        "--work", type=Path, metavar="FOLDER", help="keep models and rows here, and take them from here"
+    )
     options = parser.parse_args(words)
     if set(options.only) & set(builds.UNITS) and options.against is None:
         parser.error("demo and hh compare with an earlier version: give its working tree, --against FOLDER")
@@ -170,7 +176,9 @@ def say(turn: int, unit: str, side: str, found: Mapping[str, Any]) -> None:
 def _pair(text: str) -> tuple[str, str]:
     side, _, path = text.partition("=")
     if side not in GIVEN or not Path(path).is_file():
-        raise argparse.ArgumentTypeError(f"{text!r} is not SIDE=PATH with a file as PATH and SIDE of {', '.join(GIVEN)}")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not SIDE=PATH with a file as PATH and SIDE of {', '.join(GIVEN)}"
+        )
     return side, str(Path(path).absolute())  # not resolved: the link itself says which environment
 
 

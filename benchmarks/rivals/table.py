@@ -36,7 +36,9 @@ def summary(runs: Runs) -> dict[str, Any]:
     by the processor and by the wall, [median, lowest, highest] over the rounds."""
     found: dict[str, Any] = {}
     for side, turns in runs.items():
-        found[side] = {name: statistics.median(turn[name] for turn in turns) for name in ("processor", "wall", "tokens")}
+        found[side] = {
+            name: statistics.median(turn[name] for turn in turns) for name in ("processor", "wall", "tokens")
+        }
         if "phases" in turns[0]:
             found[side]["phases"] = {
                 name: statistics.median(turn["phases"][name] for turn in turns) for name in turns[0]["phases"]
@@ -48,9 +50,7 @@ def summary(runs: Runs) -> dict[str, Any]:
 
 
 def _times(ours: Sequence[Mapping[str, Any]], rival: Sequence[Mapping[str, Any]], clock: str) -> list[float]:
-    ratios = [
-        (theirs[clock] / theirs["tokens"]) / (own[clock] / own["tokens"]) for own, theirs in zip(ours, rival)
-    ]
+    ratios = [(theirs[clock] / theirs["tokens"]) / (own[clock] / own["tokens"]) for own, theirs in zip(ours, rival)]
     return [statistics.median(ratios), min(ratios), max(ratios)]
 
 

@@ -20,8 +20,6 @@ os.environ |= {
 
 
 def generation(material: Path, turns: Turns) -> None:
-    """Captured and eager are two choices of vLLM; on a CPU without compilation eager is the faster one to start, and
-    no slower (see docs/measurements.md)."""
     import torch
     from vllm import LLM, SamplingParams
 

@@ -27,6 +27,8 @@ EXCLUDED = {
     "sbatch": "tests/slurm submits jobs of the script where Slurm is installed",
     "began=": "a variable of the shell",
     "python -m venv": "an environment of the reader's",
+    "git worktree": "an earlier version, which the reader chooses",
+    "GIPO_MC_CUDA=0": "a build in that version's folder",
 }
 _PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
 _SOURCES = [

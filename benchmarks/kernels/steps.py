@@ -199,8 +199,8 @@ def sft_step(options: argparse.Namespace) -> Callable[[], dict[str, float]]:
         return outputs | {"loss": outputs["loss_sum"] / tokens}
 
     def step() -> dict[str, float]:
-        parts = micro_batches(sequences, options.micro_batch, policy.layout)
-        outputs = run_backward(policy, parts, len(sequences), last_stage, {"cross_entropy": 0})
+        packed = micro_batches(sequences, config.parallel, policy.layout)
+        outputs = run_backward(policy, packed, last_stage, {"cross_entropy": 0})
         norm = policy.step().grad_norm
         return {"loss": float(outputs["cross_entropy"].sum()) / tokens, "grad_norm": norm}
 

@@ -38,7 +38,10 @@ class ParallelConfig(Section):
     tensor: int = changeable(1, ge=1, le=LARGE, description="tensor-parallel ranks (TP)")
     pipeline: int = changeable(1, ge=1, le=LARGE, description="pipeline-parallel ranks (PP)")
     sequence: bool = changeable(False, description="sequence parallelism inside the tensor-parallel group")
-    micro_batch_size: int = changeable(8, ge=1, le=LARGE, description="sequences of one pass through the pipeline")
+    micro_batch_size: int = changeable(8, ge=1, le=LARGE, description="most sequences of a pass through the pipeline")
+    tokens_per_micro_batch: int = changeable(
+        0, ge=0, le=10**9, description="most tokens of such a pass, padding included; 0: only the sequences count"
+    )
     logit_rows: int = changeable(
         4096,
         ge=0,

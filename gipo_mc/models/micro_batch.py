@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gipo_mc.config import ParallelConfig
+from gipo_mc.models.packing import Packer
 from gipo_mc.parallel.collectives import replicate_rows
 from gipo_mc.parallel.engine import Engine, LastStage
-from gipo_mc.parallel.layout import Layout, split_rows
+from gipo_mc.parallel.layout import Layout
 from gipo_mc.types import Sequences
 
 
@@ -24,13 +26,13 @@ class MicroBatch:
     """One pass through the pipeline.
 
     sequences: the rows, padded to the longest of them and to the layout's length multiple, on the device.
-    first: position of its first row in the batch that it was cut from; the others follow.
+    rows_B: int64 [b], where its rows stand in the batch that it was cut from, on the device.
     width: T of that batch, the width of every response-aligned tensor.
     unit: rows that belong together (2 for a pair).
     """
 
     sequences: Sequences
-    first: int
+    rows_B: Tensor
     width: int
     unit: int = 1
 
@@ -39,14 +41,9 @@ class MicroBatch:
         return len(self.sequences) // self.unit
 
     @property
-    def span(self) -> slice:
-        """Its rows in the batch that it was cut from: `tensor[part.span]` is a view."""
-        return slice(self.first, self.first + len(self.sequences))
-
-    @property
-    def unit_span(self) -> slice:
-        """The same counted in units: its pairs among the pairs of the batch."""
-        return slice(self.first // self.unit, self.first // self.unit + len(self))
+    def units_U(self) -> Tensor:
+        """int64 [units]: the same counted in units, its pairs among the pairs of the batch."""
+        return self.rows_B[:: self.unit] // self.unit
 
     @property
     def tokens_BL(self) -> Tensor:
@@ -104,48 +101,65 @@ class MicroBatch:
         return value_N.new_zeros(len(self.sequences), self.width).index_put((row_N, time_N), value_N)
 
 
+@dataclass(frozen=True)
+class PackedBatch:
+    """A batch, cut into micro-batches for all data-parallel replicas.
+
+    parts: those of this rank's replica.
+    units: the units that each replica runs, in its order. Together they are all units of the batch, once each.
+    padding: share of padding among the tokens of all replicas.
+    """
+
+    parts: list[MicroBatch]
+    units: list[list[int]]
+    padding: float
+
+
 def micro_batches(
-    sequences: Sequences, size: int, layout: Layout, *, unit: int = 1, width: int = 0
-) -> list[MicroBatch]:
-    """This data-parallel rank's block of `sequences` in micro-batches of at most `size` rows.
+    sequences: Sequences, parallel: ParallelConfig, layout: Layout, *, unit: int = 1, width: int = 0
+) -> PackedBatch:
+    """`sequences` in micro-batches of at most `parallel.micro_batch_size` rows and, where it is set,
+    `parallel.tokens_per_micro_batch` tokens, rows of like length together.
 
     unit: rows that belong together and are never split (2 for the pairs of a reward model).
     width: T of the tensors that go with them; 0: the longest response.
-    A rank may have one unit more than another, so counts may differ between data-parallel ranks. A rank without any
-    (an evaluation of fewer rows than replicas) runs the first unit, for the collectives; `run_forward` drops it.
+    Any replica may run any rows, and the numbers of micro-batches may differ. A replica without rows (an evaluation of
+    fewer rows than replicas) runs the shortest unit, for the collectives; `run_forward` drops it.
     """
-    own = split_rows(len(sequences) // unit, layout.data)[layout.data_rank] or range(1)
     width = width or int(sequences.response_length_B.max())
-    size = max(size // unit, 1)
-    result = []
-    for start in range(own.start, own.stop, size):
-        stop = min(start + size, own.stop)
-        part = sequences.rows(slice(start * unit, stop * unit))
-        padding = -part.tokens_BL.shape[1] % layout.length_multiple
+    tokens_U = (sequences.prompt_length_B + sequences.response_length_B).reshape(-1, unit)
+    multiple = layout.length_multiple
+    padded = [-(-longest // multiple) * multiple for longest in tokens_U.amax(dim=1).tolist()]
+    packer = Packer(padded, max(parallel.micro_batch_size // unit, 1), parallel.tokens_per_micro_batch, unit)
+    plan = packer.plan(layout.data)
+    own = plan[layout.data_rank] or [[min(range(len(padded)), key=padded.__getitem__)]]
+    parts = []
+    for units in own:
+        rows = [unit * number + row for number in units for row in range(unit)]
+        rows_B = torch.tensor(rows, device=sequences.tokens_BL.device)
+        padding = padded[units[0]] - sequences.tokens_BL.shape[1]  # usually negative: what all of them share goes
         part = Sequences(
-            F.pad(part.tokens_BL, (0, padding)).to(layout.device),
-            part.prompt_length_B.to(layout.device),
-            part.response_length_B.to(layout.device),
+            F.pad(sequences.tokens_BL[rows_B], (0, padding)).to(layout.device),
+            sequences.prompt_length_B[rows_B].to(layout.device),
+            sequences.response_length_B[rows_B].to(layout.device),
         )
-        result.append(MicroBatch(part, start * unit, width, unit))
-    return result
+        parts.append(MicroBatch(part, rows_B.to(layout.device), width, unit))
+    order = [[number for units in replica for number in units] for replica in plan]
+    return PackedBatch(parts, order, packer.padding(plan, int(tokens_U.sum())))
 
 
-def run_forward(
-    engine: Engine, batches: list[MicroBatch], count: int, last_stage: LastStage, widths: dict[str, int]
-) -> dict[str, Tensor]:
-    """Forward pass over the micro-batches of all ranks; the last stage's outputs for all `count` units of rows, in
-    their order, on every rank.
+def run_forward(engine: Engine, batch: PackedBatch, last_stage: LastStage, widths: dict[str, int]) -> dict[str, Tensor]:
+    """Forward pass over the micro-batches of all ranks; the last stage's outputs for all units of rows, in the order
+    of the batch, on every rank.
 
     widths: name -> trailing width of each output, 0 for one number a unit (see `replicate_rows`).
     """
-    return _everywhere(engine.forward(batches, last_stage), widths, count, engine.layout)
+    return _everywhere(engine.forward(batch.parts, last_stage), widths, batch, engine.layout)
 
 
 def run_backward(
     engine: Engine,
-    batches: list[MicroBatch],
-    count: int,
+    batch: PackedBatch,
     last_stage: LastStage,
     widths: dict[str, int],
     sums: tuple[str, ...] = (),
@@ -154,20 +168,20 @@ def run_backward(
 
     sums: outputs that are one number a micro-batch (a scalar); they come back added up over all of them.
     """
-    assert count >= engine.layout.data, "check_layout keeps batches at least as large as the data-parallel size"
-    outputs = engine.forward_backward(batches, last_stage)
+    assert all(batch.units), "check_layout keeps batches at least as large as the data-parallel size"
+    outputs = engine.forward_backward(batch.parts, last_stage)
     # Ranks hold different numbers of micro-batches, so a sum travels with the rows, in the first of its micro-batch.
     columns = [
-        output | {name: F.pad(output[name].detach()[None], (0, len(batch) - 1)) for name in sums}
-        for output, batch in zip(outputs, batches)
+        output | {name: F.pad(output[name].detach()[None], (0, len(part) - 1)) for name in sums}
+        for output, part in zip(outputs, batch.parts)
     ]
-    found = _everywhere(columns, widths | dict.fromkeys(sums, 0), count, engine.layout)
+    found = _everywhere(columns, widths | dict.fromkeys(sums, 0), batch, engine.layout)
     return found | {name: found[name].sum() for name in sums}
 
 
 def _everywhere(
-    outputs: list[dict[str, Tensor]], widths: dict[str, int], count: int, layout: Layout
+    outputs: list[dict[str, Tensor]], widths: dict[str, int], batch: PackedBatch, layout: Layout
 ) -> dict[str, Tensor]:
-    own = len(split_rows(count, layout.data)[layout.data_rank])
+    own = len(batch.units[layout.data_rank])
     columns = {name: torch.cat([output[name] for output in outputs])[:own] for name in widths} if outputs else None
-    return replicate_rows(columns, widths, count, layout)
+    return replicate_rows(columns, widths, batch.units, layout)

@@ -6,7 +6,7 @@ are gathered instead and added in rank order, so that every rank and every run g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from gipo_mc.errors import GipoError
-from gipo_mc.parallel.layout import Layout, split_rows
+from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.news import while_others_wait
 
 T = TypeVar("T")
@@ -58,16 +58,16 @@ def broadcast_from_last_stage(
 
 
 def replicate_rows(
-    columns: dict[str, Tensor] | None, widths: dict[str, int], count: int, layout: Layout
+    columns: dict[str, Tensor] | None, widths: dict[str, int], blocks: Sequence[Sequence[int]], layout: Layout
 ) -> dict[str, Tensor]:
-    """Per-row results of the last stage of each replica -> all `count` rows in global order, on every rank.
+    """Per-row results of the last stage of each replica -> all rows in global order, on every rank.
 
-    columns: on the last stage, name -> float32 [own rows, width] (or [own rows] for width 0), where the own rows are
-        block `data_rank` of `split_rows(count, data)`; None on other stages.
+    columns: on the last stage, name -> float32 [own rows, width] (or [own rows] for width 0), in the order of this
+        replica's block; None on other stages.
     widths: name -> trailing width, the same on all ranks; 0 for one number a row.
+    blocks: the global rows of each replica, 0 to count - 1 in all; the same on all ranks.
     Returns name -> float32 [count, width] or [count]. One broadcast and one gather, whatever the number of columns.
     """
-    blocks = split_rows(count, layout.data)
     own, longest = len(blocks[layout.data_rank]), max(len(block) for block in blocks)
     flat_widths = [max(1, width) for width in widths.values()]
     packed = None
@@ -81,6 +81,8 @@ def replicate_rows(
         padded[:own] = packed
         gathered = gather_in_rank_order(padded, parallel_state.get_data_parallel_group())
         packed = torch.cat([gathered[rank, : len(block)] for rank, block in enumerate(blocks)])
+    row_N = torch.tensor([row for block in blocks for row in block], device=packed.device)
+    packed = torch.empty_like(packed).index_copy_(0, row_N, packed)
     parts = packed.split(flat_widths, dim=1)
     return {name: part if width else part.squeeze(1) for (name, width), part in zip(widths.items(), parts, strict=True)}
 

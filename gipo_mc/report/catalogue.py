@@ -319,5 +319,18 @@ SPEED = Chapter(
     (
         Chart("Step time", "", "seconds", ("time/total",)),
         Chart("Throughput", "", "tokens per second", ("throughput/tokens_per_second",)),
+        Chart(
+            "Padding",
+            "What shorter rows of a micro-batch waste; fewer rows at a time waste less.",
+            "share of the tokens run",
+            (
+                "padding/scoring",
+                "padding/update_critic",
+                "padding/update_classifier",
+                "padding/update_policy",
+                "padding/update",
+            ),
+            ("scoring", "critic's update", "classifier's update", "policy's update", "update"),
+        ),
     ),
 )

@@ -53,10 +53,10 @@ def evaluate_policy(setup: RLSetup, config: Config) -> dict[str, float]:
 def _kl(setup: RLSetup, rollout: Rollout, config: Config) -> Tensor:
     """log pi - log pi_ref summed over each response, [B]."""
     sequences, width = rollout.sequences, rollout.width
-    batches = micro_batches(sequences, config.parallel.micro_batch_size, setup.models.policy.layout)
+    packed = micro_batches(sequences, config.parallel, setup.models.policy.layout)
     stage = token_log_probs(config.rollout.temperature, config.parallel.logit_rows)
     policy_BT, reference_BT = (
-        run_forward(model, batches, len(sequences), stage, {"logp": width})["logp"]
+        run_forward(model, packed, stage, {"logp": width})["logp"]
         for model in (setup.models.policy, setup.models.reference)
     )
     return ((policy_BT - reference_BT) * response_mask(sequences.response_length_B, width)).sum(1)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from gipo_mc.config import Config
-from gipo_mc.models.micro_batch import MicroBatch, micro_batches
+from gipo_mc.config import Config, ParallelConfig
+from gipo_mc.models.micro_batch import PackedBatch, micro_batches
 from gipo_mc.parallel.layout import Layout, split_rows
 from gipo_mc.parallel.streams import permutation
 from gipo_mc.rl.experience import Experience
@@ -29,10 +29,10 @@ class MiniBatch:
     def __len__(self) -> int:
         return len(self.experience)
 
-    def micro_batches(self, size: int, layout: Layout) -> list[MicroBatch]:
-        """This rank's share in micro-batches of at most `size` rows; their `span` is of this mini-batch."""
+    def micro_batches(self, parallel: ParallelConfig, layout: Layout) -> PackedBatch:
+        """Its rows in micro-batches, whose `rows_B` are of this mini-batch."""
         rollout = self.experience.rollout
-        return micro_batches(rollout.sequences, size, layout, width=rollout.width)
+        return micro_batches(rollout.sequences, parallel, layout, width=rollout.width)
 
 
 def mini_batches(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.config import DataConfig
+from gipo_mc.config import DataConfig, ParallelConfig
 from gipo_mc.data.encode import Encoder
 from gipo_mc.data.reading import RewardReader
 from gipo_mc.errors import ConfigError, DataError, GipoError
@@ -111,20 +111,20 @@ class ModelReward:
         engine: Engine,
         tokenizer: PreTrainedTokenizerBase,
         policy_tokenizer: PreTrainedTokenizerBase,
-        micro_batch_size: int,
+        parallel: ParallelConfig,
         chat_template: bool = False,
         data: DataConfig | None = None,
         stop: Sequence[str] = (),
     ) -> None:
         self._engine = engine
-        self._micro_batch_size = micro_batch_size
+        self._parallel = parallel
         data = (data or DataConfig()).model_copy(update={"chat_template": chat_template})
         self.reader = RewardReader(tokenizer, policy_tokenizer, data, stop)
 
     def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
         sequences = self.read(prompts, rollout)
-        batches = micro_batches(sequences, self._micro_batch_size, self._engine.layout)
-        return run_forward(self._engine, batches, len(sequences), sequence_rewards(), {"reward": 0})["reward"]
+        packed = micro_batches(sequences, self._parallel, self._engine.layout)
+        return run_forward(self._engine, packed, sequence_rewards(), {"reward": 0})["reward"]
 
     def read(self, prompts: Sequence[Prompt], rollout: Rollout) -> Sequences:
         """What the model is given to read. Raises DataError where it is too long for it."""

@@ -36,13 +36,14 @@ def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: C
     """Everything the models say of a rollout, on every rank; `sifting.sift` leaves out what is not finite."""
     sequences = rollout.sequences
     width = rollout.width
-    batches = micro_batches(sequences, config.parallel.micro_batch_size, models.policy.layout)
+    packed = micro_batches(sequences, config.parallel, models.policy.layout)
+    phases.padding["scoring"] = packed.padding
     log_probs = token_log_probs(config.rollout.temperature, config.parallel.logit_rows)
     with phases("behaviour_logprob"):
         widths = {"logp": width, "entropy": width}
-        behaviour = run_forward(models.policy, batches, len(sequences), log_probs, widths)
+        behaviour = run_forward(models.policy, packed, log_probs, widths)
     with phases("reference_logprob"):
-        reference = run_forward(models.reference, batches, len(sequences), log_probs, {"logp": width})
+        reference = run_forward(models.reference, packed, log_probs, {"logp": width})
     with phases("values"):
         values_BT = torch.zeros_like(behaviour["logp"])
         group_probs_BM = values_BT.new_ones(len(sequences), 1)
@@ -51,11 +52,11 @@ def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: C
             on_critic = groups if models.classifier is None else 1
             widths = {"values": width} | ({"groups": groups} if on_critic > 1 else {})
             stage = values_and_groups(on_critic, config.algorithm.group_input)
-            critic = run_forward(models.critic, batches, len(sequences), stage, widths)
+            critic = run_forward(models.critic, packed, stage, widths)
             values_BT, group_probs_BM = critic["values"], critic.get("groups", group_probs_BM)
         if models.classifier is not None:
             stage = groups_alone(config.algorithm.group_input)
-            found = run_forward(models.classifier, batches, len(sequences), stage, {"groups": groups})
+            found = run_forward(models.classifier, packed, stage, {"groups": groups})
             group_probs_BM = found["groups"]
     with phases("rewards"):
         reward_B = models.reward(prompts, rollout)

@@ -205,9 +205,9 @@ def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenize
     if same_tokens(own, tokenizer):
         longest = config.data.prompt_length + config.rollout.max_new_tokens
         source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=longest)
-    size, data = config.parallel.micro_batch_size, config.data
+    data = config.data
     engine = session.load(source, "reward", key=key)
-    return ModelReward(engine, own, tokenizer, size, data.chat_template, data, config.rollout.stop)
+    return ModelReward(engine, own, tokenizer, config.parallel, data.chat_template, data, config.rollout.stop)
 
 
 def _describe_reward(name: str, reward: Reward) -> str:

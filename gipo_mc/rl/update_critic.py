@@ -21,7 +21,7 @@ from gipo_mc.algorithms.group_inference import classifier_loss_terms
 from gipo_mc.algorithms.group_invariance import GroupMoments, group_statistics, moments
 from gipo_mc.algorithms.ppo import explained_variance, value_loss_sum
 from gipo_mc.config import AlgorithmConfig, Config
-from gipo_mc.models.micro_batch import MicroBatch, micro_batches, run_backward, run_forward
+from gipo_mc.models.micro_batch import MicroBatch, PackedBatch, micro_batches, run_backward, run_forward
 from gipo_mc.models.readout import group_probabilities, groups_alone, response_values
 from gipo_mc.parallel.engine import Engine, Outputs
 from gipo_mc.rl.experience import Experience
@@ -64,34 +64,35 @@ class CriticLoss:
         loss = hidden_LBH.new_zeros((), dtype=torch.float32)
         if self.values:
             values_BT = response_values(model, hidden_LBH, part)
-            old_BT, return_BT = experience.outputs.values_BT[part.span], experience.return_BT[part.span]
+            old_BT, return_BT = experience.outputs.values_BT[part.rows_B], experience.return_BT[part.rows_B]
             length_B = part.sequences.response_length_B
             outputs["value_loss"] = value_loss_sum(values_BT, old_BT, return_BT, length_B, settings.value_clip)
             loss = outputs["value_loss"] / self.batch.tokens
         if self.statistics is not None:
             detach = settings.group_trunk == "detached"
             probs_BM = group_probabilities(model, hidden_LBH, part, reads=settings.group_input, detach=detach)
-            signal_B = experience.inputs.behaviour_signal_B[part.span]
+            signal_B = experience.inputs.behaviour_signal_B[part.rows_B]
             loss = loss + classifier_loss_terms(
                 probs_BM, signal_B, self.statistics, beta=settings.beta_critic, balance=settings.balance
             )
             outputs["groups"] = probs_BM.detach()
         return outputs | {"loss": loss}
 
-    def backward(self, engine: Engine, parts: list[MicroBatch]) -> dict[str, Tensor]:
+    def backward(self, engine: Engine, packed: PackedBatch) -> dict[str, Tensor]:
         """The gradients of the whole mini-batch; "value_loss" summed, "groups" [b, M], on every rank."""
         widths = {} if self.statistics is None else {"groups": self.settings.groups}
         sums = ("value_loss",) if self.values else ()
-        return run_backward(engine, parts, len(self.batch), self, widths, sums)
+        return run_backward(engine, packed, self, widths, sums)
 
 
 def update_critic(
     models: Models, experience: Experience, config: Config, step: int, on_step: Progress | None = None
 ) -> dict[str, float]:
     """All steps of critic and classifier in an iteration. Metrics "critic/{loss,explained_variance,grad_norm,lr,
-    skipped}", with a classifier "critic/group_variance" (of its objective, mean over mini-batches; "classifier/..."
-    where it is a model of its own) and "group/stability": the share of the last mini-batch's sequences whose likeliest
-    group at that step is the same as at the rollout; where there is one step, of up to 64 sequences after it.
+    skipped}" and "padding/update_critic", with a classifier "critic/group_variance" (of its objective, mean over
+    mini-batches; "classifier/..." and "padding/update_classifier" where it is a model of its own) and
+    "group/stability": the share of the last mini-batch's sequences whose likeliest group at that step is the same as at
+    the rollout; where there is one step, of up to 64 sequences after it.
     Without a critic or classifier to train: no metrics.
     """
     settings = config.algorithm
@@ -116,12 +117,13 @@ def _update(
     log, done, settings = UpdateLog(part.prefix), 0, config.algorithm
     epochs = settings.critic_epochs or settings.epochs
     for batch in mini_batches(experience, config, step, "critic", epochs, part.engine.layout.data):
-        pieces = batch.micro_batches(config.parallel.micro_batch_size, part.engine.layout)
+        packed = batch.micro_batches(config.parallel, part.engine.layout)
+        log.padding(packed.padding)
         statistics = None
         if part.groups:
-            statistics = _group_moments(part.engine, pieces, batch, settings)
+            statistics = _group_moments(part.engine, packed, batch, settings)
             log.add(group_variance=float(statistics.variance))
-        outputs = CriticLoss(batch, part.values, statistics, settings).backward(part.engine, pieces)
+        outputs = CriticLoss(batch, part.values, statistics, settings).backward(part.engine, packed)
         if part.values:
             log.add(loss=float(outputs["value_loss"]) / batch.tokens)
         log.step(part.engine.step())
@@ -137,14 +139,12 @@ def _update(
     return metrics
 
 
-def _group_moments(
-    engine: Engine, parts: list[MicroBatch], batch: MiniBatch, settings: AlgorithmConfig
-) -> GroupMoments:
+def _group_moments(engine: Engine, packed: PackedBatch, batch: MiniBatch, settings: AlgorithmConfig) -> GroupMoments:
     """First pass: R_var of the whole mini-batch under the current classifier, identical on every rank."""
     probs_BM = batch.experience.outputs.group_probs_BM
     if not batch.first and settings.group_statistics == "exact":
         stage = groups_alone(settings.group_input)
-        probs_BM = run_forward(engine, parts, len(batch), stage, {"groups": settings.groups})["groups"]
+        probs_BM = run_forward(engine, packed, stage, {"groups": settings.groups})["groups"]
     mass_M, weighted_M = group_statistics(probs_BM, batch.experience.inputs.behaviour_signal_B)
     return moments(mass_M, weighted_M, len(batch), settings.weights)
 
@@ -154,7 +154,7 @@ def _groups_now(engine: Engine, experience: Experience, config: Config) -> tuple
     rollout = experience.rollout
     count = min(len(experience), STABILITY_ROWS)
     some = rollout.sequences.rows(torch.arange(count, device=experience.kl_B.device))
-    pieces = micro_batches(some, config.parallel.micro_batch_size, engine.layout, width=rollout.width)
+    packed = micro_batches(some, config.parallel, engine.layout, width=rollout.width)
     stage, widths = groups_alone(config.algorithm.group_input), {"groups": config.algorithm.groups}
-    after_BM = run_forward(engine, pieces, count, stage, widths)["groups"]
+    after_BM = run_forward(engine, packed, stage, widths)["groups"]
     return experience.outputs.group_probs_BM[:count], after_BM

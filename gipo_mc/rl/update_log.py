@@ -20,6 +20,7 @@ class UpdateLog:
         self._largest: dict[str, float] = {}
         self._lr = 0.0
         self._skipped = 0
+        self._padding: list[float] = []
 
     def add(self, **values: float) -> None:
         """Numbers of one mini-batch, averaged later."""
@@ -30,6 +31,10 @@ class UpdateLog:
         """Numbers of which the largest of the iteration is reported."""
         for name, value in values.items():
             self._largest[name] = max(value, self._largest.get(name, value))
+
+    def padding(self, share: float) -> None:
+        """Share of padding among the tokens that a mini-batch runs."""
+        self._padding.append(share)
 
     def step(self, result: StepResult) -> None:
         """One optimizer step. A skipped one counts, and leaves the mean gradient norm finite. Raises NumericsError
@@ -47,7 +52,8 @@ class UpdateLog:
         return self._skipped
 
     def metrics(self) -> dict[str, float]:
-        """Everything, with "lr" of the last step and the number of "skipped" steps."""
+        """Everything, with "lr" of the last step, the number of "skipped" steps, and "padding/update_<prefix>"."""
         means = {name: sum(values) / len(values) for name, values in self._values.items()}
         values = means | self._largest | {"lr": self._lr, "skipped": float(self._skipped)}
-        return {f"{self._prefix}/{name}": value for name, value in values.items()}
+        metrics = {f"{self._prefix}/{name}": value for name, value in values.items()}
+        return metrics | {f"padding/update_{self._prefix}": sum(self._padding) / len(self._padding)}

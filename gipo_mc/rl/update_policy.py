@@ -21,7 +21,7 @@ from gipo_mc.algorithms.group_invariance import beta_at, bounded_beta, moments, 
 from gipo_mc.algorithms.ppo import policy_loss_terms
 from gipo_mc.config import Config
 from gipo_mc.errors import NumericsError
-from gipo_mc.models.micro_batch import MicroBatch, run_backward, run_forward
+from gipo_mc.models.micro_batch import MicroBatch, PackedBatch, run_backward, run_forward
 from gipo_mc.models.readout import token_log_probs
 from gipo_mc.parallel.engine import Engine, Outputs
 from gipo_mc.rl.experience import Experience
@@ -51,7 +51,7 @@ class PolicyLoss:
     def __call__(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
         """ "loss", and `_ROW_OUTPUTS`, [b] each."""
         config, settings = self.config, self.config.algorithm
-        own = self.objective.rows(part.span)
+        own = self.objective.rows(part.rows_B)
         objective, entropy_B = own.of_hidden(
             model, hidden_LBH, part, config.rollout.temperature, config.parallel.logit_rows
         )
@@ -59,7 +59,7 @@ class PolicyLoss:
         loss = policy_loss_terms(
             objective,
             tokens=self.batch.tokens,
-            signal_gradient_B=None if gradient_B is None else gradient_B[part.span],
+            signal_gradient_B=None if gradient_B is None else gradient_B[part.rows_B],
             beta=1.0,
             entropy_sum=entropy_B.sum() if settings.entropy_coef else None,
             entropy_coef=settings.entropy_coef,
@@ -74,29 +74,29 @@ class PolicyLoss:
             "entropy": entropy_B,
         }
 
-    def backward(self, policy: Engine, parts: list[MicroBatch]) -> dict[str, Tensor]:
+    def backward(self, policy: Engine, packed: PackedBatch) -> dict[str, Tensor]:
         """The gradients of the whole mini-batch's loss; statistics of every row, on every rank."""
-        return run_backward(policy, parts, len(self.batch), self, dict.fromkeys(_ROW_OUTPUTS, 0))
+        return run_backward(policy, packed, self, dict.fromkeys(_ROW_OUTPUTS, 0))
 
 
 def update_policy(
     policy: Engine, experience: Experience, config: Config, step: int, on_step: Progress | None = None
 ) -> dict[str, float]:
     """All policy steps of an iteration. Metrics "policy/{loss,clip_fraction,entropy,grad_norm,ratio_max,approx_kl,lr,
-    skipped}" (the loss is PPO's, without the penalty) and, where the group penalty is on,
+    skipped}" (the loss is PPO's, without the penalty), "padding/update_policy" and, where the group penalty is on,
     "policy/{beta,group_variance,weight_max,weight_negative,weight_std}".
 
     Raises NumericsError if the ratio of the first mini-batch is not 1: then log-probs of rollout and update differ.
     """
     log, done, settings = UpdateLog("policy"), 0, config.algorithm
     for batch in mini_batches(experience, config, step, "policy", settings.epochs, policy.layout.data):
-        parts = batch.micro_batches(config.parallel.micro_batch_size, policy.layout)
+        packed = batch.micro_batches(config.parallel, policy.layout)
         objective = Objective.of(batch.experience, config)
         gradient_B = None
         beta = beta_at(step, settings.beta_policy, settings.beta_ramp)
         if settings.penalty == "variance" and settings.group_count > 1 and beta:
-            gradient_B = _penalty_gradient(policy, parts, batch, objective, beta, config, log)
-        outputs = PolicyLoss(batch, objective, gradient_B, config).backward(policy, parts)
+            gradient_B = _penalty_gradient(policy, packed, batch, objective, beta, config, log)
+        outputs = PolicyLoss(batch, objective, gradient_B, config).backward(policy, packed)
         ratio_max = float(outputs["ratio_max"].max())
         if batch.first:
             _check_first_ratio(ratio_max, float(outputs["behaviour_kl"].sum()) / batch.tokens, policy)
@@ -109,6 +109,7 @@ def update_policy(
             approx_kl=float(outputs["behaviour_kl"].sum()) / batch.tokens,
         )
         log.largest(ratio_max=ratio_max)
+        log.padding(packed.padding)
         log.step(policy.step())
         done += len(batch)
         if on_step is not None:
@@ -118,7 +119,7 @@ def update_policy(
 
 def _penalty_gradient(
     policy: Engine,
-    parts: list[MicroBatch],
+    packed: PackedBatch,
     batch: MiniBatch,
     objective: Objective,
     beta: float,
@@ -131,7 +132,7 @@ def _penalty_gradient(
     if not batch.first and settings.group_statistics == "exact":
         stage = token_log_probs(config.rollout.temperature, config.parallel.logit_rows)
         widths = {"logp": batch.experience.rollout.width}
-        logp_BT = run_forward(policy, parts, len(batch), stage, widths)["logp"]
+        logp_BT = run_forward(policy, packed, stage, widths)["logp"]
     found = objective.of_log_probs(logp_BT)
     statistics = moments(found.mass_M, found.weighted_M, len(batch), settings.weights)
     bounded, statistics = bounded_beta(

@@ -153,8 +153,8 @@ def _no_memory(error: RuntimeError | MemoryError) -> ConfigError | None:
         return None
     said = str(error).split("\n")[0] or "an allocation failed"
     return ConfigError(
-        f"Memory is too small for this configuration ({said}): lower "
-        "parallel.micro_batch_size or parallel.logit_rows, or spread the model with parallel.tensor and "
+        f"Memory is too small for this configuration ({said}): lower parallel.micro_batch_size, "
+        "parallel.tokens_per_micro_batch or parallel.logit_rows, or spread the model with parallel.tensor and "
         "parallel.pipeline."
     )
 

@@ -155,7 +155,7 @@ class DPOTask(Task):
     def _last_stage(self, reference_P2: Tensor, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
         """reference_P2: of all pairs of the batch that `part` was cut from."""
         logp_P = self._log_probs(model, hidden_LBH, part)
-        reference_chosen_P, reference_rejected_P = reference_P2[part.unit_span].unbind(dim=1)
+        reference_chosen_P, reference_rejected_P = reference_P2[part.units_U].unbind(dim=1)
         settings, length_B = self._settings, part.sequences.response_length_B
         loss_P, margin_P = dpo_loss(
             logp_P["chosen"],

@@ -45,7 +45,7 @@ class WeightedLoss:
     columns: Sequence[str]
 
     def __call__(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
-        outputs, pairs = self.unweighted(model, hidden_LBH, part), part.unit_span
+        outputs, pairs = self.unweighted(model, hidden_LBH, part), part.units_U
         columns = dict(zip(self.columns, self.values_PK[pairs].unbind(dim=1), strict=True))
         return outputs | columns | {"loss_sum": (self.weight_P[pairs] * outputs["pair_loss"]).sum()}
 

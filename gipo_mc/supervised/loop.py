@@ -182,8 +182,9 @@ def _step(session: Session, engine: Engine, task: Task, step: int) -> dict[str, 
     normaliser = task.normaliser(batch)
     loss = ShareOfLoss(sums_of, normaliser)
     with phases("update"):
-        parts = micro_batches(batch, config.parallel.micro_batch_size, session.layout, unit=task.unit)
-        outputs = run_backward(engine, parts, len(batch) // task.unit, loss, dict.fromkeys(task.outputs, 0))
+        packed = micro_batches(batch, config.parallel, session.layout, unit=task.unit)
+        phases.padding["update"] = packed.padding
+        outputs = run_backward(engine, packed, loss, dict.fromkeys(task.outputs, 0))
         result = engine.step()
     check_step(result, "policy")
     metrics = task.metrics(outputs, normaliser)
@@ -233,8 +234,8 @@ def forward(
 ) -> dict[str, Tensor]:
     """The last stage's `outputs`, [units] each, of a batch that is not trained on; on every rank."""
     batch = _to_device(batch, session.layout.device)
-    parts = micro_batches(batch, session.config.parallel.micro_batch_size, session.layout, unit=unit)
-    return run_forward(engine, parts, len(batch) // unit, last_stage, dict.fromkeys(outputs, 0))
+    packed = micro_batches(batch, session.config.parallel, session.layout, unit=unit)
+    return run_forward(engine, packed, last_stage, dict.fromkeys(outputs, 0))
 
 
 def _to_device(batch: Sequences, device: torch.device) -> Sequences:

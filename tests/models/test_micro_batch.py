@@ -22,7 +22,7 @@ PAD = 99
 
 
 def _rows(part: MicroBatch) -> list[int]:
-    return list(range(part.span.start, part.span.stop))
+    return part.rows_B.tolist()
 
 
 def by_hand() -> Sequences:
@@ -31,7 +31,7 @@ def by_hand() -> Sequences:
 
 
 def test_positions_and_targets_by_hand() -> None:
-    batch = MicroBatch(by_hand(), 0, width=4)
+    batch = MicroBatch(by_hand(), torch.arange(3), width=4)
     row_N, time_N = batch.response_NN
     assert row_N.tolist() == [0, 0, 0, 2] and time_N.tolist() == [0, 1, 2, 0]
     # hidden_LBH.flatten(0, 1): row position * 3 + sequence. Token 12 at position 2 is predicted at position 1.
@@ -44,16 +44,17 @@ def test_positions_and_targets_by_hand() -> None:
 def test_a_reward_is_read_at_the_last_token_that_is_not_the_pad_id() -> None:
     end = 14  # of a reward model whose pad id is its EOS, too
     rows = to_sequences([[10, 11], [20], [30, end, 32], [end, end]], [[12, 13, end], [], [end, end], [end]], PAD)
-    batch = MicroBatch(rows, 0, width=3)
+    batch = MicroBatch(rows, torch.arange(4), width=3)
     position = {None: [4, 0, 4, 2], end: [3, 0, 2, 0], PAD: [4, 0, 4, 2], 12: [4, 0, 4, 2]}
     for pad_id, expected in position.items():
         assert batch.reward_B(pad_id).tolist() == [4 * place + row for row, place in enumerate(expected)], pad_id
-    assert MicroBatch(rows.rows(slice(2, 4)), 2, width=3).reward_B(end).tolist() == [2 * 2, 1], "as a micro-batch"
+    two = torch.arange(2, 4)
+    assert MicroBatch(rows.rows(two), two, width=3).reward_B(end).tolist() == [2 * 2, 1], "as a micro-batch"
 
 
 def test_the_positions_are_those_of_the_flattened_hidden_states() -> None:
     """A "model" whose hidden state is (position, token itself) shows what is really picked."""
-    batch = MicroBatch(by_hand(), 0, width=3)
+    batch = MicroBatch(by_hand(), torch.arange(3), width=3)
     tokens_LB = batch.tokens_BL.t()
     hidden_LBH = torch.stack([torch.arange(5)[:, None].expand(5, 3), tokens_LB], dim=-1)
     states_NH = hidden_LBH.flatten(0, 1)
@@ -63,7 +64,7 @@ def test_the_positions_are_those_of_the_flattened_hidden_states() -> None:
 
 
 def test_packed_values_go_back_to_their_places_with_their_gradient() -> None:
-    batch = MicroBatch(by_hand(), 0, width=4)
+    batch = MicroBatch(by_hand(), torch.arange(3), width=4)
     value_N = torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True)
     value_BT = batch.to_response_BT(value_N)
     assert value_BT.tolist() == [[1, 2, 3, 0], [0, 0, 0, 0], [4, 0, 0, 0]]
@@ -71,49 +72,76 @@ def test_packed_values_go_back_to_their_places_with_their_gradient() -> None:
     assert value_N.grad is not None and value_N.grad.tolist() == [0, 1, 2, 8]
 
 
-def test_rows_are_cut_in_order_and_padded_no_further_than_their_own_longest() -> None:
-    parts = micro_batches(by_hand(), 2, ALONE)
-    assert [_rows(part) for part in parts] == [[0, 1], [2]]
-    assert [tuple(part.tokens_BL.shape) for part in parts] == [(2, 5), (1, 4)]
+def _parts(
+    sequences: Sequences, size: int, layout: Layout = ALONE, tokens: int = 0, **options: int
+) -> list[MicroBatch]:
+    parallel = ParallelConfig(micro_batch_size=size, tokens_per_micro_batch=tokens)
+    return micro_batches(sequences, parallel, layout, **options).parts
+
+
+def test_rows_of_like_length_go_together_and_are_padded_no_further_than_their_longest() -> None:
+    parts = _parts(by_hand(), 2)
+    assert [_rows(part) for part in parts] == [[2, 1], [0]], "4 and 1 tokens, then 5"
+    assert [part.tokens_BL.tolist() for part in parts] == [
+        [[30, 31, 32, 33], [20, PAD, PAD, PAD]],
+        [[10, 11, 12, 13, 14]],
+    ]
     assert [part.width for part in parts] == [3, 3], "the time of the whole batch, so that tensors line up"
-    assert parts[1].tokens_BL.tolist() == [[30, 31, 32, 33]]
-    assert [part.width for part in micro_batches(by_hand(), 2, ALONE, width=7)] == [7, 7]
+    assert [part.width for part in _parts(by_hand(), 2, width=7)] == [7, 7]
 
 
 def test_lengths_are_padded_to_the_layouts_multiple() -> None:
     layout = replace(ALONE, tensor=4, sequence=True)
-    parts = micro_batches(by_hand(), 2, layout)
-    assert [tuple(part.tokens_BL.shape) for part in parts] == [(2, 8), (1, 4)]
+    parts = _parts(by_hand(), 2, layout)
+    assert [tuple(part.tokens_BL.shape) for part in parts] == [(1, 8), (2, 4)]
     assert parts[0].tokens_BL[0, :5].tolist() == [10, 11, 12, 13, 14]
-    assert parts[0].state_N.tolist() == [1 * 2, 2 * 2, 3 * 2], "padding moves no position"
+    assert parts[0].state_N.tolist() == [1, 2, 3] and parts[1].state_N.tolist() == [2 * 2 + 1], (
+        "padding moves no position"
+    )
+
+
+def test_the_padding_of_a_batch_is_that_of_all_replicas() -> None:
+    """Rows of 5, 4 and 1 tokens: together 15 are run, in two parts 5 + 2 x 4, by two replicas 5 and 4 + 1."""
+    two = [replace(ALONE, data=2, data_rank=rank) for rank in (0, 1)]
+    for size, layout, run in [(3, ALONE, 15), (2, ALONE, 13), (1, ALONE, 10), (2, two[0], 10), (2, two[1], 10)]:
+        packed = micro_batches(by_hand(), ParallelConfig(micro_batch_size=size), layout)
+        assert packed.padding == pytest.approx(1 - 10 / run), (size, layout.data)
 
 
 def pairs(count: int) -> Sequences:
-    return to_sequences([[row] for row in range(2 * count)], [[50 + row] for row in range(2 * count)], PAD)
+    """Pair p holds rows 2 p and 2 p + 1, of p + 2 and 2 tokens."""
+    return to_sequences(
+        [[row] for row in range(2 * count)], [[50] * (row // 2 + 1 if row % 2 else 1) for row in range(2 * count)], PAD
+    )
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"),
+    ("size", "tokens", "expected"),
     [
-        (4, [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]),
-        (3, [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]),
-        (1, [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]),
+        (4, 0, [[6, 7, 4, 5], [2, 3, 0, 1], [8, 9]]),
+        (3, 0, [[8, 9], [6, 7], [4, 5], [2, 3], [0, 1]]),
+        (1, 0, [[8, 9], [6, 7], [4, 5], [2, 3], [0, 1]]),
+        (99, 16, [[2, 3, 0, 1], [8, 9], [6, 7], [4, 5]]),
+        (99, 20, [[6, 7, 4, 5], [2, 3, 0, 1], [8, 9]]),
     ],
 )
-def test_pairs_stay_together(size: int, expected: list[list[int]]) -> None:
-    parts = micro_batches(pairs(5), size, ALONE, unit=2)
+def test_pairs_stay_together(size: int, tokens: int, expected: list[list[int]]) -> None:
+    """The longest pair takes 2 x 6 tokens with its padding, the others 10, 8, 6 and 4."""
+    parts = _parts(pairs(5), size, tokens=tokens, unit=2)
     assert [_rows(part) for part in parts] == expected
+    assert [part.units_U.tolist() for part in parts] == [[row // 2 for row in rows[::2]] for rows in expected]
 
 
 def test_pairs_are_divided_among_data_parallel_ranks_whole() -> None:
-    rows = []
-    for rank in (0, 1):
-        parts = micro_batches(pairs(5), 4, replace(ALONE, data=2, data_rank=rank), unit=2)
-        rows.append([row for part in parts for row in _rows(part)])
-    assert rows == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]]
+    """Two replicas run 12 + 10 and 12 + 8 tokens."""
+    rows = [
+        [row for part in _parts(pairs(5), 4, replace(ALONE, data=2, data_rank=rank), unit=2) for row in _rows(part)]
+        for rank in (0, 1)
+    ]
+    assert rows == [[2, 3, 0, 1, 6, 7], [8, 9, 4, 5]]
 
 
-def _everywhere(rank: int, sizes: dict[str, int]) -> Any:
+def _everywhere(rank: int, sizes: dict[str, int], size: int = 1, tokens: int = 0) -> Any:
     layout = runtime.initialize(ParallelConfig(timeout_minutes=1, **sizes), "cpu")
 
     class FakeEngine:
@@ -127,13 +155,15 @@ def _everywhere(rank: int, sizes: dict[str, int]) -> Any:
         return {"first": part.tokens_BL[:, 0].float(), "logp": part.to_response_BT(part.target_N.float())}
 
     engine: Engine = FakeEngine()  # type: ignore[assignment]
-    parts = micro_batches(by_hand(), 1, layout)
-    return run_forward(engine, parts, 3, last_stage, {"logp": 3, "first": 0})
+    parallel = ParallelConfig(micro_batch_size=size, tokens_per_micro_batch=tokens)
+    packed = micro_batches(by_hand(), parallel, layout)
+    return run_forward(engine, packed, last_stage, {"logp": 3, "first": 0})
 
 
+@pytest.mark.parametrize(("size", "tokens"), [(1, 0), (2, 0), (9, 8)])
 @pytest.mark.parametrize("sizes", [{}, {"pipeline": 2}])
-def test_results_of_all_rows_are_on_every_rank_in_order(sizes: dict[str, int]) -> None:
-    for found in run_ranks(_everywhere, 2, sizes):
+def test_results_of_all_rows_are_on_every_rank_in_order(sizes: dict[str, int], size: int, tokens: int) -> None:
+    for found in run_ranks(_everywhere, 2, sizes, size, tokens):
         assert found["first"].tolist() == [10, 20, 30]
         assert found["logp"].tolist() == [[12, 13, 14], [0, 0, 0], [33, 0, 0]]
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_iter
 
 from gipo_mc.algorithms.group_source import GroupSource
 from gipo_mc.algorithms.state import RLState
-from gipo_mc.config import Config, OptimizerConfig, load_config
+from gipo_mc.config import Config, OptimizerConfig, ParallelConfig, load_config
 from gipo_mc.models.build import build_model
 from gipo_mc.models.families import read_shape
 from gipo_mc.models.micro_batch import MicroBatch, micro_batches, run_backward
@@ -67,7 +67,7 @@ def _by_chunks(rank: int, layout_options: dict[str, Any], tied: bool) -> list[tu
             loss = (weight_N * found.logp_N).sum() - ENTROPY * (weight_N.square() * found.entropy_N).sum()
             return {"loss": loss / tokens, "logp": found.logp_N, "entropy": found.entropy_N}
 
-        parts = micro_batches(sequences, len(sequences), layout)
+        parts = micro_batches(sequences, ParallelConfig(micro_batch_size=len(sequences)), layout).parts
         scored = engine.forward(parts, last_stage)[0]
         trained = engine.forward_backward(parts, last_stage)[0]
         results.append((scored, trained, {name: p.main_grad.clone() for name, p in engine.model.named_parameters()}))
@@ -102,7 +102,7 @@ def _precision(rank: int) -> list[float]:
         {name: value.float() for name, value in rounded.model.state_dict().items() if value is not None}, strict=False
     )
     sequences = _sequences(131, count=24, longest=30)
-    parts = micro_batches(sequences, 24, layout)
+    parts = micro_batches(sequences, ParallelConfig(micro_batch_size=24), layout).parts
 
     def gradient(engine: Engine, rows: int) -> Tensor:
         def last_stage(model: Any, hidden_LBH: Tensor, part: MicroBatch) -> dict[str, Tensor]:
@@ -209,8 +209,8 @@ def _peaks_of(rows: int, policy: Engine, critic: Engine, live: LiveLogits, row: 
         outputs = response_loss(model, hidden_LBH, part, rows)
         return outputs | {"loss": outputs["loss_sum"] / count}
 
-    parts = micro_batches(sequences, count, policy.layout)
-    measured("sft", lambda: run_backward(policy, parts, count, last_stage, {"tokens": 0}))
+    packed = micro_batches(sequences, config.parallel, policy.layout)
+    measured("sft", lambda: run_backward(policy, packed, last_stage, {"tokens": 0}))
     live.reset()
     return peaks
 

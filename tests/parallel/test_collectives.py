@@ -48,20 +48,21 @@ def test_sums_are_added_in_rank_order_and_equal_everywhere() -> None:
         assert integers.dtype == torch.int64 and integers.item() == 10
 
 
-def _rows(rank: int, sizes: dict[str, int], count: int) -> Any:
+def _rows(rank: int, sizes: dict[str, int], count: int, step: int) -> Any:
+    """step: the replicas' rows are contiguous blocks of 0, step, 2 step, ... modulo the count."""
     layout = runtime.initialize(ParallelConfig(timeout_minutes=1, **sizes), "cpu")
     columns = None
+    blocks = [[row * step % count for row in block] for block in split_rows(count, layout.data)]
     if layout.is_last_stage:
-        own = split_rows(count, layout.data)[layout.data_rank]
-        rows = torch.tensor([float(row) for row in own])
+        rows = torch.tensor([float(row) for row in blocks[layout.data_rank]])
         columns = {"scalar": rows, "wide": rows[:, None] * 10 + torch.arange(3.0), "one": rows[:, None] - 0.5}
-    return replicate_rows(columns, {"wide": 3, "scalar": 0, "one": 1}, count, layout)
+    return replicate_rows(columns, {"wide": 3, "scalar": 0, "one": 1}, blocks, layout)
 
 
 @pytest.mark.parametrize("sizes", [{"pipeline": 2}, {"tensor": 2}, {"tensor": 2, "pipeline": 2}, {}])
 def test_rows_of_all_replicas_stand_in_global_order_on_every_rank(sizes: dict[str, int]) -> None:
-    """Four ranks: DP2 x PP2, DP2 x TP2, TP2 x PP2 and DP4, with 7 rows that none of them divides."""
-    for found in run_ranks(_rows, 4, sizes, 7):
+    """Four ranks: DP2 x PP2, DP2 x TP2, TP2 x PP2 and DP4, with 7 rows, in any order, that none divides."""
+    for found in run_ranks(_rows, 4, sizes, 7, 3):
         rows = torch.arange(7.0)
         assert list(found) == ["wide", "scalar", "one"]
         assert torch.equal(found["scalar"], rows)

@@ -53,7 +53,7 @@ def _squares(model: Any, hidden_LBH: Tensor, part: Part) -> dict[str, Tensor]:
 
 def _values(outputs: list[dict[str, Tensor]], layout: Layout) -> Tensor:
     columns = {"value": torch.cat([o["value"] for o in outputs])} if outputs else None
-    return replicate_rows(columns, {"value": 0}, ROWS, layout)["value"]
+    return replicate_rows(columns, {"value": 0}, split_rows(ROWS, layout.data), layout)["value"]
 
 
 def _parameters(engine: Engine) -> dict[str, Tensor]:

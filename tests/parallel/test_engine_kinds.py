@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gipo_mc.config import OptimizerConfig
+from gipo_mc.config import OptimizerConfig, ParallelConfig
 from gipo_mc.data.collate import to_sequences
 from gipo_mc.models.build import build_model
 from gipo_mc.models.families import read_shape
@@ -39,7 +39,7 @@ def _train_lm(rank: int, folder: Path, layouts: list[tuple[dict[str, Any], bool]
         engine = Engine(model, layout, OptimizerConfig(lr=1e-2), distributed_optimizer=sharded)
         norms = []
         for _ in range(3):
-            engine.forward_backward(micro_batches(batch, 2, layout), loss)
+            engine.forward_backward(micro_batches(batch, ParallelConfig(micro_batch_size=2), layout).parts, loss)
             norms.append(engine.step().grad_norm)
         found.append(norms)
     return found

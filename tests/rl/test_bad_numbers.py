@@ -59,7 +59,11 @@ def _iterate(rank: int, folder: Path, models: dict[str, str], layout: dict[str, 
         steps = len(recorder.gradients) // len(engines)
         engines = [engine for engine in engines for _ in range(steps)]
         gradients = [whole_gradients(e, g) for e, g in zip(engines, recorder.gradients, strict=True)]
-    return {k: v for k, v in metrics.items() if not k.startswith(("time/", "throughput/"))}, state, gradients
+    return (
+        {k: v for k, v in metrics.items() if not k.startswith(("time/", "throughput/", "padding/"))},
+        state,
+        gradients,
+    )
 
 
 def _run(folder: Path, models: dict[str, str], name: str, how: str) -> tuple[dict[str, float], RLState, Any]:

@@ -15,7 +15,6 @@ from gipo_mc.config import Config
 from gipo_mc.models.micro_batch import MicroBatch
 from gipo_mc.models.readout import response_statistics
 from gipo_mc.parallel.engine import Engine
-from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.step_checks import StepResult
 from gipo_mc.rl import gi_ppo, update_policy
 from gipo_mc.rl.experience import Experience
@@ -163,13 +162,12 @@ def test_exact_and_rollout_statistics_part_only_after_the_first_step(tmp_path: P
 
 
 # ------------------------------------------------------------------------------- the penalty in one plain graph
-def _plain_losses(
-    model: Any, batch: MiniBatch, config: Config, layout: Layout
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _plain_losses(model: Any, batch: MiniBatch, config: Config) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(PPO + beta R_var in one graph, PPO of sequences re-weighted in closed form, p, S) of a whole mini-batch."""
     settings, experience = config.algorithm, batch.experience
     length_B = experience.inputs.length_B
-    part: MicroBatch = batch.micro_batches(99, layout)[0]
+    rollout = experience.rollout
+    part = MicroBatch(rollout.sequences, torch.arange(len(batch)), rollout.width)
     statistics = response_statistics(model, model(part.tokens_BL), part, config.rollout.temperature, 0)
     logp_BT = part.to_response_BT(statistics.logp_N)
     bonus = settings.entropy_coef * statistics.entropy_N.sum()
@@ -236,10 +234,10 @@ def _gradients(rank: int, folder: Path, models: dict[str, str], overrides: list[
         names, parameters = zip(*model.named_parameters(), strict=True)
         for batch in mini_batches(experience, config, 0, "policy", 1):
             with torch.enable_grad():
-                loss, _, probs_BM, signal_B = _plain_losses(model, batch, config, session.layout)
+                loss, _, probs_BM, signal_B = _plain_losses(model, batch, config)
                 plain.append(dict(zip(names, torch.autograd.grad(loss, parameters), strict=True)))
                 # Once more, because op A's backward pass takes the place of the logits.
-                _, weighted, _, _ = _plain_losses(model, batch, config, session.layout)
+                _, weighted, _, _ = _plain_losses(model, batch, config)
                 reweighted.append(dict(zip(names, torch.autograd.grad(weighted, parameters), strict=True)))
             found = moments(*group_statistics(probs_BM, signal_B), len(batch), settings.weights)
             beta = settings.beta_policy if settings.penalty == "variance" else 0.0

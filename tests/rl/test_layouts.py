@@ -52,7 +52,9 @@ def _iterate(rank: int, folder: Path, models: dict[str, str], layout: dict[str, 
         steps = len(recorder.gradients) // len(engines)
         engines = [engine for engine in engines for _ in range(steps)]
         gradients = [whole_gradients(e, g) for e, g in zip(engines, recorder.gradients, strict=True)]
-    metrics = {name: value for name, value in metrics.items() if not name.startswith(("time/", "throughput/"))}
+    metrics = {
+        name: value for name, value in metrics.items() if not name.startswith(("time/", "throughput/", "padding/"))
+    }
     return metrics, rollouts[0].sequences.tokens_BL, gradients, state
 
 
@@ -134,6 +136,15 @@ def test_the_micro_batch_size_changes_nothing(
     tmp_path: Path, models: dict[str, str], reference: tuple[Any, Any, list[Any]], size: int
 ) -> None:
     _assert_same(_run(tmp_path, models, "1", [f"parallel.micro_batch_size={size}"]), reference)
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("1", 12), ("1", 50), ("DP2", 50), ("TP2xPP2", 50)])
+def test_the_budget_of_tokens_changes_nothing(
+    tmp_path: Path, models: dict[str, str], reference: tuple[Any, Any, list[Any]], name: str, tokens: int
+) -> None:
+    """12 tokens are fewer than some rows alone."""
+    overrides = ["parallel.micro_batch_size=64", f"parallel.tokens_per_micro_batch={tokens}"]
+    _assert_same(_run(tmp_path, models, name, overrides), reference)
 
 
 def test_the_number_of_rows_of_logits_changes_nothing(

@@ -76,7 +76,9 @@ def _score(rank: int, folder: Path, policy_tokenizer: str, layout: dict[str, Any
     source = resolve(str(folder / "reward"), "model.reward")
     model = load_model(source, here, head="reward", dtype=torch.float32, trainable=False, seed=1)
     tokenizer = load_tokenizer(policy_tokenizer)
-    reward = ModelReward(Engine(model, here), load_tokenizer(str(folder / "reward")), tokenizer, 3)
+    reward = ModelReward(
+        Engine(model, here), load_tokenizer(str(folder / "reward")), tokenizer, ParallelConfig(micro_batch_size=3)
+    )
     return reward(*_rollout(tokenizer))
 
 

@@ -59,7 +59,7 @@ def _train(engine: Engine, layout: Layout) -> None:
         probs_BM = group_probabilities(model, hidden_LBH, part, reads="xy", detach=True)
         return {"loss": (response_values(model, hidden_LBH, part) - 1).square().sum() / 8 + probs_BM[:, 0].sum()}
 
-    engine.forward_backward(micro_batches(batch, 2, layout), last_stage)
+    engine.forward_backward(micro_batches(batch, ParallelConfig(micro_batch_size=2), layout).parts, last_stage)
     engine.step()
 
 

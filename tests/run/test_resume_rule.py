@@ -28,7 +28,15 @@ COMMANDS = tuple(UNREAD)
 #: The whole list, so that a field that comes to be marked is seen here.
 CHANGEABLE = {
     "run": ("dir", "name", "iterations", "resume", "grace_seconds"),
-    "parallel": ("tensor", "pipeline", "sequence", "micro_batch_size", "logit_rows", "timeout_minutes"),
+    "parallel": (
+        "tensor",
+        "pipeline",
+        "sequence",
+        "micro_batch_size",
+        "tokens_per_micro_batch",
+        "logit_rows",
+        "timeout_minutes",
+    ),
     "model": ("policy", "critic"),
     "data": ("evaluation",),
     "rollout": ("slots", "prefill_tokens", "kv_cache_gib"),

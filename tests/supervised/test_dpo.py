@@ -26,6 +26,10 @@ from tests.ranks import LAYOUTS, run_ranks
 from tests.runs import GradientRecorder, read_metrics, save_models, whole_gradients
 
 TOLERANCE = 1e-5
+SPLITS: dict[str, dict[str, Any]] = {
+    "micro-batches of 1": {"micro_batch_size": 1},
+    "DP2, 40 tokens": {"data": 2, "micro_batch_size": 64, "tokens_per_micro_batch": 40},
+}
 PAIRS, BATCH, SEED = 18, 8, 5
 
 
@@ -159,17 +163,17 @@ def alone(tmp_path_factory: pytest.TempPathFactory, models: dict[str, str]) -> A
     return _run(_config(folder, models, f"model.reference={models['reference']}", "run.iterations=2"))
 
 
-@pytest.mark.parametrize("name", ["TP2", "PP2", "TP2xPP2", "DP2", "micro-batches of 1"])
+@pytest.mark.parametrize("name", ["TP2", "PP2", "TP2xPP2", "DP2", "DP2, 40 tokens", "micro-batches of 1"])
 def test_every_layout_and_split_does_the_same_steps(
     tmp_path: Path, models: dict[str, str], alone: Any, name: str
 ) -> None:
-    layout = dict(LAYOUTS[name]) if name in LAYOUTS else {"micro_batch_size": int(name.split()[-1])}
+    layout = {**LAYOUTS, **SPLITS}[name].copy()
     data = layout.pop("data", 1)
     overrides = [f"model.reference={models['reference']}", "run.iterations=2"]
     rows, gradients = _run(_config(tmp_path, models, *overrides, **layout), data)
     for row, wanted in zip(rows, alone[0], strict=True):
         for key in wanted.keys() - {"step"}:
-            if not key.startswith(("time/", "throughput/")):
+            if not key.startswith(("time/", "throughput/", "padding/")):
                 assert row[key] == pytest.approx(wanted[key], rel=TOLERANCE, abs=1e-6), key
     assert max(_error(own, wanted) for own, wanted in zip(gradients, alone[1], strict=True)) <= TOLERANCE
 

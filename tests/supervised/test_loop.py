@@ -106,12 +106,18 @@ def test_no_split_of_a_batch_changes_the_loss_or_its_gradient(tmp_path: Path, mo
     """Responses of different lengths: a mean of the micro-batches' or the ranks' means would be another number."""
     held_out = ["data.evaluation=[builtin:easy]", "eval.prompts=13", "eval.every=1", "train.batch_size=7"]
     rows = {}
-    for name, size, ranks in (("whole", 7, 1), ("single", 1, 1), ("ranks", 2, 3)):
-        options = [*held_out, f"parallel.micro_batch_size={size}"]
+    for name, size, tokens, ranks in (
+        ("whole", 7, 0, 1),
+        ("single", 1, 0, 1),
+        ("ranks", 2, 0, 3),
+        ("budget", 7, 24, 2),
+    ):
+        options = [*held_out, f"parallel.micro_batch_size={size}", f"parallel.tokens_per_micro_batch={tokens}"]
         assert run_ranks(_train, ranks, "sft", tmp_path / name, models["policy"], options, False) == [(0, "")] * ranks
         rows[name] = read_metrics(tmp_path / name / "run")
     assert len({row["tokens"] for row in rows["whole"]}) == 2, "lengths differ"
-    for name in ("single", "ranks"):
+    assert rows["whole"][0]["padding/update"] > 0 == rows["single"][0]["padding/update"]
+    for name in ("single", "ranks", "budget"):
         for found, expected in zip(rows[name], rows["whole"], strict=True):
             for metric in ("loss", "grad_norm", "eval/loss", "tokens", "eval/tokens"):
                 assert found[metric] == pytest.approx(expected[metric], rel=1e-5), (name, metric)

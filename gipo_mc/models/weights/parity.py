@@ -24,6 +24,7 @@ from megatron.core import parallel_state
 from safetensors import safe_open
 from torch import Tensor
 
+from gipo_mc.config import ParallelConfig
 from gipo_mc.errors import ConfigError
 from gipo_mc.models.build import build_model
 from gipo_mc.models.families import read_shape
@@ -167,8 +168,8 @@ def _rewards(model: StageModel, layout: Layout, rows: list[list[int]]) -> Tensor
         place[: len(row)] = torch.tensor(row)
     length_n = torch.tensor([len(row) for row in rows])
     sequences = Sequences(tokens, torch.ones_like(length_n), length_n - 1)
-    batches = micro_batches(sequences, 3, layout)
-    return run_forward(Engine(model, layout), batches, len(rows), sequence_rewards(), {"reward": 0})["reward"].cpu()
+    batches = micro_batches(sequences, ParallelConfig(), layout)
+    return run_forward(Engine(model, layout), batches, sequence_rewards(), {"reward": 0})["reward"].cpu()
 
 
 # ---------------------------------------------------------------------------------------------------------------- there

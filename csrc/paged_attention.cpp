@@ -70,6 +70,17 @@ GIPO_HD Floats folded(const Floats& a, const Floats& b) {
     return low + high;
 }
 
+// Tiles that are asked for ahead of their use, into the second-level cache: pages lie anywhere, and no processor
+// guesses where.
+constexpr int64_t kAhead = 2;
+
+template <class T>
+GIPO_HD void prefetch(const T* row, int64_t width) {
+    const char* bytes = reinterpret_cast<const char*>(row);
+    const int64_t size = width * static_cast<int64_t>(sizeof(T));
+    for (int64_t b = 0; b < size; b += 64) __builtin_prefetch(bytes + b, 0, 2);
+}
+
 template <int heads>
 struct PerHead {
     Floats of[heads];
@@ -77,14 +88,15 @@ struct PerHead {
 
 // Products of the queries with key `first` of a tile and every `distance`-th after it, in the lanes of their numbers.
 template <int heads, int distance, class T>
-GIPO_HD PerHead<heads> products(const T* tile, int64_t first, int64_t width, const float* query) {
+GIPO_HD PerHead<heads> products(const T* tile, const T* next, int64_t first, int64_t width, const float* query) {
     PerHead<heads> result;
     if constexpr (distance < kLanes) {
-        const auto a = products<heads, 2 * distance>(tile, first, width, query);
-        const auto b = products<heads, 2 * distance>(tile, first + distance, width, query);
+        const auto a = products<heads, 2 * distance>(tile, next, first, width, query);
+        const auto b = products<heads, 2 * distance>(tile, next, first + distance, width, query);
         for (int h = 0; h < heads; ++h) result.of[h] = folded<distance>(a.of[h], b.of[h]);
     } else {
         const T* key = tile + first * width;
+        if (next != nullptr) prefetch(next + first * width, width);
         for (int h = 0; h < heads; ++h) result.of[h] = Floats(0.0f);
         const auto add = [&](const Floats& numbers, int64_t d) GIPO_INLINE {
             for (int h = 0; h < heads; ++h) {
@@ -100,12 +112,14 @@ GIPO_HD PerHead<heads> products(const T* tile, int64_t first, int64_t width, con
 
 // Adds the values of the first `count` positions of a tile, weighted, to the sums of coordinates d to d + 16 blocks.
 template <int heads, int blocks, class T>
-GIPO_HD void add_values(const T* tile, int64_t count, int64_t d, int64_t width, const float* weight, float* sums) {
+GIPO_HD void add_values(const T* tile, const T* next, int64_t count, int64_t d, int64_t width, const float* weight,
+                        float* sums) {
     Floats held[heads][blocks];
     for (int h = 0; h < heads; ++h) {
         for (int b = 0; b < blocks; ++b) held[h][b] = load_lanes(sums + h * kWidestHead + d + b * kLanes);
     }
     for (int64_t t = 0; t < count; ++t) {
+        if (next != nullptr) prefetch(next + t * width, width);
         Floats values[blocks];
         for (int b = 0; b < blocks; ++b) values[b] = numbers_at(tile + t * width, d + b * kLanes, width);
         for (int h = 0; h < heads; ++h) {
@@ -166,13 +180,29 @@ void reduce_chunk(const PagedCache& cache, const QueryRows& in, const Heads& hea
     Floats number;
     for (int k = 0; k < kLanes; ++k) number.set(k, static_cast<float>(k));
 
+    const T* const keys = static_cast<const T*>(cache.keys);
+    const T* const values = static_cast<const T*>(cache.values);
     for (int64_t p = 0; p < pages; ++p) {
         tiles[p] = tile_of(cache, page_of(cache, in.slot[heads.row], begin + p * kPage), heads.head);
-        const T* tile = static_cast<const T*>(cache.keys) + tiles[p];
+    }
+    // What is read, in that order, and the first keys of the next chunk.
+    const T* ahead[2 * kChunk / kPage + kAhead] = {};
+    for (int64_t p = 0; p < pages; ++p) {
+        ahead[p] = keys + tiles[p];
+        ahead[pages + p] = values + tiles[p];
+    }
+    for (int64_t p = 0; p < kAhead && left > kChunk + p * kPage; ++p) {
+        ahead[2 * pages + p] =
+            keys + tile_of(cache, page_of(cache, in.slot[heads.row], begin + kChunk + p * kPage), heads.head);
+    }
+    for (int64_t p = 0; p < pages; ++p) {
+        const T* const tile = keys + tiles[p];
+        const T* const next = ahead[p + kAhead];
         const Floats end(static_cast<float>(count - p * kPage));
         for_heads(heads.count, [&](auto shared, int64_t h) GIPO_INLINE {
             constexpr int count_of = decltype(shared)::value;
-            const auto score = products<count_of, 1>(tile, 0, width, heads.query + h * kWidestHead);
+            const auto score =
+                products<count_of, 1>(tile, h == 0 ? next : nullptr, 0, width, heads.query + h * kWidestHead);
             for (int k = 0; k < count_of; ++k) {
                 store_lanes(scores + (h + k) * kChunk + p * kPage,
                             select(number < end, score.of[k], Floats(minus_infinity<float>())));
@@ -183,7 +213,8 @@ void reduce_chunk(const PagedCache& cache, const QueryRows& in, const Heads& hea
 
     memset(part.values, 0, sizeof(float) * heads.count * kWidestHead);
     for (int64_t p = 0; p < pages; ++p) {
-        const T* tile = static_cast<const T*>(cache.values) + tiles[p];
+        const T* const tile = values + tiles[p];
+        const T* const next = ahead[pages + p + kAhead];
         const int64_t positions = count - p * kPage < kPage ? count - p * kPage : kPage;
         for_heads(heads.count, [&](auto shared, int64_t h) GIPO_INLINE {
             constexpr int count_of = decltype(shared)::value;
@@ -191,9 +222,11 @@ void reduce_chunk(const PagedCache& cache, const QueryRows& in, const Heads& hea
             float* sums = part.values + h * kWidestHead;
             int64_t d = 0;
             for (; d + kHeld * kLanes <= width; d += kHeld * kLanes) {
-                add_values<count_of, kHeld>(tile, positions, d, width, weight, sums);
+                add_values<count_of, kHeld>(tile, h + d == 0 ? next : nullptr, positions, d, width, weight, sums);
             }
-            for (; d < width; d += kLanes) add_values<count_of, 1>(tile, positions, d, width, weight, sums);
+            for (; d < width; d += kLanes) {
+                add_values<count_of, 1>(tile, h + d == 0 ? next : nullptr, positions, d, width, weight, sums);
+            }
         });
     }
 }

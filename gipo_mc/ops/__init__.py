@@ -1,4 +1,5 @@
-"""Native ops: tensors in, tensors out. Each has an eager reference of the same signature in `gipo_mc.ops.reference`.
+"""Native ops: tensors in, tensors out. Each has an eager reference of the same signature in `gipo_mc.ops.reference` or
+`gipo_mc.ops.reference_attention`.
 
 `GIPO_MC_OPS=reference` makes these functions use the references.
 """
@@ -6,6 +7,7 @@
 from gipo_mc.ops.group_objective import group_objective, group_variance
 from gipo_mc.ops.inputs import ObjectiveInputs
 from gipo_mc.ops.native import describe_build
+from gipo_mc.ops.paged_attention import paged_attention, rotate_and_append
 from gipo_mc.ops.results import GroupObjective, GroupVariance, ShapedAdvantages, TokenObjective, TokenStatistics
 from gipo_mc.ops.sampling import sample
 from gipo_mc.ops.shape_and_gae import shape_and_gae
@@ -22,6 +24,8 @@ __all__ = [
     "describe_build",
     "group_objective",
     "group_variance",
+    "paged_attention",
+    "rotate_and_append",
     "sample",
     "shape_and_gae",
     "token_objective",

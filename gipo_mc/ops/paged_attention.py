@@ -78,7 +78,8 @@ def rotate_and_append(
     cos_PR, sin_PR: float32 [positions, D / 2]; the two coordinates of a rotation are d and d + D / 2.
     slot_N, position_N: int64 [N], where each token belongs; position -1: nothing is written, the query is zeros. No two
         tokens have the same place.
-    page_table_SP: int32 [slots, pages of a slot]. key_pool, value_pool: [pages, G, 16, D], contiguous; written.
+    page_table_SP: int32 [slots, pages of a slot], any row stride.
+    key_pool, value_pool: [pages, G, 16, D] of the dtype of qkv_NC, contiguous; written.
 
     Returns the rotated queries [N, H, D], computed in float32 and rounded once.
     Raises TypeError or ValueError for wrong dtypes, shapes, layouts; IndexError on the CPU for slots, positions and
@@ -151,7 +152,8 @@ def paged_attention(
 
     query_NHD: [N, H, D], float32, bfloat16 or float16; H is a multiple of G, and each H / G query heads behind one
         another share a key head. D at most 256; multiples of 16 are fast.
-    key_pool, value_pool: [pages, G, 16, D] of the same dtype, contiguous. page_table_SP: int32 [slots, pages of a slot].
+    key_pool, value_pool: [pages, G, 16, D] of the same dtype, contiguous.
+    page_table_SP: int32 [slots, pages of a slot], any row stride.
     slot_N, length_N: int64 [N]: query n sees positions 0 .. length_N[n] - 1 of slot_N[n]; length 0: zeros.
     scale: of the products, finite.
 

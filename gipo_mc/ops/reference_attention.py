@@ -56,7 +56,7 @@ def paged_attention(
     scale: float,
 ) -> Tensor:
     """See `gipo_mc.ops.paged_attention`."""
-    groups, page, width = key_pool.shape[1:]
+    groups, page, _ = key_pool.shape[1:]
     rows, heads, _ = query_NHD.shape
     if rows == 0:
         return query_NHD.flatten(1)

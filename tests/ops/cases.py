@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,4 +106,50 @@ def shaping_case(batch: int, time: int, dtype: torch.dtype = torch.float32, seed
         "reward_B": case["behaviour_signal_B"],
         "length_B": case["length_B"],
         "kl_weight_B": case["kl_weight_B"],
+    }
+
+
+class Cache(NamedTuple):
+    key_pool: Tensor
+    value_pool: Tensor
+    page_table_SP: Tensor
+
+
+def cache_case(lengths: Any, groups: int, width: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Cache:
+    """A cache that holds `lengths` positions of slots, in pages of scrambled order; everything else is NaN."""
+    generator = torch.Generator().manual_seed(seed)
+    pages = [-(-length // 16) for length in lengths]
+    order = torch.randperm(sum(pages) + 2, generator=generator)
+    table = torch.full((len(pages), max(pages, default=0)), -1, dtype=torch.int32)
+    pools = torch.full((2, len(order), groups, 16, width), torch.nan, dtype=torch.float64)
+    first = 0
+    for slot, (count, length) in enumerate(zip(pages, lengths, strict=True)):
+        table[slot, :count] = order[first : first + count].int()
+        filled = torch.randn(2, groups, count * 16, width, generator=generator, dtype=torch.float64)
+        filled[:, :, length:] = torch.nan
+        pools[:, table[slot, :count].long()] = filled.unflatten(2, (count, 16)).transpose(1, 2)
+        first += count
+    return Cache(*pools.to(dtype), table)
+
+
+def token_case(
+    dtype: torch.dtype, groups: int, queries: int, width: int, positions: Any = (0, 5, -1, 33, 16, 47), seed: int = 0
+) -> dict[str, Tensor]:
+    """Inputs of rotate_and_append by argument name: tokens of two slots in turn, or of one where they are many."""
+    generator = torch.Generator().manual_seed(seed)
+    slots, rows = 2 if len(positions) < 10 else 1, len(positions)
+    pages = max(positions) // 16 + 1
+    order = torch.randperm(slots * pages + 1, generator=generator)[: slots * pages]
+    numbers = torch.randn(rows, groups * (queries + 2) * width, generator=generator, dtype=torch.float64)
+    pools = torch.randn(2, slots * pages + 1, groups, 16, width, generator=generator, dtype=torch.float64)
+    angle = torch.outer(torch.arange(max(positions) + 1).float(), 1e4 ** -(torch.arange(0, width, 2) / width))
+    return {
+        "qkv_NC": numbers.to(dtype),
+        "cos_PR": angle.cos(),
+        "sin_PR": angle.sin(),
+        "slot_N": torch.arange(rows) % slots,
+        "position_N": torch.tensor(positions),
+        "page_table_SP": order.view(slots, pages).int(),
+        "key_pool": pools[0].to(dtype),
+        "value_pool": pools[1].to(dtype),
     }

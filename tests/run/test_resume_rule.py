@@ -31,7 +31,7 @@ CHANGEABLE = {
     "parallel": ("tensor", "pipeline", "sequence", "micro_batch_size", "logit_rows", "timeout_minutes"),
     "model": ("policy", "critic"),
     "data": ("evaluation",),
-    "rollout": ("slots", "prefill_tokens", "kv_cache_gib"),
+    "rollout": ("engine", "slots", "prefill_tokens", "kv_cache_gib"),
     "algorithm": ("outlier", "invalid_patience"),
     "policy": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
     "critic": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),

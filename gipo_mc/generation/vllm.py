@@ -14,10 +14,8 @@ change with its version and its batches (docs/rollout_engines.md).
 
 from __future__ import annotations
 
-import random
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +28,12 @@ from gipo_mc.errors import ConfigError, NumericsError
 from gipo_mc.generation.checks import check_prompts, check_uniforms
 from gipo_mc.generation.engine import Generated, Progress, Sampling
 from gipo_mc.generation.memory import Limits, page_budget
-from gipo_mc.generation.vllm_library import executor, library
+from gipo_mc.generation.vllm_library import executor, known_ids_only, library
 from gipo_mc.models.hf_files import save_config
 from gipo_mc.models.kv_cache import PAGE, page_bytes
 from gipo_mc.models.stage import StageModel
 from gipo_mc.models.weights.hf_export import whole_tensors
+from gipo_mc.parallel.guest import undisturbed
 from gipo_mc.parallel.layout import Layout
 
 #: Rows that decode at a time where rollout.slots sets no number: as many as vLLM takes by itself.
@@ -57,9 +56,9 @@ class VLLMEngine:
         assert model.layout.pipeline == 1, "the configuration refuses vLLM with a pipeline"
         self.model, self._longest = model, longest
         self._on_device = model.layout.device.type == "cuda"
-        self._temperature = 1.0
+        self._temperature, self._known_ids = 1.0, 0
         self._asleep = False
-        with _undisturbed(self.layout):
+        with undisturbed(self.layout.device):
             self._library = library()
             self._vllm = self._start(limits)
 
@@ -92,6 +91,7 @@ class VLLMEngine:
                 enforce_eager=not self._on_device,  # on the CPU it would compile for minutes
                 enable_sleep_mode=self._on_device,
                 logprobs_mode="raw_logprobs",
+                logits_processors=[known_ids_only(lambda: self._known_ids)],
                 disable_log_stats=True,
             )
             try:
@@ -126,7 +126,7 @@ class VLLMEngine:
     @torch.no_grad()
     def sync_weights(self) -> None:
         """Copy the policy's weights of now into vLLM's, and forget the prefixes that the old ones computed."""
-        with _undisturbed(self.layout):
+        with undisturbed(self.layout.device):
             if self._asleep:
                 self._vllm.wake_up(tags=["weights"])
             self._vllm.collective_rpc("reload_weights", kwargs={"weights_iterator": whole_tensors(self.model)})
@@ -156,9 +156,9 @@ class VLLMEngine:
         if not sampling.greedy:
             uniforms_BT = check_uniforms(uniforms_BT, len(prompts), sampling.max_new_tokens)
             seeds = (uniforms_BT[:, 0] * 2**53).long().tolist()
-        self._temperature = sampling.temperature
+        self._temperature, self._known_ids = sampling.temperature, sampling.known_ids
         responses = [_Response() for _ in prompts]
-        with _undisturbed(self.layout):
+        with undisturbed(self.layout.device):
             for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
                 request = {"prompt_token_ids": list(prompt)}
                 self._vllm.add_request(str(row), request, self._parameters(sampling, seed))
@@ -169,7 +169,6 @@ class VLLMEngine:
         return _generated(responses, sampling, self.layout.device)
 
     def _parameters(self, sampling: Sampling, seed: int | None) -> Any:
-        known = sampling.known_ids if 0 < sampling.known_ids < self.model.vocab_size else 0
         kinds = self._library.RequestOutputKind
         return self._library.SamplingParams(
             temperature=0.0 if sampling.greedy else 1.0,  # the logits are divided before
@@ -179,7 +178,6 @@ class VLLMEngine:
             max_tokens=sampling.max_new_tokens,
             stop_token_ids=sorted({sampling.eos_id, *sampling.stop_ids}),
             ignore_eos=True,  # config.json's, of which `sampling` knows whether it ends a response
-            allowed_token_ids=list(range(known)) if known else None,
             logprobs=0,  # that of the drawn token, and no others
             flat_logprobs=True,
             detokenize=False,
@@ -250,19 +248,3 @@ def _repack_tied_head(model: Any) -> None:
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
     dispatch_cpu_unquantized_gemm(model.lm_head, remove_weight=False)
-
-
-@contextmanager
-def _undisturbed(layout: Layout) -> Iterator[None]:
-    """Random states and the number of threads are the same afterwards: vLLM seeds and draws from the global
-    generators, and replaces `torch.set_num_threads` by a function that does nothing."""
-    threads, set_threads = torch.get_num_threads(), torch.set_num_threads
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng([layout.device] if layout.device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            torch.set_num_threads = set_threads
-            torch.set_num_threads(threads)
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002

@@ -10,7 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from gipo_mc.errors import ConfigError
 from gipo_mc.models.shape import ModelShape
@@ -68,6 +70,7 @@ def _version(name: str) -> str:
 def library() -> Any:
     """What the engine uses of vLLM, imported here for the first time. Raises ConfigError where that fails."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # its engine lives in this process
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the one that the CPU has, so that a GPU samples as the tests say
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would report home
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the ranks' threads are torchrun's matter
@@ -85,6 +88,31 @@ def library() -> Any:
         SamplingParams=SamplingParams,
         RequestOutputKind=RequestOutputKind,
     )
+
+
+def known_ids_only(known: Callable[[], int]) -> type:
+    """A logits processor of vLLM that leaves ids from `known()` on undrawn; 0: draws all.
+
+    A request can name its allowed ids, too, but each request's whole list is checked and copied.
+    """
+    from vllm.v1.sample.logits_processor import LogitsProcessor
+
+    class KnownIds(LogitsProcessor):
+        def __init__(self, vllm_config: object, device: object, is_pin_memory: bool) -> None:
+            pass
+
+        def is_argmax_invariant(self) -> bool:
+            return False
+
+        def update_state(self, batch_update: object) -> None:
+            """The same for all requests."""
+
+        def apply(self, logits_BV: Tensor) -> Tensor:
+            if first := known():
+                logits_BV[:, first:] = -torch.inf
+            return logits_BV
+
+    return KnownIds
 
 
 def executor(layout: Layout) -> tuple[Any, Callable[[], None]]:

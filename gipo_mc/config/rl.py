@@ -19,6 +19,9 @@ class RolloutConfig(Section):
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus mass; 1: off")
     top_k: int = Field(0, ge=0, le=10**9, description="candidates kept; 0: all")
     max_new_tokens: int = Field(64, ge=1, le=LARGE, description="longest response, EOS counted")
+    engine: Literal["megatron", "vllm"] = changeable(
+        "megatron", description="what generates: the training ranks' own model, or vLLM inside them"
+    )
     slots: int = changeable(0, ge=0, le=LARGE, description="responses that a rank generates at a time; 0: all")
     prefill_tokens: int = changeable(8192, ge=1, le=10**9, description="prompt tokens of one pass of generation")
     kv_cache_gib: float = changeable(

@@ -182,6 +182,11 @@ class Config(Section):
                 f"dpo.groups_from={self.dpo.groups_from} does not fit dpo.group_model={self.dpo.group_model!r}: "
                 "classifier takes its groups from a GI-PPO run named there, the others from none"
             )
+        if self.rollout.engine == "vllm" and self.parallel.pipeline > 1:
+            problems.append(
+                f"rollout.engine=vllm has no pipeline, and parallel.pipeline={self.parallel.pipeline}: set it to 1 and "
+                "parallel.tensor higher, or rollout.engine=megatron"
+            )
         if self.parallel.sequence and self.parallel.tensor == 1:
             problems.append("parallel.sequence=true needs parallel.tensor > 1: set one of the two")
         if problems:

@@ -16,8 +16,8 @@ from gipo_mc.data.loading import load_prompts, sources_of
 from gipo_mc.data.sets import PromptSet, seen_in_training
 from gipo_mc.data.tokenizer import same_tokens
 from gipo_mc.errors import ConfigError
+from gipo_mc.generation.choose import check_engine, rollout_engine
 from gipo_mc.generation.engine import RolloutEngine
-from gipo_mc.generation.megatron import MegatronEngine
 from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.presets import PRESETS
@@ -94,7 +94,7 @@ def set_up(session: Session) -> RLSetup:
     policy = models.policy.model
     assert isinstance(policy, StageModel)
     longest = config.data.prompt_length + config.rollout.max_new_tokens
-    engine = MegatronEngine(policy, limits_of(config), longest)
+    engine = rollout_engine(config.rollout.engine, policy, limits_of(config), longest)
     same = sources.policy.folder.resolve() == sources.reference.folder.resolve()
     return RLSetup(models, engine, groups, tokenizer, prompts, held_out, gold, starts_as_reference=same)
 
@@ -118,6 +118,7 @@ def _find_sources(session: Session) -> _Sources:
             f"model.reward is empty: give a reward-model run or folder, or python:package.module:function. {NO_BUILTIN}"
         )
     policy = session.source(config.model.policy, "model.policy")
+    check_engine(config.rollout.engine, policy.shape, session.layout)
     reference = session.source(config.model.reference or config.model.policy, "model.reference")
     tokenizer = session.tokenizer(policy, config.model.tokenizer)
     critic = policy

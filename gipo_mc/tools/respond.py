@@ -17,7 +17,7 @@ from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.templates import Refused
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer
 from gipo_mc.errors import ConfigError, DataError
-from gipo_mc.generation.megatron import MegatronEngine
+from gipo_mc.generation.choose import check_engine, rollout_engine
 from gipo_mc.parallel import runtime
 from gipo_mc.rl.rewards import responses as response_texts
 from gipo_mc.rl.rollout import limits_of, roll_out
@@ -73,9 +73,10 @@ def respond(
     prompts = _given(texts, config.data, tokenizer, tell) if texts else _of_data(config, tokenizer, tell)
     longest = max(len(prompt.token_ids) for prompt in prompts) + config.rollout.max_new_tokens
     source.shape.check(layout.tensor, layout.pipeline, sequence_length=longest)
+    check_engine(config.rollout.engine, source.shape, layout)
     dtype = runtime.resolve_dtype(config.dtype, layout.device)
     model = load_model(source, layout, head="lm", dtype=dtype, trainable=False, seed=config.run.seed)
-    engine = MegatronEngine(model, limits_of(config), longest)
+    engine = rollout_engine(config.rollout.engine, model, limits_of(config), longest)
     rollout = roll_out(engine, tokenizer, prompts, config, 0, purpose="generate", greedy=greedy, on_step=on_step)
     rows = zip(
         prompts,

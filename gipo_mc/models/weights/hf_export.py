@@ -101,7 +101,7 @@ def _write_stage(
     """Files of this stage, on its first tensor rank; the others take part in gathering even after a failure."""
     file_of = {name: file for file, names in plan.items() for name in names}
     pending: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in _whole_tensors(model):
+    for name, tensor in whole_tensors(model):
         if model.layout.tensor_rank or failure or (name == EMBEDDING and not model.layout.is_first_stage):
             continue
         file = file_of[name]
@@ -114,7 +114,7 @@ def _write_stage(
 
 
 @torch.no_grad()
-def _whole_tensors(model: StageModel) -> Iterator[tuple[str, Tensor]]:
+def whole_tensors(model: StageModel) -> Iterator[tuple[str, Tensor]]:
     """Hugging Face tensors of this stage, one parameter at a time; needs all tensor ranks."""
     parameters = dict(model.named_parameters())
     for name, mapping in stage_mappings(model).items():

@@ -25,7 +25,6 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 
 class RMSNorm(torch.nn.Module):
@@ -49,10 +48,9 @@ class RMSNorm(torch.nn.Module):
 class CausalAttention(MegatronModule):
     """softmax(q k^T / sqrt(D) + causal mask) v, in Megatron's layout, without an O(L^2) buffer.
 
-    query [Lq, B, heads, D], key and value [Lk, B, kv heads, D] with Lk >= Lq (the rank's share of heads) -> [Lq, B,
-    heads * D]. The last query sees every key (mask aligned bottom right), so one module serves training (Lk = Lq),
-    a chunk of tokens behind a cache, and decoding (Lq = 1). Mask arguments of the interface are ignored: inputs are
-    right-padded, so a causal mask alone keeps padding from reaching any real token.
+    query [L, B, heads, D], key and value [L, B, kv heads, D] (the rank's share of heads) -> [L, B, heads * D]. The mask
+    arguments of the interface are ignored: inputs are right-padded, so a causal mask alone keeps padding from reaching
+    any real token. Packed sequences, among which it would have to distinguish, are refused with a ValueError.
     """
 
     def __init__(self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_: Any):
@@ -60,21 +58,26 @@ class CausalAttention(MegatronModule):
         self.softmax_scale = softmax_scale
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **_: Any
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        packed_seq_params: object | None = None,
+        **_: Any,
     ) -> Tensor:
-        new, seen = query.shape[0], key.shape[0]
+        if packed_seq_params is not None:
+            raise ValueError("this attention takes padded sequences, not packed ones, and would mix them up")
         q_BNLD, k_BGLD, v_BGLD = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        chunk_behind_cache = 1 < new < seen
         out_BNLD = F.scaled_dot_product_attention(
             q_BNLD,
             k_BGLD,
             v_BGLD,
-            attn_mask=causal_lower_right(new, seen) if chunk_behind_cache else None,
-            is_causal=new == seen and new > 1,
+            is_causal=True,
             scale=self.softmax_scale,
             enable_gqa=query.shape[2] != key.shape[2],
         )
-        return out_BNLD.permute(2, 0, 1, 3).reshape(new, query.shape[1], -1)
+        return out_BNLD.permute(2, 0, 1, 3).reshape(len(query), query.shape[1], -1)
 
 
 def has_transformer_engine(config: TransformerConfig) -> bool:

@@ -55,6 +55,8 @@ def initialize(parallel: ParallelConfig, device: Literal["auto", "cpu", "cuda"] 
     if kind == "cuda":
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
+        # torch prefers cuDNN's attention on Hopper, which plans an execution anew for every length it meets.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     else:
         place = torch.device("cpu")
         cpu_adapter.apply()

@@ -12,13 +12,13 @@ import torch
 
 from gipo_mc.ops import native
 
-#: Ops A, B (forward and backward) and C, at sizes that are no multiple of sixteen. The instruction set is chosen at the
-#: first call of a process, so that each gets a fork of one that has called nothing yet.
+#: Ops A, B (forward and backward), C and those over a paged cache, at sizes that are no multiple of sixteen. The
+#: instruction set is chosen at the first call of a process, so each gets a fork of one that has called nothing yet.
 PROGRAM = """
 import os, sys, torch
 from gipo_mc import ops
 from gipo_mc.ops import native
-from tests.ops.cases import objective_case, shaping_case
+from tests.ops.cases import cache_case, objective_case, shaping_case, token_case
 for name in sys.argv[2:]:
     pid = os.fork()
     if pid == 0:
@@ -40,6 +40,12 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
     objective = ops.group_objective(**case, clip=0.2, kl_estimator="k3", signal_form="ratio")
     (objective.surrogate_B.sum() + objective.weighted_M.sum() + objective.weighted_kl).backward()
     shaped = ops.shape_and_gae(**shaping_case(5, 530, dtype=dtype), gamma=0.99, lam=0.95, kl_estimator="k3")
+    for width in (12, 24, 64):
+        tokens, cache = token_case(dtype, 2, 3, width), cache_case((300, 5), 2, width, dtype)
+        query = ops.rotate_and_append(**tokens)
+        results += [query, tokens["key_pool"], tokens["value_pool"]]
+        slots, lengths = torch.tensor([0, 1, 0, 0, 1, 1]), torch.tensor([300, 5, 17, 1, 0, 4])
+        results.append(ops.paged_attention(query, *cache, slots, lengths, 0.3))
     results += [out.logp_N, out.entropy_N, logits.grad, *objective, case["logp_BT"].grad, *shaped]
 assert native.module().build_info()["cpu"] == name
 torch.save([x.detach() for x in results], f"{sys.argv[1]}/{name}.pt")

@@ -299,5 +299,7 @@ PYBIND11_MODULE(_C, module) {
     bind_shape_and_gae<shape_and_gae_cuda, Address>(module, "shape_and_gae_cuda");
     bind_token_objective<token_objective_cuda, Address>(module, "token_objective_cuda");
     bind_token_objective_gradient<token_objective_gradient_cuda, Address>(module, "token_objective_gradient_cuda");
+    bind_rotate_and_append<rotate_and_append_cuda, Address>(module, "rotate_and_append_cuda");
+    bind_paged_attention<paged_attention_cuda, Address, Address>(module, "paged_attention_cuda");
 #endif
 }

@@ -24,11 +24,6 @@ GIPO_HD int64_t chunks_of(int64_t positions) {
     return (positions + kChunk - 1) / kChunk;
 }
 
-// Floats that a query head's softmax over a chunk takes: weighted sum of the values, maximum, sum of the weights.
-GIPO_HD int64_t part_size(const PagedCache& cache) {
-    return cache.width + 2;
-}
-
 constexpr int64_t kQueryGroup = 8;  // query heads of a key head that the CPU works on at a time
 
 GIPO_HD int64_t query_groups(const QueryRows& in) {
@@ -44,7 +39,16 @@ struct HeadParts {
 
 void paged_attention_cpu(const QueryRows& in, const PagedCache& cache, int threads);
 
-// parts: [rows, heads, chunks_of(slot_pages * kPage), part_size] floats to work in.
+// What the CUDA kernel reduces a chunk to, for a query head: weighted values, padded to multiples of eight, then the
+// maximum and the sum of the weights; padded, so that parts stay at 16-byte boundaries.
+GIPO_HD int64_t part_maximum(const PagedCache& cache) {
+    return (cache.width + 7) / 8 * 8;
+}
+GIPO_HD int64_t part_size(const PagedCache& cache) {
+    return part_maximum(cache) + 4;
+}
+
+// parts: [rows, heads of the cache * queries, chunks_of(slot_pages * kPage), part_size] floats to work in.
 void paged_attention_cuda(const QueryRows& in, const PagedCache& cache, float* parts, CudaStream stream);
 
 }  // namespace gipo

@@ -14,8 +14,9 @@ trap 'rm -rf "$work"' EXIT
 flags=(-std=c++17 -O3 -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror)
 # Registers that leave room for four blocks of 256 threads on a multiprocessor of 65536: with four loads of 16 bytes a
 # thread 64 KiB are in flight there, and an H200 needs about 25 KiB (4.8 TB/s times 700 ns over 132 multiprocessors). Op
-# B's half-precision kernels hold eight tokens of four inputs a thread, 128 bytes in flight; three blocks do.
-declare -A ceilings=([group_objective]=80)
+# B's half-precision kernels hold eight tokens of four inputs a thread, 128 bytes in flight; three blocks do. Attention
+# holds a slice of four queries and of their results, and 64 to 128 bytes in flight; two blocks do.
+declare -A ceilings=([group_objective]=80 [paged_attention]=128)
 failed=0
 
 fail() {
@@ -100,5 +101,6 @@ require_loop token_objective chunks_kernel 3 4 0 1
 require_loop token_objective gradient_kernel 3 4 4 0
 require_loop group_objective sequences_kernel 3 4 0 any
 require_loop group_objective objective_gradient_kernel 9 [34] 1 any  # 3 estimators; k1 needs no reference
+require_loop paged_attention chunks_kernel 27 [48] 0 any  # 3 widths and 3 numbers of query heads
 [ "$failed" -eq 0 ] && echo "The CUDA kernels pass."
 exit "$failed"

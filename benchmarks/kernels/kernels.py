@@ -1,4 +1,4 @@
-"""The native ops against eager torch, torch.compile, Megatron-core and Liger, on this machine, in one process.
+"""The native ops against eager torch, torch.compile, Megatron-core, Liger and flash-attention, here, in one process.
 
     python benchmarks/kernels/kernels.py [--quick] [--device cuda] [--out FILE.json] [--picture FILE.png]
     python benchmarks/kernels/kernels.py --table FILE.json [--into docs/kernels.md]
@@ -27,12 +27,13 @@ import torch
 from benchmarks.common import documents, timing
 from benchmarks.common.machine import describe_machine, show_machine
 from benchmarks.common.record import write
-from benchmarks.kernels import cases, roofline
+from benchmarks.kernels import attention, cases, roofline
 from benchmarks.kernels.measure import Case, measure
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
-OPS = ("token_statistics", "token_objective", "group_objective", "shape_and_gae")
+OPS = ("token_statistics", "paged_attention", "token_objective", "group_objective", "shape_and_gae")
 GROUPS = 4
+HEADS = ((32, 8, 64), (32, 32, 128))  # H, G, D: a Llama of 1B, and of 7B
 
 
 def main() -> int:
@@ -97,6 +98,11 @@ def planned(options: argparse.Namespace, device: torch.device) -> Iterator[tuple
         for wide in columns
     ] * ("token_statistics" in options.ops)
     yield from tokens[:1]
+    if "paged_attention" in options.ops:
+        slots, length = options.slots
+        for heads in HEADS[:1] if options.quick else HEADS:
+            name = f"paged_attention {dtypes[0]} {heads}"
+            yield name, lambda h=heads: attention.attention_case(slots, length, *h, dtypes[0], device)
     if "token_objective" in options.ops:
         sequences = max(1, rows // min(time, rows))
         length, wide = rows // sequences, columns[0]
@@ -132,6 +138,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="tokens N of the logits [4096; CUDA: 8192; quick: 512]")
     parser.add_argument("--columns", type=int, nargs="+", help="vocabularies V [32000; CUDA: 32000 and 128256]")
     parser.add_argument("--sequences", type=int, nargs=2, metavar=("B", "T"), default=(512, 1024))
+    parser.add_argument(
+        "--slots",
+        type=int,
+        nargs=2,
+        metavar=("N", "L"),
+        help="rows of decode attention and positions each [64 2048; CPU: 16 2048; quick: 4 100]",
+    )
     parser.add_argument("--rounds", type=int, help="timed passes of each implementation [7; CUDA: 20; quick: 3]")
     parser.add_argument("--repeats", type=int, help="passes that must give the same bits [5; CUDA: 100; quick: 2]")
     parser.add_argument("--threads", type=int, help="CPU threads [torch's choice]")
@@ -146,6 +159,7 @@ def arguments() -> argparse.Namespace:
     cuda, quick = options.device == "cuda", options.quick
     options.rows = options.rows or (512 if quick else 8192 if cuda else 4096)
     options.columns = options.columns or ([32000, 128256] if cuda and not quick else [32000])
+    options.slots = options.slots or ((4, 100) if quick else (64, 2048) if cuda else (16, 2048))
     options.rounds = options.rounds or (3 if quick else 20 if cuda else 7)
     options.repeats = options.repeats or (2 if quick else 100 if cuda else 5)
     options.bandwidth_mib = 1024 if cuda else 64 if quick else 512

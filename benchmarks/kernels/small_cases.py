@@ -25,6 +25,7 @@ from gipo_mc import ops
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COLUMNS = (1, 7, 257, 1037)
 SEQUENCES = ((3, 37, 2), (5, 300, 3), (1, 1, 1))
+HEADS = ((1, 1, 12), (2, 1, 64), (1, 2, 80), (2, 5, 128), (1, 1, 256))  # key heads, query heads of each, width
 Results = list[Tensor]
 
 
@@ -40,6 +41,8 @@ def jobs(dtypes: list[torch.dtype]) -> Iterator[tuple[str, torch.dtype, Callable
         for shape in SEQUENCES:
             yield f"group_objective {dtype} {shape}", dtype, lambda d, s=shape, t=dtype: objective(*s, t, d)
             yield f"shape_and_gae {dtype} {shape}", dtype, lambda d, s=shape, t=dtype: shaping(*s[:2], t, d)
+        for heads in HEADS:
+            yield f"paged_attention {dtype} {heads}", dtype, lambda d, h=heads, t=dtype: cached(*h, t, d)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -127,6 +130,26 @@ def shaping(batch: int, time: int, dtype: torch.dtype, device: torch.device) -> 
         *(behaviour, against, values, vectors[0], length, vectors[1]), gamma=0.99, lam=0.95, kl_estimator="k3"
     )
     return [x.cpu() for x in found]
+
+
+def cached(groups: int, queries: int, width: int, dtype: torch.dtype, device: torch.device) -> Results:
+    """Tokens into the pages of two slots, and the queries of the last ones over 150 and 17 positions."""
+    length, pages = (150, 17), 12
+    slot = torch.cat([torch.full((count,), k) for k, count in enumerate(length)])
+    position = torch.cat([torch.arange(count) for count in length])
+    table = torch.full((2, 10), -1, dtype=torch.int32)
+    table[0], table[1, :2] = torch.arange(11, 1, -1), torch.tensor([0, 1])
+    columns = groups * (queries + 2) * width
+    qkv = normal(len(slot), columns + 3).to(dtype).to(device)[:, :columns]
+    angle = torch.outer(torch.arange(150.0), 0.5 ** torch.arange(width / 2))
+    keys, values = (torch.full((pages, groups, 16, width), torch.nan, dtype=dtype, device=device) for _ in range(2))
+    given = [x.to(device) for x in (angle.cos(), angle.sin(), slot, position, table)]
+    query = ops.rotate_and_append(qkv, *given, keys, values)
+    last = torch.tensor([149, 166, 0], device=device)
+    lengths = torch.tensor([*length, 0], device=device)
+    slots = torch.tensor([0, 1, 0], device=device)
+    out = ops.paged_attention(query[last], keys, values, given[4], slots, lengths, width**-0.5)
+    return [x.cpu().nan_to_num(9.0) for x in (query, keys, values, out)]
 
 
 def close(found: Results, expected: Results, dtype: torch.dtype) -> bool:

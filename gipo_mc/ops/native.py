@@ -99,8 +99,8 @@ def op(
     those of `schema`, or, without one, of the function's own signature.
 
     What is called in its place goes through torch's dispatcher only where something there has to see the op (compilers,
-    modes, fake and meta tensors and other subclasses, the version counters of what it mutates): the dispatcher takes
-    longer than the smaller kernels.
+    modes, fake and meta tensors and other subclasses): the dispatcher takes longer than the smaller kernels. The
+    version counters of what is mutated rise either way.
     """
 
     def register(function: Callable[..., Any]) -> Any:
@@ -108,10 +108,17 @@ def op(
             f"gipo_mc::{name}", function, mutates_args=tuple(mutates), device_types=("cpu", "cuda"), schema=schema
         )
         registered.register_fake(fake)
+        declared = getattr(torch.ops.gipo_mc, name).default._schema.arguments
+        mutated = [place for place, argument in enumerate(declared) if argument.name in mutates]
 
         @wraps(function)
         def call(*arguments: Any) -> Any:
-            return (registered if mutates or _to_be_seen(arguments) else function)(*arguments)
+            if _to_be_seen(arguments):
+                return registered(*arguments)
+            for place in mutated:
+                if not arguments[place].is_inference():  # those have no counter
+                    torch.autograd.graph.increment_version(arguments[place])
+            return function(*arguments)
 
         return call
 

@@ -127,7 +127,8 @@ def _paged_attention(
     work = []
     if query_NHD.device.type == "cuda":  # what the chunks of all positions that a slot may have are reduced to
         chunks = -(-page_table_SP.shape[1] * PAGE // CHUNK)
-        work.append(query_NHD.new_empty((rows, heads, chunks, width + 2), dtype=torch.float32))
+        part = -(-width // 8) * 8 + 4  # part_size of csrc/paged_attention.h
+        work.append(query_NHD.new_empty((rows, heads, chunks, part), dtype=torch.float32))
     native.call(
         "paged_attention",
         query_NHD.device,

@@ -8,6 +8,36 @@ using namespace gipo;
 
 namespace {
 
+// Attention against the same in float64, of the cache and the queries as they were rounded.
+template <class T>
+void check_out(const CacheCase<T>& c, const std::vector<std::vector<float>>& results) {
+    const auto &query = results[0], &keys = results[1], &values = results[2], &out = results[3];
+    const int64_t heads = c.heads * c.queries;
+    int64_t first = 0;
+    for (size_t k = 0; k < c.length.size(); first += c.length[k++]) {
+        for (int64_t h = 0; h < heads; ++h) {
+            std::vector<double> expected(c.width);
+            double sum = 0;
+            for (int64_t t = 0; t < c.length[k]; ++t) {
+                const int64_t page = c.table[k * c.slot_pages + t / kPage];
+                const int64_t row = ((page * c.heads + h / c.queries) * kPage + t % kPage) * c.width;
+                double score = 0;
+                for (int64_t d = 0; d < c.width; ++d) {
+                    score += double(query[((first + c.length[k] - 1) * heads + h) * c.width + d]) * keys[row + d];
+                }
+                const double weight = std::exp(0.3 * score - 30);
+                for (int64_t d = 0; d < c.width; ++d) expected[d] += weight * values[row + d];
+                sum += weight;
+            }
+            for (int64_t d = 0; d < c.width; ++d) {
+                const double exact = sum > 0 ? expected[d] / sum : 0.0;
+                const double apart = std::fabs(out[(k * heads + h) * c.width + d] - exact) / (1 + std::fabs(exact));
+                require(apart < (sizeof(T) == 4 ? 3e-6 : 5e-3), "attention differs from float64 by", apart);
+            }
+        }
+    }
+}
+
 template <class T>
 void check() {
     int cases = 0;
@@ -32,6 +62,15 @@ void check() {
         require(apart == 0, "ops A and B joined depend on the number of threads", apart);
         ++cases;
     });
+    if constexpr (sizeof(T) < 8) {
+        for_each_cache_case<T>([&](const CacheCase<T>& c) {
+            const auto one = run_on_cpu(c, 1);
+            const double apart = difference(run_on_cpu(c, 4), one);
+            require(apart == 0, "the ops over a paged cache depend on the number of threads", apart);
+            check_out(c, one);
+            ++cases;
+        });
+    }
     std::printf("%d cases\n", cases);
 }
 

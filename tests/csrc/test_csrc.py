@@ -14,10 +14,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC, HERE = ROOT / "csrc", ROOT / "tests" / "csrc"
-OPS = ("token_statistics", "group_objective", "shape_and_gae", "token_objective")
 #: Compiled for every instruction set (CMakeLists.txt), and the rest of the CPU side.
-ROW_SOURCES = tuple(CSRC / f"{name}.cpp" for name in ("token_statistics", "group_objective", "shape_and_gae"))
-COMMON_SOURCES = tuple(CSRC / f"{name}.cpp" for name in ("cpu", "parallel", "token_objective"))
+ROWS = ("token_statistics", "group_objective", "shape_and_gae", "rotate_and_append", "paged_attention")
+OPS = (*ROWS, "token_objective")
+ROW_SOURCES = tuple(CSRC / f"{name}.cpp" for name in ROWS)
+COMMON_SOURCES = tuple(CSRC / f"{name}.cpp" for name in ("cpu", "paged_cache", "parallel", "token_objective"))
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")

@@ -46,6 +46,42 @@ void compare(const JoinedCase<T>& c, Worst& worst) {
               c.run(token_objective_cpu, token_objective_gradient_cpu, 1));
 }
 
+template <class T>
+void compare(const CacheCase<T>& c, Worst& worst) {
+    const int64_t heads = c.heads * c.queries, chunks = chunks_of(c.slot_pages * kPage);
+    worst.add("the ops over a paged cache on CUDA and on the CPU differ by",
+              c.run([](const NewTokens& in, const PagedCache& cache) { rotate_and_append_cuda(in, cache, kStream); },
+                    [&](const QueryRows& in, const PagedCache& cache) {
+                        std::vector<float> parts(in.rows * heads * chunks * part_size(cache), NAN);
+                        paged_attention_cuda(in, cache, parts.data(), kStream);
+                    }),
+              run_on_cpu(c, 1));
+}
+
+// What does not exist is written nowhere, and is seen as NaN.
+void check_what_does_not_exist() {
+    CacheCase<float> c({20, 20, 20, 20, 5}, 1, 1, 8, 0);
+    c.table[2 * c.slot_pages + 1] = static_cast<int32_t>(c.pages);
+    const auto results =
+        c.run([&](const NewTokens& in, const PagedCache& cache) { rotate_and_append_cuda(in, cache, kStream); },
+              [&](const QueryRows& in, const PagedCache& cache) {
+                  std::vector<int64_t> length = c.length, slot = c.slot;
+                  slot[0] = 99;
+                  length[1] = cache.slot_pages * kPage + 1;
+                  length[3] = -1;
+                  QueryRows wrong = in;
+                  wrong.length = length.data();
+                  wrong.slot = slot.data();
+                  std::vector<float> parts(in.rows * part_size(cache), NAN);
+                  paged_attention_cuda(wrong, cache, parts.data(), kStream);
+              });
+    for (int64_t row = 0; row < 5; ++row) {
+        for (int64_t d = 0; d < 8; ++d) {
+            require(std::isnan(results[3][row * 8 + d]) == (row < 4), "NaN or not in row", row);
+        }
+    }
+}
+
 // Gradient over the logits themselves, as rows of `columns + padding` elements and `extra` more that must stay as they
 // are. The statistics need not be true for that.
 template <class T, class Gradient, class Last>
@@ -117,6 +153,7 @@ void check(double tolerance) {
     for_each_case<T>([&](const TokenCase<T>& c) { compare(c, worst); },
                      [&](const SequenceCase<T>& c) { compare(c, worst); });
     for_each_joined_case<T>([&](const JoinedCase<T>& c) { compare(c, worst); });
+    for_each_cache_case<T>([&](const CacheCase<T>& c) { compare(c, worst); });
     const int64_t pack = 16 / sizeof(T);
     compare(TokenCase<T>(2, 1324 * pack + 5, 100, 3, 1), worst);  // one whole group, 300 packs, 5 elements
     compare_in_place<T>(1024 * pack, 0, 0, 0, worst);             // one whole group for each thread, nothing else
@@ -134,5 +171,6 @@ int main() {
     check<float>(1e-5);
     check<BFloat16>(8e-3);  // one unit in the last place of a gradient
     check<Float16>(1e-3);
+    check_what_does_not_exist();
     return 0;
 }

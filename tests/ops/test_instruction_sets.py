@@ -12,13 +12,13 @@ import torch
 
 from gipo_mc.ops import native
 
-#: Ops A, B (forward and backward), C and D, at sizes that are no multiple of sixteen. The instruction set is chosen at the
-#: first call of a process, so that each gets a fork of one that has called nothing yet.
+#: Every op, at sizes that are no multiple of sixteen. The instruction set is chosen at the first call of a process, so
+#: that each gets a fork of one that has called nothing yet.
 PROGRAM = """
 import os, sys, torch
 from gipo_mc import ops
 from gipo_mc.ops import native
-from tests.ops.cases import objective_case, shaping_case
+from tests.ops.cases import cache_case, objective_case, shaping_case, token_case
 for name in sys.argv[2:]:
     pid = os.fork()
     if pid == 0:
@@ -43,7 +43,14 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
     drawn = []
     for choice in ({}, {"greedy": True}, {"top_k": 60}, {"top_p": 0.8}, {"top_k": 700, "top_p": 0.9}):
         drawn += ops.sample(logits, torch.rand(7).double(), vocab_size=2051, temperature=1.2, **choice)
-    results += [*drawn, out.logp_N, out.entropy_N, logits.grad, *objective, case["logp_BT"].grad, *shaped]
+    results += drawn
+    for width in (12, 24, 64):
+        tokens, cache = token_case(dtype, 2, 3, width), cache_case((300, 5), 2, width, dtype)
+        query = ops.rotate_and_append(**tokens)
+        results += [query, tokens["key_pool"], tokens["value_pool"]]
+        slots, lengths = torch.tensor([0, 1, 0, 0, 1, 1]), torch.tensor([300, 5, 17, 1, 0, 4])
+        results.append(ops.paged_attention(query, *cache, slots, lengths, 0.3))
+    results += [out.logp_N, out.entropy_N, logits.grad, *objective, case["logp_BT"].grad, *shaped]
 assert native.module().build_info()["cpu"] == name
 torch.save([x.detach() for x in results], f"{sys.argv[1]}/{name}.pt")
 """

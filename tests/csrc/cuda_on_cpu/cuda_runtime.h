@@ -1,8 +1,9 @@
 // A CUDA device made of fibers, enough to run the kernels of csrc/*.cu as plain C++: blocks one after the other, the
 // 256 threads of a block as fibers in turn. __syncthreads and shuffles hand over to the next thread; since all threads
-// of a block pass the same ones, a round of the scheduler is a barrier (a thread that misses one is an error). What
-// this shows is the kernels' logic: indices, order of reduction, masks, memory bounds. It knows nothing of races inside
-// a round, of memory ordering or of speed.
+// of a warp pass the same shuffles, a round of the scheduler is a barrier for them, and a thread that has come to
+// __syncthreads waits for the others of the block (a thread that misses one is an error). What this shows is the
+// kernels' logic: indices, order of reduction, masks, memory bounds. It knows nothing of races inside a round, of
+// memory ordering or of speed.
 #pragma once
 
 #include <setjmp.h>
@@ -67,8 +68,12 @@ struct Fiber {
     ucontext_t context;
     jmp_buf place;
     std::vector<char> stack = std::vector<char>(kStack);
-    bool started = false, done = false;
-    int barriers = 0;
+    bool started = false, done = false, waiting = false;  // waiting: in __syncthreads
+    int shuffles = 0;
+
+    bool like(const Fiber& other) const {
+        return shuffles == other.shuffles && done == other.done && waiting == other.waiting;
+    }
 };
 
 inline jmp_buf scheduler;
@@ -78,7 +83,6 @@ inline float exchanged[1024];
 
 inline void next_thread() {
     Fiber& self = fibers[threadIdx.x];
-    ++self.barriers;
     if (_setjmp(self.place) == 0) _longjmp(scheduler, 1);
 }
 
@@ -97,11 +101,16 @@ inline void resume(Fiber& fiber) {
     setcontext(&fiber.context);
 }
 
+inline void missed(const char* what) {
+    std::fprintf(stderr, "%s\n", what);
+    std::abort();
+}
+
 inline void run_block(unsigned threads) {
     fibers.resize(threads);
     for (Fiber& fiber : fibers) {
-        fiber.started = fiber.done = false;
-        fiber.barriers = 0;
+        fiber.started = fiber.done = fiber.waiting = false;
+        fiber.shuffles = 0;
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.data();
         fiber.context.uc_stack.ss_size = fiber.stack.size();
@@ -110,22 +119,26 @@ inline void run_block(unsigned threads) {
     }
     for (bool running = true; running;) {
         running = false;
+        bool moved = false;
         for (unsigned t = 0; t < threads; ++t) {
-            if (fibers[t].done) continue;
+            if (fibers[t].done || fibers[t].waiting) continue;
             threadIdx.x = t;
             resume(fibers[t]);
-            running = running || !fibers[t].done;
+            moved = true;
         }
-        for (const Fiber& fiber : fibers) {
-            if (fiber.barriers == fibers[0].barriers && fiber.done == fibers[0].done) continue;
-            std::fprintf(stderr, "threads of a block passed different barriers\n");
-            std::abort();
+        for (unsigned t = 0; t < threads; ++t) {
+            running = running || !fibers[t].done;
+            if (!fibers[t].like(fibers[t / 32 * 32])) missed("threads of a warp passed different shuffles");
+            if (moved) continue;  // else all that are left wait
+            if (fibers[t].done != fibers[0].done) missed("threads of a block passed different barriers");
+            fibers[t].waiting = false;
         }
     }
 }
 
 inline float swap_with(unsigned partner, float value) {
     exchanged[threadIdx.x] = value;
+    ++fibers[threadIdx.x].shuffles;
     next_thread();
     const float received = exchanged[partner];
     next_thread();
@@ -135,6 +148,7 @@ inline float swap_with(unsigned partner, float value) {
 }  // namespace cuda_on_cpu
 
 inline void __syncthreads() {
+    cuda_on_cpu::fibers[threadIdx.x].waiting = true;
     cuda_on_cpu::next_thread();
 }
 inline float __shfl_xor_sync(unsigned, float value, int mask) {

@@ -29,9 +29,10 @@ from benchmarks.common.machine import describe_machine, show_machine
 from benchmarks.common.record import write
 from benchmarks.kernels import cases, roofline
 from benchmarks.kernels.measure import Case, measure
+from benchmarks.kernels.sampling import CHOICES, sampling_case
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
-OPS = ("token_statistics", "token_objective", "group_objective", "shape_and_gae")
+OPS = ("token_statistics", "token_objective", "group_objective", "shape_and_gae", "sample")
 GROUPS = 4
 
 
@@ -110,6 +111,11 @@ def planned(options: argparse.Namespace, device: torch.device) -> Iterator[tuple
             yield name, lambda r=ragged: cases.objective_case(batch, time, GROUPS, device, ragged=r)
     if "shape_and_gae" in options.ops:
         yield "shape_and_gae", lambda: cases.shaping_case(batch, time, device)
+    if "sample" in options.ops:
+        for wide in columns if options.quick else (8192, *columns):
+            for top_k, top_p in CHOICES:
+                name = f"sample {wide} top-k {top_k} top-p {top_p}"
+                yield name, lambda w=wide, k=top_k, p=top_p: sampling_case(min(rows, 64), w, k, p, device)
     yield from tokens[1:]
 
 

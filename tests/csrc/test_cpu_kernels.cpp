@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "cases.h"
+#include "sampling_case.h"
 
 using namespace gipo;
 
@@ -30,6 +31,11 @@ void check() {
         const auto one = c.run(token_objective_cpu, token_objective_gradient_cpu, 1);
         const double apart = difference(c.run(token_objective_cpu, token_objective_gradient_cpu, 4), one);
         require(apart == 0, "ops A and B joined depend on the number of threads", apart);
+        ++cases;
+    });
+    for_each_sampling_case<T>([&](const SamplingCase<T>& c) {
+        const double apart = difference(c.run(sample_cpu, 4), c.run(sample_cpu, 1));
+        require(apart == 0, "op D depends on the number of threads", apart);
         ++cases;
     });
     std::printf("%d cases\n", cases);

@@ -14,9 +14,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC, HERE = ROOT / "csrc", ROOT / "tests" / "csrc"
-OPS = ("token_statistics", "group_objective", "shape_and_gae", "token_objective")
+OPS = ("token_statistics", "group_objective", "shape_and_gae", "sampling", "token_objective")
 #: Compiled for every instruction set (CMakeLists.txt), and the rest of the CPU side.
-ROW_SOURCES = tuple(CSRC / f"{name}.cpp" for name in ("token_statistics", "group_objective", "shape_and_gae"))
+ROW_SOURCES = tuple(CSRC / f"{name}.cpp" for name in OPS[:4])
 COMMON_SOURCES = tuple(CSRC / f"{name}.cpp" for name in ("cpu", "parallel", "token_objective"))
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "cases.h"
+#include "sampling_case.h"
 
 using namespace gipo;
 
@@ -44,6 +45,11 @@ void compare(const JoinedCase<T>& c, Worst& worst) {
     worst.add("ops A and B joined on CUDA and on the CPU differ by",
               c.run(token_objective_cuda, token_objective_gradient_cuda, kStream),
               c.run(token_objective_cpu, token_objective_gradient_cpu, 1));
+}
+
+template <class T>
+void compare(const SamplingCase<T>& c, Worst& worst) {
+    worst.add("op D on CUDA and on the CPU differ by", c.run(sample_cuda, kStream), c.run(sample_cpu, 1));
 }
 
 // Gradient over the logits themselves, as rows of `columns + padding` elements and `extra` more that must stay as they
@@ -117,7 +123,9 @@ void check(double tolerance) {
     for_each_case<T>([&](const TokenCase<T>& c) { compare(c, worst); },
                      [&](const SequenceCase<T>& c) { compare(c, worst); });
     for_each_joined_case<T>([&](const JoinedCase<T>& c) { compare(c, worst); });
+    for_each_sampling_case<T>([&](const SamplingCase<T>& c) { compare(c, worst); });
     const int64_t pack = 16 / sizeof(T);
+    compare(SamplingCase<T>(13, 20000, 19000, 5, 2), worst);      // segments of candidates, and one of other ids
     compare(TokenCase<T>(2, 1324 * pack + 5, 100, 3, 1), worst);  // one whole group, 300 packs, 5 elements
     compare_in_place<T>(1024 * pack, 0, 0, 0, worst);             // one whole group for each thread, nothing else
     compare_in_place<T>(2047 * pack - 1, 3, 2, 3, worst);

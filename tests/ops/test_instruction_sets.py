@@ -12,8 +12,8 @@ import torch
 
 from gipo_mc.ops import native
 
-#: Ops A, B (forward and backward), C and D, at sizes that are no multiple of sixteen. The instruction set is chosen at the
-#: first call of a process, so that each gets a fork of one that has called nothing yet.
+#: Ops A, B (forward and backward), C and D, at sizes that are no multiple of sixteen. The instruction set is chosen at
+#: the first call of a process, so that each gets a fork of one that has called nothing yet.
 PROGRAM = """
 import os, sys, torch
 from gipo_mc import ops

@@ -137,6 +137,11 @@ inline float swap_with(unsigned partner, float value) {
 inline void __syncthreads() {
     cuda_on_cpu::next_thread();
 }
+inline unsigned long long atomicAdd(unsigned long long* to, unsigned long long value) {  // threads take turns
+    const unsigned long long before = *to;
+    *to += value;
+    return before;
+}
 inline float __shfl_xor_sync(unsigned, float value, int mask) {
     return cuda_on_cpu::swap_with(threadIdx.x ^ static_cast<unsigned>(mask), value);
 }

@@ -1,5 +1,5 @@
 // What the CUDA kernels share: blocks of 256 threads, reductions in an order that never changes, 16-byte loads and
-// stores, launches whose failure is an exception. No atomics anywhere.
+// stores, launches whose failure is an exception. No atomics on floats anywhere.
 #pragma once
 
 #include <cuda_runtime.h>

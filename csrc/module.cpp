@@ -244,10 +244,19 @@ void bind_sample(py::module_& module, const char* name) {
     module.def(
         name,
         [](Address logits, int dtype, int64_t rows, int64_t columns, int64_t stride, int64_t candidates,
-           Address uniforms, double temperature, int64_t top_k, double top_p, Address tokens, Address logp,
-           Where last) {
-            const SampleRows in{at(logits), DType(dtype),         rows,        columns, stride,
-                                candidates, at<double>(uniforms), temperature, top_k,   top_p};
+           Address uniforms, double temperature, int64_t top_k, double top_p, Address segments, Address tokens,
+           Address logp, Where last) {
+            const SampleRows in{at(logits),
+                                DType(dtype),
+                                rows,
+                                columns,
+                                stride,
+                                candidates,
+                                at<double>(uniforms),
+                                temperature,
+                                top_k,
+                                top_p,
+                                at<SegmentPart>(segments)};
             kernel(in, {at<int64_t>(tokens), at<double>(logp)}, where(last));
         },
         Release());
@@ -277,6 +286,10 @@ PYBIND11_MODULE(_C, module) {
         "build_info", &build_info,
         "What was built: cuda, cuda_version, cuda_architectures, compiler; and cpu, the instruction set in use.");
 
+    module.def(
+        "sample_segments", [](int64_t columns, int64_t candidates) { return Segments(columns, candidates).count(); },
+        "Segments of a row, each of which takes two floats of room in sample_cuda.");
+
     bind_token_partials<token_partials_cpu, int>(module, "token_partials_cpu");
     bind_token_statistics<token_statistics_cpu, int>(module, "token_statistics_cpu");
     bind_token_merge<token_merge_cpu, int>(module, "token_merge_cpu");
@@ -297,6 +310,7 @@ PYBIND11_MODULE(_C, module) {
     bind_group_objective<group_objective_cuda, Address>(module, "group_objective_cuda");
     bind_group_objective_gradient<group_objective_gradient_cuda, Address>(module, "group_objective_gradient_cuda");
     bind_shape_and_gae<shape_and_gae_cuda, Address>(module, "shape_and_gae_cuda");
+    bind_sample<sample_cuda, Address>(module, "sample_cuda");
     bind_token_objective<token_objective_cuda, Address>(module, "token_objective_cuda");
     bind_token_objective_gradient<token_objective_gradient_cuda, Address>(module, "token_objective_gradient_cuda");
     bind_rotate_and_append<rotate_and_append_cuda, Address>(module, "rotate_and_append_cuda");

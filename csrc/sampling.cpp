@@ -226,18 +226,11 @@ GIPO_HD A bound_of_top_k(const T* row, int64_t columns, int64_t k, A* room) {
     return k <= count ? cut_at<A>(room, nullptr, count, static_cast<double>(k)).value : lowest_finite<A>();
 }
 
-// The least logit that may be in the smallest set of probability top_p, with some distance for rounding.
-template <class A>
-GIPO_HD A bound_of_top_p(const SampleRows& in, const Part<A>& whole) {
-    const double share = (1.0 - in.top_p) * whole.sum / static_cast<double>(in.candidates);
-    const double bound = static_cast<double>(whole.maximum) + in.temperature * (log(share) - 1e-3);
-    return static_cast<A>(bound - 1e-6 * fabs(bound));
-}
-
 template <class T, class A = Accumulator<T>>
-GIPO_HD int64_t draw_filtered(const SampleRows& in, const T* row, const Part<A>& whole, double uniform, List<A> list) {
+GIPO_HD int64_t draw_filtered(const SampleRows& in, const T* row, const LogSum& whole, double uniform, List<A> list) {
     const int64_t columns = in.candidates;
-    A bound = in.has_top_k() ? bound_of_top_k(row, columns, in.top_k, list.weights) : bound_of_top_p(in, whole);
+    A bound = in.has_top_k() ? bound_of_top_k(row, columns, in.top_k, list.weights)
+                             : static_cast<A>(bound_of_top_p(in, whole));
     bound = bound < lowest_finite<A>() ? lowest_finite<A>() : bound;
     const Lanes<A> bounds(bound);
     for (int64_t v = 0; v < columns; v += kLanes) {
@@ -247,7 +240,7 @@ GIPO_HD int64_t draw_filtered(const SampleRows& in, const T* row, const Part<A>&
     if (in.has_top_k() && list.count > in.top_k) {
         list.cut({cut_at<A>(list.logits, nullptr, list.count, static_cast<double>(in.top_k)).value, INT64_MAX});
     }
-    const double total = list.weigh({whole.maximum, binary_scale<A>(in.temperature)});
+    const double total = list.weigh({static_cast<A>(whole.maximum), binary_scale<A>(in.temperature)});
     if (in.has_top_p()) {
         const double goal = in.top_p * (in.has_top_k() ? total : whole.sum);
         list.cut(cut_at<A>(list.logits, list.weights, list.count, goal));
@@ -278,7 +271,7 @@ void draw_rows(const SampleRows& in, const DrawnRows& out, void* room, int64_t b
         if (in.uniforms == nullptr) {
             token = first_of(row, in.candidates, whole.maximum);
         } else if (in.filtered()) {
-            token = draw_filtered(in, row, whole, in.uniforms[i], list);
+            token = draw_filtered(in, row, candidates, in.uniforms[i], list);
         } else {
             const double target = target_mass(in.uniforms[i], whole.sum);
             token = draw(row, in.candidates, Weights<A>{whole.maximum, scale}, sums, target);

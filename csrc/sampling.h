@@ -5,6 +5,10 @@
 
 namespace gipo {
 
+struct SegmentPart {  // of a row: its largest logit m, and sum e^((z - m) / temperature)
+    float maximum, sum;
+};
+
 // Rows of logits of a whole vocabulary, and how a token is drawn from each.
 struct SampleRows {
     const void* logits;  // [rows, columns] in, of `dtype`
@@ -13,8 +17,9 @@ struct SampleRows {
     int64_t candidates;      // ids below it can be drawn; the others have their probability only
     const double* uniforms;  // [rows] in, each in [0, 1); null: the largest logit is taken
     double temperature;
-    int64_t top_k;  // 0: all
-    double top_p;   // 1: all
+    int64_t top_k;          // 0: all
+    double top_p;           // 1: all
+    SegmentPart* segments;  // [rows, Segments::count()] room that the CUDA kernels need; not used on the CPU
 
     GIPO_HD bool has_top_k() const { return top_k > 0 && top_k < candidates; }
     GIPO_HD bool has_top_p() const { return top_p < 1.0; }
@@ -33,6 +38,26 @@ inline int64_t sample_room(const SampleRows& in) {
 }
 
 void sample_cpu(const SampleRows& in, const DrawnRows& out, int threads);
+void sample_cuda(const SampleRows& in, const DrawnRows& out, CudaStream stream);
+
+constexpr int kSegments = 128;
+
+// A row in segments of equal width, first those of the candidates, then those of the other ids.
+struct Segments {
+    int64_t width, candidates, columns, own;  // own: segments of the candidates
+
+    GIPO_HD Segments(int64_t columns, int64_t candidates) : candidates(candidates), columns(columns) {
+        constexpr int64_t kLeast = 8192, kMost = kLeast * (kSegments - 2);
+        width = kLeast * ((columns + kMost - 1) / kMost);
+        own = (candidates + width - 1) / width;
+    }
+    GIPO_HD int64_t count() const { return own + (columns - candidates + width - 1) / width; }
+    GIPO_HD int64_t begin(int64_t s) const { return s < own ? s * width : candidates + (s - own) * width; }
+    GIPO_HD int64_t end(int64_t s) const {
+        const int64_t end = begin(s) + width, last = s < own ? candidates : columns;
+        return end < last ? end : last;
+    }
+};
 
 // log2(e) / temperature, such that neither 0 nor -Inf times it is NaN.
 template <class A>
@@ -64,6 +89,14 @@ struct LogSum {
 // A token can be drawn from the row: `candidates` has a finite logit, and `all` neither a NaN nor +Inf.
 GIPO_HD bool drawable(const LogSum& candidates, const LogSum& all) {
     return fabs(candidates.maximum) < HUGE_VAL && fabs(all.maximum) < HUGE_VAL && all.sum < HUGE_VAL;
+}
+
+// The least logit that may be in the smallest set of probability top_p, with some distance for rounding: logits whose
+// probability is below (1 - top_p) / candidates hold less than 1 - top_p together.
+GIPO_HD double bound_of_top_p(const SampleRows& in, const LogSum& candidates) {
+    const double share = (1.0 - in.top_p) * candidates.sum / static_cast<double>(in.candidates);
+    const double bound = candidates.maximum + in.temperature * (log(share) - 1e-3);
+    return bound - 1e-6 * fabs(bound);
 }
 
 GIPO_HD void put_broken(const DrawnRows& out, int64_t i) {

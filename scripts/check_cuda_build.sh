@@ -15,8 +15,9 @@ flags=(-std=c++17 -O3 -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror)
 # Registers that leave room for four blocks of 256 threads on a multiprocessor of 65536: with four loads of 16 bytes a
 # thread 64 KiB are in flight there, and an H200 needs about 25 KiB (4.8 TB/s times 700 ns over 132 multiprocessors). Op
 # B's half-precision kernels hold eight tokens of four inputs a thread, 128 bytes in flight; three blocks do. Attention
-# holds a slice of four queries and of their results, and 64 to 128 bytes in flight; two blocks do.
-declare -A ceilings=([group_objective]=80 [paged_attention]=128)
+# holds a slice of four queries and of their results, and 64 to 128 bytes in flight; two blocks do. Op D's second kernel
+# runs one block a row, of which there are fewer than multiprocessors.
+declare -A ceilings=([group_objective]=80 [paged_attention]=128 [sampling]=128)
 failed=0
 
 fail() {
@@ -86,8 +87,8 @@ for source in csrc/*.cu; do
     if grep -nE '\b(atom|red)\.[a-z.]*\.(f16|f16x2|bf16|bf16x2|f32|f64)\b' "$work/$name.ptx" >&2; then
         fail "$name: atomics on floats, whose order is not fixed: reduce in a fixed order."
     fi
-    # Only the totals of op C over all rows are kept in float64.
-    if awk '/\.entry/ { kernel = $0 } /\.f64/ && !/\.reg|\.param/ && kernel !~ /totals_kernel/ { print FILENAME ": " kernel; found = 1; exit }
+    # Only the totals of op C over all rows, and the few segments of a row of op D, are kept in float64.
+    if awk '/\.entry/ { kernel = $0 } /\.f64/ && !/\.reg|\.param/ && kernel !~ /totals_kernel|draw_kernel/ { print FILENAME ": " kernel; found = 1; exit }
             END { exit !found }' "$work/$name.ptx" >&2; then
         fail "$name: float64 in a hot kernel."
     fi
@@ -99,6 +100,7 @@ require_loop token_statistics partials_kernel 3 4 0 1
 require_loop token_statistics gradient_kernel 3 4 4 0
 require_loop token_objective chunks_kernel 3 4 0 1
 require_loop token_objective gradient_kernel 3 4 4 0
+require_loop sampling parts_kernel 3 4 0 1
 require_loop group_objective sequences_kernel 3 4 0 any
 require_loop group_objective objective_gradient_kernel 9 [34] 1 any  # 3 estimators; k1 needs no reference
 require_loop paged_attention chunks_kernel 27 [48] 0 any  # 3 widths and 3 numbers of query heads

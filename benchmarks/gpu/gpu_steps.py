@@ -16,6 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "benchmarks" / "kernels"
+TRAINING_OPS = ("token_statistics", "token_objective", "group_objective", "shape_and_gae")
 #: The built-in task for runs that name their models, and so have to name their data.
 _TASK = ["data.prompts=builtin", "data.preferences=builtin", "data.prompt_length=8", "data.sequence_length=24"]
 _TASK += ["rollout.batch_size=64", "rollout.max_new_tokens=10", "algorithm.mini_batch_size=32"]
@@ -48,6 +49,7 @@ def steps(options: argparse.Namespace, gpu: dict[str, Any], work: Path) -> list[
         *_small_cases(device),
         *_trainings(device, work / "runs"),
         _benchmark(options, work / "kernels.json"),
+        _sampling(options, work / "sampling.json"),
         Step("cpp_tests", [[*pytest, "tests/csrc"]], 180, read_pytest),
     ]
 
@@ -94,12 +96,21 @@ def _trainings(device: str, runs: Path) -> list[Step]:
 
 def _benchmark(options: argparse.Namespace, figures: Path) -> Step:
     command = [sys.executable, str(KERNELS / "kernels.py"), "--device", options.device]
-    command += ["--out", str(figures), "--budget", "150"]
+    command += ["--out", str(figures), "--budget", "150", "--ops", *TRAINING_OPS]
     if options.quick:
         command += ["--quick", "--rows", "64", "--columns", "500", "--sequences", "8", "32"]
     else:
         command += ["--picture", str(options.out / f"gpu_{options.device}.png")]
     return Step("benchmark", [command], 260, lambda _: {"record": json.loads(figures.read_text())})
+
+
+def _sampling(options: argparse.Namespace, figures: Path) -> Step:
+    """Op D: CUDA's repeats, its error against float64, and its time beside the copy bandwidth."""
+    command = [sys.executable, str(KERNELS / "kernels.py"), "--device", options.device, "--ops", "sample"]
+    command += ["--out", str(figures), "--budget", "40"]
+    if options.quick:
+        command += ["--quick", "--rows", "8", "--columns", "500"]
+    return Step("sampling", [command], 90, lambda _: {"record": json.loads(figures.read_text())})
 
 
 def names() -> list[str]:

@@ -29,9 +29,10 @@ from benchmarks.common.machine import describe_machine, show_machine
 from benchmarks.common.record import write
 from benchmarks.kernels import attention, cases, roofline
 from benchmarks.kernels.measure import Case, measure
+from benchmarks.kernels.sampling import CHOICES, sampling_case
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
-OPS = ("token_statistics", "paged_attention", "token_objective", "group_objective", "shape_and_gae")
+OPS = ("token_statistics", "paged_attention", "token_objective", "group_objective", "shape_and_gae", "sample")
 GROUPS = 4
 HEADS = ((32, 8, 64), (32, 32, 128))  # H, G, D: a Llama of 1B, and of 7B
 
@@ -116,6 +117,11 @@ def planned(options: argparse.Namespace, device: torch.device) -> Iterator[tuple
             yield name, lambda r=ragged: cases.objective_case(batch, time, GROUPS, device, ragged=r)
     if "shape_and_gae" in options.ops:
         yield "shape_and_gae", lambda: cases.shaping_case(batch, time, device)
+    if "sample" in options.ops:
+        for wide in columns if options.quick else (8192, *columns):
+            for top_k, top_p in CHOICES:
+                name = f"sample {wide} top-k {top_k} top-p {top_p}"
+                yield name, lambda w=wide, k=top_k, p=top_p: sampling_case(min(rows, 64), w, k, p, device)
     yield from tokens[1:]
 
 

@@ -12,6 +12,7 @@ _TITLES = {
     "token_objective": "A and B from logits",
     "group_objective": "B, group objective",
     "shape_and_gae": "C, shaping and GAE",
+    "sample": "D, sampling",
 }
 _CLOCKS = {"wall": "", "again": ", again", "queued": "", "graph": " (CUDA graph)"}
 _HEADS = ("implementation", "forward ms", "backward ms", "both ms", "least ms", "x ours", "of copy bandwidth")

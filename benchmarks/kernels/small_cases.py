@@ -38,6 +38,8 @@ def jobs(dtypes: list[torch.dtype]) -> Iterator[tuple[str, torch.dtype, Callable
                 yield name, dtype, lambda d, c=columns, t=dtype, i=inplace: tokens(c, t, i, d)
         for columns in COLUMNS:
             yield f"token_objective {dtype} [9, {columns}]", dtype, lambda d, c=columns, t=dtype: joint(c, t, d)
+        for columns in COLUMNS:
+            yield f"sample {dtype} [6, {columns}]", dtype, lambda d, c=columns, t=dtype: sampling(c, t, d)
         for shape in SEQUENCES:
             yield f"group_objective {dtype} {shape}", dtype, lambda d, s=shape, t=dtype: objective(*s, t, d)
             yield f"shape_and_gae {dtype} {shape}", dtype, lambda d, s=shape, t=dtype: shaping(*s[:2], t, d)
@@ -150,6 +152,20 @@ def cached(groups: int, queries: int, width: int, dtype: torch.dtype, device: to
     slots = torch.tensor([0, 1, 0], device=device)
     out = ops.paged_attention(query[last], keys, values, given[4], slots, lengths, width**-0.5)
     return [x.cpu().nan_to_num(9.0) for x in (query, keys, values, out)]
+
+
+def sampling(columns: int, dtype: torch.dtype, device: torch.device) -> Results:
+    """Op D in every way to choose a token, on rows of an odd stride with padding, of which one is broken."""
+    rows, stride, real = 6, columns + 3, max(1, columns - 2)
+    storage = (3 * normal(1 + rows * stride)).to(dtype)
+    logits = storage[1:].as_strided((rows, columns), (stride, 1), 1)
+    logits[4], logits[5, real - 1] = 0.5, torch.inf
+    logits, uniform = logits.to(device), torch.linspace(0.01, 0.99, rows, dtype=torch.float64).to(device)
+    found: Results = []
+    for choice in ({}, {"greedy": True}, {"top_k": 5}, {"top_p": 0.8}, {"top_k": 200, "top_p": 0.5}):
+        drawn = ops.sample(logits, uniform, vocab_size=real, known_ids=max(1, real - 1), temperature=0.9, **choice)
+        found += [x.cpu() for x in drawn]
+    return [x.nan_to_num(9.0) for x in found]
 
 
 def close(found: Results, expected: Results, dtype: torch.dtype) -> bool:

@@ -143,8 +143,10 @@ def sampling(
     if uniform_B is None:
         raise ValueError(f"{op}: sampling needs uniform_B, a number in [0, 1) for each row; greedy=True needs none.")
     like(op, "uniform_B", uniform_B, (logits_BV.shape[0],), torch.float64, logits_BV.device)
-    if values_visible(uniform_B) and not bool(((uniform_B >= 0) & (uniform_B < 1)).all()):
-        raise ValueError(f"{op}: uniform_B has values outside [0, 1).")
+    if values_visible(uniform_B):
+        low, high = (float(x) for x in torch.aminmax(uniform_B))
+        if not (low >= 0.0 and high < 1.0):
+            raise ValueError(f"{op}: uniform_B has values from {low} to {high}, outside [0, 1).")
 
 
 def overwritable(op: str, logits_NV: Tensor) -> None:

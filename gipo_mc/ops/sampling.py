@@ -37,12 +37,16 @@ def _sample(
     """Token and log-prob of each row, of which only the first `candidates` ids are drawn; no uniforms: greedy."""
     uniform_B = None if uniform_B is None else uniform_B.contiguous()
     token_B, logp_B = _fake_sample(logits_BV)
+    room = None  # of the segments of the rows, whose parts the kernels on CUDA pass on
+    if logits_BV.device.type == "cuda":
+        segments = native.module().sample_segments(vocab_size, candidates)
+        room = logits_BV.new_empty((logits_BV.shape[0], segments, 2), dtype=torch.float32)
     native.call(
         _OP,
         logits_BV.device,
         *(native.address(logits_BV), native.code(logits_BV), logits_BV.shape[0], vocab_size, logits_BV.stride(0)),
         *(candidates, native.address(uniform_B), temperature, top_k, top_p),
-        *(native.address(token_B), native.address(logp_B)),
+        *map(native.address, (room, token_B, logp_B)),
     )
     return token_B, logp_B
 

@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "cases.h"
+#include "sampling_case.h"
 
 using namespace gipo;
 
@@ -71,6 +72,11 @@ void check() {
             ++cases;
         });
     }
+    for_each_sampling_case<T>([&](const SamplingCase<T>& c) {
+        const double apart = difference(c.run(sample_cpu, 4), c.run(sample_cpu, 1));
+        require(apart == 0, "op D depends on the number of threads", apart);
+        ++cases;
+    });
     std::printf("%d cases\n", cases);
 }
 

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CSRC, HERE = ROOT / "csrc", ROOT / "tests" / "csrc"
 #: Compiled for every instruction set (CMakeLists.txt), and the rest of the CPU side.
-ROWS = ("token_statistics", "group_objective", "shape_and_gae", "rotate_and_append", "paged_attention")
+ROWS = ("token_statistics", "group_objective", "shape_and_gae", "rotate_and_append", "paged_attention", "sampling")
 OPS = (*ROWS, "token_objective")
 ROW_SOURCES = tuple(CSRC / f"{name}.cpp" for name in ROWS)
 COMMON_SOURCES = tuple(CSRC / f"{name}.cpp" for name in ("cpu", "paged_cache", "parallel", "token_objective"))

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "cases.h"
+#include "sampling_case.h"
 
 using namespace gipo;
 
@@ -82,6 +83,11 @@ void check_what_does_not_exist() {
     }
 }
 
+template <class T>
+void compare(const SamplingCase<T>& c, Worst& worst) {
+    worst.add("op D on CUDA and on the CPU differ by", c.run(sample_cuda, kStream), c.run(sample_cpu, 1));
+}
+
 // Gradient over the logits themselves, as rows of `columns + padding` elements and `extra` more that must stay as they
 // are. The statistics need not be true for that.
 template <class T, class Gradient, class Last>
@@ -154,7 +160,9 @@ void check(double tolerance) {
                      [&](const SequenceCase<T>& c) { compare(c, worst); });
     for_each_joined_case<T>([&](const JoinedCase<T>& c) { compare(c, worst); });
     for_each_cache_case<T>([&](const CacheCase<T>& c) { compare(c, worst); });
+    for_each_sampling_case<T>([&](const SamplingCase<T>& c) { compare(c, worst); });
     const int64_t pack = 16 / sizeof(T);
+    compare(SamplingCase<T>(13, 20000, 19000, 5, 2), worst);      // segments of candidates, and one of other ids
     compare(TokenCase<T>(2, 1324 * pack + 5, 100, 3, 1), worst);  // one whole group, 300 packs, 5 elements
     compare_in_place<T>(1024 * pack, 0, 0, 0, worst);             // one whole group for each thread, nothing else
     compare_in_place<T>(2047 * pack - 1, 3, 2, 3, worst);

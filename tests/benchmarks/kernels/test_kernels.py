@@ -44,6 +44,9 @@ def test_every_op_is_measured_beside_its_rivals(record: dict[str, Any]) -> None:
         "group_objective",
         "group_objective",
         "shape_and_gae",
+        "sample",
+        "sample",
+        "sample",
     ]
     for case in record["cases"]:
         assert case["copy_bytes_per_s"] > 0 and case["read_bytes_per_s"] > 0
@@ -55,7 +58,8 @@ def test_every_op_is_measured_beside_its_rivals(record: dict[str, Any]) -> None:
                 continue
             assert len(run["forward_s"]) == len(run["backward_s"]) == 2
             assert run["seconds"]["least"] <= run["seconds"]["both"]
-            assert run["errors"], f"{run['name']} was compared with nothing"
+            draws_for_itself = case["op"] == "sample" and run["name"] not in ("gipo_mc", "reference")
+            assert run["errors"] or draws_for_itself, f"{run['name']} was compared with nothing"
             if run["ours"]:
                 assert run["bitwise"] == {"repeats": 2, "equal": True}
     tokens = {run["name"]: run for run in record["cases"][0]["runs"]}

@@ -151,6 +151,11 @@ inline void __syncthreads() {
     cuda_on_cpu::fibers[threadIdx.x].waiting = true;
     cuda_on_cpu::next_thread();
 }
+inline unsigned long long atomicAdd(unsigned long long* to, unsigned long long value) {  // threads take turns
+    const unsigned long long before = *to;
+    *to += value;
+    return before;
+}
 inline float __shfl_xor_sync(unsigned, float value, int mask) {
     return cuda_on_cpu::swap_with(threadIdx.x ^ static_cast<unsigned>(mask), value);
 }

@@ -159,7 +159,7 @@ class StepChecks:
             raise NumericsError(
                 f"The gradients of the last {PATIENCE} steps were not finite: lower policy.lr, or check the data."
             )
-        if step + 1 == session.config.run.iterations and not engine.updates():
+        if metrics["skipped"] and step + 1 == session.config.run.iterations and not engine.updates():
             raise NumericsError(
                 f"None of the {step + 1} steps of this run changed the model, because their gradients were not finite: "
                 "it has learned nothing. Lower policy.lr, or check the data."

@@ -29,6 +29,8 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
+from gipo_mc.models.rotary import rotate
+
 
 class RMSNorm(torch.nn.Module):
     """y = w * x / sqrt(mean(x^2) + eps) over the last dimension, any leading shape, dtype kept.
@@ -119,6 +121,23 @@ class CachedSelfAttention(SelfAttention):
         return query, keys[:stop, rows], values[:stop, rows], None, self.attn_mask_type, None
 
 
+class TrainingAttention(CachedSelfAttention):
+    """Megatron's self-attention over whole sequences: projection, rotary embedding, core attention, projection.
+
+    rotary_pos_emb: the tables of `rotary_tables`, made once a forward pass; Megatron takes sines and cosines of its
+    angles in every layer, for queries and for keys.
+    """
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, rotary_pos_emb: Any = None, **others: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        if others.get("inference_context") is not None:
+            return super().forward(hidden_states, attention_mask, rotary_pos_emb=rotary_pos_emb, **others)
+        query, key, value = self.get_query_key_value_tensors(hidden_states)
+        query, key = rotate(query, rotary_pos_emb), rotate(key, rotary_pos_emb)
+        return self.linear_proj(self.core_attention(query, key, value))  # type: ignore[no-any-return]
+
+
 def has_transformer_engine(config: TransformerConfig) -> bool:
     """TransformerEngine is used where it is installed and the model lives on a GPU."""
     return not config.use_cpu_initialization and importlib.util.find_spec("transformer_engine") is not None
@@ -136,7 +155,7 @@ def _local_layer(config: TransformerConfig) -> ModuleSpec:
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=ModuleSpec(
-                module=CachedSelfAttention,
+                module=TrainingAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=ColumnParallelLinear,
@@ -164,7 +183,7 @@ def _local_layer(config: TransformerConfig) -> ModuleSpec:
 def _engine_layer(config: TransformerConfig) -> ModuleSpec:
     spec = get_gpt_layer_with_transformer_engine_spec()
     attention = spec.submodules.self_attention
-    attention.module = CachedSelfAttention
+    attention.module = TrainingAttention
     attention.submodules.core_attention = CausalAttention
     attention.submodules.q_layernorm = attention.submodules.k_layernorm = _head_norm(config)
     return spec

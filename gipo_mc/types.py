@@ -83,8 +83,8 @@ class Sequences:
     def __len__(self) -> int:
         return int(self.tokens_BL.shape[0])
 
-    def rows(self, index: Tensor | slice) -> Sequences:
-        """The given rows (int64 [b], or a slice: then views), with the padding that all of them share cut off."""
+    def rows(self, index: Tensor) -> Sequences:
+        """The given rows (int64 [b]), with the padding that all of them share cut off."""
         prompt, response = self.prompt_length_B[index], self.response_length_B[index]
         longest = int((prompt + response).max()) if len(prompt) else 0
         return Sequences(self.tokens_BL[index, :longest], prompt, response)

@@ -21,6 +21,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from gipo_mc.models.kv_cache import KVCache
+from gipo_mc.models.rotary import rotary_tables
 from gipo_mc.models.stage import StageModel
 from gipo_mc.ops.paged_attention import paged_attention, rotate_and_append
 
@@ -71,9 +72,7 @@ class CachedForward:
         self._layers = [_layer_of(layer) for layer in model.decoder.layers]
         self._scale = self.shape.head_dim**-0.5
         self._group = parallel_state.get_tensor_model_parallel_group() if self.layout.tensor > 1 else None
-        frequency_R = model.rotary_pos_emb.inv_freq.float()
-        angle_PR = torch.outer(torch.arange(longest, dtype=torch.float32, device=frequency_R.device), frequency_R)
-        self._cos_PR, self._sin_PR = angle_PR.cos(), angle_PR.sin()
+        self._tables = rotary_tables(model.rotary_pos_emb.inv_freq, longest)
 
     def __call__(self, tokens: Tokens, received_NH: Tensor | None, cache: KVCache) -> Tensor:
         """States of this stage, [N, H]; on the last stage normalised, and [n, H] for `tokens.last_n`.
@@ -105,8 +104,7 @@ class CachedForward:
             qkv_NC = self._norm_heads(qkv_NC, layer)
         query_NHD = rotate_and_append(
             qkv_NC,
-            self._cos_PR,
-            self._sin_PR,
+            *self._tables,
             tokens.slot_N,
             tokens.position_N,
             cache.page_table_SP,

@@ -26,6 +26,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
+from gipo_mc.models.rotary import rotate
+
 
 class RMSNorm(torch.nn.Module):
     """y = w * x / sqrt(mean(x^2) + eps) over the last dimension, any leading shape, dtype kept.
@@ -48,26 +50,15 @@ class RMSNorm(torch.nn.Module):
 class CausalAttention(MegatronModule):
     """softmax(q k^T / sqrt(D) + causal mask) v, in Megatron's layout, without an O(L^2) buffer.
 
-    query [L, B, heads, D], key and value [L, B, kv heads, D] (the rank's share of heads) -> [L, B, heads * D]. The mask
-    arguments of the interface are ignored: inputs are right-padded, so a causal mask alone keeps padding from reaching
-    any real token. Packed sequences, among which it would have to distinguish, are refused with a ValueError.
+    query [L, B, heads, D], key and value [L, B, kv heads, D] (the rank's share of heads) -> [L, B, heads * D]. There is
+    no other mask: inputs are right-padded, so that a causal one keeps padding from reaching any real token.
     """
 
     def __init__(self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_: Any):
         super().__init__(config=config)
         self.softmax_scale = softmax_scale
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None = None,
-        packed_seq_params: object | None = None,
-        **_: Any,
-    ) -> Tensor:
-        if packed_seq_params is not None:
-            raise ValueError("this attention takes padded sequences, not packed ones, and would mix them up")
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         q_BNLD, k_BGLD, v_BGLD = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         out_BNLD = F.scaled_dot_product_attention(
             q_BNLD,
@@ -78,6 +69,25 @@ class CausalAttention(MegatronModule):
             enable_gqa=query.shape[2] != key.shape[2],
         )
         return out_BNLD.permute(2, 0, 1, 3).reshape(len(query), query.shape[1], -1)
+
+
+class RotaryAttention(SelfAttention):
+    """Megatron's self-attention over whole sequences: projection, rotary embedding, core attention, projection.
+
+    rotary_pos_emb: the tables of `rotary_tables`, made once a forward pass; Megatron takes sines and cosines of its
+    angles in every layer, for queries and for keys. Raises ValueError for packed sequences and for Megatron's caches,
+    neither of which is looked at here.
+    """
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, rotary_pos_emb: Any = None, **others: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        for name in ("packed_seq_params", "inference_context"):
+            if others.get(name) is not None:
+                raise ValueError(f"this attention takes padded whole sequences, and does not know {name}")
+        query, key, value = self.get_query_key_value_tensors(hidden_states)
+        query, key = rotate(query, rotary_pos_emb), rotate(key, rotary_pos_emb)
+        return self.linear_proj(self.core_attention(query, key, value))  # type: ignore[no-any-return]
 
 
 def has_transformer_engine(config: TransformerConfig) -> bool:
@@ -97,7 +107,7 @@ def _local_layer(config: TransformerConfig) -> ModuleSpec:
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=ModuleSpec(
-                module=SelfAttention,
+                module=RotaryAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=ColumnParallelLinear,
@@ -125,6 +135,7 @@ def _local_layer(config: TransformerConfig) -> ModuleSpec:
 def _engine_layer(config: TransformerConfig) -> ModuleSpec:
     spec = get_gpt_layer_with_transformer_engine_spec()
     attention = spec.submodules.self_attention
+    attention.module = RotaryAttention
     attention.submodules.core_attention = CausalAttention
     attention.submodules.q_layernorm = attention.submodules.k_layernorm = _head_norm(config)
     return spec

@@ -23,6 +23,6 @@ class ObjectiveInputs(NamedTuple):
     behaviour_signal_B: Tensor
     kl_weight_B: Tensor
 
-    def rows(self, rows_B: Tensor | slice) -> ObjectiveInputs:
-        """The same of the rows `rows_B` (int64 [b], or a slice: then views) of the batch."""
+    def rows(self, rows_B: Tensor) -> ObjectiveInputs:
+        """The same of the rows `rows_B` (int64 [b]) of the batch."""
         return ObjectiveInputs(*(tensor[rows_B] for tensor in self))

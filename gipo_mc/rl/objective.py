@@ -39,8 +39,8 @@ class Objective:
             settings.kl_estimator,
         )
 
-    def rows(self, rows_B: Tensor | slice) -> Objective:
-        """That of the rows `rows_B` (int64 [b], or a slice: then views)."""
+    def rows(self, rows_B: Tensor) -> Objective:
+        """That of the rows `rows_B` (int64 [b])."""
         signal_weight_BT = None if self.signal_weight_BT is None else self.signal_weight_BT[rows_B]
         return replace(self, inputs=self.inputs.rows(rows_B), signal_weight_BT=signal_weight_BT)
 

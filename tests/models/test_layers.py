@@ -39,8 +39,6 @@ def test_attention_against_loops(length: int, groups: int) -> None:
     query = torch.randn(length, 2, 4, 8, dtype=torch.float64)
     key, value = torch.randn(2, length, 2, groups, 8, dtype=torch.float64)
     torch.testing.assert_close(attention(query, key, value), plain_attention(query, key, value))
-    with pytest.raises(ValueError, match="padded sequences, not packed ones"):
-        attention(query, key, value, packed_seq_params=object())
 
 
 def test_norm_against_its_formula_and_its_sequence_parallel_mark() -> None:
@@ -70,3 +68,16 @@ def compare_padding(rank: int, parallel: ParallelConfig) -> None:
 def test_padding_does_not_matter_and_odd_lengths_are_allowed_with_sequence_parallelism() -> None:
     parallel, ranks = parallel_config(tensor=2, sequence=True)
     run_ranks(compare_padding, ranks, parallel)
+
+
+def refuse_what_is_not_looked_at(rank: int) -> None:
+    place = runtime.initialize(ParallelConfig(), "cpu")
+    model = build_model(read_shape(config()), place, head="lm", dtype=torch.float32, trainable=False)
+    attention = model.decoder.layers[0].self_attention
+    for name in ("packed_seq_params", "inference_context"):
+        with pytest.raises(ValueError, match=f"does not know {name}"):
+            attention(torch.zeros(2, 1, 32), **{name: object()})
+
+
+def test_packed_sequences_are_refused() -> None:
+    run_ranks(refuse_what_is_not_looked_at, 1)

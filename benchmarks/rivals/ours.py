@@ -133,7 +133,7 @@ def ppo(material: Path, turns: Turns) -> None:
 def _common(material: Path) -> dict[str, Any]:
     """A run that goes on until it is ended and only logs. Its steps are small, so that each has the same to do."""
     return {
-        "run": {"dir": str(material / "runs"), "name": "ours", "iterations": 10**6, "resume": False},
+        "run": {"dir": str(material / "runs"), "name": "ours", "iterations": 1000, "resume": False},
         "device": "cpu",
         "dtype": "float32",
         "parallel": {"micro_batch_size": MICRO_BATCH},

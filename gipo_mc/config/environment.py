@@ -105,6 +105,8 @@ def _remember(value: str, reference: str) -> None:
 
 
 def _marks(value: Any) -> list[str]:
+    if isinstance(value, dict):  # in the place of a value, which is refused later
+        value = [*value.keys(), *value.values()]
     if isinstance(value, list):
         return [mark for item in value for mark in _marks(item)]
     return _MARK.findall(value) if isinstance(value, str) else []

@@ -127,6 +127,26 @@ def test_a_damaged_config_is_a_sentence_and_is_written_anew(place: Path, finishe
     assert config.read_text() == whole.replace(str(finished), str(place)) and not list(config.parent.glob(".config*"))
 
 
+def _full_at_the_config(rank: int, folder: Path) -> list[str]:
+    replace = os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if Path(target).name == "config.yaml":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    os.replace = full  # type: ignore[assignment]  # this process is the test's own
+    return _attempts(rank, folder, [["run.iterations=4"]])
+
+
+def test_a_config_that_cannot_be_written_is_the_old_one(place: Path) -> None:
+    config = place / "run" / "config.yaml"
+    before = config.read_text()
+    (outcome,) = run_ranks(_full_at_the_config, 1, place)[0]
+    assert outcome.startswith("6: ") and "config.yaml cannot be written" in outcome
+    assert config.read_text() == before and not list(config.parent.glob(".config*"))
+
+
 # ------------------------------------------------------------------------------------------------- of somebody else
 def _foreign(place: Path) -> Path:
     return (place / "run").rename(place / "other")

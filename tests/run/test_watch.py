@@ -16,6 +16,7 @@ import pytest
 from gipo_mc.errors import ConfigError, DataError, GipoError, Requeue, StorageError
 from gipo_mc.rl import gi_ppo
 from gipo_mc.run import checkpoint
+from gipo_mc.run import watch as watch_module
 from gipo_mc.run.folder import RunFolder
 from gipo_mc.run.outcome import outcome_kept, refusal_noted
 from gipo_mc.run.session import Session
@@ -167,6 +168,26 @@ def test_a_hang_ends_at_the_time_out_with_the_stack_of_each_rank(
         assert "reward_functions.py" in said[0] and "on_main" in said[1]
     else:
         assert "time.sleep(60)" in said[1]
+
+
+def _lives(rank: int, folder: Path) -> list[str]:
+    """run_status.json some time apart, while the main thread waits in native code."""
+    watch_module.BEAT, watch_module.LOOK = 0.01, 0.01
+    run = RunFolder(folder)
+    run.write_status("running")
+    run._status["updated"] = "at the start"
+    watch = Watch(run, lambda *_: None, 1.0)
+    deadline = time.monotonic() + 10
+    while run.read_status()["updated"] == "at the start" or not run.read_status():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    watch.close()
+    return [run.read_status()["updated"]]
+
+
+def test_a_run_gives_signs_of_life(tmp_path: Path) -> None:
+    (updated,) = run_ranks(_lives, 1, tmp_path)[0]
+    assert updated != "at the start"
 
 
 def _end_with(rank: int, folder: Path, message: str) -> None:

@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import Any, Literal
 
 from gipo_mc.errors import ConfigError, StorageError
-from gipo_mc.run import manifest
 from gipo_mc.run.jsonl import read_file, storage_errors, write_atomically
 
 State = Literal["running", "done", "failed", "requeue"]
@@ -42,6 +41,9 @@ _CONTENTS = (
     "report.html",
     ".saved.json",
 )
+
+#: What `gipo_mc.run.manifest` calls FILE and STATE. Not imported from there: readers of a run need no torch.
+_OF_A_CHECKPOINT = ("MANIFEST.json", "state.json")
 
 
 class RunFolder:
@@ -278,9 +280,9 @@ def checkpoint_around(path: Path) -> Path | None:
     put there makes a checkpoint one that does not verify."""
     path = Path(os.path.realpath(path))
     for place in (path, *path.parents):
-        if all(os.path.isfile(place / name) for name in (manifest.FILE, manifest.STATE)):
+        if all(os.path.isfile(place / name) for name in _OF_A_CHECKPOINT):
             return place
-        if place.name == "checkpoints" and any(place.glob(f"step_*/{manifest.FILE}")):
+        if place.name == "checkpoints" and any(place.glob(f"step_*/{_OF_A_CHECKPOINT[0]}")):
             return place
     return None
 

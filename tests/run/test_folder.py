@@ -11,6 +11,7 @@ import pytest
 
 from gipo_mc.errors import ConfigError, StorageError
 from gipo_mc.run import folder as run_folder_module
+from gipo_mc.run import manifest
 from gipo_mc.run.folder import SILENCE, RunFolder, fell_silent, now
 from gipo_mc.run.metrics import MetricsLogger
 from tests.run.files import lines
@@ -44,7 +45,7 @@ def test_a_run_does_not_move_into_checkpoints(tmp_path, name):
     """A checkpoint with a run in it holds files that its manifest does not name: it would not be used again."""
     step = tmp_path / "r" / "checkpoints" / "step_00000001"
     step.mkdir(parents=True)
-    for file in ("MANIFEST.json", "state.json"):
+    for file in (manifest.FILE, manifest.STATE):
         (step / file).write_text("{}")
     with pytest.raises(ConfigError, match=r"is or lies in the checkpoints .*run\.name"):
         RunFolder.open(tmp_path, name, "train_sft", resume=True)

@@ -51,7 +51,8 @@ def references(real: dict[str, Any], marked: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     names: dict[str, set[str]] = {}
     for key, value in marked.items():
-        names[key] = {bytes.fromhex(code).decode("utf-8", "surrogateescape") for code in _marks(value)}
+        codes = [*_marks(value), *_MARK.findall(key)]  # a key that came from there is refused later, in words
+        names[key] = {bytes.fromhex(code).decode("utf-8", "surrogateescape") for code in codes}
         if names[key]:
             as_text = type(real.get(key)) is type(value)
             found[key] = _referring(value, "${{oc.env:{}}}" if as_text else "${{oc.decode:${{oc.env:{}}}}}")

@@ -4,8 +4,9 @@ Text of the data is never read as special tokens: a "</s>" somebody typed is fou
 own rendering may name special tokens (`special=True`). What a template puts into it from the data is left out by the
 caller, or is cut with `as_text`, so that it is read as characters there too.
 
-A special token is one that the tokenizer declares as special, named (BOS, EOS, ...) or not (a template's headers).
-Added tokens that it declares as ordinary text, such as Qwen3's "<think>", are words like others.
+A special token is one that the tokenizer declares as special, named (BOS, EOS, ...) or not (a template's headers), and
+one that its chat template writes around turns, whatever it is declared as. Other added tokens that are declared as
+ordinary text, such as Qwen3's "<think>", are words like others.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from gipo_mc.data.special_tokens import turn_marks
 from gipo_mc.errors import DataError
 from gipo_mc.parallel.limits import limited
 
@@ -30,7 +32,8 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.eos_id: int = tokenizer.eos_token_id
-        self._special = _special_tokens(tokenizer)
+        self._marks = turn_marks(tokenizer)
+        self._special = _special_tokens(tokenizer, self._marks)
         self._is_special = re.compile("|".join(re.escape(token) for token in self._special) or r"(?!)")
         #: Ids that the tokenizer puts in front of a text: BOS, or nothing.
         self.bos = self._leading_bos()
@@ -97,6 +100,8 @@ class Encoder:
 
     def _cut_ids(self, texts: Sequence[str], special: bool, *, continued: bool = False) -> list[list[int]]:
         """Ids of whole texts (or of continuations), cut ones part by part."""
+        if self._marks and not special:
+            texts = [self.as_text(text) for text in texts]  # the tokenizer splits only what it declares as special
         take = self._continuations if continued else self._ids
         rows = take([text.partition(CUT)[0] for text in texts], special)
         for row, text in zip(rows, texts, strict=True):
@@ -154,8 +159,8 @@ class Encoder:
         return None
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+def _special_tokens(tokenizer: PreTrainedTokenizerBase, marks: Sequence[str]) -> tuple[str, ...]:
     """Texts of all special tokens, the longest first. One of a single character could not be cut, and is a word."""
     added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
-    names = {token for token in (*tokenizer.all_special_tokens, *added) if len(token) > 1}
+    names = {token for token in (*tokenizer.all_special_tokens, *added, *marks) if len(token) > 1}
     return tuple(sorted(names, key=lambda token: (-len(token), token)))

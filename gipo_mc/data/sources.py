@@ -16,6 +16,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -53,7 +54,7 @@ class BadRow:
 
 def read_rows(source: str) -> Iterator[RawRow | BadRow]:
     """Rows of a source, in order. Raises DataError where the source as a whole cannot be read."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_file():
         yield from _parquet(path, source) if path.suffix == ".parquet" else _json(path, source)
         return
@@ -71,7 +72,7 @@ def read_rows(source: str) -> Iterator[RawRow | BadRow]:
 def domain_of_source(source: str) -> str:
     """A label from the name: harmless_base_train.jsonl.gz -> harmless_base, helpful-base/test.jsonl -> helpful-base,
     owner/name/folder@test -> folder."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     hub = None if source.endswith(_SUFFIXES) else _HUB.match(source)
     if hub and not path.exists():
         return hub["subset"] or Path(hub["folder"] or hub["name"]).name

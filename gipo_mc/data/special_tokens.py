@@ -38,6 +38,20 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return min((token for token, place in places.items() if place >= 0), key=lambda token: places[token], default=None)
 
 
+def turn_marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Added tokens that the tokenizer declares as ordinary text, and its chat template writes around a user's message:
+    what a person types must not become them either. Empty where the template refuses, or is broken."""
+    ordinary = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
+    if not ordinary or not tokenizer.chat_template:
+        return ()
+    try:
+        with limited(f"The chat template of {tokenizer.name_or_path or 'the tokenizer'}"):
+            text = tokenizer.apply_chat_template([{"role": "user", "content": _QUESTION}], tokenize=False)
+    except Exception:  # as in `end_of_turn`
+        return ()
+    return tuple(token for token in ordinary if token in str(text).replace(_QUESTION, "\n"))
+
+
 def end_ids(tokenizer: PreTrainedTokenizerBase, of_model: Sequence[int] = ()) -> tuple[int, ...]:
     """Every id that ends a response, each once: those of the model's folder (`ModelShape.end_ids`), the tokenizer's
     EOS, the chat template's end of turn."""

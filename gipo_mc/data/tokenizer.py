@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def load_tokenizer(
     than the EOS (ChatML on a base model's tokenizer), that token becomes the EOS.
     Raises ConfigError. No code from the folder is run.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))  # unlike Path's, it leaves the name of an unknown user
     if not path:
         raise ConfigError("No tokenizer is given: set model.tokenizer (or model.policy) to a folder or a hub name.")
     if folder.is_dir():
@@ -100,7 +101,7 @@ def _tokenizer_config(folder: Path) -> dict[str, Any]:
 def _follow_settings(tokenizer: PreTrainedTokenizerBase, path: str) -> list[str]:
     """Let add_bos_token of tokenizer_config.json decide over the post-processor of tokenizer.json, as transformers 4
     did; sentences on what that means."""
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if not folder.exists():  # a hub name, whose files have just been downloaded
         cached = try_to_load_from_cache(path, "tokenizer_config.json")
         folder = Path(cached).parent if isinstance(cached, str) else folder

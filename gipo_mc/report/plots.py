@@ -53,6 +53,8 @@ _STYLE = {
     "xtick.major.size": 3,
     "path.simplify": True,
 }
+#: Control characters and bidirectional overrides, which a domain's name may hold.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 
@@ -273,6 +275,6 @@ def _svg(figure: Figure, *identity: str) -> str:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    text = text[text.index("<svg") :]
+    text = _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text[text.index("<svg") :])  # XML holds none of them
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%"', text, count=1)

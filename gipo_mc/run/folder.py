@@ -42,6 +42,9 @@ _CONTENTS = (
     ".saved.json",
 )
 
+#: What `gipo_mc.run.manifest` calls FILE and STATE. Not imported from there: readers of a run need no torch.
+_OF_A_CHECKPOINT = ("MANIFEST.json", "state.json")
+
 
 class RunFolder:
     """Paths of a run and, when made by `open`, the exclusive lock on them.
@@ -64,7 +67,8 @@ class RunFolder:
 
         Call it on rank 0 only. With `resume` false, an earlier run in the folder is moved to `previous-<n>/` inside
         it (attribute `set_aside`): nothing is deleted. Raises StorageError where another job has the folder or it
-        cannot be written, ConfigError where it belongs to another command, holds a model, or the name leaves `dir`.
+        cannot be written, ConfigError where it belongs to another command, holds a model, lies in checkpoints, or the
+        name leaves `dir`.
         """
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ConfigError(f"run.name={name!r} leaves run.dir={str(dir)!r}: give a plain name.")
@@ -73,6 +77,11 @@ class RunFolder:
             raise ConfigError(
                 f"{folder.path} holds a model (config.json and safetensors): a run among its files would make it two "
                 "things under one name. Give another run.name or run.dir."
+            )
+        if around := checkpoint_around(folder.path):
+            raise ConfigError(
+                f"{folder.path} is or lies in the checkpoints {around} of a run, which would no longer be what their "
+                "manifests say. Give another run.name or run.dir."
             )
         with storage_errors(folder.path):
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -266,16 +275,30 @@ class RunFolder:
         self.set_aside = target
 
 
+def checkpoint_around(path: Path) -> Path | None:
+    """The checkpoint, or the folder of a run's checkpoints, that `path` is or lies in; None: it lies in none. What is
+    put there makes a checkpoint one that does not verify."""
+    path = Path(os.path.realpath(path))
+    for place in (path, *path.parents):
+        if all(os.path.isfile(place / name) for name in _OF_A_CHECKPOINT):
+            return place
+        if place.name == "checkpoints" and any(place.glob(f"step_*/{_OF_A_CHECKPOINT[0]}")):
+            return place
+    return None
+
+
 def fell_silent(status: Mapping[str, Any]) -> str:
     """A sentence on an attempt that says "running" and is not, as far as can be seen from here; else "".
 
-    On its own host its process is looked for; elsewhere the last sign of life counts.
+    On its own host its process is looked for; elsewhere the last sign of life counts. One from the future is none: a
+    clock was set back.
     """
     if status.get("state") != "running":
         return ""
     gone = status.get("host") == socket.gethostname() and not _is_alive(status.get("pid"))
     try:
-        quiet = (datetime.now(UTC) - datetime.fromisoformat(str(status.get("updated")))).total_seconds() > SILENCE
+        age = datetime.now(UTC) - datetime.fromisoformat(str(status.get("updated")))
+        quiet = abs(age.total_seconds()) > SILENCE
     except (ValueError, TypeError):
         quiet = True
     return without_a_word(status) if gone or quiet else ""

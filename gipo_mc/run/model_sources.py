@@ -130,7 +130,7 @@ def _find(name: str, key: str) -> ModelSource:
     """What kind of source it is; nothing of a run is verified yet: `checkpoint`, or `folder` with all of them."""
     if not name:
         raise ConfigError(f"{key} is empty: give a run, a Hugging Face folder or a hub name. {NO_BUILTIN}")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if (path / manifest.FILE).is_file():
         return ModelSource(name, "run", path, path)
     if (path / "checkpoints").is_dir():

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from gipo_mc.config import Config, OptimizerConfig, as_yaml
 from gipo_mc.data.sets import DataSet
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens, tokens_hash
+from gipo_mc.errors import DataError
 from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.ops import describe_build
 from gipo_mc.parallel import runtime
@@ -86,7 +87,11 @@ class Session:
         named, template = override or str(source.folder), self.config.data.chat_template
         tokenizer = load_tokenizer(named, self.warn, chat_template=template)
         own = source.folder / "tokenizer.json"
-        if override and own.is_file() and not same_tokens(tokenizer, load_tokenizer(str(source.folder))):
+        if (
+            override
+            and own.is_file()
+            and not same_tokens(tokenizer, load_tokenizer(str(source.folder), chat_template=template))
+        ):
             self.warn(f"{source.name} has a tokenizer of its own, which gives the ids of {override} other meanings.")
         if warning := check_vocabulary(tokenizer, source.shape.vocab_size, source.name):
             self.warn(warning)
@@ -144,10 +149,17 @@ class Session:
     ) -> None:
         """Remember the training data that option `key` names, and who reads it: a run continues with the same rows.
 
-        named_domains: the names of the domains matter, too (a reward function is told them).
+        named_domains: the names of the domains matter, too (a reward function is told them). Raises DataError where the
+        ranks have read different rows.
         """
-        self.fixed.frozen["model.tokenizer"] = on_main(lambda: tokens_hash(tokenizer))
-        self.fixed.data[key] = on_main(lambda: rows.sources(named_domains=named_domains))
+        read = (tokens_hash(tokenizer), rows.sources(named_domains=named_domains))
+        main = on_main(lambda: read)
+        if any_rank(main != read):
+            raise DataError(
+                f"The ranks have read different rows of {key}, or with different tokenizers: a file was replaced while "
+                "the job started, or its machines have different copies. Give all the same files and start again."
+            )
+        self.fixed.frozen["model.tokenizer"], self.fixed.data[key] = main
         for text in rows.warnings():
             self.warn(text)
 

@@ -58,7 +58,7 @@ class DPOTask(Task):
         source = session.source(config.model.reference or config.model.policy, "model.reference")
         self._starts_as_reference = source.folder.resolve() == policy.folder.resolve()
         if not self._starts_as_reference:
-            _check_reads_the_same(source, tokenizer, config.model.tokenizer)
+            _check_reads_the_same(source, tokenizer, config)
             session.tokenizer(source, config.model.tokenizer or str(policy.folder))
         sizes = session.layout.tensor, session.layout.pipeline
         source.shape.check(*sizes, sequence_length=config.data.sequence_length)
@@ -203,11 +203,12 @@ def _unknown(pairs: int) -> np.ndarray:
     return np.full((pairs, 2), np.nan, dtype=np.float32)
 
 
-def _check_reads_the_same(reference: ModelSource, tokenizer: PreTrainedTokenizerBase, named: str) -> None:
+def _check_reads_the_same(reference: ModelSource, tokenizer: PreTrainedTokenizerBase, config: Config) -> None:
     """The log-probs of both models are of the same ids. A user who names one tokenizer vouches for that."""
-    if named or not (reference.folder / "tokenizer.json").is_file():
+    if config.model.tokenizer or not (reference.folder / "tokenizer.json").is_file():
         return
-    if not same_tokens(load_tokenizer(str(reference.folder)), tokenizer):
+    own = load_tokenizer(str(reference.folder), chat_template=config.data.chat_template)
+    if not same_tokens(own, tokenizer):
         raise ConfigError(
             f"model.reference={reference.name} has another tokenizer than the policy, so their log-probs cannot be "
             "compared: give a reference with the policy's tokenizer, or none (then it is the policy's start)."

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gipo_mc.errors import ConfigError
 from gipo_mc.parallel.disk import sync
+from gipo_mc.run.folder import checkpoint_around
 from gipo_mc.run.jsonl import storage_errors
 
 #: What a killed job left behind is removed after this many seconds.
@@ -32,6 +33,12 @@ def check_output(out: Path, replaceable: Sequence[str], overwrite: bool) -> None
 
     replaceable: patterns of names, relative to `out`, of what the command itself writes. Raises ConfigError.
     """
+    out = _place(out)
+    if around := checkpoint_around(out):
+        raise ConfigError(
+            f"{out} is or lies in the checkpoints {around} of a run, which would no longer be what their manifests "
+            "say: give another folder. Nothing was changed."
+        )
     if not out.exists():
         return
     if not out.is_dir():
@@ -51,6 +58,14 @@ def check_output(out: Path, replaceable: Sequence[str], overwrite: bool) -> None
             f"{out} is not empty (it holds {listed}): give a new folder, or add --overwrite to replace what it holds. "
             "Nothing was changed."
         )
+
+
+def _place(out: Path) -> Path:
+    """`out` without links. Raises ConfigError for the home of nobody, and for links in a circle."""
+    try:
+        return out.expanduser().resolve()
+    except RuntimeError as error:
+        raise ConfigError(f"{out} cannot be written: {error} Give another folder.") from error
 
 
 def check_file(out: Path, is_ours: Callable[[str], bool]) -> None:
@@ -89,7 +104,7 @@ def new_folder(
     After an error it is removed; what a killed job left goes away an hour later. Raises ConfigError as `check_output`,
     StorageError.
     """
-    out = out.expanduser().resolve()
+    out = _place(out)
     old = out.with_name(f".old-{out.name}")
 
     def begin() -> Path:

@@ -163,6 +163,10 @@ TABLE: list[Bad] = [
     *_each("convert_checkpoint", 4, "--to-hf {}/runs/manifest_deep {}/out", "--to-hf {}/runs/manifest_list {}/out"),
     *_each("convert_checkpoint", 4, "--to-hf {}/runs/manifest_types {}/out"),
     *_each("convert_checkpoint", 6, "--from-hf {}/policy {}/policy/config.json/x"),
+    *_each("convert_checkpoint", 2, "--check ~nobody-here/x", "--from-hf {}/policy ~nobody-here/x"),
+    *_each("generate", 2, f"model.policy=~nobody-here/x --prompt {WORD}"),
+    *_each("train_sft", 3, f"{_SIZE} data.demonstrations=[~nobody-here/x.jsonl] run.name=sft-nobody"),
+    *_each("train_sft", 2, f"{_SIZE} model.tokenizer=~nobody-here/x run.name=sft-nobody"),
     *_each("convert_checkpoint", 2, "--tensor 1000000000000000000000 --check {}/policy"),
     Bad("convert_checkpoint", ["--check", NASTY], 2),
     # ----------------------------------------------------------------------------------------------------- new models

@@ -108,7 +108,15 @@ def test_an_error_that_quotes_a_secret_shows_the_reference(folder: Path) -> None
     assert "qz7wk4vt9x" not in (folder / "run" / "run_status.json").read_text()
 
 
-@pytest.mark.parametrize("value", ["${oc.env:GIPO_TEST_TOKEN}", "${oc.decode:'[${oc.env:GIPO_TEST_TOKEN}'}"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "${oc.env:GIPO_TEST_TOKEN}",
+        "${oc.decode:'[${oc.env:GIPO_TEST_TOKEN}'}",
+        "${${oc.env:GIPO_TEST_TOKEN}}",
+        "${oc.create:'${oc.env:GIPO_TEST_TOKEN}'}",
+    ],
+)
 def test_a_configuration_that_is_refused_shows_no_secret(value: str) -> None:
     """Neither one of the wrong kind, nor one that cannot be resolved."""
     with pytest.raises(ConfigError) as error:

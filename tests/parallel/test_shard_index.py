@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
@@ -105,3 +107,10 @@ def test_a_damaged_index_is_a_sentence(shards: Path, tmp_path: Path) -> None:
             read_index(tmp_path)
     with pytest.raises(CheckpointError, match="is no index"):
         read_index(tmp_path / "nowhere")
+
+
+def test_what_the_index_calls_an_object_is_not_read() -> None:
+    """Behind `read_index`, which leaves such entries out: torch would unpickle them."""
+    item: Any = SimpleNamespace(storage_index=SimpleNamespace(fqn="x"))
+    with pytest.raises(CheckpointingException, match="x is an object in the checkpoint, not a tensor"):
+        sharded_files._Planner().load_bytes(item, None)

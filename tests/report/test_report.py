@@ -137,7 +137,16 @@ def test_text_from_data_stays_text(tmp_path):
     evil = "</text></svg><script>alert(1)</script>"
     path = write_run(
         tmp_path / "run",
-        [{"step": s, "reward/mean": 1.0, f"reward/domain/{evil}": 1.0, "reward/domain/$x_{": 2.0} for s in (1, 2)],
+        [
+            {
+                "step": s,
+                "reward/mean": 1.0,
+                f"reward/domain/{evil}": 1.0,
+                "reward/domain/$x_{": 2.0,
+                "reward/domain/\x1b[2J\u202e": 3.0,
+            }
+            for s in (1, 2)
+        ],
         {"state": "failed", "exit_code": 5, "message": evil, "command": "train_gi_ppo"},
         f"run: {{name: '{evil}'}}",
     )

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from gipo_mc.algorithms.state import Health
+from gipo_mc.algorithms.state import Health, RLState
 from gipo_mc.config import load_config
 from gipo_mc.data.synthetic import builtin_tokenizer
 from gipo_mc.errors import NumericsError
+from gipo_mc.rl import gi_ppo
 from gipo_mc.rl.metrics import PATIENCE, check_health, check_start
+from gipo_mc.rl.setup import restore
 from gipo_mc.rl.sifting import finite_rewards, sift
 from gipo_mc.types import Prompt
 from tests.rl.test_experience import experience
@@ -151,3 +154,15 @@ def test_a_policy_that_is_not_the_reference_it_starts_as_is_noticed() -> None:
     with pytest.raises(NumericsError, match=r"their KL must be 0, but their log-probs differ by 0\.001 nats"):
         check_start(replace(whole, outputs=drifted), torch.float32)
     check_start(replace(whole, outputs=drifted), torch.bfloat16)
+
+
+def test_what_a_run_remembers_is_saved_and_comes_back() -> None:
+    """Also what tells that something goes wrong: a run that is stopped each hour would never notice it else."""
+    health = Health(1.5, {"R_var": 0.2}, {"invalid": 2})
+    state = replace(RLState.initial(2), signal_std=0.5, health=health)
+    saved: dict[str, Any] = {}
+    session: Any = SimpleNamespace(save=lambda step, engines, tokenizers, state: saved.update(state))
+    setup: Any = SimpleNamespace(engines={}, tokenizers={})
+    gi_ppo._save(session, setup, state, 3)
+    session.resume = lambda engines: json.loads(json.dumps(saved))
+    assert restore(session, setup) == state

@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from gipo_mc.errors import ConfigError, StorageError
 from gipo_mc.run import folder as run_folder_module
-from gipo_mc.run.folder import RunFolder, now
+from gipo_mc.run import manifest
+from gipo_mc.run.folder import SILENCE, RunFolder, fell_silent, now
 from gipo_mc.run.metrics import MetricsLogger
 from tests.run.files import lines
 
@@ -36,6 +38,21 @@ def test_a_run_does_not_move_in_with_a_model(tmp_path):
         with pytest.raises(ConfigError, match=r"mine holds a model \(config\.json and safetensors\).*run\.name"):
             RunFolder.open(tmp_path, "mine", "train_sft", resume)
     assert {path.name for path in (tmp_path / "mine").iterdir()} == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("name", ["r/checkpoints", "r/checkpoints/new", "r/checkpoints/step_00000001/policy"])
+def test_a_run_does_not_move_into_checkpoints(tmp_path, name):
+    """A checkpoint with a run in it holds files that its manifest does not name: it would not be used again."""
+    step = tmp_path / "r" / "checkpoints" / "step_00000001"
+    step.mkdir(parents=True)
+    for file in (manifest.FILE, manifest.STATE):
+        (step / file).write_text("{}")
+    with pytest.raises(ConfigError, match=r"is or lies in the checkpoints .*run\.name"):
+        RunFolder.open(tmp_path, name, "train_sft", resume=True)
+    assert {path.name for path in (tmp_path / "r").rglob("*")} == {
+        "checkpoints", "step_00000001", "MANIFEST.json", "state.json"
+    }  # fmt: skip
+    RunFolder.open(tmp_path, "r", "train_sft", resume=True).close()
 
 
 def test_a_second_job_is_refused_and_told_who_holds_the_folder(tmp_path):
@@ -65,6 +82,8 @@ def test_the_lock_of_a_killed_job_is_gone(tmp_path):
 
 def test_status_is_written_whole_and_read_back(folder):
     folder.write_status("running", step=3)
+    folder.write_status("requeue", 75, "row 3: \u202e\x9b\x1b", 12)
+    assert folder.status.read_bytes().isascii(), "a terminal that shows the file acts on nothing in it"
     folder.write_status("requeue", 75, "saved, asked to stop", 12)
     status = json.loads(folder.status.read_text())
     assert (status["state"], status["exit_code"], status["step"]) == ("requeue", 75, 12)
@@ -133,3 +152,23 @@ def test_what_a_rank_said_of_a_refused_start_stands_when_the_others_are_asked_to
     assert RunFolder(tmp_path / "run").read_status()["exit_code"] == 2
     RunFolder(tmp_path / "run", started="9999").note("requeue", 75, "asked to stop")  # a later start
     assert RunFolder(tmp_path / "run").read_status()["exit_code"] == 75
+
+
+def test_a_sign_of_life_is_written_while_the_run_runs_and_not_after(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.write_status("running", step=3)
+    monkeypatch.setattr(run_folder_module, "now", lambda: "later")
+    folder.beat()
+    assert (folder.read_status()["updated"], folder.read_status()["step"]) == ("later", 3)
+    folder.write_status("done", 0)
+    monkeypatch.setattr(run_folder_module, "now", lambda: "much later")
+    folder.beat()
+    assert folder.read_status()["updated"] == "later"
+
+
+@pytest.mark.parametrize("seconds", [-2 * SILENCE, -0.5 * SILENCE, 0.5 * SILENCE, 2 * SILENCE])
+def test_a_run_elsewhere_is_believed_by_its_last_sign_of_life(seconds):
+    """One from the future is none: the clock was set back since."""
+    updated = datetime.now(UTC) + timedelta(seconds=seconds)
+    status = {"state": "running", "host": "elsewhere", "pid": 1, "step": 4, "updated": updated.isoformat()}
+    assert ("ended without a word after step 4" in fell_silent(status)) == (abs(seconds) > SILENCE)

@@ -141,6 +141,26 @@ def test_a_run_of_before_continues_with_its_checkpoints(place: Path) -> None:
     assert [("sha256" in kind, "blake3" in kind) for kind in kinds] == [(True, False), (False, True)]
 
 
+def _full_at_the_config(rank: int, folder: Path) -> list[str]:
+    replace = os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if Path(target).name == "config.yaml":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    os.replace = full  # type: ignore[assignment]  # this process is the test's own
+    return _attempts(rank, folder, [["run.iterations=4"]])
+
+
+def test_a_config_that_cannot_be_written_is_the_old_one(place: Path) -> None:
+    config = place / "run" / "config.yaml"
+    before = config.read_text()
+    (outcome,) = run_ranks(_full_at_the_config, 1, place)[0]
+    assert outcome.startswith("6: ") and "config.yaml cannot be written" in outcome
+    assert config.read_text() == before and not list(config.parent.glob(".config*"))
+
+
 # ------------------------------------------------------------------------------------------------- of somebody else
 def _foreign(place: Path) -> Path:
     return (place / "run").rename(place / "other")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,14 +11,19 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gipo_mc.algorithms.advantages import response_mask
+from gipo_mc.config import Config, DataConfig
+from gipo_mc.data.synthetic import builtin_tokenizer
+from gipo_mc.errors import ConfigError, DataError
 from gipo_mc.parallel.timing import Phases
 from gipo_mc.rl import gi_ppo
 from gipo_mc.rl.evaluate import evaluate_policy
 from gipo_mc.rl.rollout import roll_out, take_prompts
 from gipo_mc.rl.scoring import score
 from gipo_mc.rl.setup import restore, set_up
-from gipo_mc.run.session import open_session
+from gipo_mc.run.session import Session, open_session
+from gipo_mc.supervised import dpo
 from gipo_mc.tools.conversion import to_hf
+from tests.chat import chat_tokenizer
 from tests.ranks import LAYOUTS, run_ranks
 from tests.runs import read_metrics, rl_config, save_models
 
@@ -104,3 +110,45 @@ def test_fewer_evaluation_prompts_than_replicas(tmp_path: Path) -> None:
     (alone,) = run_ranks(_evaluate, 1, tmp_path / "one", models)
     for found in run_ranks(_evaluate, 2, tmp_path / "two", models):
         assert found == pytest.approx(alone, rel=1e-4)
+
+
+def _stand_in(**data: Any) -> Any:
+    return SimpleNamespace(config=Config(data=DataConfig(**data)), said=[], fixed=SimpleNamespace(frozen={}, data={}))
+
+
+def _read(rank: int, rows: list[str]) -> str:
+    """Rank 1 reads the last of `rows`, rank 0 the first."""
+    session = _stand_in()
+    data = SimpleNamespace(sources=lambda named_domains: [{"sha256": rows[-rank]}], warnings=list)
+    try:
+        Session.trains_on(session, "data.prompts", data, builtin_tokenizer())  # type: ignore[arg-type]
+    except DataError as error:
+        return str(error)
+    return str(session.fixed.data)
+
+
+def test_ranks_that_read_different_rows_do_not_train(tmp_path: Path) -> None:
+    """A file that is replaced while a job starts, or nodes with copies of their own."""
+    assert run_ranks(_read, 2, ["a", "a"]) == ["{'data.prompts': [{'sha256': 'a'}]}"] * 2
+    for said in run_ranks(_read, 2, ["a", "b"]):
+        assert "The ranks have read different rows of data.prompts" in said
+
+
+def test_a_tokenizer_is_compared_as_it_is_read(tmp_path: Path) -> None:
+    """The template ends turns with a token that only the run calls its EOS; the base model's folder does not yet."""
+    base, run = tmp_path / "base", tmp_path / "run"
+    for folder, eos in ((base, "<|end|>"), (run, "<|turn|>")):
+        chat_tokenizer(eos_token=eos, pad_token="<|reserved_0|>").save_pretrained(folder)
+    source: Any = SimpleNamespace(folder=base, name="base", shape=SimpleNamespace(vocab_size=261))
+    for template in (True, False):
+        session = _stand_in(chat_template=template)
+        session.warn = session.said.append
+        tokenizer = Session.tokenizer(session, source, str(run))
+        assert [text for text in session.said if "a tokenizer of its own" in text][:1] == (
+            [] if template else [f"base has a tokenizer of its own, which gives the ids of {run} other meanings."]
+        )
+        if template:
+            dpo._check_reads_the_same(source, tokenizer, session.config)
+        else:
+            with pytest.raises(ConfigError, match="another tokenizer than the policy"):
+                dpo._check_reads_the_same(source, tokenizer, session.config)

@@ -19,6 +19,7 @@ import pytest
 from gipo_mc.errors import ConfigError, DataError, GipoError, Requeue, StorageError
 from gipo_mc.rl import gi_ppo
 from gipo_mc.run import checkpoint
+from gipo_mc.run import watch as watch_module
 from gipo_mc.run.folder import RunFolder
 from gipo_mc.run.outcome import outcome_kept, refusal_noted
 from gipo_mc.run.session import Session
@@ -238,6 +239,25 @@ def test_a_hang_ends_at_the_time_out_with_the_stack_of_each_rank(
         assert "reward_functions.py" in said[0] and "on_main" in said[1]
     else:
         assert "time.sleep(60)" in said[1]
+
+
+def _lives(rank: int, folder: Path) -> str:
+    """What run_status.json says of the time, once it says something else than at the start."""
+    watch_module.BEAT, watch_module.LOOK = 0.01, 0.01
+    run = RunFolder(folder)
+    run.write_status("running")
+    run._status["updated"] = "at the start"
+    run._put_status()
+    watch = Watch(run, lambda *_: None, 1.0)
+    deadline = time.monotonic() + 10
+    while run.read_status()["updated"] == "at the start" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    watch.close()
+    return str(run.read_status()["updated"])
+
+
+def test_a_run_gives_signs_of_life(tmp_path: Path) -> None:
+    assert run_ranks(_lives, 1, tmp_path) != ["at the start"]
 
 
 def _end_with(rank: int, folder: Path, message: str) -> None:

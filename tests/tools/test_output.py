@@ -60,6 +60,35 @@ def test_what_no_model_holds_is_never_replaced(name: str, tmp_path: Path) -> Non
         write(tmp_path / "config.json")
 
 
+@pytest.mark.parametrize("name", ["policy", "new"])
+def test_nothing_is_written_into_a_checkpoint(name: str, tmp_path: Path) -> None:
+    """Its own model folder holds nothing but what --overwrite may replace."""
+    step = tmp_path / "run" / "checkpoints" / "step_00000001"
+    (step / "policy").mkdir(parents=True)
+    for file in ("MANIFEST.json", "state.json", "policy/config.json"):
+        (step / file).write_text("old")
+    (tmp_path / "link").symlink_to(step)
+    before = contents(tmp_path)
+    for out in (step / name, tmp_path / "link" / name, step.parent / "new"):
+        with pytest.raises(ConfigError, match=r"is or lies in the checkpoints .*run/checkpoints"):
+            write(out, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/out", "loop", "loop/out"])
+def test_a_place_that_there_is_not_is_one_sentence(name: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ConfigError, match=r"cannot be written: .* Give another folder\."):
+        write(Path(name) if name.startswith("~") else tmp_path / name)
+
+
+def test_a_link_stays_a_link_to_what_was_written(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write(tmp_path / "link")
+    write(tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink() and contents(tmp_path / "real") == {"config.json": "new"}
+
+
 def test_an_import_replaces_an_import_and_no_run(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step_00000000").mkdir(parents=True)
     with pytest.raises(ConfigError, match="--overwrite"):

@@ -54,6 +54,7 @@ class SafetensorsFolder:
         self.folder = Path(folder)
         self._open: dict[str, Any] = {}
         self.files = self._find()
+        self._check_index()
         self.shapes = {name: tuple(self._slice(name).get_shape()) for name in self.files}
 
     def read(self, name: str, rows: slice, columns: slice = slice(None)) -> Tensor:
@@ -91,6 +92,17 @@ class SafetensorsFolder:
                     f"{path} is not a readable safetensors file ({error}): copy the checkpoint again."
                 ) from error
         return self._open[name]
+
+    def _check_index(self) -> None:
+        """Files hold what the index places in them and nothing more: transformers reads all that is in a file, and of
+        two tensors of one name it may take the other."""
+        for file in dict.fromkeys(self.files.values()):
+            if strange := sorted(name for name in self._file(file).keys() if self.files.get(name) != file):  # noqa: SIM118
+                place = self.files.get(strange[0], "no file")
+                raise CheckpointError(
+                    f"{self.folder / file} holds {strange[0]}, which {INDEX} places in {place}: they are of two "
+                    "checkpoints, or one was changed. Copy the whole checkpoint again, or save the model anew."
+                )
 
     def _find(self) -> dict[str, str]:
         """Tensor name -> file name."""

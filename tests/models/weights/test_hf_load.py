@@ -172,6 +172,23 @@ def test_an_index_cannot_lead_out_of_its_folder(name: Any, tmp_path: Path) -> No
         SafetensorsFolder(inside)
 
 
+@pytest.mark.parametrize("listed", [True, False], ids=["in another file", "nowhere"])
+def test_a_tensor_that_the_index_does_not_place_in_its_file_is_refused(listed: bool, tmp_path: Path) -> None:
+    """transformers reads all of a file: the last one with a name decides, whatever the index says."""
+    save_lm(tmp_path, shard="20KB")
+    index = json.loads((tmp_path / INDEX).read_text())
+    own = index["weight_map"]["model.norm.weight"]
+    file = next(name for name in sorted(index["weight_map"].values()) if name != own)
+    save_file(load_file(tmp_path / file) | {"model.norm.weight": torch.full((32,), 9.0)}, tmp_path / file)
+    if not listed:
+        del index["weight_map"]["model.norm.weight"]
+        (tmp_path / INDEX).write_text(json.dumps(index))
+    with pytest.raises(
+        CheckpointError, match=rf"{file} holds model\.norm\.weight, which .* places in {own if listed else 'no file'}"
+    ):
+        SafetensorsFolder(tmp_path)
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     save_lm(tmp_path, shard="20KB")
     shard = sorted(tmp_path.glob("model-*.safetensors"))[1]

@@ -69,7 +69,9 @@ def test_a_reward_that_is_read_elsewhere_is_found(tmp_path: Path, monkeypatch: p
     save_reward(tmp_path, pad_token_id=7, eos_token_id=7)
     monkeypatch.setattr(MicroBatch, "reward_B", lambda batch, pad_id: batch.last_B)  # as it was once
     parallel, ranks = parallel_config()
-    for line in run_ranks(scores, ranks, parallel, tmp_path)[0]:
+    found = run_ranks(scores, ranks, parallel, tmp_path)[0]
+    assert len(found) == 2, "alone and padded"
+    for line in found:
         assert not line.passed and "4 of them differ" in line.found
 
 
@@ -88,6 +90,15 @@ def test_an_end_id_that_the_model_cannot_say_ends_nothing(tmp_path: Path) -> Non
     found = run_ranks(check, 1, parallel_config()[0], tmp_path)[0]
     (ends,) = [line for line in found if line.what.startswith("end ids")]
     assert ends.passed and ends.found == "here 7, 9; there 9, 7"
+
+
+def test_a_model_that_never_ends_in_transformers_fails_the_check(tmp_path: Path) -> None:
+    """generation_config.json takes the place of the EOS in config.json, and names none that the model can say."""
+    save_lm(tmp_path, eos_token_id=7)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5000]}))
+    found = run_ranks(check, 1, parallel_config()[0], tmp_path)[0]
+    (ends,) = [line for line in found if line.what.startswith("end ids")]
+    assert not ends.passed and ends.found == "here 7; there none"
 
 
 def with_readers(rank: int, folder: Path, readers: list[str]) -> list[Check]:

@@ -48,6 +48,7 @@ def steps(options: argparse.Namespace, gpu: dict[str, Any], work: Path) -> list[
         Step("cuda_tests", [[*pytest, "-m", "gpu", "tests/ops"]], 120, read_pytest),
         *_small_cases(device),
         *_trainings(device, work / "runs"),
+        _decode(options, work / "decode.json"),
         _benchmark(options, work / "kernels.json"),
         _sampling(options, work / "sampling.json"),
         Step("cpp_tests", [[*pytest, "tests/csrc"]], 180, read_pytest),
@@ -91,7 +92,15 @@ def _trainings(device: str, runs: Path) -> list[Step]:
         Step("sft", [train("sft", 30)], 120, lambda _: read_metrics(runs / "sft")),
         Step("reward_model", [train("reward", 30, policy)], 120, lambda _: read_metrics(runs / "reward")),
         Step("gi_ppo", [train("gi_ppo", 3, policy, reward)], 150, lambda _: read_metrics(runs / "gi_ppo")),
+        Step("resume", [train("gi_ppo", 5, policy, reward)], 120, lambda _: read_metrics(runs / "gi_ppo")),
     ]
+
+
+def _decode(options: argparse.Namespace, figures: Path) -> Step:
+    """Generation of a Llama of 1B beside transformers'."""
+    command = [sys.executable, "benchmarks/gpu/decode.py", "--device", options.device, "--out", str(figures)]
+    command += ["--tiny"] if options.quick else []
+    return Step("decode", [command], 120, lambda _: {"record": json.loads(figures.read_text())})
 
 
 def _benchmark(options: argparse.Namespace, figures: Path) -> Step:

@@ -20,6 +20,7 @@ from gipo_mc.generation.megatron import MegatronEngine
 from gipo_mc.models.stage import StageModel
 from gipo_mc.ops import describe_build
 from gipo_mc.parallel import runtime
+from gipo_mc.rl.rollout import limits_of
 from gipo_mc.run.model_sources import load_model, resolve
 from gipo_mc.run.session import Session
 
@@ -29,7 +30,8 @@ MICRO_BATCH = 16
 
 def our_engine(model: StageModel, config: Config) -> RolloutEngine:
     """The engine of a configuration; the one place here that knows its class."""
-    return MegatronEngine(model, config.rollout.micro_batch_size)
+    longest = config.data.prompt_length + config.rollout.max_new_tokens
+    return MegatronEngine(model, limits_of(config), longest)
 
 
 def about() -> dict[str, Any]:

@@ -1,5 +1,5 @@
 // The CPU side of ops A, B and C: instruction set, element type and threads are chosen here; the rows are worked on in
-// token_statistics.cpp, group_objective.cpp and shape_and_gae.cpp.
+// token_statistics.cpp, group_objective.cpp and shape_and_gae.cpp. The same for the paged cache is in paged_cache.cpp.
 #include "cpu.h"
 
 #include <cstdlib>

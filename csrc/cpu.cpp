@@ -1,5 +1,6 @@
 // The CPU side of ops A to D: instruction set, element type and threads are chosen here; the rows are worked on in
-// token_statistics.cpp, group_objective.cpp, shape_and_gae.cpp and sampling.cpp.
+// token_statistics.cpp, group_objective.cpp, shape_and_gae.cpp and sampling.cpp. The same for the paged cache is in
+// paged_cache.cpp.
 #include "cpu.h"
 
 #include <cstdlib>

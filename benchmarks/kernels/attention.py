@@ -41,9 +41,15 @@ def attention_case(
 
     @cache
     def truth(_: frozenset[str]) -> Tensors:
-        exact = {name: x.double() if x.is_floating_point() else x for name, x in given.items()}
-        for name in ("query_NHD", "slot_N", "length_N"):
-            exact[name] = exact[name][:_COMPARED]
+        some, table_SP = slice(0, _COMPARED), given["page_table_SP"][:_COMPARED].long()
+        own = torch.arange(table_SP.numel(), device=device).view(table_SP.shape)  # the pages of these slots alone
+        exact = {
+            "query_NHD": given["query_NHD"][some].double(),
+            **{name: given[name][table_SP.flatten()].double() for name in ("key_pool", "value_pool")},
+            "page_table_SP": own.int(),
+            "slot_N": given["slot_N"][some],
+            "length_N": given["length_N"][some],
+        }
         return {"out": reference_attention.paged_attention(**exact, scale=width**-0.5)}
 
     size = given["query_NHD"].element_size()

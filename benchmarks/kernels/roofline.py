@@ -9,6 +9,7 @@ from benchmarks.common.machine import show_machine
 
 _TITLES = {
     "token_statistics": "A, token statistics",
+    "paged_attention": "Attention over a paged cache",
     "token_objective": "A and B from logits",
     "group_objective": "B, group objective",
     "shape_and_gae": "C, shaping and GAE",

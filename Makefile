@@ -66,7 +66,7 @@ demo: $(STAMP) ## SFT, reward model, PPO and GI-PPO on the built-in task, ending
 test: $(STAMP) ## the tests (about 11 minutes on two cores)
 	@$(PYTHON) -m pytest $(WORKERS) $(ARGS)
 
-test-vllm: $(VLLM_VENV)/installed.stamp ## the tests of vLLM as rollout engine, with its CPU build (4 minutes)
+test-vllm: $(VLLM_VENV)/installed.stamp ## the tests of vLLM as rollout engine, with its CPU build (5 minutes)
 	@$(VLLM_VENV)/bin/python -m pytest -n 0 tests/generation/vllm $(ARGS)
 
 digests: $(STAMP) ## digests of whole runs against the record: for a change that is meant to change no number

@@ -45,7 +45,7 @@ def steps(options: argparse.Namespace, gpu: dict[str, Any], work: Path) -> list[
     return [
         _build(device, gpu),
         Step("doctor", [doctor], 60, read_doctor),
-        Step("cuda_tests", [[*pytest, "-m", "gpu", "tests/ops"]], 120, read_pytest),
+        Step("cuda_tests", [[*pytest, "-m", "gpu", "tests/ops", "tests/generation"]], 120, read_pytest),
         *_small_cases(device),
         *_trainings(device, work / "runs"),
         _decode(options, work / "decode.json"),

@@ -4,10 +4,10 @@
     make soak N=20 SEED=7                        or: python tests/soak/soak.py --kills 20 --seed 7
 
 SFT, reward model, DPO, PPO and GI-PPO on the built-in task, in the layouts 1, TP2, DP2, PP2 and TP2 x PP2. A run loses
-a random rank to SIGKILL at a random moment, one to three times, wherever it is then: reading, training, logging, in a save or in
-a start. The other ranks are ended two seconds later, if they have not left, as torchrun does. Then every checkpoint
-that can be seen has to verify; and the run, started again with the same command, has to end with the bytes of the
-undisturbed one: shards, state, metrics, samples.
+a random rank to SIGKILL at a random moment, one to three times, wherever it is then: reading, training, logging, in a
+save or in a start. The other ranks are ended two seconds later, if they have not left, as torchrun does. Then every
+checkpoint that can be seen has to verify; and the run, started again with the same command, has to end with the bytes
+of the undisturbed one: shards, state, metrics, samples.
 
 Exit code: 0 all ended so, 1 one did not (its folder is kept and named).
 """

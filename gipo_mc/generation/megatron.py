@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gipo_mc.generation.checks import check_prompts, check_uniforms
 from gipo_mc.generation.engine import Generated, Progress, Sampling
-from gipo_mc.generation.memory import Limits, page_budget
+from gipo_mc.generation.memory import PREFILL_TOKENS, Limits, page_budget
 from gipo_mc.generation.rows import Rows
 from gipo_mc.generation.schedule import Schedule
 from gipo_mc.generation.stage_work import StageWork
@@ -88,7 +88,7 @@ class MegatronEngine:
             sampling.max_new_tokens,
             slots=slots,
             pages=work.cache.pages,
-            prefill_tokens=self.limits.prefill_tokens,
+            prefill_tokens=self.limits.prefill_tokens or PREFILL_TOKENS[self.layout.device.type],
             groups=self.layout.pipeline,
         )
         counts = Ticks(work, schedule, self.look_every, on_step).run()

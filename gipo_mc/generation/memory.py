@@ -19,16 +19,21 @@ from gipo_mc.parallel.layout import Layout
 _SHARE = 0.5
 
 
+#: Prompt tokens of one pass: enough to fill a GPU; on a CPU so few that what a layer makes of them stays in its caches.
+PREFILL_TOKENS = {"cuda": 8192, "cpu": 512}
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one rank spends on generation.
 
-    slots: rows that decode at a time; 0: all rows of the batch. prefill_tokens: prompt tokens of one pass.
+    slots: rows that decode at a time; 0: all rows of the batch.
+    prefill_tokens: prompt tokens of one pass; 0: `PREFILL_TOKENS`.
     kv_cache_gib: GiB of the KV cache on a rank; 0: half of the memory that is free.
     """
 
     slots: int = 0
-    prefill_tokens: int = 8192
+    prefill_tokens: int = 0
     kv_cache_gib: float = 0.0
 
 

@@ -123,9 +123,9 @@ class CachedForward:
             )
         if keep_n is not None:
             seen_NC, x_NH = seen_NC[keep_n], x_NH[keep_n]
-        x_NH = x_NH + self._sum(F.linear(seen_NC, layer.proj))
+        x_NH = self._sum(F.linear(seen_NC, layer.proj)).add_(x_NH)
         gate_NF, up_NF = F.linear(self._norm(x_NH, layer.feed_forward_norm), layer.gate_up).chunk(2, dim=-1)
-        return x_NH + self._sum(F.linear(F.silu(gate_NF) * up_NF, layer.down))
+        return self._sum(F.linear(F.silu(gate_NF).mul_(up_NF), layer.down)).add_(x_NH)
 
     def _attend_prompts(self, number: int, query_NHD: Tensor, tokens: Tokens, cache: KVCache) -> Tensor:
         """Causal attention within each prompt, by torch's kernels (flash attention on a GPU): no mask, no padding."""

@@ -65,7 +65,7 @@ class Generated:
     response_length_B: int64 [B], >= 1, counts the id that ended it and the tokens of a stop string.
     sampler_logp_BT: float32 [B, T], see `Rollout`; 0 in the padding.
     truncated_B: bool [B], True where max_new_tokens came before eos_id, one of stop_ids, or a stop.
-    counts: what it took, for the log; see `ticks.Ticks.run`. Engines may leave it empty.
+    counts: what it took, for the log, under the same names on all replicas, those without prompts too; may be empty.
     """
 
     response_BT: Tensor

@@ -27,7 +27,7 @@ from gipo_mc.generation.memory import PREFILL_TOKENS, Limits, page_budget
 from gipo_mc.generation.rows import Rows
 from gipo_mc.generation.schedule import Schedule
 from gipo_mc.generation.stage_work import StageWork
-from gipo_mc.generation.ticks import Ticks
+from gipo_mc.generation.ticks import COUNTS, Ticks
 from gipo_mc.models.kv_cache import KVCache, pages_for
 from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel.layout import Layout
@@ -79,7 +79,7 @@ class MegatronEngine:
         check_prompts(prompts, sampling, self.model.vocab_size, self.model.max_sequence_length)
         uniforms_BT = None if sampling.greedy else check_uniforms(uniforms_BT, len(prompts), sampling.max_new_tokens)
         if not prompts:
-            return Rows(0, sampling, self.layout.device).generated({})
+            return Rows(0, sampling, self.layout.device).generated(dict.fromkeys(COUNTS, 0.0))
         slots = self._slots(len(prompts))
         work = self._work(prompts, sampling, slots)
         work.rows.start(list(map(len, prompts)), uniforms_BT)

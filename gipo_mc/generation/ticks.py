@@ -16,6 +16,10 @@ from gipo_mc.generation.stage_work import StageWork
 from gipo_mc.models.kv_cache import page_bytes
 
 
+#: What `Ticks.run` counts; a replica without prompts says that it took none of them.
+COUNTS = ("positions", "prefill_passes", "prefill_tokens", "decode_tokens", "kv_cache_gib")
+
+
 class Ticks:
     """One batch on one rank. Same course on every rank of the replica.
 
@@ -122,10 +126,11 @@ class Ticks:
     def _result(self) -> dict[str, float]:
         work, counts = self._work, self._counts
         each = page_bytes(work.model.shape, work.layout, work.model.config.params_dtype)
-        return {
-            "positions": counts["decode_passes"] / work.layout.pipeline,
-            "prefill_passes": counts["prefill_passes"] / work.layout.pipeline,
-            "prefill_tokens": float(counts["prefill_tokens"]),
-            "decode_tokens": float(counts["decode_tokens"]),
-            "kv_cache_gib": self._schedule.pages.most_held * each / 2**30,
-        }
+        found = (
+            counts["decode_passes"] / work.layout.pipeline,
+            counts["prefill_passes"] / work.layout.pipeline,
+            float(counts["prefill_tokens"]),
+            float(counts["decode_tokens"]),
+            self._schedule.pages.most_held * each / 2**30,
+        )
+        return dict(zip(COUNTS, found, strict=True))

@@ -302,3 +302,10 @@ def test_stop_strings_between_two_looks(folder: Path, prompts: list[Prompt], gre
         assert torch.equal(other.truncated_B, each.truncated_B)
         assert torch.equal(other.response_BT, each.response_BT)
         torch.testing.assert_close(other.sampler_logp_BT, each.sampler_logp_BT, rtol=0, atol=1e-5)
+
+
+def test_fewer_prompts_than_replicas(folder: Path, prompts: list[Prompt], eos_id: int) -> None:
+    """The replica without prompts takes part in the exchange all the same."""
+    first, second = on_ranks(folder, LAYOUTS["DP2"], lambda model, layout: rollout(model, layout, prompts[:1], eos_id))
+    assert responses(first) == responses(second) and dict(first.counts) == dict(second.counts)
+    assert first.counts["prefill_tokens"] == PROMPT_LENGTHS[0]

@@ -15,7 +15,6 @@ from gipo_mc.generation.schedule import Job, Prefill, Schedule
 from gipo_mc.generation.stage_work import StageWork
 from gipo_mc.models.kv_cache import page_bytes
 
-
 #: What `Ticks.run` counts; a replica without prompts says that it took none of them.
 COUNTS = ("positions", "prefill_passes", "prefill_tokens", "decode_tokens", "kv_cache_gib")
 

@@ -2,7 +2,7 @@
 // each twice with different numbers of threads, which must give the same bits, and half precision against float64.
 #include <thread>
 
-#include "cases.h"
+#include "cache_cases.h"
 
 using namespace gipo;
 

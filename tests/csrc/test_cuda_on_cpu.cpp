@@ -4,7 +4,7 @@
 #include <cstring>
 #include <limits>
 
-#include "cases.h"
+#include "cache_cases.h"
 
 using namespace gipo;
 

@@ -24,7 +24,7 @@ struct Slice {
     uint4 pack[aligned ? kPacks : 1];
     float number[aligned ? 1 : kSlice];
 
-    __device__ __forceinline__ void load(const T* row, int64_t d, int64_t width) {
+    __device__ __forceinline__ void load(const T* row, int d, int width) {
 #pragma unroll
         for (int k = 0; k < (aligned ? kPacks : kSlice); ++k) {
             if constexpr (aligned) {
@@ -71,103 +71,111 @@ __device__ __forceinline__ float higher(float a, float b) {
 template <class T, int lanes, int heads, bool aligned>
 __global__ void __launch_bounds__(kThreads, 2)
     chunks_kernel(QueryRows in, PagedCache cache, float scale, int64_t chunks,
-                  float* __restrict__ parts) {                   // [rows, heads, chunks, part_size] out
-    constexpr int kKeys = kWarp / lanes;                         // keys of a load
-    constexpr int kLoads = sizeof(T) == 4 || heads > 2 ? 2 : 4;  // loads of keys, and of values, on their way at a time
-    const int64_t width = cache.width, blocks = (in.queries + heads - 1) / heads;
-    const int64_t key = threadIdx.x % kWarp / lanes, d = threadIdx.x % lanes * kSlice;
-    for (int64_t item = blockIdx.x * static_cast<int64_t>(kWarps) + threadIdx.x / kWarp;
-         item < in.rows * cache.heads * chunks * blocks; item += static_cast<int64_t>(gridDim.x) * kWarps) {
-        const int64_t block = item % blocks, chunk = item / blocks % chunks, head = item / blocks / chunks;
-        const int64_t n = head / cache.heads, group = head % cache.heads, slot = in.slot[n];
-        const int64_t begin = chunk * kChunk, length = in.length[n];
-        if (begin >= length) continue;
-        const int64_t end = length < begin + kChunk ? length : begin + kChunk;
-        const int64_t first = head * in.queries + block * heads;  // query head, counted over all rows
-        const int64_t here = in.queries - block * heads;          // query heads that there are
+                  float* __restrict__ parts) {  // [rows, heads, chunks, part_size] out
+    constexpr int kKeys = kWarp / lanes;        // keys of a load
+    // Loads of keys, and of values, that are on their way at a time.
+    constexpr int kLoads = (heads > 2 ? 2 : 4) / (sizeof(T) == 4 ? 2 : 1);
+    const int width = static_cast<int>(cache.width), lane = static_cast<int>(threadIdx.x) % kWarp;
+    const int d = lane % lanes * kSlice;
+    const int64_t item = blockIdx.x * static_cast<int64_t>(kWarps) + threadIdx.x / kWarp;
+    const int64_t blocks = (in.queries + heads - 1) / heads, block = item % blocks;
+    const int64_t chunk = item / blocks % chunks, head = item / blocks / chunks;  // key head, counted over all rows
+    if (head >= in.rows * cache.heads) return;
+    const int64_t n = head / cache.heads, left = in.length[n] - chunk * kChunk;
+    if (left <= 0) return;
+    const int count = static_cast<int>(left < kChunk ? left : kChunk);
+    const int64_t first = head * in.queries + block * heads;        // query head, counted over all rows
+    const int here = static_cast<int>(in.queries - block * heads);  // query heads that there are
 
-        float query[heads][kSlice];
-        Share share[heads];
+    Slice<T, aligned> query[heads];  // as they are stored, which takes fewer registers
+    Share share[heads];
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+        query[h].load(h < here ? static_cast<const T*>(in.query) + (first + h) * width : nullptr, d, width);
+        share[h] = Share{minus_infinity<float>(), 0.0f, {}};
+    }
+    // Where the chunk's pages are looked up: nowhere for a slot that is not there.
+    const int64_t slot = in.slot[n], pages_left = cache.slot_pages - chunk * (kChunk / kPage);
+    const int pages = static_cast<int>(slot >= 0 && slot < cache.slots ? pages_left : 0);
+    const int32_t* table = cache.table + slot * cache.table_stride + chunk * (kChunk / kPage);
+    const int64_t group = head % cache.heads;
+    // All threads of a warp leave the loop together, which the compiler would not see without the vote.
+#pragma unroll 1
+    for (int step = 0; __any_sync(kAllLanes, step < count); step += kLoads * kKeys) {
+        Slice<T, aligned> keys[kLoads], values[kLoads];
+        float absent[kLoads];  // added to the score: -Inf where nothing is seen, NaN where the page is not there
+#pragma unroll
+        for (int u = 0; u < kLoads; ++u) {
+            const int t = step + u * kKeys + lane / lanes;
+            const int64_t page = t < count && t / kPage < pages ? table[t / kPage] : -1;
+            const bool there = page >= 0 && page < cache.pages;
+            const int64_t row = tile_of(cache, page, group) + t % kPage * width;
+            keys[u].load(there ? static_cast<const T*>(cache.keys) + row : nullptr, d, width);
+            values[u].load(there ? static_cast<const T*>(cache.values) + row : nullptr, d, width);
+            absent[u] = t >= count ? minus_infinity<float>() : there ? 0.0f : nanf("");
+        }
+        float score[kLoads][heads];
 #pragma unroll
         for (int h = 0; h < heads; ++h) {
-            Slice<T, aligned> slice;
-            slice.load(h < here ? static_cast<const T*>(in.query) + (first + h) * width : nullptr, d, width);
-            slice.get(query[h]);
-            share[h] = Share{minus_infinity<float>(), 0.0f, {}};
-#pragma unroll
-            for (int k = 0; k < kSlice; ++k) query[h][k] *= scale;
-        }
-        for (int64_t step = begin; step < end; step += kLoads * kKeys) {
-            Slice<T, aligned> keys[kLoads], values[kLoads];
-            float absent[kLoads];  // added to the score: of a position that is not seen -Inf, of a page that is not
-                                   // there NaN
+            float asked[kSlice];
+            query[h].get(asked);
 #pragma unroll
             for (int u = 0; u < kLoads; ++u) {
-                const int64_t position = step + u * kKeys + key;
-                const int64_t page = position < end ? page_of(cache, slot, position) : -1;
-                const int64_t row = tile_of(cache, page, group) + position % kPage * width;
-                keys[u].load(page < 0 ? nullptr : static_cast<const T*>(cache.keys) + row, d, width);
-                values[u].load(page < 0 ? nullptr : static_cast<const T*>(cache.values) + row, d, width);
-                absent[u] = position >= end ? minus_infinity<float>() : page < 0 ? nanf("") : 0.0f;
-            }
-            float score[kLoads][heads];
-#pragma unroll
-            for (int u = 0; u < kLoads; ++u) {
-                float numbers[kSlice];
+                float numbers[kSlice], total = 0.0f;
                 keys[u].get(numbers);
 #pragma unroll
-                for (int h = 0; h < heads; ++h) {
-                    float total = 0.0f;
+                for (int k = 0; k < kSlice; ++k) total = fused(asked[k], numbers[k], total);
 #pragma unroll
-                    for (int k = 0; k < kSlice; ++k) total = fused(query[h][k], numbers[k], total);
-#pragma unroll
-                    for (int mask = lanes / 2; mask > 0; mask /= 2) total += from_lane(total, mask);
-                    score[u][h] = total + absent[u];
-                }
-            }
-#pragma unroll
-            for (int h = 0; h < heads; ++h) {
-                float highest = share[h].maximum;
-#pragma unroll
-                for (int u = 0; u < kLoads; ++u) highest = higher(highest, score[u][h]);
-                share[h].raise(highest);
-#pragma unroll
-                for (int u = 0; u < kLoads; ++u) {
-                    score[u][h] = fold_exponent(score[u][h], highest);
-                    share[h].sum += score[u][h];
-                }
-            }
-#pragma unroll
-            for (int u = 0; u < kLoads; ++u) {
-                float numbers[kSlice];
-                values[u].get(numbers);
-#pragma unroll
-                for (int h = 0; h < heads; ++h) {
-#pragma unroll
-                    for (int k = 0; k < kSlice; ++k) {
-                        share[h].values[k] = fused(score[u][h], numbers[k], share[h].values[k]);
-                    }
-                }
+                for (int mask = lanes / 2; mask > 0; mask /= 2) total += from_lane(total, mask);
+                score[u][h] = fused(total, scale, absent[u]);
             }
         }
 #pragma unroll
         for (int h = 0; h < heads; ++h) {
+            float highest = share[h].maximum;
 #pragma unroll
-            for (int mask = lanes; mask < kWarp; mask *= 2) {
-                share[h].raise(higher(share[h].maximum, from_lane(share[h].maximum, mask)));
-                share[h].sum += from_lane(share[h].sum, mask);
+            for (int u = 0; u < kLoads; ++u) highest = higher(highest, score[u][h]);
+            share[h].raise(highest);
 #pragma unroll
-                for (int k = 0; k < kSlice; ++k) share[h].values[k] += from_lane(share[h].values[k], mask);
+            for (int u = 0; u < kLoads; ++u) {
+                score[u][h] = fold_exponent(score[u][h], highest);
+                share[h].sum += score[u][h];
             }
-            if (h >= here || key > 0 || d >= width) continue;
-            float* part = parts + ((first + h) * chunks + chunk) * part_size(cache);
-            if (d == 0) {
-                part[part_maximum(cache)] = share[h].maximum;
-                part[part_maximum(cache) + 1] = share[h].sum;
-            }
-            write_pack(part + d, packed<float>(share[h].values));
-            write_pack(part + d + kPack<float>, packed<float>(share[h].values + kPack<float>));
         }
+#pragma unroll
+        for (int u = 0; u < kLoads; ++u) {
+            float numbers[kSlice];
+            values[u].get(numbers);
+#pragma unroll
+            for (int h = 0; h < heads; ++h) {
+#pragma unroll
+                for (int k = 0; k < kSlice; ++k) {
+                    share[h].values[k] = fused(score[u][h], numbers[k], share[h].values[k]);
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+#pragma unroll
+        for (int mask = lanes; mask < kWarp; mask *= 2) {
+            share[h].raise(higher(share[h].maximum, from_lane(share[h].maximum, mask)));
+            share[h].sum += from_lane(share[h].sum, mask);
+#pragma unroll
+            for (int k = 0; k < kSlice; ++k) share[h].values[k] += from_lane(share[h].values[k], mask);
+        }
+    }
+    if (lane >= lanes || d >= width) return;
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+        if (h >= here) continue;
+        float* part = parts + ((first + h) * chunks + chunk) * part_size(cache);
+        if (d == 0) {
+            part[part_maximum(cache)] = share[h].maximum;
+            part[part_maximum(cache) + 1] = share[h].sum;
+        }
+        write_pack(part + d, packed<float>(share[h].values));
+        write_pack(part + d + kPack<float>, packed<float>(share[h].values + kPack<float>));
     }
 }
 

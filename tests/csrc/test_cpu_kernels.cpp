@@ -2,6 +2,7 @@
 // each twice with different numbers of threads, which must give the same bits, and half precision against float64.
 #include <thread>
 
+#include "cache_cases.h"
 #include "cases.h"
 #include "sampling_case.h"
 

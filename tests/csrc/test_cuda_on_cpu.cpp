@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 
+#include "cache_cases.h"
 #include "cases.h"
 #include "sampling_case.h"
 

@@ -129,10 +129,10 @@ inline void run_block(unsigned threads) {
         for (unsigned t = 0; t < threads; ++t) {
             running = running || !fibers[t].done;
             if (!fibers[t].like(fibers[t / 32 * 32])) missed("threads of a warp passed different shuffles");
-            if (moved) continue;  // else all that are left wait
-            if (fibers[t].done != fibers[0].done) missed("threads of a block passed different barriers");
-            fibers[t].waiting = false;
+            if (!moved && fibers[t].done != fibers[0].done) missed("threads of a block passed different barriers");
         }
+        if (moved) continue;  // else all that are left wait for one another
+        for (Fiber& fiber : fibers) fiber.waiting = false;
     }
 }
 
@@ -155,6 +155,13 @@ inline unsigned long long atomicAdd(unsigned long long* to, unsigned long long v
     const unsigned long long before = *to;
     *to += value;
     return before;
+}
+
+inline int __any_sync(unsigned, int holds) {
+    for (int mask = 16; mask > 0; mask /= 2) {
+        holds |= cuda_on_cpu::swap_with(threadIdx.x ^ static_cast<unsigned>(mask), holds) != 0;
+    }
+    return holds;
 }
 inline float __shfl_xor_sync(unsigned, float value, int mask) {
     return cuda_on_cpu::swap_with(threadIdx.x ^ static_cast<unsigned>(mask), value);

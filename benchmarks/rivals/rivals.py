@@ -175,10 +175,8 @@ def say(turn: int, unit: str, side: str, found: Mapping[str, Any]) -> None:
 
 def _pair(text: str) -> tuple[str, str]:
     side, _, path = text.partition("=")
-    if side not in GIVEN or not Path(path).is_file():
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not SIDE=PATH with a file as PATH and SIDE of {', '.join(GIVEN)}"
-        )
+    if side not in GIVEN or not path:
+        raise argparse.ArgumentTypeError(f"{text!r} is not SIDE=PATH with SIDE of {', '.join(GIVEN)}")
     return side, str(Path(path).absolute())  # not resolved: the link itself says which environment
 
 

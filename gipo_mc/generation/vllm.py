@@ -27,7 +27,7 @@ from torch import Tensor
 from gipo_mc.errors import ConfigError, NumericsError
 from gipo_mc.generation.checks import check_prompts, check_uniforms
 from gipo_mc.generation.engine import Generated, Progress, Sampling
-from gipo_mc.generation.memory import Limits, page_budget
+from gipo_mc.generation.memory import PREFILL_TOKENS, Limits, page_budget
 from gipo_mc.generation.vllm_library import executor, known_ids_only, library
 from gipo_mc.models.hf_files import save_config
 from gipo_mc.models.kv_cache import PAGE, page_bytes
@@ -86,7 +86,11 @@ class VLLMEngine:
                 distributed_executor_backend=backend,
                 max_model_len=self._longest,
                 max_num_seqs=slots,
-                max_num_batched_tokens=max(limits.prefill_tokens, slots),
+                # Prompts run whole: in 0.32.0 a request with a seed of its own cannot go on where its prompt was cut.
+                enable_chunked_prefill=False,
+                max_num_batched_tokens=max(
+                    limits.prefill_tokens or PREFILL_TOKENS[self.layout.device.type], self._longest, slots
+                ),
                 kv_cache_memory_bytes=self._cache_bytes(limits, slots),
                 enforce_eager=not self._on_device,  # on the CPU it would compile for minutes
                 enable_sleep_mode=self._on_device,

@@ -71,6 +71,7 @@ FAULTS: dict[int, Callable[[], None]] = {
 
 
 def _rank(code: int, options: list[str]) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as in a process of torchrun's; this one is a fork of the agent
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
     if code in FAULTS:
         _disturbed(FAULTS[code])

@@ -23,7 +23,8 @@ from tests.ranks import parallel_config
 VOCAB, NEW, EOS = 101, 12, 7
 #: Some longer than a block of vLLM's cache (128 tokens on a CPU), so that prefixes are kept and found again.
 LENGTHS = (3, 150, 9, 1, 140)
-LIMITS = Limits(slots=4, kv_cache_gib=0.05)
+#: Not all prompts fit into one pass.
+LIMITS = Limits(slots=4, prefill_tokens=160, kv_cache_gib=0.05)
 
 
 class Engines:

@@ -85,22 +85,29 @@ struct PerHead {
 template <int heads, int distance, class T>
 GIPO_HD PerHead<heads> products(const T* tile, const T* next, int64_t first, int64_t width, const float* query) {
     PerHead<heads> result;
-    if constexpr (distance < kLanes) {
+    if constexpr (distance < kLanes / 2) {
         const auto a = products<heads, 2 * distance>(tile, next, first, width, query);
         const auto b = products<heads, 2 * distance>(tile, next, first + distance, width, query);
         for (int h = 0; h < heads; ++h) result.of[h] = folded<distance>(a.of[h], b.of[h]);
     } else {
-        const T* key = tile + first * width;
-        if (next != nullptr) prefetch(next + first * width, width);
-        for (int h = 0; h < heads; ++h) result.of[h] = Floats(0.0f);
-        const auto add = [&](const Floats& numbers, int64_t d) GIPO_INLINE {
+        const T *const key = tile + first * width, *const other = key + distance * width;
+        if (next != nullptr) {
+            prefetch(next + first * width, width);
+            prefetch(next + (first + distance) * width, width);
+        }
+        PerHead<heads> sums[2];
+        for (int h = 0; h < heads; ++h) sums[0].of[h] = sums[1].of[h] = Floats(0.0f);
+        const auto add = [&](const Floats& numbers, const Floats& others, int64_t d) GIPO_INLINE {
             for (int h = 0; h < heads; ++h) {
-                result.of[h] = fused(load_lanes(query + h * kWidestHead + d), numbers, result.of[h]);
+                const Floats asked = load_lanes(query + h * kWidestHead + d);
+                sums[0].of[h] = fused(asked, numbers, sums[0].of[h]);
+                sums[1].of[h] = fused(asked, others, sums[1].of[h]);
             }
         };
         int64_t d = 0;
-        for (; d + kLanes <= width; d += kLanes) add(load_lanes(key + d), d);
-        if (d < width) add(numbers_at(key, d, width), d);
+        for (; d + kLanes <= width; d += kLanes) add(load_lanes(key + d), load_lanes(other + d), d);
+        if (d < width) add(numbers_at(key, d, width), numbers_at(other, d, width), d);
+        for (int h = 0; h < heads; ++h) result.of[h] = folded<distance>(sums[0].of[h], sums[1].of[h]);
     }
     return result;
 }

@@ -17,20 +17,20 @@ namespace {
 
 constexpr int kSlice = 8;  // coordinates of a thread
 
-// The slice of a row that starts at coordinate d: zeros where the row does not exist and behind its end.
+// The slice of a row that starts at coordinate d: zeros where the row is not there and behind its end.
 template <class T, bool aligned>
 struct Slice {
     static constexpr int kPacks = kSlice / kPack<T>;
     uint4 pack[aligned ? kPacks : 1];
     float number[aligned ? 1 : kSlice];
 
-    __device__ __forceinline__ void load(const T* row, int d, int width) {
+    __device__ __forceinline__ void load(bool there, const T* row, int d, int width) {
 #pragma unroll
         for (int k = 0; k < (aligned ? kPacks : kSlice); ++k) {
             if constexpr (aligned) {
-                pack[k] = row != nullptr && d < width ? read_last(row + d + k * kPack<T>) : make_uint4(0, 0, 0, 0);
+                pack[k] = read_last_if(there && d < width, row + d + k * kPack<T>);
             } else {
-                number[k] = row != nullptr && d + k < width ? widen(row[d + k]) : 0.0f;
+                number[k] = there && d + k < width ? widen(row[d + k]) : 0.0f;
             }
         }
     }
@@ -91,13 +91,14 @@ __global__ void __launch_bounds__(kThreads, 2)
     Share share[heads];
 #pragma unroll
     for (int h = 0; h < heads; ++h) {
-        query[h].load(h < here ? static_cast<const T*>(in.query) + (first + h) * width : nullptr, d, width);
+        query[h].load(h < here, static_cast<const T*>(in.query) + (first + h) * width, d, width);
         share[h] = Share{minus_infinity<float>(), 0.0f, {}};
     }
-    // Where the chunk's pages are looked up: nowhere for a slot that is not there.
-    const int64_t slot = in.slot[n], pages_left = cache.slot_pages - chunk * (kChunk / kPage);
-    const int pages = static_cast<int>(slot >= 0 && slot < cache.slots ? pages_left : 0);
-    const int32_t* table = cache.table + slot * cache.table_stride + chunk * (kChunk / kPage);
+    // Where the chunk's pages are looked up; a slot that is not there has none.
+    const int64_t slot = in.slot[n], before = chunk * (kChunk / kPage);
+    const bool known = slot >= 0 && slot < cache.slots;
+    const int pages = known ? static_cast<int>(cache.slot_pages - before) : 0;
+    const int32_t* table = known ? cache.table + slot * cache.table_stride + before : cache.table;
     const int64_t group = head % cache.heads;
     // All threads of a warp leave the loop together, which the compiler would not see without the vote.
 #pragma unroll 1
@@ -107,11 +108,12 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
         for (int u = 0; u < kLoads; ++u) {
             const int t = step + u * kKeys + lane / lanes;
-            const int64_t page = t < count && t / kPage < pages ? table[t / kPage] : -1;
-            const bool there = page >= 0 && page < cache.pages;
+            const bool listed = t < count && t / kPage < pages;
+            const int64_t page = table[listed ? t / kPage : 0];
+            const bool there = listed && page >= 0 && page < cache.pages;
             const int64_t row = tile_of(cache, page, group) + t % kPage * width;
-            keys[u].load(there ? static_cast<const T*>(cache.keys) + row : nullptr, d, width);
-            values[u].load(there ? static_cast<const T*>(cache.values) + row : nullptr, d, width);
+            keys[u].load(there, static_cast<const T*>(cache.keys) + row, d, width);
+            values[u].load(there, static_cast<const T*>(cache.values) + row, d, width);
             absent[u] = t >= count ? minus_infinity<float>() : there ? 0.0f : nanf("");
         }
         float score[kLoads][heads];

@@ -25,7 +25,8 @@ fail() {
     failed=1
 }
 
-# The innermost loops of a PTX file that load 16 bytes at a time, a line each: kernel, 16-byte loads, 16-byte stores,
+# The innermost loops of a PTX file that load 16 bytes at a time, a line each, at the first of the branches that lead
+# back to their start: kernel, 16-byte loads, 16-byte stores,
 # exponentials of base 2.
 hot_loops() {
     awk '
@@ -42,7 +43,7 @@ hot_loops() {
                 powers += text[i] ~ /ex2\.approx/
             }
             inner = 1
-            for (i = 1; i <= found; ++i) if (start[i] > at[target]) inner = 0
+            for (i = 1; i <= found; ++i) if (start[i] >= at[target]) inner = 0
             if (loads && inner) { start[++found] = at[target]; print kernel, loads, stores, powers }
         }' "$1"
 }

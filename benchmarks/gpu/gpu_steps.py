@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "benchmarks" / "kernels"
-TRAINING_OPS = ("token_statistics", "token_objective", "group_objective", "shape_and_gae")
+OPS = ("token_statistics", "paged_attention", "token_objective", "group_objective", "shape_and_gae")
 #: The built-in task for runs that name their models, and so have to name their data.
 _TASK = ["data.prompts=builtin", "data.preferences=builtin", "data.prompt_length=8", "data.sequence_length=24"]
 _TASK += ["rollout.batch_size=64", "rollout.max_new_tokens=10", "algorithm.mini_batch_size=32"]
@@ -105,7 +105,7 @@ def _decode(options: argparse.Namespace, figures: Path) -> Step:
 
 def _benchmark(options: argparse.Namespace, figures: Path) -> Step:
     command = [sys.executable, str(KERNELS / "kernels.py"), "--device", options.device]
-    command += ["--out", str(figures), "--budget", "150", "--ops", *TRAINING_OPS]
+    command += ["--out", str(figures), "--budget", "150", "--ops", *OPS]
     if options.quick:
         command += ["--quick", "--rows", "64", "--columns", "500", "--sequences", "8", "32"]
     else:

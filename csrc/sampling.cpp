@@ -13,7 +13,7 @@
 #include "sampling.h"
 
 #include "cpu.h"
-#include "lanes.h"
+#include "logit_lanes.h"
 #include "selection.h"
 
 namespace gipo {
@@ -26,20 +26,6 @@ constexpr int64_t kBlocks = 1024;
 GIPO_HD int64_t block_width(int64_t columns) {
     constexpr int64_t kLeast = 512;
     return kLeast * ((columns + kLeast * kBlocks - 1) / (kLeast * kBlocks));
-}
-
-// Up to 16 logits from column v; past the end, logits that weigh nothing.
-template <class T, class A = Accumulator<T>>
-GIPO_HD Lanes<A> logits_at(const T* row, int64_t v, int64_t end) {
-    if (v + kLanes <= end) return load_lanes(row + v);
-    return load_lanes(row + v, end - v, Narrow<T>::from(minus_infinity<A>()));
-}
-
-template <class A>
-GIPO_HD double in_order(const Lanes<A>& lanes) {
-    double total = 0;
-    for (int k = 0; k < kLanes; ++k) total += static_cast<double>(lanes.lane(k));
-    return total;
 }
 
 // Bit k is set where lane k of a is at least b's.
@@ -60,23 +46,6 @@ GIPO_HD uint32_t at_least(const Lanes<float>& a, const Lanes<float>& b) {
     return static_cast<uint32_t>(low) | static_cast<uint32_t>(high) << 8;
 }
 #endif
-
-// The largest logits of the lanes of columns [begin, end). A NaN is no maximum, but stays in the sums.
-template <class T, class A = Accumulator<T>>
-GIPO_HD Lanes<A> lane_maxima(const T* row, int64_t begin, int64_t end) {
-    Lanes<A> first(minus_infinity<A>()), second = first;  // two, so that one comparison need not wait for the other
-    int64_t v = begin;
-    for (; v + 2 * kLanes <= end; v += 2 * kLanes) {
-        const Lanes<A> a = load_lanes(row + v), b = load_lanes(row + v + kLanes);
-        first = select(a > first, a, first);
-        second = select(b > second, b, second);
-    }
-    for (; v < end; v += kLanes) {
-        const Lanes<A> a = logits_at(row, v, end);
-        first = select(a > first, a, first);
-    }
-    return select(second > first, second, first);
-}
 
 template <class A>
 struct Weights {  // of logits, relative to the largest one
@@ -104,9 +73,7 @@ struct Part {
 };
 template <class T, class A = Accumulator<T>>
 GIPO_HD Part<A> part_of(const T* row, int64_t begin, int64_t end, A scale, double* sums) {
-    const Lanes<A> maxima = lane_maxima(row, begin, end);
-    A maximum = maxima.lane(0);
-    for (int k = 1; k < kLanes; ++k) maximum = maxima.lane(k) > maximum ? maxima.lane(k) : maximum;
+    const A maximum = maximum_of(row, begin, end);
     const int64_t width = block_width(end - begin);
     const Weights<A> weights{maximum, scale};
     double total = 0;

@@ -7,47 +7,13 @@
 // Order of reduction: 16 interleaved lanes inside a block of 2048 columns, lanes then added in order in double, blocks
 // in order in double. It depends on the number of columns only, not on threads; AVX2 and AVX-512 give the same bits.
 #include "cpu.h"
-#include "lanes.h"
+#include "logit_lanes.h"
 
 namespace gipo {
 namespace GIPO_ISA {
 namespace {
 
 constexpr int64_t kBlock = 2048;
-
-// Up to 16 logits from column v; past the end, logits that weigh nothing.
-template <class T, class A = Accumulator<T>>
-GIPO_HD Lanes<A> logits_at(const T* row, int64_t v, int64_t end) {
-    if (v + kLanes <= end) return load_lanes(row + v);
-    return load_lanes(row + v, end - v, Narrow<T>::from(minus_infinity<A>()));
-}
-
-// A NaN is no maximum, but stays in the sums.
-template <class T, class A = Accumulator<T>>
-GIPO_HD A maximum_of(const T* row, int64_t begin, int64_t end) {
-    Lanes<A> first(minus_infinity<A>()), second = first;  // two, so that one comparison need not wait for the other
-    int64_t v = begin;
-    for (; v + 2 * kLanes <= end; v += 2 * kLanes) {
-        const Lanes<A> a = load_lanes(row + v), b = load_lanes(row + v + kLanes);
-        first = select(a > first, a, first);
-        second = select(b > second, b, second);
-    }
-    for (; v < end; v += kLanes) {
-        const Lanes<A> a = logits_at(row, v, end);
-        first = select(a > first, a, first);
-    }
-    first = select(second > first, second, first);
-    A maximum = first.lane(0);
-    for (int k = 1; k < kLanes; ++k) maximum = first.lane(k) > maximum ? first.lane(k) : maximum;
-    return maximum;
-}
-
-template <class A>
-GIPO_HD double in_order(const Lanes<A>& lanes) {
-    double total = 0;
-    for (int k = 0; k < kLanes; ++k) total += static_cast<double>(lanes.lane(k));
-    return total;
-}
 
 template <class T, class A = Accumulator<T>>
 GIPO_HD SoftmaxPart<A> row_part(const T* row, int64_t columns, A inverse_temperature) {

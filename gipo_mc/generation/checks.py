@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +13,26 @@ from gipo_mc.errors import ConfigError, DataError
 from gipo_mc.generation.engine import Sampling
 
 
-def check_prompts(prompts: Sequence[Sequence[int]], sampling: Sampling, vocab_size: int, context: int) -> None:
+def checked(
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    uniforms_BT: np.ndarray | Tensor | None,
+    *,
+    vocab_size: int,
+    context: int,
+) -> tuple[Sampling, Tensor | None]:
+    """The sampling, where temperature 0 has become greedy, and its uniforms, float64 [B, >= max_new_tokens] on the
+    host; None when greedy. context: most tokens of a prompt and its response. Raises ConfigError and DataError."""
+    sampling.check()
+    if sampling.temperature == 0:
+        sampling = replace(sampling, greedy=True, temperature=1.0)
+    _check_prompts(prompts, sampling, vocab_size, context)
+    if sampling.greedy:
+        return sampling, None
+    return sampling, _check_uniforms(uniforms_BT, len(prompts), sampling.max_new_tokens)
+
+
+def _check_prompts(prompts: Sequence[Sequence[int]], sampling: Sampling, vocab_size: int, context: int) -> None:
     """Raises DataError for an empty prompt, one that does not fit the `context` with max_new_tokens, and an id outside
     the vocabulary; ConfigError for such an EOS id."""
     if not 0 <= sampling.eos_id < vocab_size:
@@ -36,7 +56,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], sampling: Sampling, vocab_si
             )
 
 
-def check_uniforms(uniforms_BT: np.ndarray | Tensor | None, rows: int, tokens: int) -> Tensor:
+def _check_uniforms(uniforms_BT: np.ndarray | Tensor | None, rows: int, tokens: int) -> Tensor:
     """float64 [rows, >= tokens] on the host. Raises ConfigError where there are none, or too few."""
     if uniforms_BT is None:
         raise ConfigError("Sampling needs uniforms_BT (see sampling_uniforms); without them ask for greedy=True.")

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gipo_mc.generation.checks import check_prompts, check_uniforms
+from gipo_mc.generation.checks import checked
 from gipo_mc.generation.engine import Generated, Progress, Sampling
-from gipo_mc.generation.memory import PREFILL_TOKENS, Limits, page_budget
+from gipo_mc.generation.memory import Limits, page_budget
 from gipo_mc.generation.rows import Rows
 from gipo_mc.generation.schedule import Schedule
 from gipo_mc.generation.stage_work import StageWork
@@ -73,11 +73,8 @@ class MegatronEngine:
     ) -> Generated:
         """See `RolloutEngine.generate`. Raises DataError for an empty prompt, one that does not fit the context with
         max_new_tokens, or a foreign id; ConfigError where the KV cache cannot hold one sequence."""
-        sampling.check()
-        if sampling.temperature == 0:
-            sampling = replace(sampling, greedy=True, temperature=1.0)
-        check_prompts(prompts, sampling, self.model.vocab_size, self.model.max_sequence_length)
-        uniforms_BT = None if sampling.greedy else check_uniforms(uniforms_BT, len(prompts), sampling.max_new_tokens)
+        vocab_size, context = self.model.vocab_size, self.model.max_sequence_length
+        sampling, uniforms_BT = checked(prompts, sampling, uniforms_BT, vocab_size=vocab_size, context=context)
         if not prompts:
             return Rows(0, sampling, self.layout.device).generated(dict.fromkeys(COUNTS, 0.0))
         slots = self._slots(len(prompts))
@@ -88,7 +85,7 @@ class MegatronEngine:
             sampling.max_new_tokens,
             slots=slots,
             pages=work.cache.pages,
-            prefill_tokens=self.limits.prefill_tokens or PREFILL_TOKENS[self.layout.device.type],
+            prefill_tokens=self.limits.tokens_of_a_prefill(self.layout),
             groups=self.layout.pipeline,
         )
         counts = Ticks(work, schedule, self.look_every, on_step).run()

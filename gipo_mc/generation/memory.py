@@ -20,7 +20,7 @@ _SHARE = 0.5
 
 
 #: Prompt tokens of one pass: enough to fill a GPU; on a CPU so few that what a layer makes of them stays in its caches.
-PREFILL_TOKENS = {"cuda": 8192, "cpu": 512}
+_PREFILL_TOKENS = {"cuda": 8192, "cpu": 512}
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,17 @@ class Limits:
     """What one rank spends on generation.
 
     slots: rows that decode at a time; 0: all rows of the batch.
-    prefill_tokens: prompt tokens of one pass; 0: `PREFILL_TOKENS`.
+    prefill_tokens: prompt tokens of one pass; 0: what suits the device.
     kv_cache_gib: GiB of the KV cache on a rank; 0: half of the memory that is free.
     """
 
     slots: int = 0
     prefill_tokens: int = 0
     kv_cache_gib: float = 0.0
+
+    def tokens_of_a_prefill(self, layout: Layout) -> int:
+        """Prompt tokens of one pass on this rank's device."""
+        return self.prefill_tokens or _PREFILL_TOKENS[layout.device.type]
 
 
 def page_budget(limits: Limits, model: StageModel, longest: int) -> int:

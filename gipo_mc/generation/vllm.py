@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,9 @@ import torch
 from torch import Tensor
 
 from gipo_mc.errors import ConfigError, NumericsError
-from gipo_mc.generation.checks import check_prompts, check_uniforms
+from gipo_mc.generation.checks import checked
 from gipo_mc.generation.engine import Generated, Progress, Sampling
-from gipo_mc.generation.memory import PREFILL_TOKENS, Limits, page_budget
+from gipo_mc.generation.memory import Limits, page_budget
 from gipo_mc.generation.vllm_library import executor, known_ids_only, library
 from gipo_mc.models.hf_files import save_config
 from gipo_mc.models.kv_cache import PAGE, page_bytes
@@ -88,9 +87,7 @@ class VLLMEngine:
                 max_num_seqs=slots,
                 # Prompts run whole: in 0.32.0 a request with a seed of its own cannot go on where its prompt was cut.
                 enable_chunked_prefill=False,
-                max_num_batched_tokens=max(
-                    limits.prefill_tokens or PREFILL_TOKENS[self.layout.device.type], self._longest, slots
-                ),
+                max_num_batched_tokens=max(limits.tokens_of_a_prefill(self.layout), self._longest, slots),
                 kv_cache_memory_bytes=self._cache_bytes(limits, slots),
                 enforce_eager=not self._on_device,  # on the CPU it would compile for minutes
                 enable_sleep_mode=self._on_device,
@@ -152,14 +149,11 @@ class VLLMEngine:
         """See `RolloutEngine.generate`. The first uniform of a row seeds its generator. Raises DataError for an empty
         prompt, a foreign id, or one that with max_new_tokens is longer than this engine was made for."""
         assert not self._asleep, "sync_weights comes before every generate"
-        sampling.check()
-        if sampling.temperature == 0:
-            sampling = replace(sampling, greedy=True, temperature=1.0)
-        check_prompts(prompts, sampling, self.model.vocab_size, min(self.model.max_sequence_length, self._longest))
-        seeds = [None] * len(prompts)
-        if not sampling.greedy:
-            uniforms_BT = check_uniforms(uniforms_BT, len(prompts), sampling.max_new_tokens)
-            seeds = (uniforms_BT[:, 0] * 2**53).long().tolist()
+        context = min(self.model.max_sequence_length, self._longest)
+        sampling, checked_BT = checked(
+            prompts, sampling, uniforms_BT, vocab_size=self.model.vocab_size, context=context
+        )
+        seeds = [None] * len(prompts) if checked_BT is None else (checked_BT[:, 0] * 2**53).long().tolist()
         self._temperature, self._known_ids = sampling.temperature, sampling.known_ids
         responses = [_Response() for _ in prompts]
         with undisturbed(self.layout.device):

@@ -42,9 +42,6 @@ class Tokens:
     prompts: Sequence[tuple[int, int, int]] = ()
     last_n: Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.token_N)
-
 
 @dataclass(frozen=True)
 class _Layer:

@@ -49,6 +49,11 @@ def _known_ids(tokenizer: PreTrainedTokenizerBase) -> int:
     return 1 + max(tokenizer.get_vocab().values())
 
 
+def longest_sequence(config: Config) -> int:
+    """Most tokens of a prompt and its response."""
+    return config.data.prompt_length + config.rollout.max_new_tokens
+
+
 def limits_of(config: Config) -> Limits:
     """What the rollout section lets a rank spend on generation."""
     settings = config.rollout

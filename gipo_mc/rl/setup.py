@@ -22,7 +22,7 @@ from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.presets import PRESETS
 from gipo_mc.rl.rewards import FunctionReward, ModelReward, Reward, is_function, load_function
-from gipo_mc.rl.rollout import limits_of
+from gipo_mc.rl.rollout import limits_of, longest_sequence
 from gipo_mc.rl.scoring import Models
 from gipo_mc.run.model_sources import NO_BUILTIN, ModelSource
 from gipo_mc.run.session import Session
@@ -93,8 +93,7 @@ def set_up(session: Session) -> RLSetup:
     )
     policy = models.policy.model
     assert isinstance(policy, StageModel)
-    longest = config.data.prompt_length + config.rollout.max_new_tokens
-    engine = rollout_engine(config.rollout.engine, policy, limits_of(config), longest)
+    engine = rollout_engine(config.rollout.engine, policy, limits_of(config), longest_sequence(config))
     same = sources.policy.folder.resolve() == sources.reference.folder.resolve()
     return RLSetup(models, engine, groups, tokenizer, prompts, held_out, gold, starts_as_reference=same)
 
@@ -127,7 +126,7 @@ def _find_sources(session: Session) -> _Sources:
     # Critic and reference read the policy's token ids.
     for source in (critic, reference):
         session.tokenizer(source, config.model.tokenizer or str(policy.folder))
-    longest = config.data.prompt_length + config.rollout.max_new_tokens
+    longest = longest_sequence(config)
     for source in (policy, reference, critic):
         source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=longest, tokenizer_size=0)
     return _Sources(policy, reference, critic, tokenizer)
@@ -204,7 +203,7 @@ def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenize
     config, source = session.config, session.source(name, key)
     own = session.tokenizer(source)
     if same_tokens(own, tokenizer):
-        longest = config.data.prompt_length + config.rollout.max_new_tokens
+        longest = longest_sequence(config)
         source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=longest)
     data = config.data
     engine = session.load(source, "reward", key=key)

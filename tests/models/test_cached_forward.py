@@ -31,7 +31,7 @@ def through_the_stages(model: StageModel, run: CachedForward, tokens: Tokens, ca
     layout, received = model.layout, None
     group = parallel_state.get_pipeline_model_parallel_group()
     if not layout.is_first_stage:
-        received = torch.empty(len(tokens), model.config.hidden_size, dtype=model.config.params_dtype)
+        received = torch.empty(len(tokens.token_N), model.config.hidden_size, dtype=model.config.params_dtype)
         dist.recv(received, src=parallel_state.get_pipeline_model_parallel_prev_rank(), group=group)
     states = run(tokens, received, cache)
     if layout.is_last_stage:

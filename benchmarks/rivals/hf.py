@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +9,24 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.rivals import material as rows_of
-from benchmarks.rivals.protocol import Turns, forget_peak, resident_bytes, versions
-from benchmarks.rivals.units import GENERATION, Unit
+from benchmarks.rivals.loops import Generate, take_generation_turns, take_memory_turns
+from benchmarks.rivals.protocol import Turns, versions
+from benchmarks.rivals.units import Unit
 
 
 def generation(material: Path, turns: Turns) -> None:
-    generate = _generator(material)
-    for unit in GENERATION.values():
-        generate(unit, 0)
-    done, step = {"versions": versions("torch", "transformers")}, 0
-    while True:
-        unit = GENERATION[turns.wait(**done)]
-        step += 1
-        done = generate(unit, step)
+    take_generation_turns(turns, _generator(material), _about())
 
 
 def memory(material: Path, turns: Turns) -> None:
-    _generator(material)(GENERATION["sampled"], 0)
-    done: dict[str, Any] = {"versions": versions("torch", "transformers")}
-    while True:
-        turns.wait(**done)
-        forget_peak()
-        idle = resident_bytes()
-        generate = _generator(material)
-        forget_peak()
-        done = generate(GENERATION["sampled"], 1) | {"extra_bytes": resident_bytes("VmHWM") - idle}
-        del generate
-        gc.collect()
+    take_memory_turns(turns, lambda: _generator(material), _about())
 
 
-def _generator(material: Path) -> Callable[[Unit, int], dict[str, Any]]:
+def _about() -> dict[str, Any]:
+    return {"versions": versions("torch", "transformers")}
+
+
+def _generator(material: Path) -> Generate:
     model = AutoModelForCausalLM.from_pretrained(material / "model", dtype=torch.float32, attn_implementation="sdpa")
     model.eval()
     model.generation_config.eos_token_id = None  # every response has full length

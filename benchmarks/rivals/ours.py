@@ -3,7 +3,6 @@ loops, which take turns where they log a step."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import torch
 
 from benchmarks.rivals import material as rows_of
-from benchmarks.rivals.protocol import Turns, forget_peak, resident_bytes, versions
-from benchmarks.rivals.units import GENERATION, Unit
+from benchmarks.rivals.loops import Generate, take_generation_turns, take_memory_turns
+from benchmarks.rivals.protocol import Turns, versions
+from benchmarks.rivals.units import Unit
 from gipo_mc.config import Config, ParallelConfig, load_config
 from gipo_mc.generation.assemble import sampling_uniforms
 from gipo_mc.generation.engine import RolloutEngine, Sampling
@@ -20,7 +20,7 @@ from gipo_mc.generation.megatron import MegatronEngine
 from gipo_mc.models.stage import StageModel
 from gipo_mc.ops import describe_build
 from gipo_mc.parallel import runtime
-from gipo_mc.rl.rollout import limits_of
+from gipo_mc.rl.rollout import limits_of, longest_sequence
 from gipo_mc.run.model_sources import load_model, resolve
 from gipo_mc.run.session import Session
 
@@ -30,8 +30,7 @@ MICRO_BATCH = 16
 
 def our_engine(model: StageModel, config: Config) -> RolloutEngine:
     """The engine of a configuration; the one place here that knows its class."""
-    longest = config.data.prompt_length + config.rollout.max_new_tokens
-    return MegatronEngine(model, limits_of(config), longest)
+    return MegatronEngine(model, limits_of(config), longest_sequence(config))
 
 
 def about() -> dict[str, Any]:
@@ -39,33 +38,15 @@ def about() -> dict[str, Any]:
 
 
 def generation(material: Path, turns: Turns) -> None:
-    generate = _generator(material)
-    for unit in GENERATION.values():
-        generate(unit, 0)
-    done, step = about(), 0
-    while True:
-        unit = GENERATION[turns.wait(**done)]
-        step += 1
-        done = generate(unit, step)
+    take_generation_turns(turns, _generator(material), about())
 
 
 def memory(material: Path, turns: Turns) -> None:
-    """The model is made anew in each unit, as the first time it leaves code and tables in memory that stay."""
     runtime.initialize(ParallelConfig(), "cpu")
-    _generator(material)(GENERATION["sampled"], 0)
-    done = about()
-    while True:
-        turns.wait(**done)
-        forget_peak()
-        idle = resident_bytes()
-        generate = _generator(material)
-        forget_peak()
-        done = generate(GENERATION["sampled"], 1) | {"extra_bytes": resident_bytes("VmHWM") - idle}
-        del generate
-        gc.collect()
+    take_memory_turns(turns, lambda: _generator(material), about())
 
 
-def _generator(material: Path) -> Callable[[Unit, int], dict[str, Any]]:
+def _generator(material: Path) -> Generate:
     """f(unit, step) -> its figures. The model's last id ends a response and is never drawn: all have full length."""
     layout = runtime.initialize(ParallelConfig(), "cpu")
     source = resolve(str(material / "model"), "model.policy")

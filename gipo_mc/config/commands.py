@@ -16,7 +16,8 @@ UNREAD: dict[str, tuple[str, ...]] = {
     "train_gi_ppo": ("train", "dpo", "data.sequence_length", "data.turns", "data.join"),
     "generate": (
         *("run.dir", "run.name", "run.iterations", "run.resume", "run.grace_seconds"),
-        *("parallel.micro_batch_size", "parallel.logit_rows", "parallel.distributed_optimizer"),
+        *("parallel.micro_batch_size", "parallel.tokens_per_micro_batch", "parallel.logit_rows"),
+        *("parallel.distributed_optimizer",),
         *("model.reference", "model.critic", "model.reward", "rollout.batch_size", "rollout.samples_per_prompt"),
         *("data.sequence_length", "data.turns", "data.join", "data.reward_chat_template"),
         *("algorithm", "policy", "critic", "train", "dpo", "checkpoint", "eval.every", "eval.reward"),

@@ -26,7 +26,8 @@ LEVELS = (
     ("generation", "data"),
     ("run",),
     ("rl", "supervised"),
-    ("evaluation", "report", "tools"),
+    ("evaluation",),
+    ("report", "tools"),
     ("scripts",),
 )
 LEVEL_OF = {layer: level for level, layers in enumerate(LEVELS) for layer in layers}

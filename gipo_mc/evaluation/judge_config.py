@@ -1,9 +1,9 @@
 """What a judge is: one YAML file for each, checked before anything is asked.
 
-    kind: openai                          kind: reward               kind: python
-    base_url: http://localhost:8000/v1    model: runs/other_reward   function: my_module:my_judge
-    model: my-judge
-    prompt: helpful
+kind: openai                          kind: reward               kind: python
+base_url: http://localhost:8000/v1    model: runs/other_reward   function: my_module:my_judge
+model: my-judge
+prompt: helpful
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError, field_validator
 from gipo_mc.config.environment import has_password
 from gipo_mc.config.names import is_file
 from gipo_mc.config.scalars import misread_numbers
-from gipo_mc.config.section import Section
+from gipo_mc.config.section import Section, on_or_off
 from gipo_mc.config.yaml_text import read_yaml
 from gipo_mc.errors import ConfigError
 
@@ -35,8 +35,6 @@ class JudgeConfig(Section):
     """What all kinds have."""
 
     name: str = Field("", description="the evaluator's label in every table; empty: the file's name")
-    orders: Orders | None = Field(None, description="both or seeded [what the prompt says; both]")
-    repeats: int = Field(1, ge=1, le=100, description="how often each question is asked, each an answer of its own")
     max_invalid: float = Field(0.05, ge=0, le=1, description="share of questions that may stay without a verdict")
 
     @field_validator("name")
@@ -47,7 +45,14 @@ class JudgeConfig(Section):
         return value
 
 
-class OpenAIJudgeConfig(JudgeConfig):
+class AskedConfig(JudgeConfig):
+    """What those have that are shown two responses in an order, and may answer otherwise the next time."""
+
+    orders: Orders | None = Field(None, description="both or seeded [what the prompt says; both]")
+    repeats: int = Field(1, ge=1, le=100, description="how often each question is asked, each an answer of its own")
+
+
+class OpenAIJudgeConfig(AskedConfig):
     """A server that speaks OpenAI's chat completions."""
 
     kind: Literal["openai"]
@@ -102,12 +107,21 @@ class RewardJudgeConfig(JudgeConfig):
 
     kind: Literal["reward"]
     model: str = Field(min_length=1, description="run or Hugging Face folder of a reward model, not training's own")
-    policy: str = Field("", description="run of our policy, whose config says how rewards are read [--ours]")
+    chat_template: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="write dialogues with its tokenizer's chat template; auto: as its own run did, or if it has one",
+    )
     margin: float = Field(0.0, ge=0, description="rewards that differ by no more than this are a tie")
-    batch: int = Field(32, ge=1, le=2**20, description="responses scored at a time")
+    batch: int = Field(32, ge=1, le=2**20, description="pairs scored at a time")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where it is run; auto: CUDA if there is one")
+
+    @field_validator("chat_template", mode="before")
+    @classmethod
+    def _yaml_bool(cls, value: object) -> object:
+        return on_or_off(value)
 
 
-class PythonJudgeConfig(JudgeConfig):
+class PythonJudgeConfig(AskedConfig):
     """A Python function f(prompts, first, second) -> "A", "B" or "tie" for each, None where it has no verdict."""
 
     kind: Literal["python"]

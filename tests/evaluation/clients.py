@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gipo_mc.evaluation.judge_config import OpenAIJudgeConfig
-from gipo_mc.evaluation.openai_judge import OpenAIClient
+from gipo_mc.evaluation.judges.openai_judge import OpenAIClient
 from tests.evaluation.server import Standin
 
 KEY = "sk-test-4f9d2c71e8"

@@ -14,7 +14,7 @@ from gipo_mc.config import hide
 from gipo_mc.errors import ConfigError
 from gipo_mc.evaluation.answers import JudgeStopped
 from gipo_mc.evaluation.judge_config import OpenAIJudgeConfig
-from gipo_mc.evaluation.openai_judge import OpenAIClient
+from gipo_mc.evaluation.judges.openai_judge import OpenAIClient
 from tests.evaluation.clients import ASKED, KEY, SETTINGS, client_of
 from tests.evaluation.server import standin
 
@@ -23,7 +23,7 @@ pytest.importorskip("openai", reason="the judge's client needs the openai packag
 
 @pytest.fixture(autouse=True)
 def _key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gipo_mc.evaluation.openai_judge.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("gipo_mc.evaluation.judges.openai_judge.FIRST_PAUSE", 0.01)
     monkeypatch.setenv("TEST_JUDGE_KEY", KEY)
 
 
@@ -103,7 +103,7 @@ def test_the_server_of_a_verdict_is_its_address():
 
 def test_openai_is_imported_by_the_client_alone_and_asked_for_where_it_is_missing():
     code = (
-        "import sys; import gipo_mc.evaluation.openai_judge as j; from gipo_mc.evaluation.judge_config import *; "
+        "import sys; import gipo_mc.evaluation.judges.openai_judge as j; from gipo_mc.evaluation.judge_config import *\n"
         "assert not {'openai', 'httpx2', 'torch'} & set(sys.modules); sys.modules['openai'] = None\n"
         "j.OpenAIClient(OpenAIJudgeConfig(kind='openai', base_url='http://localhost/v1', model='m'))"
     )

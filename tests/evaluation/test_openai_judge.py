@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from gipo_mc.evaluation import openai_judge
 from gipo_mc.evaluation.answers import Answer, JudgeStopped
-from gipo_mc.evaluation.server_replies import retry_after
+from gipo_mc.evaluation.judges import openai_judge
+from gipo_mc.evaluation.judges.server_replies import retry_after
 from tests.evaluation.clients import ASKED, KEY, SETTINGS, client_of
 from tests.evaluation.server import PASSING, completion, drawn, error, standin
 

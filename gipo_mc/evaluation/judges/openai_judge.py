@@ -24,7 +24,7 @@ from gipo_mc.config.environment import hide_value
 from gipo_mc.errors import ConfigError
 from gipo_mc.evaluation.answers import Answer, JudgeStopped
 from gipo_mc.evaluation.judge_config import OpenAIJudgeConfig
-from gipo_mc.evaluation.server_replies import Reply, read_reply
+from gipo_mc.evaluation.judges.server_replies import Reply, read_reply
 from gipo_mc.run.jsonl import printable
 
 #: Seconds before the second try of a request, doubled for each further one, and their limit.

@@ -34,7 +34,7 @@ from gipo_mc.evaluation.reading import games_of  # noqa: E402
 from tests.evaluation.server import Body, Standin, drawn, error  # noqa: E402
 
 KEY = "sk-soak-31b7a9e05d"
-PROMPTS, OPPONENTS, WORKERS = 24, ("sft", "ppo"), 4
+OPPONENTS, WORKERS = ("sft", "ppo"), 4
 #: Of a hundred questions, those whose first answer has no verdict; the command then asks once more.
 UNCLEAR = 10
 
@@ -53,7 +53,7 @@ def mark_of(body: Body) -> str:
     return judged(body).split(" ", 1)[0]
 
 
-def write_inputs(folder: Path, url: str) -> list[str]:
+def write_inputs(folder: Path, url: str, prompts: int) -> list[str]:
     """Responses of ours and of the opponents, and a judge. Returns the command, without --out."""
     folder.mkdir(parents=True)
     for who in ("ours", *OPPONENTS):
@@ -64,7 +64,7 @@ def write_inputs(folder: Path, url: str) -> list[str]:
                 "domain": "ab"[n % 2],
                 "tokens": n + len(who),
             }
-            for n in range(PROMPTS)
+            for n in range(prompts)
         ]
         (folder / f"{who}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     judge = folder / "judge.yaml"
@@ -118,13 +118,13 @@ def kill_somewhere(run: Run, server: Standin, draw: random.Random, most: int) ->
     return process.wait() == -signal.SIGKILL
 
 
-def soak(folder: Path, kills: int, seed: int) -> str:
+def soak(folder: Path, kills: int, seed: int, prompts: int = 40) -> str:
     """One line of what was seen. Raises AssertionError with what is wrong."""
     draw = random.Random(seed)
     refuses = {"max_tokens": (400, error("Unsupported parameter: 'max_tokens'", param="max_tokens"))}
     server = Standin(script=drawn(seed, 0.25), reply=judged, refuses=refuses, slow=0.05)
     try:
-        command = write_inputs(folder / "in", server.url)
+        command = write_inputs(folder / "in", server.url, prompts)
         calm, killed = Run(command, folder / "calm", folder / "calm.log"), Run(command, folder / "out", folder / "log")
         calm.finish()
         all_questions = {mark_of(body) for body in server.requests}
@@ -144,7 +144,7 @@ def soak(folder: Path, kills: int, seed: int) -> str:
             asked = {mark_of(body) for body in server.requests[asked_before:]}
             assert not asked & journal, "a request was made whose verdict was in the journal"
         killed.finish()
-        compare(killed, calm, folder)
+        compare(killed, calm, folder, prompts)
         # A question under way may have been answered twice by then: without a verdict, and again.
         wasted, limit = sum(server.answered.values()) - needed, 2 * WORKERS * kills
         assert 0 <= wasted <= limit, f"{wasted} answers were paid for in vain, more than {limit}"
@@ -157,15 +157,15 @@ def soak(folder: Path, kills: int, seed: int) -> str:
         server.close()
 
 
-def compare(killed: Run, calm: Run, folder: Path) -> None:
+def compare(killed: Run, calm: Run, folder: Path, prompts: int) -> None:
     lines = [sorted(json.dumps(row, sort_keys=True) for row in run.rows()) for run in (killed, calm)]
     assert lines[0] == lines[1], "the verdicts differ from those of the command that nobody disturbed"
     places = [(row["setup"], row["pair"], row["ours_first"], row["repeat"]) for row in killed.rows()]
     assert len(set(places)) == len(places), "a comparison is in the journal twice"
     assert killed.rows("invalid.jsonl") == []
     games = games_of(killed.out)
-    assert games == games_of(calm.out) and len(games) == 2 * PROMPTS * len(OPPONENTS)
-    assert sum(game.outcome == "identical" for game in games) == 2 * len(OPPONENTS) * len(range(0, PROMPTS, 8))
+    assert games == games_of(calm.out) and len(games) == 2 * prompts * len(OPPONENTS)
+    assert sum(game.outcome == "identical" for game in games) == 2 * len(OPPONENTS) * len(range(0, prompts, 8))
     for path in folder.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes(), f"{path} holds the key"
 

@@ -12,4 +12,4 @@ pytest.importorskip("openai", reason="the judge's client needs the openai packag
 
 
 def test_killed_three_times_it_loses_nothing_and_pays_nothing_twice(tmp_path: Path):
-    assert "3 kills" in soak(tmp_path, kills=3, seed=4)
+    assert "3 kills" in soak(tmp_path, kills=3, seed=4, prompts=10)

@@ -103,7 +103,8 @@ def test_the_server_of_a_verdict_is_its_address():
 
 def test_openai_is_imported_by_the_client_alone_and_asked_for_where_it_is_missing():
     code = (
-        "import sys; import gipo_mc.evaluation.judges.openai_judge as j; from gipo_mc.evaluation.judge_config import *\n"
+        "import sys; import gipo_mc.evaluation.judges.openai_judge as j\n"
+        "from gipo_mc.evaluation.judge_config import OpenAIJudgeConfig\n"
         "assert not {'openai', 'httpx2', 'torch'} & set(sys.modules); sys.modules['openai'] = None\n"
         "j.OpenAIClient(OpenAIJudgeConfig(kind='openai', base_url='http://localhost/v1', model='m'))"
     )

@@ -1,0 +1,1 @@
+"""The sub-commands of scripts/evaluate.py: each reads its arguments and runs."""

@@ -1,1 +1,1 @@
-"""The sub-commands of scripts/evaluate.py: each reads its arguments and runs."""
+"""The sub-commands of scripts/evaluate.py, a module each: `add_arguments(parser)` and `run(own) -> exit code`."""

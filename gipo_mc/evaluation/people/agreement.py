@@ -34,7 +34,7 @@ class Estimate:
 
 
 def counts_of(ratings: Sequence[Sequence[int | None]], categories: int) -> np.ndarray:
-    """int64 [units, categories]: how many raters gave a unit each category. ratings: by unit, None where one is missing."""
+    """int64 [units, categories]: how many raters gave a unit each category. ratings: by unit, None if missing."""
     found = np.zeros((len(ratings), categories), dtype=np.int64)
     for unit, given in enumerate(ratings):
         for category in given:
@@ -70,7 +70,7 @@ def crossings(first: Sequence[int], second: Sequence[int], categories: int) -> n
     return found
 
 
-# ---------------------------------------------------------------------------------- statistics of sums, NaN if undefined
+# --------------------------------------------------------------------------------- statistics of sums, NaN if undefined
 def percent(sums: np.ndarray) -> np.ndarray:
     """Mean share of pairs of raters that agree, of summed `agreements` [..., 2 + K]: 0 to 1."""
     return _ratio(sums[..., 0], sums[..., 1])

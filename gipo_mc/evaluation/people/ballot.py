@@ -11,17 +11,15 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from gipo_mc.errors import ConfigError, DataError
 from gipo_mc.evaluation.pairs import Pair
+from gipo_mc.evaluation.people.key import Kind, Side
 from gipo_mc.parallel.streams import generator, permutation
 from gipo_mc.run.jsonl import read_file, storage_errors, write_atomically
 
-Kind = Literal["pair", "repeat", "attention"]
-Side = Literal["left", "right"]
 #: Stands above one response of an attention pair.
 PLEASE = "Please choose this response: it is here to see that both are read."
 #: Below so many pairs nothing is repeated or tested by default.
@@ -99,8 +97,8 @@ def make_ballot(
         raise DataError("There is nothing to vote on: in every pair both responses are the same text.")
     if wanted is not None and len(shown) < wanted:
         raise ConfigError(
-            f"--pairs={wanted}: there are {len(shown)} prompts whose two responses differ, and a page shows each prompt "
-            "once. Ask for no more, or judge more prompts first."
+            f"--pairs={wanted}: there are {len(shown)} prompts whose two responses differ, and a page shows each "
+            "prompt once. Ask for no more, or judge more prompts first."
         )
     repeats = _share(len(shown), 10) if repeats is None else repeats
     attention = _share(len(shown), 20) if attention is None else attention
@@ -125,8 +123,8 @@ def _share(pairs: int, part: int) -> int:
 def _sample(pairs: Sequence[Pair], secret: str, seed: int) -> list[Pair]:
     """One pair of each prompt, in a random order that does not depend on the seed.
 
-    Two pairs of one prompt share our response: seen together, they would tell which it is. Prompts take the opponents in
-    turn, and each seed begins one further: with K opponents, the seeds 0 to K - 1 show every pair once.
+    Two pairs of one prompt share our response: seen together, they would tell which it is. Prompts take the opponents
+    in turn, and each seed begins one further: with K opponents, the seeds 0 to K - 1 show every pair once.
     """
     prompts: dict[str, list[Pair]] = {}
     for pair in pairs:

@@ -11,7 +11,7 @@ from pathlib import Path
 from gipo_mc.errors import DataError
 from gipo_mc.run.jsonl import read_file
 
-#: The default of a domain is the first whose pattern its label holds: harmless_base, PKU-SafeRLHF, helpful-online, tldr.
+#: The default of a domain is the first whose pattern its label holds: harmless_base, PKU-SafeRLHF, tldr.
 _BY_LABEL = (
     ("harmless", re.compile("harm|safe", re.IGNORECASE)),
     ("helpful", re.compile("helpful", re.IGNORECASE)),
@@ -51,7 +51,7 @@ def guideline_file(path: Path) -> Guideline:
     paragraphs = _paragraphs(text)
     if not paragraphs or len(text) > _LONGEST:
         raise DataError(
-            f"The guideline {path} holds {len(text):,} characters: give one of 1 to {_LONGEST:,}, which people will read."
+            f"The guideline {path} holds {len(text):,} characters: give one of 1 to {_LONGEST:,}, as people will read."
         )
     return Guideline("Which response is better?", tuple(paragraphs))
 

@@ -13,53 +13,22 @@ import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gipo_mc.errors import DataError
 from gipo_mc.evaluation.pairs import read_pairs
-from gipo_mc.evaluation.people.ballot import Ballot, Item, Kind, Side, make_ballot, read_secret, shown_text
+from gipo_mc.evaluation.people.ballot import Ballot, Item, make_ballot, read_secret, shown_text
 from gipo_mc.evaluation.people.guidelines import Guideline, guideline_file, guideline_of
+from gipo_mc.evaluation.people.key import PAGES, Key, KeyItem, KeyPair
 from gipo_mc.run.jsonl import encode, read_file, storage_errors, write_atomically
 
-PAGES = "pages"
 _FIRST = "<!doctype html><!-- gipo_mc votes -->"
 _DATA = re.compile(rb'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 _TURN = re.compile(r"\n\n(System|Human|Assistant):")
 _STATED = re.compile(rb'<meta name="page" content="([0-9a-f]{16})"')
-
-
-class KeyItem(BaseModel):
-    """What the page hides of an item. asked: the side that an attention pair asks for."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    pair: str
-    opponent: str
-    kind: Kind
-    ours_first: bool
-    asked: Side | None
-
-
-class KeyPair(BaseModel):
-    """A pair of the sample with two equal texts."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    pair: str
-    opponent: str
-
-
-class Key(BaseModel):
-    """DIR/pages/HASH.json: which side of which item is ours. Never part of the page."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    format: Literal["gipo_mc page 1"]
-    page: str = Field(pattern="^[0-9a-f]{16}$")
-    seed: int
-    items: list[KeyItem]
-    identical: list[KeyPair]
 
 
 @dataclass(frozen=True)
@@ -133,23 +102,6 @@ def page_hash(path: Path) -> str:
     if found != stated[1].decode():
         raise DataError(f"{path} was changed after it was made: its texts are not those that its hash was made of.")
     return found
-
-
-def read_key(folder: Path, page: str) -> Key:
-    """The key of a page. Raises DataError where there is none, or it is damaged."""
-    path = folder / PAGES / f"{page}.json"
-    if not path.exists():
-        raise DataError(
-            f"{path} is not there: page {page} was not made from the evaluation {folder}. Give the folder that it was "
-            "made from; without the key nobody can tell which side was whose."
-        )
-    try:
-        key = Key.model_validate_json(read_file(path))
-    except (OSError, ValidationError) as error:
-        raise DataError(f"{path} is damaged. Restore it, or make the page again with the same options.") from error
-    if key.page != page:
-        raise DataError(f"{path} is the key of page {key.page}: restore the file of this name.")
-    return key
 
 
 def hash_of(data: str) -> str:

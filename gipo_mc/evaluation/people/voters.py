@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gipo_mc.evaluation.people.page import Key
+from gipo_mc.evaluation.people.key import Key
 from gipo_mc.evaluation.people.votes import Vote
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from gipo_mc.errors import DataError
 from gipo_mc.evaluation.games import Game, Outcome
 from gipo_mc.evaluation.pairs import Pair
-from gipo_mc.evaluation.people.page import Key, KeyItem
+from gipo_mc.evaluation.people.key import Key, KeyItem
 from gipo_mc.run.jsonl import encode, read_file, write_atomically
 
 VOTES = "votes.jsonl"
@@ -141,8 +141,8 @@ def _read(path: Path, key: Key) -> _File:
         raise DataError(f"{path} is no file of votes (its format is not {_FORMAT!r}): give what the page downloads.")
     if stated.get("page") != key.page:
         raise DataError(
-            f"{path} holds votes on page {str(stated.get('page'))[:40]}, and this is page {key.page}: the sides would be "
-            "those of other pairs. Give the page that the votes were made on. Nothing was imported."
+            f"{path} holds votes on page {str(stated.get('page'))[:40]}, and this is page {key.page}: the sides "
+            "would be those of other pairs. Give the page that the votes were made on. Nothing was imported."
         )
     try:
         file = _File.model_validate_json(raw)
@@ -205,7 +205,8 @@ def _verdict(vote: str, item: KeyItem) -> Verdict:
 
 # --------------------------------------------------------------------------------------------------------------- games
 def people_games(votes: Iterable[Vote], pairs: Sequence[Pair]) -> list[Game]:
-    """The votes as games: one of each voter ("people:NAME") and pair, and one of all jointly ("people").
+    """The votes as games: one of each voter ("people:NAME") and pair, and one of all jointly ("people"); by voter, then
+    in the order of the pairs.
 
     Repeats and attention pairs are about the voter and make no game; a skipped pair makes none either. Jointly a pair
     has the verdict that more voters gave than any other; where two lead, it is a tie. The joint game's order is that of
@@ -227,7 +228,8 @@ def people_games(votes: Iterable[Vote], pairs: Sequence[Pair]) -> list[Game]:
         ours_first = 2 * sum(vote.ours_first for vote in found) >= len(found)
         outcome = "identical" if found[0].kind == "identical" else majority(vote.verdict for vote in found)
         games.append(_game(by_id[pair], PEOPLE, ours_first, 0, outcome))
-    return games
+    place = {pair.pair: number for number, pair in enumerate(pairs)}
+    return sorted(games, key=lambda game: (game.evaluator == PEOPLE, game.evaluator, place[game.pair]))
 
 
 def majority(verdicts: Iterable[str]) -> Literal["ours", "theirs", "tie"]:

@@ -35,7 +35,8 @@ def run(own: argparse.Namespace) -> int:
     """Raises GipoError."""
     from gipo_mc.evaluation.pairs import read_pairs
     from gipo_mc.evaluation.people.agree import agreement_of
-    from gipo_mc.evaluation.people.page import page_hash, read_key
+    from gipo_mc.evaluation.people.key import read_key
+    from gipo_mc.evaluation.people.page import page_hash
     from gipo_mc.evaluation.people.voters import voter_reports
     from gipo_mc.evaluation.people.votes import import_votes, read_votes
     from gipo_mc.evaluation.reading import games_of
@@ -94,9 +95,8 @@ def _show_agreement(found: Agreement) -> None:
     print(f"{'kappa':20}{'alpha':20}ordinal alpha")
     for who, pairs, percent, decided, *others in rows:
         shares = "".join(f"{_text(each, 100):18}" for each in (percent, decided))
-        print(
-            f"{printable(who):{width}}  {pairs:5}  {shares}{''.join(f'{_text(each, 1):20}' for each in others)}".rstrip()
-        )
+        kappas = "".join(f"{_text(each, 1):20}" for each in others)
+        print(f"{printable(who):{width}}  {pairs:5}  {shares}{kappas}".rstrip())
     print("kappa is Fleiss' for all people, Cohen's for two; in brackets 95 % intervals by conversation.")
 
 

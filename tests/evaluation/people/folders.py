@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gipo_mc.evaluation.people.page import Key, Written, read_key, write_page
+from gipo_mc.evaluation.people.key import Key, read_key
+from gipo_mc.evaluation.people.page import Written, write_page
 
 OPPONENTS = ("sft", "ppo")
 

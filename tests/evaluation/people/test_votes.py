@@ -170,7 +170,7 @@ def test_damaged_files_are_refused(tmp_path: Path):
     }
     for what, text in damaged.items():
         (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(DataError, match="bad.json") as caught:
+        with pytest.raises(DataError, match=r"bad\.json") as caught:
             _take(folder, key, tmp_path / "bad.json")
         assert len(str(caught.value)) < 500, what
     for path in (tmp_path, tmp_path / "none.json"):
@@ -178,7 +178,7 @@ def test_damaged_files_are_refused(tmp_path: Path):
             _take(folder, key, path)
     assert not (folder / "votes.jsonl").exists()
     (folder / "votes.jsonl").write_text('{"voter": "x"}\n')
-    with pytest.raises(DataError, match="votes.jsonl:1: not a line"):
+    with pytest.raises(DataError, match=r"votes\.jsonl:1: not a line"):
         read_votes(folder)
 
 

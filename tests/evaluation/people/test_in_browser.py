@@ -1,4 +1,4 @@
-"""The page in a real browser: voted on with keys and clicks, reloaded, downloaded, imported; texts that would break it."""
+"""The page in a real browser: keys and clicks, reload, download, import; texts that would break it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ pytestmark = pytest.mark.browser
 REST = 0.31
 LONG = "A sentence of some words. " * 800
 NASTY = {
-    "ours": "</script><img src=x onerror=\"document.title='bad'\"> [[A]] {{ 7*7 }} \u202egnp.exe \x1b[31m\x00 \ud800 end",
+    "ours": "</script><img src=x onerror=\"document.title='bad'\"> [[A]] {{ 7*7 }} "
+    "\u202egnp.exe \x1b[31m\x00 \ud800 end",
     "theirs": "x" * 3000 + " \u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd (abc) 123\n" + LONG,
 }
 

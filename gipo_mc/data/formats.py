@@ -209,13 +209,17 @@ def _safe_rlhf(row: Fields, needs: Collection[str]) -> Parsed:
     prompt = (Message("user", string(row, "prompt").strip()),)
     if not needs:
         return prompt, None, None, ""
-    better, safer = row.get("better_response_id"), row.get("safer_response_id")
-    for key, value in (("better_response_id", better), ("safer_response_id", safer)):
-        if value not in (0, 1) or isinstance(value, bool):
-            raise RowError(f"'{key}' is {value!r}, not 0 or 1")
+    better, safer = (_response_id(row, key) for key in ("better_response_id", "safer_response_id"))
     if better != safer:
         raise LeftOut("pairs whose better response is not the safer one")
     return prompt, string(row, f"response_{better}"), string(row, f"response_{1 - better}"), ""
+
+
+def _response_id(row: Fields, key: str) -> int:
+    value = row.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value not in (0, 1):
+        raise RowError(f"'{key}' is {value!r}, not 0 or 1")
+    return value
 
 
 # ------------------------------------------------------------------------------------------------------------- messages

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from gipo_mc.config import load_config
+from gipo_mc.evaluation.judge_config import load_judge
 from gipo_mc.tools.paper.plan import load_plan
 from tests.source_rules import ROOT
 
@@ -48,7 +49,9 @@ def test_configs_load_and_say_what_they_are_for(path: Path):
     keys = yaml.safe_load(path.read_text(encoding="utf-8"))
     if "tasks" in keys:
         load_plan(str(path))
-    elif "kind" not in keys:  # judges have a reader of their own
+    elif "kind" in keys:
+        load_judge(str(path))
+    else:
         load_config(str(path), [])
     assert path.read_text(encoding="utf-8").startswith("#"), f"{path.name} does not begin with a comment"
 

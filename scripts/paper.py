@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         table = join_tables(steps, folder)
     except GipoError as error:
         return say_error(error)
-    print(f"\nAll {len(steps)} steps are done. The tables: {printable(str(table))}")
+    print(f"\nAll {len(steps)} steps are done." + (f" The tables: {printable(str(table))}" if table else ""))
     return 0
 
 

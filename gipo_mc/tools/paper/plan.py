@@ -59,8 +59,9 @@ class EvaluationPlan(Section):
 
     prompts: domain -> source, as in data.evaluation. out_of_domain: those of the domains that training has not seen.
     rows: rows read of each source; longer prompts than data.prompt_length are left out of them. set: options of
-    scripts/generate.py. judges: files. page: pairs that people are shown, 0: no page. minutes: of generation for one
-    policy, and judge_minutes of one judge and all pairs, as in `RunPlan`.
+    scripts/generate.py. judges: files. calibrate: ours is judged against a second sample of itself too. page: pairs
+    that people are shown, 0: no page. minutes: of generation for one policy, and judge_minutes of one judge and all
+    pairs, as in `RunPlan`.
     """
 
     prompts: dict[Name, str] = Field(min_length=1)
@@ -68,6 +69,7 @@ class EvaluationPlan(Section):
     rows: int = Field(256, ge=1, le=10**6)
     set: list[str] = Field(default_factory=list)
     judges: list[str] = Field(min_length=1)
+    calibrate: bool = True
     page: int = Field(60, ge=0, le=10**4)
     minutes: float = Field(0.0, ge=0)
     judge_minutes: float = Field(0.0, ge=0)

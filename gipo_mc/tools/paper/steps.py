@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gipo_mc.config import Config, check_layout, load_config
 from gipo_mc.errors import ConfigError
+from gipo_mc.evaluation.statistics.outcomes import SELF
 from gipo_mc.tools.paper.plan import REWARD, SFT, Commands, EvaluationPlan, PaperPlan, TaskPlan
 
 #: Options that hold the sources of training data, by command.
@@ -117,12 +118,14 @@ class _Steps:
     def _evaluation(self, task_name: str, task: TaskPlan, label: str, plan: EvaluationPlan) -> Iterator[Step]:
         runs, folder = self._folder / task_name, self._folder / task_name / f"judged_{label}"
         start = f"{task_name}/{label}"
-        files = {name: folder / "responses" / f"{name}.jsonl" for name in (task.ours, *task.against)}
-        options = self._of_generation(f"{start}/responses", plan)
+        opponents = [*task.against, *([SELF] if plan.calibrate else [])]
+        files = {name: folder / "responses" / f"{name}.jsonl" for name in (task.ours, *opponents)}
+        options, seed = self._of_generation(f"{start}/responses", plan)
         for name, file in files.items():
-            yield self._responses(f"{start}/responses/{name}", options, runs / name, file, plan)
-        pairs = len(task.against) * plan.rows * len(plan.prompts)
-        against = [f"{name}={files[name]}" for name in task.against]
+            run, own = runs / (task.ours if name == SELF else name), seed + (name == SELF)
+            yield self._responses(f"{start}/responses/{name}", [*options, f"run.seed={own}"], run, file, plan)
+        pairs = len(opponents) * plan.rows * len(plan.prompts)
+        against = [f"{name}={files[name]}" for name in opponents]
         judges = [word for judge in plan.judges for word in ("--judge", judge)]
         journal = (folder / "pairs.jsonl", folder / "verdicts.jsonl")
         yield self._evaluate(
@@ -148,13 +151,12 @@ class _Steps:
         reads = judged | {"table.json": str(table)} | {name: name for name in shown}
         yield Step(f"{start}/report", "report", tuple(words), reads=reads, writes=(report,))
 
-    def _of_generation(self, step: str, plan: EvaluationPlan) -> list[str]:
-        """Options of scripts/generate.py, but for the policy."""
+    def _of_generation(self, step: str, plan: EvaluationPlan) -> tuple[list[str], int]:
+        """Options of scripts/generate.py, but for policy and seed, and the seed."""
         sources, labels = ",".join(plan.prompts.values()), ",".join(plan.prompts)
         options = [*self._set("generate"), *plan.set, f"data.evaluation=[{sources}]", f"data.domains=[{labels}]"]
         options += [f"data.max_rows={plan.rows}", f"eval.prompts={plan.rows * len(plan.prompts)}"]
-        self._checked(step, None, options)
-        return options
+        return options, self._checked(step, None, options).run.seed
 
     def _responses(self, step: str, options: list[str], run: Path, out: Path, plan: EvaluationPlan) -> Step:
         words = (*self._script("generate"), *options, f"model.policy={run}", "--out", str(out))

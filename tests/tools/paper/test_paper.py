@@ -23,7 +23,7 @@ from tests.source_rules import ROOT
 from tests.tools.paper.fake_commands import attempt, write_plan
 
 RUNS = ["hh/sft", "hh/reward", "hh/ppo", "hh/gi_ppo"]
-RESPONSES = [f"generate {name}.jsonl" for name in ("gi_ppo", "sft", "ppo")]
+RESPONSES = [f"generate {name}.jsonl" for name in ("gi_ppo", "sft", "ppo", "self")]
 LAST = ["judge judged_all", "page page.html", "table table.json", "export table.md", "report report.html"]
 ALL = ["new_model model", *RUNS, *RESPONSES, *LAST]
 
@@ -76,8 +76,10 @@ def test_a_step_is_wired_to_those_before_it(place: Path) -> None:
     assert (rl.model.policy, rl.model.reward, rl.algorithm.name) == ("table/hh/sft", "table/hh/reward", "ppo")
     assert found["hh/sft"].config.model.policy == "table/model"
     judge = " ".join(found["hh/all/judge"].words)
+    ours, again = (found[f"hh/all/responses/{name}"].words for name in ("gi_ppo", "self"))
+    assert {*again} - {*ours} == {"run.seed=2", "table/hh/judged_all/responses/self.jsonl"}  # the calibration row
     responses = "table/hh/judged_all/responses"
-    assert f"--ours {responses}/gi_ppo.jsonl --against sft={responses}/sft.jsonl ppo={responses}/ppo.jsonl" in judge
+    assert f"--ours {responses}/gi_ppo.jsonl --against sft={responses}/sft.jsonl ppo={responses}/ppo.jsonl self=" in judge
 
 
 def test_a_folder_that_is_there_is_not_a_finished_step(place: Path) -> None:
@@ -186,7 +188,7 @@ def test_the_plan_says_what_is_left_and_how_it_knows(place: Path, capsys: pytest
     drive.show(steps(), Path("table"))
     said = capsys.readouterr().out
     assert "hh/sft                   left     about 4 minutes, stated in the plan" in said
-    assert "13 steps in table: 0 done, 13 left, about 4 minutes, and 8 that were never measured." in said
+    assert "14 steps in table: 0 done, 14 left, about 4 minutes, and 9 that were never measured." in said
     order(hh__gi_ppo={"code": 5})
     run()
     capsys.readouterr()
@@ -195,12 +197,12 @@ def test_the_plan_says_what_is_left_and_how_it_knows(place: Path, capsys: pytest
     assert "hh/sft                   done     4 iterations" in said
     assert "at iteration 1 of 4, failed with exit code 5; about 0 s, measured:" in said
     assert "s for each iteration of hh/gi_ppo" in said
-    assert "scripts/train_gi_ppo.py --config rl.yaml" in said and "13 steps in table: 4 done, 9 left" in said
+    assert "scripts/train_gi_ppo.py --config rl.yaml" in said and "14 steps in table: 4 done, 10 left" in said
     order()
     run()
     capsys.readouterr()
     drive.show(steps(), Path("table"))
-    assert "13 steps in table: 13 done, nothing left." in capsys.readouterr().out
+    assert "14 steps in table: 14 done, nothing left." in capsys.readouterr().out
 
 
 def test_a_slice_of_the_methods(place: Path) -> None:

@@ -8,14 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gipo_mc.config import load_config
 from gipo_mc.evaluation.judge_config import load_judge
+from gipo_mc.tools.paper.plan import load_plan
 from tests.source_rules import ROOT
 
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
-JUDGES = sorted((ROOT / "configs" / "judges").glob("*.y*ml"))
-CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.y*ml")) if path not in JUDGES]
+CONFIGS = sorted((ROOT / "configs").rglob("*.y*ml"))
 
 
 def command_violations(name: str, source: str) -> list[str]:
@@ -43,15 +44,15 @@ def test_there_are_configs():
     assert CONFIGS
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_configs_load_and_say_what_they_are_for(path: Path):
-    load_config(str(path), [])
-    assert path.read_text(encoding="utf-8").startswith("#"), f"{path.name} does not begin with a comment"
-
-
-@pytest.mark.parametrize("path", JUDGES, ids=lambda p: p.name)
-def test_judges_load_and_say_what_they_are_for(path: Path):
-    load_judge(str(path))
+    keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "tasks" in keys:
+        load_plan(str(path))
+    elif "kind" in keys:
+        load_judge(str(path))
+    else:
+        load_config(str(path), [])
     assert path.read_text(encoding="utf-8").startswith("#"), f"{path.name} does not begin with a comment"
 
 

@@ -17,7 +17,9 @@ class DataConfig(Section):
     preferences: list[str] = fixed_by_content(default_factory=list, description="preference pairs (reward model, DPO)")
     demonstrations: list[str] = fixed_by_content(default_factory=list, description="demonstrations (SFT)")
     evaluation: list[str] = changeable(default_factory=list, description="held-out rows of the same kind")
-    format: Literal["auto", "hh", "tldr", "pairs", "messages", "builtin"] = Field("auto", description="row format")
+    format: Literal["auto", "hh", "tldr", "pairs", "safe_rlhf", "messages", "builtin"] = Field(
+        "auto", description="row format"
+    )
     domains: list[str] = fixed_by_content(
         default_factory=list, description="label of each file; empty: from the row or file"
     )

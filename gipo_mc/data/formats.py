@@ -4,7 +4,10 @@ hh        chosen, rejected: dialogues, each one string of "\\n\\nHuman:" and "\\
           (Anthropic/hh-rlhf)
 tldr      info, summaries, choice (openai/summarize_from_feedback, comparisons); or subreddit, title, post, summary
           (the filtered TL;DR posts); or such a post as prompt with label, completion, or chosen and rejected
-          (CarperAI/openai_summarize_tldr, trl-lib/tldr, CarperAI/openai_summarize_comparisons)
+          (CarperAI/openai_summarize_tldr, trl-lib/tldr, CarperAI/openai_summarize_comparisons); or article, highlights
+          (cnn_dailymail), written as the articles of the comparisons are
+safe_rlhf prompt, response_0, response_1, better_response_id, safer_response_id (PKU-Alignment/PKU-SafeRLHF): the prompt
+          is a user's message, and of a pair the better response is the safer one too
 pairs     prompt and any of chosen, rejected, response, completion, all strings
 messages  messages, or chosen and rejected, or prompt with completion or with both: lists of {role, content}
 
@@ -74,8 +77,10 @@ def detect(row: Mapping[str, Any]) -> str:
 
 def _detect(row: Mapping[str, Any]) -> str | None:
     keys = row.keys()
-    if {"info", "summaries", "choice"} <= keys or {"post", "summary"} <= keys:
+    if {"info", "summaries", "choice"} <= keys or {"post", "summary"} <= keys or {"article", "highlights"} <= keys:
         return "tldr"
+    if {"prompt", "response_0", "response_1"} <= keys:
+        return "safe_rlhf"
     texts = [row[key] for key in ("messages", "prompt", "chosen", "rejected", "completion") if key in keys]
     if any(isinstance(text, list) for text in texts):
         return "messages"
@@ -170,6 +175,8 @@ def _tldr(row: Fields, needs: Collection[str]) -> Parsed:
     if row.has("post"):
         prompt = _POST.format(**{key: string(row, key).strip() for key in ("subreddit", "title", "post")})
         return prompt, optional(row, "summary"), None, "tldr"
+    if row.has("article"):
+        return _ARTICLE.format(article=string(row, "article").strip()), optional(row, "highlights"), None, "cnndm"
     prompt = string(row, "prompt").rstrip()
     chosen = first(row, "chosen", "completion", "response")
     if chosen is None and isinstance(row.peek("label"), str):
@@ -206,6 +213,25 @@ def _comparison(row: Fields, needs: Collection[str]) -> Parsed:
 # ---------------------------------------------------------------------------------------------------------------- pairs
 def _pairs(row: Fields, needs: Collection[str]) -> Parsed:
     return string(row, "prompt"), first(row, "chosen", "response", "completion"), optional(row, "rejected"), ""
+
+
+# ------------------------------------------------------------------------------------------------------------ safe_rlhf
+def _safe_rlhf(row: Fields, needs: Collection[str]) -> Parsed:
+    """A question of PKU-SafeRLHF, and of its pairs those that both of its labels order alike."""
+    prompt = (Message("user", string(row, "prompt").strip()),)
+    if not needs:
+        return prompt, None, None, ""
+    better, safer = (_response_id(row, key) for key in ("better_response_id", "safer_response_id"))
+    if better != safer:
+        raise LeftOut("pairs whose better response is not the safer one")
+    return prompt, string(row, f"response_{better}"), string(row, f"response_{1 - better}"), ""
+
+
+def _response_id(row: Fields, key: str) -> int:
+    value = row.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value not in (0, 1):
+        raise RowError(f"'{key}' is {value!r}, not 0 or 1")
+    return value
 
 
 # ------------------------------------------------------------------------------------------------------------- messages
@@ -260,4 +286,4 @@ def _message_list(row: Fields, key: str) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-_PARSERS = {"hh": _hh, "tldr": _tldr, "pairs": _pairs, "messages": _messages}
+_PARSERS = {"hh": _hh, "tldr": _tldr, "pairs": _pairs, "safe_rlhf": _safe_rlhf, "messages": _messages}

@@ -124,6 +124,37 @@ def test_filtered_tldr_as_published(row, chosen, rejected):
     assert auto(row) == Example(POST, chosen, rejected, "tldr")
 
 
+def test_articles_of_cnn_dailymail_read_as_those_of_the_comparisons():
+    row = {"article": "It rained. ", "highlights": "Rain .", "id": "0" * 40}
+    assert auto(row) == Example("Article:\n\nIt rained.\n\nTL;DR:", "Rain .", None, "cnndm")
+
+
+#: The columns of PKU-SafeRLHF that are read, and two of the others.
+SAFE = {
+    "prompt": "How tall? ",
+    "response_0": "Two metres.",
+    "response_1": "No idea.",
+    "is_response_0_safe": True,
+    "response_0_sha256": "00",
+    "better_response_id": 0,
+    "safer_response_id": 0,
+}
+
+
+def test_safe_rlhf():
+    question = (Message("user", "How tall?"),)
+    assert auto(SAFE) == Example(question, "Two metres.", "No idea.", "")
+    assert auto(SAFE | {"better_response_id": 1, "safer_response_id": 1}).chosen == "No idea."
+    # Prompts need no labels, and responses no prompt of another form.
+    bare = {key: SAFE[key] for key in ("prompt", "response_0", "response_1")}
+    assert parse(bare, detect(bare), ()) == Example(question, None, None, "")
+    with pytest.raises(LeftOut, match="better response is not the safer one"):
+        auto(SAFE | {"safer_response_id": 1})
+    for wrong in (None, True, 2, "0"):
+        with pytest.raises(RowError, match="'safer_response_id' is"):
+            auto(SAFE | {"safer_response_id": wrong})
+
+
 def test_pairs():
     assert auto({"prompt": "a", "chosen": "b", "rejected": "c", "domain": "d"}) == Example("a", "b", "c", "d")
     assert auto({"prompt": "a", "response": "b"}) == Example("a", "b", None, "")

@@ -33,7 +33,7 @@ EXCLUDED = {
 }
 _PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
 _SOURCES = [
-    *sorted((ROOT / "configs").glob("*.yaml")),
+    *sorted((ROOT / "configs").rglob("*.yaml")),
     *(path for folder in ("scripts", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))),
 ]
 _START = re.compile(r"^(?:#\s*)?\s*((?:\w+=\S+ )*(?:python|torchrun) (?:-m )?\S*(?:scripts|benchmarks)/\S+\.py.*)$")

@@ -1,0 +1,180 @@
+"""Run the steps of a plan one after the other, each as a command of its own; go on where that was interrupted."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+
+from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, StorageError
+from gipo_mc.run.folder import RunFolder
+from gipo_mc.run.jsonl import printable, storage_errors, write_atomically
+from gipo_mc.tools.paper.durations import estimate, in_words
+from gipo_mc.tools.paper.standing import Journal, Standing, reached, reads_of, refuse_changed, standing
+from gipo_mc.tools.paper.steps import Step
+
+
+def command_of(step: Step, *, again: bool = False) -> list[str]:
+    """The words to start. again: a run's earlier attempt is set aside."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={step.ranks}"]
+    anew = ["run.resume=false"] if again and step.run else []
+    return [sys.executable, *(launcher if step.ranks > 1 else []), *step.words, *anew]
+
+
+def show(steps: Sequence[Step], folder: Path, again: Sequence[str] = (), *, commands: bool = False) -> None:
+    """Print the steps, how each stands, and about how long the rest takes."""
+    journal = Journal.read(folder)
+    width = max(len(step.name) for step in steps)
+    total, unknown, done = 0.0, 0, 0
+    for step in steps:
+        stands = standing(step, journal)
+        redone = step.name in again
+        if stands.state == "done" and not redone:
+            done += 1
+            print(f"{step.name:<{width}}  done     {printable(stands.why)}")
+        else:
+            left = estimate(step, Standing("left") if redone else stands, journal)
+            total, unknown = total + (left.seconds or 0.0), unknown + (left.seconds is None)
+            about = "" if left.seconds is None else f"about {in_words(left.seconds)}, "
+            state = "again" if redone else stands.state
+            said = f"{stands.why}; " if stands.why and not redone else ""
+            print(f"{step.name:<{width}}  {state:<7}  {printable(f'{said}{about}{left.basis}')}")
+        if commands:
+            print(f"    {printable(shlex.join(command_of(step, again=redone)))}")
+    rest = f"{len(steps) - done} left, about {in_words(total)}" if done < len(steps) else "nothing left"
+    rest += f", and {unknown} that were never measured" if unknown else ""
+    print(f"{len(steps)} steps in {printable(str(folder))}: {done} done, {rest}.")
+
+
+def drive(steps: Sequence[Step], folder: Path, again: Sequence[str] = ()) -> int:
+    """Run what is not done. Returns 0, or the exit code of the step that failed: those before it are kept.
+
+    Raises ConfigError where runs were trained otherwise than the plan says, StorageError where another driver is at
+    work in the folder.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        journal = Journal.read(folder)
+        refuse_changed([(step.name, standing(step, journal)) for step in steps if step.name not in again])
+        for number, step in enumerate(steps, start=1):
+            anew = step.name in again
+            if not anew:
+                stands = standing(step, journal)
+                refuse_changed([(step.name, stands)])
+                if stands.state == "done":
+                    continue
+            print(f"\n=== {step.name} ({number} of {len(steps)})", flush=True)
+            if code := _run(step, journal, again=anew):
+                return code
+    return 0
+
+
+def _run(step: Step, journal: Journal, *, again: bool) -> int:
+    """One attempt, noted in the journal. The exit code is the run's own where torchrun has only 1 for it."""
+    words = command_of(step, again=again)
+    print(printable(shlex.join(words)), flush=True)
+    for path in step.writes:
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    before, reads = 0 if again else _at(step), reads_of(step)
+    began, clock = time.time(), time.monotonic()
+    code, asked = _attempt(words)
+    if step.run and code:
+        code = _code_of_run(step.run, began) or code
+    seconds = time.monotonic() - clock
+    units = max(0, _at(step) - before) if step.run else (step.units if code == 0 else 0)
+    journal.add(step, code, seconds, units, reads)
+    if asked:
+        code = EXIT_INTERRUPTED if asked == signal.SIGINT else EXIT_REQUEUE
+        print("\nStopped as asked. What is finished is kept; the same command goes on from here.", file=sys.stderr)
+    elif code == EXIT_REQUEUE:
+        print(f"\n{step.name} was asked to stop; the same command goes on from here.", file=sys.stderr)
+    elif code:
+        said = RunFolder(step.run).read_status().get("message") if step.run else ""
+        stands = f"It said: {printable(str(said))}" if said else "Its message stands above."
+        print(
+            f"\nerror: {step.name} ended with exit code {code}. {stands} The steps before it are kept; the same "
+            "command goes on with this one.",
+            file=sys.stderr,
+            flush=True,
+        )
+    return code
+
+
+def _attempt(words: list[str]) -> tuple[int, int]:
+    """(exit code, signal that asked this process to stop or 0). Signals are passed on, once each, to the step: it has a
+    session of its own, so that Ctrl-C does not reach its ranks twice."""
+    asked = 0
+    child: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        nonlocal asked
+        asked = number
+        if child is not None:
+            child.send_signal(number)
+
+    earlier = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        # Ranks that share a machine's cores do best with one thread each.
+        child = subprocess.Popen(words, env={"OMP_NUM_THREADS": "1", **os.environ}, start_new_session=True)
+        if asked:  # before there was somebody to pass it on to
+            child.send_signal(asked)
+        code = child.wait()
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+    return (code if code >= 0 else 128 - code), asked
+
+
+def _at(step: Step) -> int:
+    return reached(RunFolder(step.run).read_status()) if step.run else 0
+
+
+def _code_of_run(run: Path, since: float) -> int:
+    """The exit code that an attempt after `since` left in the run's status; 0: it left none."""
+    status = RunFolder(run).read_status()
+    try:
+        started = datetime.fromisoformat(str(status.get("started"))).timestamp()
+    except ValueError:
+        return 0
+    code = status.get("exit_code")
+    return code if isinstance(code, int) and started >= int(since) else 0
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """The folder's lock: two drivers would start the same steps."""
+    lock = folder / ".lock"
+    with storage_errors(lock):
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(f"Another scripts/paper.py is at work in {folder}: wait for it, or stop it.") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def join_tables(steps: Sequence[Step], folder: Path) -> Path | None:
+    """Write <folder>/table.md, the exported tables under each other; None where there are none."""
+    parts = [
+        f"# {step.name.removesuffix('/export')}\n\n{step.writes[0].read_text(encoding='utf-8').strip()}\n"
+        for step in steps
+        if step.kind == "export"
+    ]
+    if not parts:
+        return None
+    write_atomically(folder / "table.md", "\n".join(parts))
+    return folder / "table.md"

@@ -132,7 +132,7 @@ def _make(config: AnyJudge, seed: int, stack: ExitStack, *, dry: bool) -> Judge:
 
         client = None
         if not dry:
-            from gipo_mc.evaluation.openai_judge import OpenAIClient
+            from gipo_mc.evaluation.judges.openai_judge import OpenAIClient
 
             client = OpenAIClient(config, _warn)
             stack.callback(client.close)

@@ -138,9 +138,10 @@ class Journal(Known):
                     self._places.add(entry.place)
 
     def note(self, setup: Setup) -> None:
-        """Make this the way in which the evaluator was asked last."""
-        kept = [known for known in read_setups(self._folder) if known.evaluator != setup.evaluator]
-        rows = {known.evaluator: asdict(known) for known in [*kept, setup]}
+        """Make this how the evaluator was asked last. One that is known keeps its place among the others."""
+        rows = {known.evaluator: asdict(known) for known in read_setups(self._folder)} | {
+            setup.evaluator: asdict(setup)
+        }
         write_atomically(self._folder / JUDGES, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -274,6 +274,29 @@ def test_twenty_kills_lose_nothing_and_change_nothing(tmp_path: Path) -> None:
     assert len(requests) == 200 and sum(requests.values()) <= 200 + 20 * 4, "twice is only what was under way at a kill"
 
 
+def test_ctrl_c_waits_for_what_will_be_paid_for(tmp_path: Path) -> None:
+    pairs, bill = pairs_of(tmp_path, OURS, sft=THEIRS), tmp_path / "bill"
+
+    def slow(question: str, settings: Mapping[str, Any]) -> str:
+        with bill.open("a") as file:
+            file.write("1\n")
+        time.sleep(0.2)
+        return longer(question, settings)
+
+    if (child := os.fork()) == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            judge(tmp_path, pairs, Server(slow))
+        except KeyboardInterrupt:
+            os._exit(3)
+        os._exit(0)
+    while not bill.exists() or len(bill.read_text().split()) < 5:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGINT)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert 5 <= len(read_entries(tmp_path)) == len(bill.read_text().split()) < 24
+
+
 def test_the_journal_holds_what_came_back(tmp_path: Path) -> None:
     pairs = pairs_of(tmp_path, ["a"], sft=["b"])
     full = Answer("Why.\n[[A]]", "", "stop", "m-1", {"prompt_tokens": 3, "completion_tokens": 1}, ("x for y",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -139,10 +140,6 @@ def _among(ratings: Mapping[str, Mapping[str, int]], clusters: Mapping[str, str]
 
 def _alphas(counts: np.ndarray, where: Sequence[str], draws: int, seed: int) -> tuple[Estimate, Estimate]:
     added = agreement.coincidences(counts)
-    nominal, ordinal = (
-        estimate(
-            added, where, lambda sums, o=ordinal: agreement.krippendorff_alpha(sums, ordinal=o), draws=draws, seed=seed
-        )
-        for ordinal in (False, True)
-    )
-    return nominal, ordinal
+    nominal = estimate(added, where, agreement.krippendorff_alpha, draws=draws, seed=seed)
+    ranked = partial(agreement.krippendorff_alpha, ordinal=True)
+    return nominal, estimate(added, where, ranked, draws=draws, seed=seed)

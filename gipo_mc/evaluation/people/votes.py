@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from gipo_mc.errors import DataError
 from gipo_mc.evaluation.games import Game, Outcome
 from gipo_mc.evaluation.pairs import Pair
-from gipo_mc.evaluation.people.key import Key, KeyItem
+from gipo_mc.evaluation.people.key import Key, KeyItem, KeyPair
 from gipo_mc.run.jsonl import encode, read_file, write_atomically
 
 VOTES = "votes.jsonl"
@@ -100,7 +100,8 @@ def import_votes(
     another page, a damaged one and a voter who is there twice, StorageError.
     """
     known = {pair.pair for pair in pairs}
-    if gone := [item for item in [*key.items, *key.identical] if item.pair not in known]:
+    keyed: list[KeyPair] = [*key.items, *key.identical]
+    if gone := [item for item in keyed if item.pair not in known]:
         raise DataError(
             f"{folder} no longer holds {len(gone)} of the pairs of page {key.page}: it was written anew after the page "
             "was made. Restore its pairs.jsonl; votes on other texts would be counted for these."

@@ -79,7 +79,7 @@ def _show_voters(voters: Sequence[VoterReport]) -> None:
 
 
 def _show_agreement(found: Agreement) -> None:
-    rows = []
+    rows: list[tuple[str, int, Estimate, Estimate | None, Estimate, Estimate, Estimate]] = []
     if found.among:
         a = found.among
         rows.append((f"{len(a.people)} people", a.pairs, a.percent, None, a.kappa, a.alpha, a.ordinal_alpha))

@@ -20,8 +20,8 @@ class Pair:
     """Two responses to one prompt.
 
     pair: 16 digits, a hash of prompt, both texts and opponent. prompt: turns as HH-RLHF writes them, or a text. group:
-    inferred from our response, None without a classifier. *_tokens: lengths. *_truncated: cut at rollout.max_new_tokens.
-    *_model: "name [checkpoint, hash of the weights]".
+    inferred from our response, None without a classifier. *_tokens: lengths. *_truncated: cut at
+    rollout.max_new_tokens. *_model: "name [checkpoint, hash of the weights]".
     """
 
     pair: str

@@ -27,8 +27,8 @@ class TooManyInvalid(GipoError):
 class Tally:
     """What came of one judge. All but requests and tokens count comparisons.
 
-    identical: ties that nobody was asked about. kept: in the journal before. new: verdicts of this run. shared: those of
-    them that a request for another pair answered. unasked: left when the run ended early.
+    identical: ties that nobody was asked about. kept: in the journal before, for this pair or with the same texts for
+    another. new: verdicts of this run.
     """
 
     evaluator: str
@@ -36,17 +36,12 @@ class Tally:
     identical: int = 0
     kept: int = 0
     new: int = 0
-    shared: int = 0
     invalid: int = 0
     requests: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
     models: set[str] = field(default_factory=set)
     problems: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def unasked(self) -> int:
-        return self.total - self.identical - self.kept - self.new - self.invalid
 
 
 def to_ask(judge: Judge, pairs: Sequence[Pair], journal: Known) -> tuple[list[Question], list[Entry], Tally]:
@@ -127,16 +122,16 @@ def _count(tally: Tally, question: Question, given: Given, warn: Callable[[str],
         tally.problems[given.problem] += 1
     else:
         tally.new += len(question.comparisons)
-        tally.shared += len(question.comparisons) - 1
 
 
 def _too_many(judge: Judge, tally: Tally, allowed: int) -> str:
     why = "; ".join(f"{count} x {problem}" for problem, count in tally.problems.most_common(_QUOTED))
+    more = f" and {len(tally.problems) - _QUOTED} other reasons" if len(tally.problems) > _QUOTED else ""
     return (
-        f"{tally.evaluator} gave no verdict on {tally.invalid} of {tally.total - tally.identical} comparisons, more than "
-        f"the {allowed} that max_invalid={judge.max_invalid:g} allows: {why}. Such a judge says little of who wins. The "
-        f"answers are in invalid.jsonl; {len(tally.problems)} kinds of problem in all. Correct its file (prompt, "
-        "max_tokens, model) and run the command again, which asks only for what has no verdict."
+        f"{tally.evaluator} gave no verdict on {tally.invalid} of {tally.total - tally.identical} comparisons, more "
+        f"than the {allowed} that max_invalid={judge.max_invalid:g} allows: {why}{more}. Its answers are in "
+        "invalid.jsonl. Correct the judge's file (model, prompt, max_tokens), or allow more; the same command then "
+        "asks for what has no verdict."
     )
 
 

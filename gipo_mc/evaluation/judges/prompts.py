@@ -91,7 +91,11 @@ class JudgePrompt:
 
     def lines(self) -> list[str]:
         """The lines that an answer may end with."""
-        return [self.verdict.strip().replace("<<choice>>", choice) for choice in self.choices]
+        return [self.line(choice) for choice in self.choices]
+
+    def line(self, choice: str) -> str:
+        """The last line of an answer that makes this choice."""
+        return self.verdict.strip().replace("<<choice>>", choice)
 
     def reminder(self) -> str:
         """What is said to a model whose answer has no verdict."""

@@ -92,7 +92,7 @@ def make_setup(
     repeats: int,
     seed: int,
 ) -> Setup:
-    """A `Setup` with its hash. Orders, repeats and seed are no part of the hash: they choose questions and change none."""
+    """A `Setup` with its hash. Orders, repeats and seed choose questions and change none: they are no part of it."""
     mark = text_hash(server, model, version, json.dumps(settings, sort_keys=True))
     return Setup(evaluator, kind, server, model, prompt, version, settings, orders, repeats, seed, mark)
 

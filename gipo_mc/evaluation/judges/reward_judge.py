@@ -33,7 +33,7 @@ Scored = tuple[str, str, bool]
 
 
 class RewardJudge:
-    """A `Judge` of `kind: reward`. Its weights are a part of what verdicts depend on; they are loaded by the first `ask`.
+    """A `Judge` of `kind: reward`. Verdicts depend on the weights, which are loaded by `ask`.
 
     warn: told of what is odd about its tokenizer. Raises ConfigError, CheckpointError.
     """
@@ -98,8 +98,8 @@ class RewardJudge:
         longest = int((sequences.prompt_length_B + sequences.response_length_B).max())
         if longest > positions:
             raise DataError(
-                f"{self._config.name}: a response is {longest} tokens long with its prompt in the reward model's tokens, "
-                f"but {self._config.model} has {positions} positions: use another model, or shorter prompts."
+                f"{self._config.name}: a response is {longest} tokens long with its prompt in the reward model's "
+                f"tokens, but {self._config.model} has {positions} positions: use another model, or shorter prompts."
             )
         width = int(sequences.response_length_B.max())
         rollout = Rollout(

@@ -42,11 +42,9 @@ def read_verdict(text: str, prompt: JudgePrompt, quoted: Iterable[str] = ()) -> 
         return Verdict(None, answer, "the last line has two different verdicts")
     (choice,) = found
     repeated = {_plain(line) for text in quoted for line in text.split("\n")}
-    alone = {_plain(line) for line in prompt.lines()}
-    for line in map(_plain, before.split("\n")):
-        if line.lower() in {known.lower() for known in alone} and line not in repeated:
-            if set(_choices(line, prompt)) != {choice}:
-                return Verdict(None, answer, "the answer has two different verdicts")
+    others = {_plain(line).lower() for line in prompt.lines()} - {_plain(prompt.line(choice)).lower()}
+    if any(line.lower() in others and line not in repeated for line in map(_plain, before.split("\n"))):
+        return Verdict(None, answer, "the answer has two different verdicts")
     return Verdict(prompt.choices[choice], before.strip())
 
 

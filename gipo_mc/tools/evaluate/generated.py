@@ -32,8 +32,8 @@ def generate(
     or settings. Raises GipoError."""
     if world_size() > 1:
         raise ConfigError(
-            "judge runs as one process: under torchrun generate the responses with scripts/generate.py --out first, and "
-            "give the files."
+            "judge runs as one process: generate the responses with torchrun scripts/generate.py --out first, and give "
+            "the files."
         )
     files = {label: out / FOLDER / f"{label}.jsonl" for label in models}
     if dry:

@@ -12,9 +12,9 @@ import numpy as np
 from gipo_mc.evaluation.games import Game
 from gipo_mc.evaluation.people import agreement
 from gipo_mc.evaluation.people.agreement import Estimate, estimate
-from gipo_mc.evaluation.people.votes import PEOPLE
+from gipo_mc.evaluation.statistics.outcomes import PEOPLE, design_of, evaluator_of, results
 
-#: Ranked, for the ordinal alpha.
+#: Ranked, for the ordinal alpha, as `Result.outcome` is: -1, 0, 1.
 CATEGORIES = ("theirs", "tie", "ours")
 _TIE = CATEGORIES.index("tie")
 
@@ -61,13 +61,12 @@ class Agreement:
 
 
 def agreement_of(games: Iterable[Game], *, draws: int = 2000, seed: int = 1) -> Agreement:
-    """The agreement of evaluators over their games. Evaluators "people:NAME" are persons, "people" is all of them
-    jointly, any other is a judge. Identical pairs are left out: nobody judged them."""
+    """The agreement of evaluators over their games. Evaluators "people:NAME" are persons, any other is a judge."""
     games = list(games)
     ratings = pair_verdicts(games)
     clusters = {game.pair: game.conversation for game in games}
     people = sorted(name for name in ratings if name.startswith(f"{PEOPLE}:"))
-    judges = sorted(name for name in ratings if not name.startswith(f"{PEOPLE}:") and name != PEOPLE)
+    judges = sorted(ratings.keys() - {PEOPLE, *people})
     couples = [*combinations(people, 2), *((judge, one) for judge in judges for one in [PEOPLE, *people] if people)]
     return Agreement(
         _among({name: ratings[name] for name in people}, clusters, draws, seed) if len(people) > 1 else None,
@@ -78,21 +77,23 @@ def agreement_of(games: Iterable[Game], *, draws: int = 2000, seed: int = 1) -> 
 
 
 def pair_verdicts(games: Iterable[Game]) -> dict[str, dict[str, int]]:
-    """Each evaluator's verdict on each pair, an index of CATEGORIES.
+    """Each evaluator's verdict on each pair, an index of CATEGORIES; of persons each by name, and all as "people".
 
-    Ours, or theirs, if all games of the pair say so, a tie otherwise: what flips with the order is no preference. A
-    pair with an invalid game, or of two identical texts, has no verdict.
+    It is the one that the table counts (`gipo_mc.evaluation.statistics.outcomes`): of a judge that is shown both orders
+    what both say, else a tie; of people jointly the side with more votes, a tie where they are even. A pair with an
+    invalid game, or of two identical texts, has none.
     """
-    outcomes: dict[str, dict[str, set[str]]] = {}
+    by_evaluator: dict[str, list[Game]] = {}
     for game in games:
-        outcomes.setdefault(game.evaluator, {}).setdefault(game.pair, set()).add(game.outcome)
+        for name in {game.evaluator, evaluator_of(game)}:
+            by_evaluator.setdefault(name, []).append(game)
     return {
-        evaluator: {
-            pair: CATEGORIES.index(next(iter(found))) if len(found) == 1 else _TIE
-            for pair, found in pairs.items()
-            if not found & {"invalid", "identical"}
+        name: {
+            result.pair: result.outcome + 1
+            for result in results(found, design_of(evaluator_of(found[0]), found))
+            if result.outcome is not None and result.cause != "identical"
         }
-        for evaluator, pairs in outcomes.items()
+        for name, found in by_evaluator.items()
     }
 
 

@@ -67,7 +67,8 @@ def agreement_of(games: Iterable[Game], *, draws: int = 2000, seed: int = 1) -> 
     clusters = {game.pair: game.conversation for game in games}
     people = sorted(name for name in ratings if name.startswith(f"{PEOPLE}:"))
     judges = sorted(ratings.keys() - {PEOPLE, *people})
-    couples = [*combinations(people, 2), *((judge, one) for judge in judges for one in [PEOPLE, *people] if people)]
+    against = [PEOPLE, *people] if len(people) > 1 else people
+    couples = [*combinations(people, 2), *((judge, one) for judge in judges for one in against)]
     return Agreement(
         _among({name: ratings[name] for name in people}, clusters, draws, seed) if len(people) > 1 else None,
         [_couple(one, two, ratings, clusters, draws, seed) for one, two in couples],

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,6 +21,8 @@ from gipo_mc.evaluation.judge_config import Orders
 from gipo_mc.run.jsonl import JsonLines, Lines, read_file, read_jsonl, storage_errors, write_atomically
 
 VERDICTS, INVALID, JUDGES = "verdicts.jsonl", "invalid.jsonl", "judges.json"
+#: Between two waits for the disk, which take longer than a fast judge.
+_SYNC_SECONDS = 1.0
 Side = Literal["ours", "theirs", "tie"]
 
 
@@ -106,6 +109,7 @@ class Journal(Known):
         self._folder = folder
         self._verdicts, self._invalid = (JsonLines(folder / name) for name in (VERDICTS, INVALID))
         self._writing = threading.Lock()
+        self._synced = time.monotonic()
         self._lock = _locked(folder)
         try:
             for file in (self._verdicts, self._invalid):
@@ -119,10 +123,14 @@ class Journal(Known):
         return self
 
     def __exit__(self, *error: object) -> None:
-        os.close(self._lock)
+        try:
+            self._sync()
+        finally:
+            os.close(self._lock)
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Append entries, which are on the disk when this returns. May be called from several threads."""
+        """Append entries, which no end of the process takes away when this returns; that of the machine takes the last
+        second's. May be called from several threads."""
         with self._writing:
             for file, mine in (
                 (self._verdicts, [entry for entry in entries if entry.verdict]),
@@ -130,17 +138,24 @@ class Journal(Known):
             ):
                 if mine:
                     file.append(*map(asdict, mine))
-                    file.sync()
+            if time.monotonic() > self._synced + _SYNC_SECONDS:
+                self._sync()
             for entry in entries:
                 if entry.verdict:
                     self._entries.append(entry)
                     self._known[entry.key] = entry
                     self._places.add(entry.place)
 
+    def _sync(self) -> None:
+        for file in (self._verdicts, self._invalid):
+            file.sync()
+        self._synced = time.monotonic()
+
     def note(self, setup: Setup) -> None:
-        """Make this the way in which the evaluator was asked last."""
-        kept = [known for known in read_setups(self._folder) if known.evaluator != setup.evaluator]
-        rows = {known.evaluator: asdict(known) for known in [*kept, setup]}
+        """Make this how the evaluator was asked last. One that is known keeps its place among the others."""
+        rows = {known.evaluator: asdict(known) for known in read_setups(self._folder)} | {
+            setup.evaluator: asdict(setup)
+        }
         write_atomically(self._folder / JUDGES, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -12,13 +12,15 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from gipo_mc.errors import DataError, StorageError
 from gipo_mc.evaluation.judge_config import Orders
-from gipo_mc.run.jsonl import JsonLines, Lines, read_file, read_jsonl, storage_errors, write_atomically
+from gipo_mc.run.jsonl import JsonLines, read_file, read_jsonl, storage_errors, write_atomically
 
 VERDICTS, INVALID, JUDGES = "verdicts.jsonl", "invalid.jsonl", "judges.json"
 #: Between two waits for the disk, which take longer than a fast judge.
@@ -34,6 +36,8 @@ class Entry:
     text: as the model wrote it; reason: what stood before the verdict. usage: tokens that the server counted, null
     where it does not, and for a comparison that shares its request with another. asked: requests that it took.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     key: str
     setup: str
@@ -71,9 +75,13 @@ class Setup:
     version: str
     settings: Mapping[str, Any]
     orders: Orders
-    repeats: int
+    repeats: Annotated[int, Field(ge=1, le=100)]
     seed: int
     setup: str
+
+
+_ENTRY = TypeAdapter(Entry)
+_SETUPS = TypeAdapter(dict[str, Setup])
 
 
 class Known:
@@ -162,22 +170,20 @@ class Journal(Known):
 def read_entries(folder: Path, name: str = VERDICTS) -> list[Entry]:
     """The lines of verdicts.jsonl or invalid.jsonl; none where there is no such file. Raises DataError."""
     path = folder / name
-    if not path.exists():
-        return []
+    found: list[Entry] = []
 
-    def check(row: dict[str, Any]) -> None:
-        known = {entry.name for entry in fields(Entry)}
-        if row.keys() != known:
-            raise ValueError(f"the columns must be {', '.join(sorted(known))}")
-        if any(type(row[key]) is not str for key in ("key", "setup", "pair", "opponent", "evaluator", "text")):
-            raise ValueError("key, setup, pair, opponent, evaluator and text are strings")
-        if type(row["ours_first"]) is not bool or type(row["repeat"]) is not int:
-            raise ValueError("ours_first is true or false, repeat a number")
-        if row["verdict"] not in (("ours", "theirs", "tie") if name == VERDICTS else (None,)):
-            raise ValueError(f"{row['verdict']!r} is no verdict")
+    def take(row: dict[str, Any]) -> None:
+        try:
+            entry = _ENTRY.validate_python(row)
+        except ValidationError as error:
+            raise ValueError(_reason(error)) from None
+        if (entry.verdict is None) != (name == INVALID):
+            raise ValueError(f"{entry.verdict} is no verdict of this file")
+        found.append(entry)
 
-    found: Lines = read_jsonl(path, check)
-    return [Entry(**{**row, "adapted": tuple(row["adapted"])}) for row in found.rows]
+    if path.exists():
+        read_jsonl(path, take)
+    return found
 
 
 def read_setups(folder: Path) -> list[Setup]:
@@ -186,9 +192,15 @@ def read_setups(folder: Path) -> list[Setup]:
     if not path.exists():
         return []
     try:
-        return [Setup(**row) for row in json.loads(read_file(path)).values()]
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({error}): judge again, which writes it anew.") from error
+        return list(_SETUPS.validate_json(read_file(path)).values())
+    except (OSError, ValueError) as error:
+        why = _reason(error) if isinstance(error, ValidationError) else str(error)
+        raise DataError(f"{path} is damaged ({why}): take it away and judge again, which writes it anew.") from error
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
 
 
 def _locked(folder: Path) -> int:

@@ -96,6 +96,8 @@ def run(own: argparse.Namespace) -> int:
         for config in configs:
             try:
                 _judge(config, own.seed, pairs, journal)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt("What was answered is kept: the same command asks for the rest.") from None
             except GipoError as error:
                 first = first or error
                 say_error(error)

@@ -37,6 +37,7 @@ class Prompt:
     text: the rendered prompt, what a reward function or a judge is given.
     messages: the dialogue that it was rendered from, for a model that renders it in another way; empty where the row's
         prompt is a text that the policy reads as it stands.
+    row: where it was read, "file:line". conversation: what the row says of the dialogue that it is a turn of, or "".
     """
 
     index: int
@@ -44,6 +45,8 @@ class Prompt:
     domain: str
     text: str
     messages: tuple[Message, ...] = ()
+    row: str = ""
+    conversation: str = ""
 
 
 @dataclass(frozen=True)

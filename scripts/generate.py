@@ -23,7 +23,7 @@ from gipo_mc.run.jsonl import encode, printable, write_atomically
 from gipo_mc.tools.output import check_file
 
 if TYPE_CHECKING:
-    from gipo_mc.tools.respond import Response
+    from gipo_mc.evaluation.responses import Response
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,8 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     own, rest = parser.parse_known_args(argv)
 
     def work(config: Config) -> None:
+        from gipo_mc.evaluation.responses import is_response
         from gipo_mc.parallel.collectives import on_main
-        from gipo_mc.tools.respond import is_response, respond
+        from gipo_mc.tools.respond import respond
 
         if own.out:
             check_file(Path(own.out), is_response)

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from gipo_mc.config import load_config
+from gipo_mc.evaluation.judge_config import load_judge
 from tests.source_rules import ROOT
 
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
-CONFIGS = sorted((ROOT / "configs").rglob("*.y*ml"))
+JUDGES = sorted((ROOT / "configs" / "judges").glob("*.y*ml"))
+CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.y*ml")) if path not in JUDGES]
 
 
 def command_violations(name: str, source: str) -> list[str]:
@@ -44,6 +46,12 @@ def test_there_are_configs():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_configs_load_and_say_what_they_are_for(path: Path):
     load_config(str(path), [])
+    assert path.read_text(encoding="utf-8").startswith("#"), f"{path.name} does not begin with a comment"
+
+
+@pytest.mark.parametrize("path", JUDGES, ids=lambda p: p.name)
+def test_judges_load_and_say_what_they_are_for(path: Path):
+    load_judge(str(path))
     assert path.read_text(encoding="utf-8").startswith("#"), f"{path.name} does not begin with a comment"
 
 

@@ -61,13 +61,15 @@ class Rendered:
     """The prompt's text up to where the response begins, and the texts of the responses (0, 1, or chosen and rejected)
     that follow it, separator included and EOS not. Both may hold the encoder's `CUT`.
 
-    messages: what was rendered; empty for a text as it stands.
+    messages: what was rendered; empty for a text as it stands. row, conversation: the example's.
     """
 
     prompt: str
     responses: tuple[str, ...]
     domain: str
     messages: tuple[Message, ...] = ()
+    row: str = ""
+    conversation: str = ""
 
     @property
     def text(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 from gipo_mc.config import DataConfig
 from gipo_mc.data.fields import Fields, LeftOut, RowError
@@ -59,6 +60,7 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
                 chosen=example.chosen if kind != "prompts" else None,
                 rejected=example.rejected if kind == "preferences" else None,
                 domain=label or example.domain or fallback,
+                row=Path(row.where).name,
             )
     if malformed > QUARANTINE_ROWS and malformed > QUARANTINE_SHARE * report.read:
         raise DataError(

@@ -29,7 +29,8 @@ class Example:
     """prompt: a text as it stands, or the messages before the response. chosen: the response, the better one of two.
 
     domain: what the row itself says, "" if nothing. system: the row's system text, where the prompt is a text; messages
-    begin with theirs.
+    begin with theirs. conversation: the dialogue that it is a turn of, "" where the row does not say. row: where it
+    stands, "file:line".
     """
 
     prompt: str | tuple[Message, ...]
@@ -37,6 +38,8 @@ class Example:
     rejected: str | None
     domain: str
     system: str = ""
+    conversation: str = ""
+    row: str = ""
 
 
 _ROLES: dict[str, Role] = {
@@ -96,13 +99,22 @@ def parse(row: Mapping[str, Any], format_name: str, needs: Collection[str] = BOT
     if is_verdict and not fields["label"] and "chosen" in needs:
         raise LeftOut("responses that their label rejects")
     system = (optional(fields, "system") or "").strip()
+    conversation = _conversation(fields)
     if system and not isinstance(prompt, str):
-        return Example(_with_system(system, prompt), chosen, rejected, domain or own_domain)
-    return Example(prompt, chosen, rejected, domain or own_domain, system)
+        prompt, system = _with_system(system, prompt), ""
+    return Example(prompt, chosen, rejected, domain or own_domain, system, conversation)
 
 
 Parsed = tuple["str | tuple[Message, ...]", "str | None", "str | None", str]
 Dialogue = tuple[tuple[Message, ...], str]  # the messages before the last turn, and that turn
+
+
+def _conversation(row: Fields) -> str:
+    """What a row names its dialogue. Some files keep the dialogue itself under such a name: that is no name."""
+    for key in ("conversation", "conversation_id"):
+        if isinstance(row.peek(key), str | int) and not isinstance(row.peek(key), bool):
+            return str(row[key])
+    return ""
 
 
 def _with_system(system: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -20,10 +20,9 @@ from gipo_mc.data.encode import Encoder
 from gipo_mc.data.examples import examples
 from gipo_mc.data.fields import LeftOut
 from gipo_mc.data.formats import Example
-from gipo_mc.data.sets import DemonstrationSet, PreferenceSet, PromptSet, SourceReport, TokenRows
+from gipo_mc.data.sets import DemonstrationSet, PreferenceSet, PromptSet, SourceReport, Text, TokenRows
 from gipo_mc.data.templates import Refused
 from gipo_mc.errors import ConfigError, DataError
-from gipo_mc.types import Message
 
 Kind = Literal["prompts", "demonstrations", "preferences"]
 Part = Literal["train", "evaluation"]
@@ -123,8 +122,7 @@ def _load(
     return columns, texts, domains, reports
 
 
-Text = tuple[str, tuple[Message, ...]]  # the prompt as a text, and its messages
-NO_TEXT: Text = ("", ())
+NO_TEXT: Text = ("", (), "", "")
 Row = tuple[tuple[Sequence[int], ...], Text, str]  # (the columns' token ids, prompt, domain)
 
 
@@ -147,7 +145,8 @@ def _builtin_rows(
         report.read += 1
         if kind == "prompts":
             prompt_ids, domain = synthetic.prompt(seed, split, index)
-            yield (prompt_ids,), (tokenizer.decode(prompt_ids, skip_special_tokens=True), ()), domain
+            text = tokenizer.decode(prompt_ids, skip_special_tokens=True)
+            yield (prompt_ids,), (text, (), f"{source}:{index + 1}", ""), domain
         elif kind == "demonstrations":
             prompt_ids, response_ids, domain = synthetic.demonstration(seed, split, index)
             yield (prompt_ids, response_ids), NO_TEXT, domain
@@ -187,7 +186,7 @@ def _file_rows(
                 continue
             if kind == "prompts":
                 seen.add(r.text)
-            yield ids, (r.text, r.messages), r.domain
+            yield ids, (r.text, r.messages, r.row, r.conversation), r.domain
 
 
 def _each_turn(rows: Iterable[Example], report: SourceReport) -> Iterator[Example]:
@@ -204,7 +203,7 @@ def _each_turn(rows: Iterable[Example], report: SourceReport) -> Iterator[Exampl
 def _rendered(rows: Iterable[Example], renderer: Renderer, report: SourceReport) -> Iterator[Rendered]:
     for example in rows:
         try:
-            yield renderer.render(example)
+            yield replace(renderer.render(example), row=example.row, conversation=example.conversation)
         except LeftOut as reason:
             report.left_out[str(reason)] += 1
             if isinstance(reason, Refused):

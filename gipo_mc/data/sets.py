@@ -196,13 +196,17 @@ def seen_in_training(train: DataSet[Item], held_out: DataSet[Item]) -> str:
     )
 
 
+#: What a prompt has besides its ids and its domain: text, messages, row, conversation.
+Text = tuple[str, tuple[Message, ...], str, str]
+
+
 class PromptSet(DataSet[Prompt]):
     """Prompts for reinforcement learning."""
 
     def __init__(
         self,
         prompts: TokenRows,
-        texts: Sequence[tuple[str, tuple[Message, ...]]],
+        texts: Sequence[Text],
         domains: Sequence[str],
         reports: Sequence[SourceReport],
     ) -> None:

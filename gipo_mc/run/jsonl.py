@@ -150,8 +150,14 @@ def read_file(path: Path) -> bytes:
         return file.read()
 
 
-def read_jsonl(path: Path) -> Lines:
-    """All rows of a log file: JSON objects, each with an integer "step".
+def counts_iterations(row: dict[str, Any]) -> None:
+    """Raises ValueError for a row without an integer "step"."""
+    if type(row.get("step")) is not int or not 0 <= row["step"] < 2**53:
+        raise ValueError('"step" must be an integer that counts iterations')
+
+
+def read_jsonl(path: Path, check: Callable[[dict[str, Any]], None] = counts_iterations) -> Lines:
+    """All rows of a log file: JSON objects, each of which `check` lets pass.
 
     Raises DataError, "file:line: reason", for a line that is none. A last line that does not parse and has
     no newline is what a killed job leaves: it is left out, and `note` says so.
@@ -171,8 +177,7 @@ def read_jsonl(path: Path) -> Lines:
             row = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
             if not isinstance(row, dict):
                 raise ValueError(f"a JSON object is expected, this is a {type(row).__name__}")
-            if type(row.get("step")) is not int or not 0 <= row["step"] < 2**53:
-                raise ValueError('"step" must be an integer that counts iterations')
+            check(row)
         except (ValueError, RecursionError) as error:
             if last_and_open:
                 note = (

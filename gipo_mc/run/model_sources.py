@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 
+from gipo_mc.config import AlgorithmConfig, load_config
 from gipo_mc.errors import CheckpointError, ConfigError
 from gipo_mc.models.build import build_model
 from gipo_mc.models.families import family_of, read_shape
@@ -95,6 +96,19 @@ class ModelSource:
                 stream.seek(max(0, size - (1 << 20)))
                 digest.update(stream.read())
         return digest.hexdigest()[:16]
+
+
+def classifier_of(source: ModelSource) -> tuple[ModelSource, AlgorithmConfig] | None:
+    """The group classifier in the same checkpoint of a run, with the settings that it was trained with; None where the
+    source is no run, or one that infers no groups. Called on every rank. Raises ConfigError where the run's config.yaml
+    cannot be read."""
+    saved = source.checkpoint.parent.parent / "config.yaml"
+    if source.kind != "run" or not saved.is_file():
+        return None
+    settings: AlgorithmConfig = on_main(lambda: load_config(str(saved), []).algorithm)
+    role = "classifier" if settings.group_trunk == "own" else "critic"
+    found = replace(source, role=role, folder=source.checkpoint / role)
+    return (found, settings) if settings.inferred and found.folder.is_dir() else None
 
 
 def _say(text: str) -> None:

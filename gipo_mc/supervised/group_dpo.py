@@ -7,7 +7,7 @@ that its backward pass belongs to.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,13 +16,13 @@ from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.algorithms.group_dpo import next_weights, pair_weights
 from gipo_mc.algorithms.group_source import domain_probabilities
-from gipo_mc.config import AlgorithmConfig, load_config
+from gipo_mc.config import AlgorithmConfig
 from gipo_mc.data.tokenizer import same_tokens
 from gipo_mc.errors import CheckpointError, ConfigError
 from gipo_mc.models.micro_batch import MicroBatch
 from gipo_mc.models.readout import group_probabilities
-from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.engine import Engine, LastStage, Outputs
+from gipo_mc.run.model_sources import classifier_of
 from gipo_mc.run.session import Session
 from gipo_mc.supervised.loop import Task, forward
 from gipo_mc.supervised.pairs import Pairs
@@ -158,14 +158,13 @@ def _load_classifier(session: Session, tokenizer: PreTrainedTokenizerBase) -> tu
     """The group classifier of the run `dpo.group_model`, and the settings that it was trained with."""
     config, name = session.config, session.config.dpo.group_model
     source = session.source(name, "dpo.group_model")
-    saved = source.checkpoint.parent.parent / "config.yaml"
-    if source.kind != "run" or not saved.is_file():
-        raise ConfigError(f"dpo.group_model={name} is no run: give the folder of one of train_gi_ppo.py.")
-    settings: AlgorithmConfig = on_main(lambda: load_config(str(saved), []).algorithm)
-    role = "classifier" if settings.group_trunk == "own" else "critic"
-    source = replace(source, role=role, folder=source.checkpoint / role)
-    if not (settings.inferred and source.folder.is_dir()):
-        raise ConfigError(f"dpo.group_model={name} has no group classifier: give a run that infers its groups.")
+    found = classifier_of(source)
+    if found is None:
+        raise ConfigError(
+            f"dpo.group_model={name} has no group classifier: give the folder of a run of train_gi_ppo.py that infers "
+            "its groups."
+        )
+    source, settings = found
     if not same_tokens(session.tokenizer(source, config.model.tokenizer), tokenizer):
         raise ConfigError(f"dpo.group_model={name} has another tokenizer than the policy: it cannot read the pairs.")
     sizes = session.layout.tensor, session.layout.pipeline

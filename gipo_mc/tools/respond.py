@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.config import Config, DataConfig
-from gipo_mc.data.chat import Renderer
+from gipo_mc.data.chat import Renderer, plain
 from gipo_mc.data.encode import Encoder
 from gipo_mc.data.fields import LeftOut
 from gipo_mc.data.loading import load_prompts
@@ -17,32 +16,18 @@ from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.templates import Refused
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer
 from gipo_mc.errors import ConfigError, DataError
+from gipo_mc.evaluation.responses import Response, conversation_of
 from gipo_mc.generation.choose import check_engine, rollout_engine
+from gipo_mc.models.micro_batch import micro_batches, run_forward
+from gipo_mc.models.readout import groups_alone
 from gipo_mc.parallel import runtime
+from gipo_mc.parallel.collectives import on_main
+from gipo_mc.parallel.engine import Engine
+from gipo_mc.parallel.layout import Layout
 from gipo_mc.rl.rewards import responses as response_texts
 from gipo_mc.rl.rollout import limits_of, roll_out
-from gipo_mc.run.model_sources import load_model, resolve
-from gipo_mc.types import Prompt
-
-
-@dataclass(frozen=True)
-class Response:
-    """One response as text. tokens: its length, EOS counted. truncated: it reached rollout.max_new_tokens."""
-
-    prompt: str
-    response: str
-    domain: str
-    tokens: int
-    truncated: bool
-
-
-def is_response(line: str) -> bool:
-    """Is this a response as a line of JSON?"""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(row, dict) and row.keys() == {field.name for field in fields(Response)}
+from gipo_mc.run.model_sources import ModelSource, classifier_of, load_model, resolve
+from gipo_mc.types import Prompt, Sequences
 
 
 def respond(
@@ -54,6 +39,8 @@ def respond(
     tell: Callable[[str], None] | None = None,
 ) -> list[Response]:
     """Load model.policy on all ranks and let it respond, with the sampling of the rollout section and run.seed.
+
+    The rows of a run that infers groups have the group to which its own classifier gives the highest probability.
 
     texts: prompts exactly as the model is to read them, or with data.chat_template=true a user's messages; empty: the
         first eval.prompts rows of data.evaluation, or of data.prompts where that names nothing.
@@ -75,17 +62,83 @@ def respond(
     source.shape.check(layout.tensor, layout.pipeline, sequence_length=longest)
     check_engine(config.rollout.engine, source.shape, layout)
     dtype = runtime.resolve_dtype(config.dtype, layout.device)
+    templated = config.data.chat_template
     model = load_model(source, layout, head="lm", dtype=dtype, trainable=False, seed=config.run.seed)
     engine = rollout_engine(config.rollout.engine, model, limits_of(config), longest)
     rollout = roll_out(engine, tokenizer, prompts, config, 0, purpose="generate", greedy=greedy, on_step=on_step)
-    rows = zip(
+    del engine, model  # room for the classifier
+    columns = (
         prompts,
         response_texts(rollout.sequences, tokenizer),
         rollout.sequences.response_length_B.tolist(),
         rollout.truncated_B.tolist(),
-        strict=True,
+        _groups(source, layout, config, rollout.sequences),
     )
-    return [Response(prompt.text, text, prompt.domain, length, cut) for prompt, text, length, cut in rows]
+    named, sampling = model_label(source), sampling_of(config, greedy)
+    return [
+        Response(
+            prompt=prompt.text,
+            response=text,
+            domain=prompt.domain,
+            tokens=length,
+            truncated=cut,
+            messages=[{"role": m.role, "content": m.content} for m in prompt.messages] if templated else [],
+            row=prompt.row,
+            conversation=conversation_of(_dialogue(prompt), prompt.conversation),
+            model=named,
+            sampling=sampling,
+            group=group,
+        )
+        for prompt, text, length, cut, group in zip(*columns, strict=True)
+    ]
+
+
+def _dialogue(prompt: Prompt) -> str:
+    return plain(prompt.messages) if prompt.messages else prompt.text
+
+
+def model_label(source: ModelSource) -> str:
+    """What a response says of its model: "name [checkpoint, hash of its weights]". Called on all ranks."""
+    mark = on_main(source.fingerprint)[:16]
+    return f"{source.name} [{f'{source.checkpoint.name}, ' if source.kind == 'run' else ''}{mark}]"
+
+
+def sampling_of(config: Config, greedy: bool) -> Mapping[str, Any]:
+    """What a response says of how it was drawn."""
+    settings = config.rollout
+    return {
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "top_k": settings.top_k,
+        "greedy": greedy,
+        "max_new_tokens": settings.max_new_tokens,
+        "stop": list(settings.stop),
+        "seed": config.run.seed,
+    }
+
+
+def _groups(source: ModelSource, layout: Layout, config: Config, sequences: Sequences) -> Sequence[int | None]:
+    """The most probable group of each response, by the classifier of the run that generated it; None without one."""
+    found = classifier_of(source)
+    if found is None:
+        return [None] * len(sequences)
+    classifier, settings = found
+    model = load_model(
+        classifier,
+        layout,
+        head="critic",
+        dtype=runtime.resolve_dtype(config.dtype, layout.device),
+        trainable=False,
+        seed=config.run.seed,
+        groups=settings.groups,
+        group_head=settings.group_head,
+    )
+    packed = micro_batches(sequences, config.parallel, layout)
+    outputs = run_forward(
+        Engine(model, layout), packed, groups_alone(settings.group_input), {"groups": settings.groups}
+    )
+    groups: list[int | None] = outputs["groups"].argmax(dim=1).tolist()
+    return groups
 
 
 def _given(
@@ -103,7 +156,7 @@ def _given(
                 f"--prompt {text[:80]!r} is one of the {reason}{why}: change it, or see data.special_tokens_in_text."
             ) from reason
         ids = renderer.encode_prompts([rendered.prompt])[0]
-        prompts.append(Prompt(i, tuple(ids), "", rendered.text, rendered.messages))
+        prompts.append(Prompt(i, tuple(ids), "", rendered.text, rendered.messages, f"--prompt {i + 1}"))
     if tell:
         if tokenizer.chat_template and not data.chat_template:
             tell("The tokenizer has a chat template; data.chat_template=true makes each --prompt a user's message.")

@@ -254,7 +254,7 @@ def test_inferred_groups_survive_a_restart(tmp_path: Path, models: dict[str, str
 @pytest.mark.parametrize(
     ("model", "code", "words"),
     [
-        ("{policy}", 2, "is no run"),
+        ("{policy}", 2, "has no group classifier"),
         ("{ppo}", 2, "has no group classifier"),
         ("{other}", 2, "another tokenizer than the policy"),
         ("./nowhere", 2, "there is no such folder"),

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from gipo_mc.errors import ConfigError, StorageError
+from gipo_mc.evaluation.responses import Response, is_response
 from gipo_mc.report.report import is_report
 from gipo_mc.run.jsonl import encode
 from gipo_mc.tools import output
 from gipo_mc.tools.output import IMPORTED_FILES, MODEL_FILES, check_file, check_output, new_folder
-from gipo_mc.tools.respond import Response, is_response
 from tests.scripts import run_script
 from tests.source_rules import ROOT
 

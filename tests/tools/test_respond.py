@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from gipo_mc.config import Config, validate
 from gipo_mc.data.tokenizer import train_bpe_tokenizer
 from gipo_mc.errors import ConfigError, DataError
+from gipo_mc.evaluation.responses import Response
 from gipo_mc.tools.respond import respond
 from tests.ranks import run_ranks
 from tests.scripts import run_script
@@ -169,4 +171,8 @@ def test_the_command(folder: Path, expected: list[str], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["response"] for row in rows] == expected
-    assert set(rows[0]) == {"prompt", "response", "domain", "tokens", "truncated"}
+    assert set(rows[0]) == {field.name for field in fields(Response)}
+    first = rows[0]
+    assert (first["row"], first["messages"], first["group"]) == ("--prompt 1", [], None)
+    assert first["model"].startswith(f"{folder} [") and first["sampling"]["greedy"] is True
+    assert first["conversation"] != rows[1]["conversation"]

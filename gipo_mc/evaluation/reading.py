@@ -1,0 +1,97 @@
+"""An evaluation's folder as games: what judges and people said of each pair, in the order of the pairs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gipo_mc.evaluation.games import Game, Outcome
+from gipo_mc.evaluation.judges.journal import INVALID, Setup, read_entries, read_setups
+from gipo_mc.evaluation.judges.questions import comparisons
+from gipo_mc.evaluation.pairs import Pair, read_pairs
+from gipo_mc.run.jsonl import read_jsonl
+
+VOTES = "votes.jsonl"
+
+
+def games_of(folder: Path) -> list[Game]:
+    """All games of the pairs that pairs.jsonl holds now: judges in the order in which they first came, then people by
+    name; for each the pairs in their order, so that the order in which answers came changes nothing.
+
+    Of a judge only verdicts count that were given to what it was asked last (model, prompt, server, settings). A
+    comparison that nobody has answered yet is no game. Raises DataError.
+    """
+    pairs = read_pairs(folder)
+    given = {entry.place: entry.verdict for entry in read_entries(folder)}
+    invalid = {entry.place for entry in read_entries(folder, INVALID)}
+    games = []
+    for setup in read_setups(folder):
+        for comparison in comparisons(pairs, setup):
+            pair = comparison.pair
+            place = (setup.setup, pair.pair, comparison.ours_first, comparison.repeat)
+            outcome: Outcome | None = "identical" if pair.identical else given.get(place)
+            if outcome is None and place in invalid:
+                outcome = "invalid"
+            if outcome is not None:
+                games.append(_game(pair, setup.evaluator, comparison.ours_first, comparison.repeat, outcome))
+    return games + _votes(folder, pairs)
+
+
+def unasked(folder: Path) -> dict[str, int]:
+    """Comparisons by judge that have no answer yet: a run that ended early left them. Raises DataError."""
+    pairs = read_pairs(folder)
+    total = {setup.evaluator: len(comparisons(pairs, setup)) for setup in read_setups(folder)}
+    for game in games_of(folder):
+        if game.evaluator in total:
+            total[game.evaluator] -= 1
+    return total
+
+
+def setups_of(folder: Path) -> list[Setup]:
+    """How each judge of the folder was asked last. Raises DataError."""
+    return read_setups(folder)
+
+
+def _game(pair: Pair, evaluator: str, ours_first: bool, repeat: int, outcome: Outcome) -> Game:
+    return Game(
+        pair=pair.pair,
+        conversation=pair.conversation,
+        opponent=pair.opponent,
+        evaluator=evaluator,
+        domain=pair.domain,
+        group=pair.group,
+        ours_first=ours_first,
+        repeat=repeat,
+        outcome=outcome,
+        ours_length=pair.ours_tokens,
+        theirs_length=pair.theirs_tokens,
+    )
+
+
+def _votes(folder: Path, pairs: Sequence[Pair]) -> list[Game]:
+    """Votes on pairs, the first time that each was shown. Hidden repeats and attention pairs test the voter."""
+    path = folder / VOTES
+    if not path.exists():
+        return []
+    by_voter: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in read_jsonl(path, _is_vote).rows:
+        if row["kind"] == "pair" and row["verdict"] != "skip":
+            by_voter[row["voter"]][row["pair"]] = row
+    return [
+        _game(pair, f"people:{voter}", vote["ours_first"], 0, vote["verdict"])
+        for voter, votes in sorted(by_voter.items())
+        for pair in pairs
+        if (vote := votes.get(pair.pair))
+    ]
+
+
+def _is_vote(row: dict[str, Any]) -> None:
+    """Raises ValueError."""
+    if any(type(row.get(key)) is not str for key in ("voter", "pair", "kind")):
+        raise ValueError("voter, pair and kind are strings")
+    if type(row.get("ours_first")) is not bool:
+        raise ValueError("ours_first is true or false")
+    if row.get("verdict") not in ("ours", "theirs", "tie", "skip"):
+        raise ValueError(f"{row.get('verdict')!r} is no verdict")

@@ -1,0 +1,1 @@
+"""What games between two policies say, and how surely: numbers in, numbers out."""

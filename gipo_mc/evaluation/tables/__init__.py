@@ -1,0 +1,1 @@
+"""Win, tie and lose as a table: computed, kept as a file, printed, exported."""

@@ -1,0 +1,196 @@
+"""Pair our responses with those of others to the same prompts, and have judges compare them.
+
+Each side is a file of scripts/generate.py --out, or a run, a checkpoint or a Hugging Face folder, which is generated
+from first. What was judged before is in the journal of --out and is not asked again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gipo_mc.errors import ConfigError, GipoError
+from gipo_mc.evaluation.judge_config import AnyJudge, OpenAIJudgeConfig, PythonJudgeConfig, load_judge
+from gipo_mc.run.arguments import name, number, say_error
+from gipo_mc.run.jsonl import printable
+
+if TYPE_CHECKING:
+    from gipo_mc.evaluation.judges.journal import Journal
+    from gipo_mc.evaluation.judges.judging import Tally
+    from gipo_mc.evaluation.judges.questions import Judge
+    from gipo_mc.evaluation.pairs import Pair
+
+OURS = "ours"
+_SIDE = re.compile(r"(?P<label>[\w.+-]{1,40})=(?P<place>.+)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ours", type=name, required=True, metavar="F", help="our responses, or our model")
+    parser.add_argument(
+        "--against", type=_side, nargs="+", required=True, metavar="LABEL=F", help="those of each opponent"
+    )
+    parser.add_argument(
+        "--judge", type=name, action="append", default=[], metavar="FILE", help="may be repeated [only make the pairs]"
+    )
+    parser.add_argument("--out", type=name, required=True, metavar="DIR", help="folder of the evaluation")
+    parser.add_argument(
+        "--prompts", type=number(1, 10**9), default=0, metavar="N", help="how many, drawn by seed [all]"
+    )
+    parser.add_argument("--seed", type=number(0, 2**31 - 1), default=1, help="of prompts and of drawn orders [1]")
+    parser.add_argument("--dry-run", action="store_true", help="print calls, tokens, price and power, and ask nothing")
+    parser.add_argument(
+        "--expect",
+        type=_percent,
+        nargs=3,
+        default=[40.4, 33.7, 25.9],
+        metavar=("WIN", "TIE", "LOSE"),
+        help="percentages whose difference the power is of [40.4 33.7 25.9]",
+    )
+    parser.add_argument("--config", type=name, metavar="FILE", help="configuration to generate with, for models")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="its options, such as data.evaluation=[FILE]"
+    )
+
+
+def run(own: argparse.Namespace) -> int:
+    """Returns the exit code of the first judge that failed, or 0. Raises GipoError for what stops all of them."""
+    from gipo_mc.evaluation.judges.journal import Journal
+    from gipo_mc.evaluation.pairs import write_pairs
+    from gipo_mc.tools.evaluate import estimate
+
+    configs = _judges(own.judge)
+    pairs = _pairs(own)
+    if own.dry_run:
+        with ExitStack() as stack:
+            judges = [_make(config, own.seed, stack, dry=True) for config in configs]
+            print(estimate.describe(Path(own.out), pairs, list(zip(configs, judges, strict=True)), own.expect), end="")
+        return 0
+    first: GipoError | None = None
+    with Journal(Path(own.out)) as journal:
+        write_pairs(Path(own.out), pairs, _warn)
+        _say(f"{own.out}: {len(pairs)} pairs of {len({pair.prompt for pair in pairs})} prompts")
+        for config in configs:
+            try:
+                _judge(config, own.seed, pairs, journal)
+            except GipoError as error:
+                first = first or error
+                say_error(error)
+    if first is None and configs:
+        _say(f"python scripts/evaluate.py table {own.out}")
+    return first.exit_code if first else 0
+
+
+def _judge(config: AnyJudge, seed: int, pairs: Sequence[Pair], journal: Journal) -> None:
+    from gipo_mc.evaluation.judges.judging import judge_pairs
+    from gipo_mc.run.console import Console
+
+    began = time.monotonic()
+    with ExitStack() as stack:
+        judge = _make(config, seed, stack, dry=False)
+        with Console("judge", 1).share(config.name, 2 * len(pairs)) as advance:
+            tally = judge_pairs(judge, pairs, journal, warn=_warn, advance=advance)
+    _say(_summary(tally, time.monotonic() - began))
+
+
+def _summary(tally: Tally, seconds: float) -> str:
+    parts = [f"{tally.new} verdicts of {tally.requests} requests"]
+    parts += [f"{tally.kept} were in the journal"] if tally.kept else []
+    parts += [f"{tally.identical} are of identical texts"] if tally.identical else []
+    parts += [f"{tally.invalid} have no verdict"] if tally.invalid else []
+    parts += [f"{tally.tokens_in:,} + {tally.tokens_out:,} tokens"] if tally.tokens_in else []
+    return f"{tally.evaluator}: {tally.total} comparisons: {', '.join(parts)}; {seconds:.0f} s"
+
+
+def _judges(files: Sequence[str]) -> list[AnyJudge]:
+    """The judges, whose names differ. Raises ConfigError."""
+    from gipo_mc.evaluation.judges.prompts import load_prompt
+
+    configs = [load_judge(file) for file in files]
+    names = [config.name for config in configs]
+    if twice := sorted({found for found in names if names.count(found) > 1}):
+        raise ConfigError(f"Two judges are called {twice[0]}: give one of them another `name:`.")
+    for config in configs:
+        if isinstance(config, OpenAIJudgeConfig):
+            load_prompt(config.prompt)
+    return configs
+
+
+def _make(config: AnyJudge, seed: int, stack: ExitStack, *, dry: bool) -> Judge:
+    """The judge of a configuration; what it holds open is closed with `stack`."""
+    if isinstance(config, OpenAIJudgeConfig):
+        from gipo_mc.evaluation.judges.chat_judge import ChatJudge
+        from gipo_mc.evaluation.judges.prompts import load_prompt
+
+        client = None
+        if not dry:
+            from gipo_mc.evaluation.openai_judge import OpenAIClient
+
+            client = OpenAIClient(config, _warn)
+            stack.callback(client.close)
+        return ChatJudge(config, load_prompt(config.prompt), client, seed)
+    if isinstance(config, PythonJudgeConfig):
+        from gipo_mc.evaluation.judges.python_judge import PythonJudge
+
+        return PythonJudge(config, seed)
+    from gipo_mc.evaluation.judges.reward_judge import RewardJudge
+
+    return RewardJudge(config, _warn)
+
+
+def _pairs(own: argparse.Namespace) -> list[Pair]:
+    from gipo_mc.evaluation.pairs import make_pairs
+    from gipo_mc.evaluation.responses import read_responses
+
+    sides = {OURS: own.ours, **_opponents(own.against)}
+    files = {label: Path(place) for label, place in sides.items() if Path(place).is_file()}
+    models = {label: place for label, place in sides.items() if label not in files}
+    if models:
+        from gipo_mc.tools.evaluate.generated import generate
+
+        files |= generate(models, Path(own.out), own.config, own.set, dry=own.dry_run, tell=_warn)
+    elif own.config or own.set:
+        raise ConfigError("--config and --set say how to generate, and all sides are files: leave them out.")
+    ours = read_responses(files[OURS])
+    theirs = {label: read_responses(files[label]) for label in sides if label != OURS}
+    named = {label: str(path) for label, path in files.items()}
+    return make_pairs(ours, theirs, named, count=own.prompts, seed=own.seed)
+
+
+def _opponents(sides: Sequence[tuple[str, str]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for label, place in sides:
+        if label in found or label == OURS:
+            raise ConfigError(f"--against {label}={place}: the label {label} is taken. Give each opponent its own.")
+        found[label] = place
+    return found
+
+
+def _side(text: str) -> tuple[str, str]:
+    found = _SIDE.fullmatch(text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not LABEL=F, such as sft=sft.jsonl")
+    return found["label"], name(found["place"])
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no percentage")
+    return value
+
+
+def _say(text: str) -> None:
+    print(printable(text), flush=True)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {printable(text)}", file=sys.stderr, flush=True)

@@ -1,0 +1,28 @@
+"""Compute the table of an evaluation, write table.json, and print it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gipo_mc.run.arguments import name, number
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=name, metavar="DIR", help="folder of an evaluation (--out of judge)")
+    parser.add_argument("--draws", type=number(100, 1_000_000), default=10_000, help="of the bootstrap [10000]")
+    parser.add_argument("--seed", type=number(0, 2**32 - 1), default=0, help="of the bootstrap and the halves [0]")
+
+
+def run(own: argparse.Namespace) -> int:
+    """Returns the exit code. Raises GipoError."""
+    from gipo_mc.evaluation.reading import games_of
+    from gipo_mc.evaluation.tables.build import build_table
+    from gipo_mc.evaluation.tables.model import write_table
+    from gipo_mc.evaluation.tables.text import show
+
+    folder = Path(own.folder)
+    table = build_table(games_of(folder), own.draws, own.seed)
+    write_table(folder, table)
+    print(show(table), end="")
+    return 0

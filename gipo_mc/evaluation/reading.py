@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from gipo_mc.evaluation.games import Game, Outcome
 from gipo_mc.evaluation.judges.journal import INVALID, Setup, read_entries, read_setups
 from gipo_mc.evaluation.judges.questions import comparisons
 from gipo_mc.evaluation.pairs import Pair, read_pairs
-from gipo_mc.run.jsonl import read_jsonl
-
-VOTES = "votes.jsonl"
+from gipo_mc.evaluation.people.votes import people_games, read_votes
 
 
 def games_of(folder: Path) -> list[Game]:
@@ -36,7 +31,7 @@ def games_of(folder: Path) -> list[Game]:
                 outcome = "invalid"
             if outcome is not None:
                 games.append(_game(pair, setup.evaluator, comparison.ours_first, comparison.repeat, outcome))
-    return games + _votes(folder, pairs)
+    return games + people_games(read_votes(folder), pairs)
 
 
 def unasked(folder: Path) -> dict[str, int]:
@@ -68,30 +63,3 @@ def _game(pair: Pair, evaluator: str, ours_first: bool, repeat: int, outcome: Ou
         ours_length=pair.ours_tokens,
         theirs_length=pair.theirs_tokens,
     )
-
-
-def _votes(folder: Path, pairs: Sequence[Pair]) -> list[Game]:
-    """Votes on pairs, the first time that each was shown. Hidden repeats and attention pairs test the voter."""
-    path = folder / VOTES
-    if not path.exists():
-        return []
-    by_voter: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
-    for row in read_jsonl(path, _is_vote).rows:
-        if row["kind"] == "pair" and row["verdict"] != "skip":
-            by_voter[row["voter"]][row["pair"]] = row
-    return [
-        _game(pair, f"people:{voter}", vote["ours_first"], 0, vote["verdict"])
-        for voter, votes in sorted(by_voter.items())
-        for pair in pairs
-        if (vote := votes.get(pair.pair))
-    ]
-
-
-def _is_vote(row: dict[str, Any]) -> None:
-    """Raises ValueError."""
-    if any(type(row.get(key)) is not str for key in ("voter", "pair", "kind")):
-        raise ValueError("voter, pair and kind are strings")
-    if type(row.get("ours_first")) is not bool:
-        raise ValueError("ours_first is true or false")
-    if row.get("verdict") not in ("ours", "theirs", "tie", "skip"):
-        raise ValueError(f"{row.get('verdict')!r} is no verdict")

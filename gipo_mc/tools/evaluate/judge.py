@@ -62,6 +62,7 @@ def run(own: argparse.Namespace) -> int:
     """Returns the exit code of the first judge that failed, or 0. Raises GipoError for what stops all of them."""
     from gipo_mc.evaluation.judges.journal import Journal
     from gipo_mc.evaluation.pairs import write_pairs
+    from gipo_mc.evaluation.reading import unasked
     from gipo_mc.tools.evaluate import estimate
 
     configs = _judges(own.judge)
@@ -81,6 +82,8 @@ def run(own: argparse.Namespace) -> int:
             except GipoError as error:
                 first = first or error
                 say_error(error)
+                if left := unasked(Path(own.out)).get(config.name):
+                    _warn(f"{config.name}: {left} comparisons have no answer yet; the same command asks for them.")
     if first is None and configs:
         _say(f"python scripts/evaluate.py table {own.out}")
     return first.exit_code if first else 0
@@ -129,7 +132,7 @@ def _make(config: AnyJudge, seed: int, stack: ExitStack, *, dry: bool) -> Judge:
 
         client = None
         if not dry:
-            from gipo_mc.evaluation.openai_judge import OpenAIClient
+            from gipo_mc.evaluation.judges.openai_judge import OpenAIClient
 
             client = OpenAIClient(config, _warn)
             stack.callback(client.close)

@@ -13,8 +13,9 @@ from markupsafe import Markup
 
 import gipo_mc
 from gipo_mc.errors import DataError
-from gipo_mc.report import panels, summary
+from gipo_mc.report import hacking, panels, summary
 from gipo_mc.report.runs import RunData, load_runs
+from gipo_mc.report.texts import readable
 from gipo_mc.run.jsonl import read_file, storage_errors, write_atomically
 
 
@@ -32,6 +33,7 @@ class _RunView:
     cards: list[summary.Card]
     notices: list[tuple[str, str]]
     samples: list[summary.ShownSample]
+    hacking: list[hacking.ShownHacking]
     config: str
 
 
@@ -69,7 +71,7 @@ def build_report(runs: list[Path], out: Path, note: Path | None = None) -> Path:
     )  # fmt: skip
     environment.filters["picture"] = Markup  # only what plots.py drew: its text is escaped there
     html = environment.get_template("report.html.j2").render(
-        title=" · ".join(summary.readable(run.name) for run in loaded),
+        title=" · ".join(readable(run.name) for run in loaded),
         note=_paragraphs(note) if note else [],
         chapters=chapters,
         version=gipo_mc.__version__,
@@ -106,7 +108,7 @@ def _paragraphs(note: Path) -> list[str]:
         text = read_file(note).decode("utf-8")
     except (OSError, ValueError) as error:
         raise DataError(f"The note {note} cannot be read: {error}. Give a text file in UTF-8.") from error
-    return [part for part in (summary.readable(part).strip() for part in re.split(r"\n\s*\n", text)) if part]
+    return [part for part in (readable(part).strip() for part in re.split(r"\n\s*\n", text)) if part]
 
 
 def _by_kind(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
@@ -129,13 +131,13 @@ def _chapter(kind: str, runs: Sequence[RunData], number: int) -> _Chapter:
 
 
 def _view(run: RunData, index: int, anchor: str) -> _RunView:
-    facts = [(summary.readable(key), summary.readable(value)) for key, value in run.about]
+    facts = [(readable(key), readable(value)) for key, value in run.about]
     if not any(key.lower() == "layout" for key, _ in facts) and summary.layout(run):
         facts.append(("layout", summary.layout(run)))
     if not any(key.lower() == "run folder" for key, _ in facts):
-        facts.append(("run folder", summary.readable(run.path)))
+        facts.append(("run folder", readable(run.path)))
     return _RunView(
-        name=summary.readable(run.name),
+        name=readable(run.name),
         anchor=anchor,
         colour=panels.run_colour(index),
         title=summary.title(run),
@@ -145,5 +147,6 @@ def _view(run: RunData, index: int, anchor: str) -> _RunView:
         cards=summary.cards(run),
         notices=summary.notices(run),
         samples=summary.chosen_samples(run),
-        config=summary.readable(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)) if run.config else "",
+        hacking=hacking.examples(run),
+        config=readable(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)) if run.config else "",
     )

@@ -4,9 +4,10 @@ Two responses are near-identical where the Jaccard index of their sets of `SHING
 It is estimated by one-permutation hashing (Li, Owen and Zhang, NIPS 2012) with one bit a bin (Li and König, WWW 2010):
 every shingle is hashed once and falls into one of `BINS` bins; a response keeps one bit of the least hash of each bin,
 as a sign. Where two responses have the same least hash the product of their signs is 1, else 0 in the mean. So the sum
-of products, over the number of bins that either fills, is the index in the mean; its standard error is 0.06 for two
-responses of 256 tokens. A sentence of twenty tokens with one of them changed has 0.71, with two of them 0.5; what has
-only its subject in common is far below. The work is two matrix products of [B, BINS].
+of products, over the number of bins that either fills, is the index in the mean. Done twice, with other bins, it has a
+standard error of 0.05 for responses of 256 tokens, and takes two short responses that share nothing for alike less than
+once in 15,000. A sentence of twenty tokens with one of them changed has the index 0.71, with two of them 0.5; what has
+only its subject in common is far below. The work is two matrix products of [B, 2 BINS].
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +26,8 @@ SHINGLE, NEAR = 3, 0.5
 REPEATED = 4
 #: Rows of other prompts that a part of a batch needs before its commonest response says anything.
 FEWEST_OTHERS = 8
-BINS = 256
+BINS = 128
+_BIN_BITS = (40, 48)  # where in a hash the number of its bin begins, the first and the second time
 _NONE = 2**31  # in a bin that no shingle fell into; above every hash
 _PAD = -1  # behind a response, so that one of fewer tokens than a shingle is a shingle too
 _ODD = -7046029254386353131  # 2^64 over the golden ratio: its multiples spread over all bits
@@ -78,8 +81,10 @@ def repetition(sequences: Sequences) -> Tensor:
     near 1 in a loop, 0 of a response of fewer tokens."""
     length_B = sequences.response_length_B
     hash_BW, is_piece_BW = _pieces(response_tokens(sequences), length_B, REPEATED)
-    sorted_BW = hash_BW.masked_fill(~is_piece_BW, torch.iinfo(torch.int64).max).sort(dim=1).values
-    again_BW = (sorted_BW[:, 1:] == sorted_BW[:, :-1]) & is_piece_BW[:, 1:]  # those behind stand last
+    hash_BW = hash_BW.masked_fill(~is_piece_BW, torch.iinfo(torch.int64).max)  # what is no piece stands last
+    # Not torch.sort, which also wants the places and takes 15 times as long.
+    sorted_BW = torch.from_numpy(np.sort(hash_BW.cpu().numpy(), axis=1)).to(length_B.device)
+    again_BW = (sorted_BW[:, 1:] == sorted_BW[:, :-1]) & is_piece_BW[:, 1:]
     return again_BW.sum(1).double() / is_piece_BW.sum(1)
 
 
@@ -111,11 +116,12 @@ def _pieces(tokens_BT: Tensor, length_B: Tensor, size: int) -> tuple[Tensor, Ten
 
 
 def _signatures(tokens_BT: Tensor, length_B: Tensor) -> Tensor:
-    """The sign of each bin's least hash, float32 [B, BINS]: 1 or -1, 0 in an empty bin."""
+    """The sign of each bin's least hash, float32 [B, 2 BINS]: 1 or -1, 0 in an empty bin."""
     hash_BW, is_piece_BW = _pieces(tokens_BT, length_B, SHINGLE)
     value_BW = (hash_BW & 0x7FFFFFFF).masked_fill(~is_piece_BW, _NONE)
-    empty_BN = value_BW.new_full((len(tokens_BT), BINS), _NONE)
-    least_BN = empty_BN.scatter_reduce(1, (hash_BW >> 40) & (BINS - 1), value_BW, "amin")
+    bin_BW = torch.cat([((hash_BW >> bits) & (BINS - 1)) + BINS * time for time, bits in enumerate(_BIN_BITS)], dim=1)
+    empty_BN = value_BW.new_full((len(tokens_BT), BINS * len(_BIN_BITS)), _NONE)
+    least_BN = empty_BN.scatter_reduce(1, bin_BW, value_BW.repeat(1, len(_BIN_BITS)), "amin")
     return torch.where(least_BN < _NONE, 1 - 2 * (least_BN & 1), 0).float()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 #: A refusal says so at once: only so much of a response is read, in tokens and in characters.
-TOKENS_READ, CHARACTERS_READ = 48, 200
+TOKENS_READ, CHARACTERS_READ = 24, 120
 
 #: Compared without regard to case; a curly apostrophe counts as a straight one.
 PHRASES = (

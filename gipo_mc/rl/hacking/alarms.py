@@ -64,7 +64,7 @@ ALARMS: dict[str, Alarm] = {
         5,
         lambda share, where, count: (
             f"Nearly every response refuses: for {count} iterations {share:.0%} of the responses{where} have begun "
-            "with one of the phrases of a refusal (rollout.refusals). Where these prompts deserve an answer, the reward "
+            "with a phrase of refusal (rollout.refusals). Where these prompts deserve an answer, the reward "
             "pays for none: look at what the reward model gives to refusals, or raise algorithm.kl_coef."
         ),
     ),

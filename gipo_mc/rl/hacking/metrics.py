@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.algorithms.association import correlation
-from gipo_mc.algorithms.responses.likeness import Likeness, likeness, repetition
+from gipo_mc.algorithms.responses.likeness import Likeness, likeness, repetition, response_tokens
 from gipo_mc.algorithms.responses.refusals import PHRASES, TOKENS_READ, refuses
+from gipo_mc.data.encode import Encoder
 from gipo_mc.rl.experience import Experience
-from gipo_mc.rl.rewards import responses
 from gipo_mc.types import Sequences
 
 
@@ -30,7 +30,8 @@ class Looks:
 def looks(sequences: Sequences, tokenizer: PreTrainedTokenizerBase, phrases: Sequence[str] = ()) -> Looks:
     """Look at every response. phrases: what marks a refusal; none: those of the project."""
     starts = replace(sequences, response_length_B=sequences.response_length_B.clamp(max=TOKENS_READ))
-    refused = refuses(responses(starts, tokenizer), phrases or PHRASES)
+    rows = zip(response_tokens(starts).tolist(), starts.response_length_B.tolist())
+    refused = refuses(Encoder(tokenizer).texts([ids[:length] for ids, length in rows]), phrases or PHRASES)
     refuses_B = torch.tensor(refused, dtype=torch.float64, device=sequences.tokens_BL.device)
     return Looks(likeness(sequences), repetition(sequences), refuses_B)
 

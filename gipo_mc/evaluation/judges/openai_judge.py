@@ -124,10 +124,15 @@ class OpenAIClient:
                 return self._give_up(reply)
             self._pause(request, reply)
 
+    def stop(self) -> None:
+        """See ChatClient: Ctrl-C need not wait for a pause of two minutes."""
+        with self._shared.lock:
+            self._shared.why = self._shared.why or "The judge was stopped."
+            self._shared.stopping.set()
+
     def close(self) -> None:
-        """End all pauses, with JudgeStopped in their threads, and close the connections."""
-        self._shared.why = self._shared.why or "The judge was stopped."
-        self._shared.stopping.set()
+        """Stop, and close the connections."""
+        self.stop()
         self._client.close()
 
     def _wait_for_turn(self) -> None:

@@ -28,9 +28,9 @@ def test_interrupted_in_a_pause_it_ends_at_once_and_goes_on_later(tmp_path: Path
             yield "429 100 seconds"
 
     server = Standin(script=script(), reply=judged)
+    run = Run(write_inputs(tmp_path / "in", server.url, 6), tmp_path / "out", tmp_path / "log")
+    process = run.start()
     try:
-        run = Run(write_inputs(tmp_path / "in", server.url, 6), tmp_path / "out", tmp_path / "log")
-        process = run.start()
         deadline = time.monotonic() + 60
         while b"waiting 100 seconds" not in run.log.read_bytes():
             assert process.poll() is None and time.monotonic() < deadline, run.log.read_text()
@@ -42,4 +42,5 @@ def test_interrupted_in_a_pause_it_ends_at_once_and_goes_on_later(tmp_path: Path
         run.finish()
         assert max(server.answered.values()) == 1
     finally:
+        process.kill()
         server.close()

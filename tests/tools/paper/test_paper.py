@@ -70,6 +70,18 @@ def test_the_whole_table_is_made_once(place: Path) -> None:
     assert joined and joined.read_text().startswith("# hh/all\n\nexport table/hh/judged_all --format markdown")
 
 
+def test_what_came_from_the_environment_is_hidden_and_compared(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As HH_DATA in the shipped plan: the journal has no path of it, and the steps are done all the same."""
+    monkeypatch.setenv("OF_A_TEST", str(place / "rows.jsonl"))
+    for name in ("sft", "reward", "rl"):
+        Path(f"{name}.yaml").write_text("run: {iterations: 4}\ndata: {evaluation: ['${oc.env:OF_A_TEST}']}\n")
+    prompts = {"prompts": {"one": "${oc.env:OF_A_TEST}"}, "rows": 8, "judges": ["judge.yaml"]}
+    change_plan(evaluations={"all": prompts})
+    assert run() == 0 and calls() == ALL
+    assert run() == 0 and calls() == []
+    assert str(place / "rows.jsonl") not in Path("table/steps.jsonl").read_text()
+
+
 def test_a_step_is_wired_to_those_before_it(place: Path) -> None:
     found = {step.name: step for step in steps()}
     rl = load_config(None, [word for word in found["hh/ppo"].words if "=" in word])

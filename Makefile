@@ -49,12 +49,12 @@ BUILD_INPUTS := pyproject.toml $(wildcard constraints.txt setup.py CMakeLists.tx
 # The commands of the environment (clang-format, mypy, ruff) come before others of the same name.
 run := PATH="$$(cd "$$(dirname "$(PYTHON)")" && pwd):$$PATH"
 
-.PHONY: help venv demo test test-vllm digests soak bench lint format doctor clean
+.PHONY: help venv demo test test-vllm test-browser digests soak bench lint format doctor clean
 
 help: ## what there is
 	@echo "gipo_mc: Group-Invariant PPO on Megatron-core"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@sed -n -E 's/^#   ?(.*)/  \1/p' $(MAKEFILE_LIST)
 
@@ -68,6 +68,12 @@ test: $(STAMP) ## the tests (about 11 minutes on two cores)
 
 test-vllm: $(VLLM_VENV)/installed.stamp ## the tests of vLLM as rollout engine, with its CPU build (5 minutes)
 	@$(VLLM_VENV)/bin/python -m pytest -n 0 tests/generation/vllm $(ARGS)
+
+test-browser: $(STAMP) ## the tests of HTML pages in a headless Chromium, which must be there (half a minute)
+	@command -v chromedriver >/dev/null || { \
+		echo "Chromium and its driver are needed. On Debian and Ubuntu: apt install chromium chromium-driver" >&2; exit 2; }
+	@$(PYTHON) -m pip install --quiet $(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS)) selenium
+	@$(PYTHON) -m pytest -n 0 -m browser tests/evaluation tests/report $(ARGS)
 
 digests: $(STAMP) ## digests of whole runs against the record: for a change that is meant to change no number
 	@$(PYTHON) tests/golden/digests.py $(ARGS)

@@ -81,6 +81,11 @@ def hide(text: str) -> str:
     return _URL_PASSWORD.sub(r"\g<before>***@", text) if "://" in text else text
 
 
+def hide_value(value: str, name: str) -> None:
+    """Hide what the variable `name` holds from now on."""
+    _remember(value, f"${{oc.env:{name}}}")
+
+
 def fingerprint(key: str, value: Any) -> str:
     """A slow hash of an option's value: tells whether it changed, and not what it is."""
     digest = hashlib.pbkdf2_hmac("sha256", json.dumps(value).encode(), f"gipo_mc {key}".encode(), 100_000)

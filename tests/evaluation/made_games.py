@@ -37,8 +37,8 @@ def game(outcome: Outcome = "tie", **fields: object) -> Game:
 
 
 def pair(outcomes: str, name: str = "p0", **fields: object) -> list[Game]:
-    """The games of a pair: the first letter with ours first, the second with theirs first, and so on. w: ours, l: theirs,
-    t: tie, =: identical, x: invalid, a space: not asked."""
+    """The games of a pair, a letter each: the first with ours first, the second with theirs first, and so on. w: ours,
+    l: theirs, t: tie, =: identical, x: invalid, a space: not asked."""
     return [
         game(_LETTERS[letter], pair=name, ours_first=place % 2 == 0, repeat=place // 2, **fields)
         for place, letter in enumerate(outcomes)

@@ -90,5 +90,6 @@ def _newton(sums: Array) -> tuple[Array, Array]:
     """The Newton step of (constant, slope) for sums of columns [..., 5]; NaN where the information is singular."""
     g0, g1, h00, h01, h11 = np.moveaxis(sums, -1, 0)
     determinant = h00 * h11 - h01**2
-    determinant = np.where(determinant > 1e-12 * h00 * h11, determinant, np.nan)
+    # The columns are rounded to 1/GRID: what is left of the determinant of a single length is below this.
+    determinant = np.where(determinant > 1e-5 * h00 * h11, determinant, np.nan)
     return (h11 * g0 - h01 * g1) / determinant, (h00 * g1 - h01 * g0) / determinant

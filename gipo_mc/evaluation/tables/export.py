@@ -132,7 +132,7 @@ def _paper_rows(table: Table) -> Iterable[list[str]]:
             names = [printable(name) for name in (evaluator.name, cell.opponent, part_name(cell))]
             yield [*names, f"{cell.pairs:,}", *shares, *margins, p_value(cell.sign_test.holm)]
         for none in evaluator.unjudged:
-            names = [printable(name) for name in (evaluator.name, none.opponent, none.label or none.scope)]
+            names = [printable(name) for name in (evaluator.name, none.opponent, part_name(none))]
             yield [*names, "0", *[""] * 6]
 
 

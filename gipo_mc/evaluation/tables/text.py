@@ -12,7 +12,7 @@ from rich.text import Text
 
 from gipo_mc.evaluation.statistics.bootstrap import Interval
 from gipo_mc.evaluation.statistics.outcomes import SELF
-from gipo_mc.evaluation.tables.model import Cell, Evaluator, Extreme, Table
+from gipo_mc.evaluation.tables.model import Cell, Evaluator, Extreme, Table, Unjudged
 from gipo_mc.run.jsonl import printable
 
 WIDTH = 100
@@ -29,7 +29,7 @@ def show(table: Table) -> str:
     return "\n\n".join([*blocks, _legend(table)]) + "\n"
 
 
-def part_name(cell: Cell | Extreme) -> str:
+def part_name(cell: Cell | Extreme | Unjudged) -> str:
     """What the pairs of a cell are: a domain, a group, or all."""
     if cell.scope == "group":
         return f"group {cell.label}"
@@ -89,10 +89,11 @@ def _row(cell: Cell) -> list[str]:
 
 
 def _unjudged(found: Evaluator) -> list[list[str]]:
+    whole = {none.opponent for none in found.unjudged if none.scope == "all"}
     return [
-        [_label(none.opponent), none.label or "all", "0", *[""] * 3, "no valid pair", "", ""]
+        [_label(none.opponent), part_name(none), "0", *[""] * 3, "no valid pair", "", ""]
         for none in found.unjudged
-        if none.scope == "all"
+        if none.scope == "all" or none.opponent not in whole  # its parts have none either
     ]
 
 

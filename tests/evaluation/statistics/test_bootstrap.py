@@ -83,7 +83,7 @@ def test_mirrored_draws_have_the_mirrored_interval():
 def test_simultaneous_intervals_hold_for_the_worst_of_six():
     """Six domains of 50 at parity: the worst of them looks 14.5 points worse, and its own interval would be wrong."""
     generator = np.random.default_rng(3)
-    runs, missed_alone, missed, worst = 120, 0, 0, 0.0
+    runs, missed_alone, missed, worst = 300, 0, 0, 0.0
     for seed in range(runs):
         values = generator.choice([-1.0, 0.0, 1.0], p=[0.33, 0.34, 0.33], size=300)
         domain = np.arange(300) % 6
@@ -97,7 +97,7 @@ def test_simultaneous_intervals_hold_for_the_worst_of_six():
         missed += simultaneous(means, drawn, (-1.0, 1.0), [50] * 6)[place].high < 0
     assert worst == pytest.approx(-0.145, abs=0.02)
     assert missed_alone > 0.08 * runs
-    assert missed <= 0.05 * runs
+    assert missed <= 0.04 * runs
 
 
 def test_a_domain_that_never_differs_does_not_hide_the_others():

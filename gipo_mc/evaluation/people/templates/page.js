@@ -126,13 +126,14 @@
   function screen(id) {
     for (const each of ["begin", "judge", "end"]) $(each).hidden = each !== id;
     $("who").textContent = id === "begin" ? "" : name;
+    $("bar").hidden = id === "begin";
     window.scrollTo(0, 0);
   }
 
   function progress() {
     const done = mine.votes.filter((v) => v !== null).length;
     $("bar").value = done;
-    $("count").textContent = mine.at < items.length ? `${mine.at + 1} of ${items.length}` : `${done} of ${items.length} judged`;
+    $("count").textContent = mine.at < items.length ? `${mine.at + 1} of ${items.length}` : `${done} of ${items.length} done`;
   }
 
   function draw() {
@@ -223,7 +224,6 @@
     pause();
     mine = null;
     $("count").textContent = `${items.length} pairs`;
-    $("bar").value = 0;
     $("name").value = kept.last;
     label();
     screen("begin");

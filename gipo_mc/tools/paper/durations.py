@@ -8,8 +8,9 @@ from statistics import median
 from gipo_mc.tools.paper.standing import Journal, Standing
 from gipo_mc.tools.paper.steps import Step
 
-#: Kinds of steps that may take long. The others read files and write one.
-LONG = ("model", "train_sft", "train_reward", "train_dpo", "train_gi_ppo", "generate", "judge")
+#: Kinds of steps whose duration is anybody's guess, and the seconds of the others.
+_LONG = ("train_sft", "train_reward", "train_dpo", "train_gi_ppo", "generate", "judge")
+_SHORT = {"model": 30.0}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def estimate(step: Step, stands: Standing, journal: Journal) -> Estimate:
         return Estimate(rate * left, f"measured: {rate:.2g} s for each {step.unit} of {nearest}")
     if step.minutes:
         return Estimate(step.minutes * 60 * left / step.units, "stated in the plan")
-    return Estimate(None, "never measured") if step.kind in LONG else Estimate(5.0, "a guess")
+    return Estimate(None, "never measured") if step.kind in _LONG else Estimate(_SHORT.get(step.kind, 5.0), "a guess")
 
 
 def _nearest(step: Step, names: list[str]) -> str:

@@ -59,7 +59,8 @@ class Journal:
             "code": code,
             "seconds": round(seconds, 3),
             "units": units,
-            "words": list(step.words),
+            "words": list(step.words),  # for people: what came from the environment is hidden in them
+            "asked": asked(step),
             "reads": reads,
             "wrote": {str(path): identity(str(path)) for path in step.writes} if code == 0 else {},
         }
@@ -86,7 +87,7 @@ def standing(step: Step, journal: Journal) -> Standing:
     made = journal.success(step)
     if made is None:
         return Standing("left")
-    if made["words"] != list(step.words):
+    if made["asked"] != asked(step):
         return Standing("left", "again: its options changed")
     if changed := different(made["reads"], reads_of(step)):
         return Standing("left", f"again: {changed} changed")
@@ -135,6 +136,11 @@ def changed_options(saved: Path, config: Config, command: str) -> list[str]:
         and (resume_rule(key) == "fixed" or key.startswith(_MATTER))
         and then[key] != now[key]
     ]
+
+
+def asked(step: Step) -> str:
+    """A hash of a step's command."""
+    return hashlib.sha256("\0".join(step.words).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def reads_of(step: Step) -> dict[str, str]:

@@ -138,7 +138,7 @@ class _Steps:
         judged = {path.name: str(path) for path in journal} | {"votes.jsonl": str(folder / "votes.jsonl")}
         if plan.page:
             page = folder / "page.html"
-            words = ["page", str(folder), "--out", str(page), "--pairs", str(plan.page)]
+            words = ["page", str(folder), "--out", str(page), "--pairs", str(plan.page), "--against", *task.against]
             yield self._evaluate(f"{start}/page", words, {"pairs.jsonl": str(journal[0])}, (page,))
         table = folder / "table.json"
         yield self._evaluate(f"{start}/table", ["table", str(folder)], judged, (table,))

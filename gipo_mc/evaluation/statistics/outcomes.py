@@ -7,7 +7,6 @@ their votes on it count as one poll.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -34,9 +33,9 @@ class Result:
     """What the games of one pair come to.
 
     outcome: 1 win, 0 tie, -1 lose; None where the pair is left out. margin: mean score of the games in units of 1/GRID.
-    cause: of a tie: "both" (no order has a winner, or most people say so), "one" (one order has), "flipped" (each
-    order another), "identical" (the same text), "split" (two verdicts of people lead). Of a pair left out: "invalid"
-    (an order has no valid game), "other order" (one order is there, and this judge is shown both). Else "".
+    cause: of a tie: "both" (no order, or no vote, has a winner), "one" (one order has), "flipped" (each order another),
+    "identical" (the same text), "split" (the votes of people cancel out). Of a pair left out: "invalid" (an order has
+    no valid game), "other order" (one order is there, and this judge is shown both). Else "".
     first_won, decided: games that the response shown first won; that have a winner. to_first: a flipped pair whose
     games both went to the response shown first. games: valid games used. lengths: tokens of both responses.
     """
@@ -92,12 +91,12 @@ def _result(games: Sequence[Game], design: Design) -> Result:
     if design == "both orders" and len(asked) == 1:
         return _made(games[0], None, "other order")
     scores = {order: [_SCORE[game.outcome] for game in valid if game.ours_first is order] for order in left}
+    means = [sum(found) / len(found) for found in scores.values()]
     if design == "people":
         means = [sum(map(sum, scores.values())) / len(valid)]
-        outcome, cause = _polled([_SCORE[game.outcome] for game in valid])
-    else:
-        means = [sum(found) / len(found) for found in scores.values()]
-        outcome, cause = _decided([(mean > 0) - (mean < 0) for mean in means])
+    outcome, cause = _decided([(mean > 0) - (mean < 0) for mean in means])
+    if design == "people" and outcome == 0 and any(game.outcome != "tie" for game in valid):
+        cause = "split"
     winners = [game for game in valid if game.outcome != "tie"]
     first_won = sum((game.outcome == "ours") == game.ours_first for game in winners)
     return _made(
@@ -117,14 +116,6 @@ def _decided(orders: Sequence[int]) -> tuple[int, Cause]:
     if len(set(orders)) == 1:
         return orders[0], "" if orders[0] else "both"
     return 0, "one" if 0 in orders else "flipped"
-
-
-def _polled(votes: Sequence[int]) -> tuple[int, Cause]:
-    """(outcome, cause) of people's votes, 1, 0 or -1 each: what more of them say than anything else."""
-    (winner, most), *others = Counter(votes).most_common()
-    if others and others[0][1] == most:
-        return 0, "split"
-    return winner, "" if winner else "both"
 
 
 def _made(game: Game, outcome: int | None, cause: Cause, **found: int) -> Result:

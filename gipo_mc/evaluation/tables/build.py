@@ -15,7 +15,7 @@ from gipo_mc.errors import DataError
 from gipo_mc.evaluation.games import Game
 from gipo_mc.evaluation.statistics.bootstrap import LEVEL, Draws, Interval, interval
 from gipo_mc.evaluation.statistics.bradley_terry import ELO, strengths
-from gipo_mc.evaluation.statistics.outcomes import PEOPLE, SELF, Design, Result, design_of, evaluator_of, results
+from gipo_mc.evaluation.statistics.outcomes import SELF, Design, Result, design_of, evaluator_of, results
 from gipo_mc.evaluation.tables.cells import LEAST_PAIRS, MARGIN, Measured, Part, Scope, cells_of, left_out, measure
 from gipo_mc.evaluation.tables.model import VERSION, Cell, Evaluator, Extreme, Strength, Table, Unjudged
 from gipo_mc.evaluation.tables.notes import notes_of
@@ -44,8 +44,6 @@ def build_table(
         raise DataError("There is no game to make a table of: run `scripts/evaluate.py judge`, or import votes, first.")
     places = {name: place for place, name in enumerate(sorted({game.conversation for game in games}))}
     by_evaluator: dict[str, list[Game]] = {}
-    if any(evaluator_of(game) != game.evaluator for game in games):
-        games = [game for game in games if game.evaluator != PEOPLE]  # the same votes again, summed up
     for game in games:
         by_evaluator.setdefault(evaluator_of(game), []).append(game)
     drawn = Draws(len(places), draws, seed)

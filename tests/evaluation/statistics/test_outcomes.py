@@ -73,8 +73,7 @@ def test_the_design_is_read_from_the_games():
         ("wlw", 1, "", 1 / 3),
         ("wl", 0, "split", 0.0),
         ("tt", 0, "both", 0.0),
-        ("wt", 0, "split", 0.5),
-        ("twt", 0, "both", 1 / 3),
+        ("wt", 1, "", 0.5),
         ("wlt", 0, "split", 0.0),
     ],
 )

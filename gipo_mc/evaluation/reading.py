@@ -12,8 +12,8 @@ from gipo_mc.evaluation.people.votes import people_games, read_votes
 
 
 def games_of(folder: Path) -> list[Game]:
-    """All games of the pairs that pairs.jsonl holds now: judges in the order in which they first came, people by name,
-    then all people jointly; for each the pairs in their order, so that the order in which answers came changes nothing.
+    """All games of the pairs that pairs.jsonl holds now: judges in the order in which they first came, then people by
+    name; for each the pairs in their order, so that the order in which answers came changes nothing.
 
     Of a judge only verdicts count that were given to what it was asked last (model, prompt, server, settings). A
     comparison that nobody has answered yet is no game. Raises DataError.

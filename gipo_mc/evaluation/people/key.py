@@ -16,27 +16,27 @@ Kind = Literal["pair", "repeat", "attention"]
 Side = Literal["left", "right"]
 
 
-class KeyItem(BaseModel):
-    """What the page hides of an item. asked: the side that an attention pair asks for."""
+class KeyPair(BaseModel):
+    """A pair of the sample."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     pair: str
     opponent: str
+
+
+class KeyItem(KeyPair):
+    """What the page hides of an item. asked: the side that an attention pair asks for."""
+
     kind: Kind
     ours_first: bool
     asked: Side | None
 
 
-class KeyPair(BaseModel):
-    """A pair of the sample with two equal texts."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    pair: str
-    opponent: str
-
-
 class Key(BaseModel):
-    """DIR/pages/HASH.json: which side of which item is ours. Never part of the page."""
+    """DIR/pages/HASH.json: which side of which item is ours. Never part of the page.
+
+    items: in the order of the page. identical: pairs of the sample with two equal texts, which are not shown.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     format: Literal["gipo_mc page 1"]

@@ -15,12 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from gipo_mc.errors import DataError
 from gipo_mc.evaluation.games import Game, Outcome
 from gipo_mc.evaluation.pairs import Pair
-from gipo_mc.evaluation.people.key import Key, KeyItem
+from gipo_mc.evaluation.people.key import Key, KeyItem, KeyPair
 from gipo_mc.run.jsonl import encode, read_file, write_atomically
 
 VOTES = "votes.jsonl"
-#: The evaluator that all people are jointly; one of them is "people:NAME".
-PEOPLE = "people"
 Verdict = Literal["ours", "theirs", "tie", "skip"]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)]
 _FORMAT = "gipo_mc votes 1"
@@ -100,7 +98,8 @@ def import_votes(
     another page, a damaged one and a voter who is there twice, StorageError.
     """
     known = {pair.pair for pair in pairs}
-    if gone := [item for item in [*key.items, *key.identical] if item.pair not in known]:
+    keyed: list[KeyPair] = [*key.items, *key.identical]
+    if gone := [item for item in keyed if item.pair not in known]:
         raise DataError(
             f"{folder} no longer holds {len(gone)} of the pairs of page {key.page}: it was written anew after the page "
             "was made. Restore its pairs.jsonl; votes on other texts would be counted for these."
@@ -174,7 +173,8 @@ def is_name(name: str) -> bool:
 
 def _reason(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"
+    where = ".".join(map(str, first["loc"]))  # a name in it may be whatever the file holds
+    return f"{where[:60] or 'all of it'}: {first['msg']}"
 
 
 def _votes(file: _File, key: Key) -> list[Vote]:
@@ -205,45 +205,25 @@ def _verdict(vote: str, item: KeyItem) -> Verdict:
 
 # --------------------------------------------------------------------------------------------------------------- games
 def people_games(votes: Iterable[Vote], pairs: Sequence[Pair]) -> list[Game]:
-    """The votes as games: one of each voter ("people:NAME") and pair, and one of all jointly ("people"); by voter, then
-    in the order of the pairs.
+    """The votes as games of "people:NAME", by name, then in the order of the pairs.
 
-    Repeats and attention pairs are about the voter and make no game; a skipped pair makes none either. Jointly a pair
-    has the verdict that more voters gave than any other; where two lead, it is a tie. The joint game's order is that of
-    most of its votes, ours first where they are even.
+    Repeats and attention pairs are about the voter and make no game; a skipped pair makes none either.
     """
-    by_id = {pair.pair: pair for pair in pairs}
+    by_id = {pair.pair: (place, pair) for place, pair in enumerate(pairs)}
     repeats: Counter[tuple[str, str, bool]] = Counter()
-    joint: dict[str, list[Vote]] = {}
     games = []
     for vote in votes:
         if vote.kind not in ("pair", "identical") or vote.verdict == "skip" or vote.pair not in by_id:
             continue
         again = (vote.voter, vote.pair, vote.ours_first)
         outcome: Outcome = "identical" if vote.kind == "identical" else vote.verdict
-        games.append(_game(by_id[vote.pair], f"{PEOPLE}:{vote.voter}", vote.ours_first, repeats[again], outcome))
+        games.append(_game(by_id[vote.pair][1], vote, repeats[again], outcome))
         repeats[again] += 1
-        joint.setdefault(vote.pair, []).append(vote)
-    for pair, found in joint.items():
-        ours_first = 2 * sum(vote.ours_first for vote in found) >= len(found)
-        outcome = "identical" if found[0].kind == "identical" else majority(vote.verdict for vote in found)
-        games.append(_game(by_id[pair], PEOPLE, ours_first, 0, outcome))
-    place = {pair.pair: number for number, pair in enumerate(pairs)}
-    return sorted(games, key=lambda game: (game.evaluator == PEOPLE, game.evaluator, place[game.pair]))
+    return sorted(games, key=lambda game: (game.evaluator, by_id[game.pair][0]))
 
 
-def majority(verdicts: Iterable[str]) -> Literal["ours", "theirs", "tie"]:
-    """The verdict that was given more often than any other, else a tie."""
-    count = Counter(verdicts)
-    if count["ours"] > max(count["theirs"], count["tie"]):
-        return "ours"
-    if count["theirs"] > max(count["ours"], count["tie"]):
-        return "theirs"
-    return "tie"
-
-
-def _game(pair: Pair, evaluator: str, ours_first: bool, repeat: int, outcome: Outcome) -> Game:
+def _game(pair: Pair, vote: Vote, repeat: int, outcome: Outcome) -> Game:
     return Game(
-        pair.pair, pair.conversation, pair.opponent, evaluator, pair.domain, pair.group, ours_first, repeat, outcome,
-        pair.ours_tokens, pair.theirs_tokens,
+        pair.pair, pair.conversation, pair.opponent, f"people:{vote.voter}", pair.domain, pair.group, vote.ours_first,
+        repeat, outcome, pair.ours_tokens, pair.theirs_tokens,
     )  # fmt: skip

@@ -29,6 +29,13 @@ def test_a_judges_orders_are_one_verdict():
     assert pair_verdicts(games) == {"j": {"0": 2, "1": 1, "2": 1, "3": 0}}
 
 
+def test_people_are_one_evaluator_too():
+    # By pair: one vote; even; one to a tie; two to one; a tie against two; and three that are all different.
+    games = _games("people:a", "wwwwtw") + _games("people:b", "-ltwlt") + _games("people:c", "---lll")
+    assert pair_verdicts(games)["people"] == {"0": 2, "1": 1, "2": 2, "3": 2, "4": 0, "5": 1}
+    assert len(pair_verdicts(games)) == 4
+
+
 def test_two_people():
     # ten pairs, nine of both: alike in w w w t l (5 of 9); where neither ties: w-w 3, l-l 1, w-l 2: 4 of 6.
     found = agreement_of(_games("people:a", "wwwtlwwtt-") + _games("people:b", "wwwtlllww-"), draws=0)
@@ -55,7 +62,7 @@ def test_three_people_of_whom_some_left_pairs_out():
 
 def test_people_and_judges():
     games = [
-        *_games("people:a", "wwtl"), *_games("people:b", "wltl"), *_games("people", "wttl"), *_games("gpt", "wwwl"),
+        *_games("people:a", "wwtl"), *_games("people:b", "wltl"), *_games("gpt", "wwwl"),
     ]  # fmt: skip
     found = agreement_of(games, draws=200)
     couples = {(c.first, c.second): c for c in found.couples}

@@ -44,7 +44,7 @@ def test_from_page_to_agreement(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert [voter["voter"] for voter in stored["voters"]] == ["anna", "ben"]
     assert stored["among"]["pairs"] == 16 and stored["couples"][0]["percent"]["value"] < 1
     evaluators = {game.evaluator for game in games_of(folder)}
-    assert evaluators == {"people", "people:anna", "people:ben"}
+    assert evaluators == {"people:anna", "people:ben"}
 
     bits = (folder / "agreement.json").read_bytes()
     assert main(["votes", str(folder), "--draws", "50"]) == 0, "agreement alone, for example after another judge"

@@ -10,7 +10,7 @@ import pytest
 from gipo_mc.errors import DataError
 from gipo_mc.evaluation.pairs import read_pairs
 from gipo_mc.evaluation.people.voters import voter_reports
-from gipo_mc.evaluation.people.votes import import_votes, is_name, majority, people_games, read_votes
+from gipo_mc.evaluation.people.votes import import_votes, is_name, people_games, read_votes
 from tests.evaluation.people.folders import evaluation, page, pair, votes_file, write_pairs
 
 
@@ -49,8 +49,8 @@ def test_games_of_people(tmp_path: Path):
     games = people_games(_take(folder, key, *files), read_pairs(folder))
     by = {(game.evaluator, game.pair): game for game in games}
     assert len(by) == len(games), "one of each evaluator and pair: repeats and attention make none"
-    people = [by["people", key.items[i].pair].outcome for i in shown]
-    assert people[:3] == ["ours", "theirs", "tie"] and set(people[3:]) == {"ours"}
+    assert [game.evaluator for game in games] == ["people:anna"] * 10 + ["people:ben"] * 2 + ["people:eve"] * 3
+    assert [by["people:eve", key.items[i].pair].outcome for i in shown[:3]] == ["theirs", "theirs", "tie"]
     assert ("people:ben", key.items[shown[2]].pair) not in by, "skipped"
     first = by["people:anna", key.items[shown[0]].pair]
     source = next(each for each in read_pairs(folder) if each.pair == first.pair)
@@ -64,28 +64,7 @@ def test_identical_pairs_are_ties_of_everybody(tmp_path: Path):
     folder = write_pairs(tmp_path / "e", [pair(i, **({"theirs": f" o{i} words"} if i < 2 else {})) for i in range(6)])
     _, key = page(folder)
     games = people_games(_take(folder, key, votes_file(tmp_path / "a.json", key, "anna", "ours")), read_pairs(folder))
-    assert sorted((game.evaluator, game.outcome) for game in games) == sorted(
-        [(who, outcome) for who in ("people", "people:anna") for outcome in ["identical"] * 2 + ["ours"] * 4]
-    )
-
-
-@pytest.mark.parametrize(
-    ("verdicts", "joint"),
-    [
-        (["ours"], "ours"),
-        (["ours", "theirs"], "tie"),
-        (["ours", "tie"], "tie"),
-        (["ours", "ours", "theirs"], "ours"),
-        (["theirs", "theirs", "tie", "ours"], "theirs"),
-        (["ours", "ours", "theirs", "theirs", "tie"], "tie"),
-        (["ours", "theirs", "tie"], "tie"),
-        (["tie", "tie", "ours"], "tie"),
-    ],
-)
-def test_majority(verdicts: list[str], joint: str):
-    mirror = {"ours": "theirs", "theirs": "ours", "tie": "tie"}
-    assert majority(verdicts) == joint
-    assert majority([mirror[each] for each in verdicts]) == mirror[joint]
+    assert sorted(game.outcome for game in games) == ["identical"] * 2 + ["ours"] * 4
 
 
 def test_two_pages(tmp_path: Path):
@@ -94,9 +73,8 @@ def test_two_pages(tmp_path: Path):
     keys = [page(folder, seed=seed)[1] for seed in (0, 1)]
     for number, key in enumerate(keys):
         votes = _take(folder, key, votes_file(tmp_path / f"{number}.json", key, "anna", "ours"))
-    games = [game for game in people_games(votes, read_pairs(folder)) if game.evaluator == "people:anna"]
+    games = people_games(votes, read_pairs(folder))
     assert len(games) == 20 == len({(game.pair, game.ours_first, game.repeat) for game in games})
-    assert len([game for game in people_games(votes, read_pairs(folder)) if game.evaluator == "people"]) == 10
     report = voter_reports(votes, {key.page: key for key in keys})
     assert [(each.voter, len(each.pages), each.missing) for each in report] == [("anna", 2, 0)]
 

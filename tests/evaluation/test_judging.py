@@ -127,6 +127,8 @@ def test_a_missing_verdict_is_asked_once_more_and_then_no_outcome(pairs: list[Pa
     assert outcomes(games)["invalid"] == 2 and len(games) == 24
     assert {entry.problem for entry in read_entries(tmp_path, INVALID)} == {"The server gave an empty answer."}
     assert {entry.asked for entry in read_entries(tmp_path)} == {1, 2}
+    reminded = [entry for entry in read_entries(tmp_path) if entry.asked == 2]
+    assert {entry.text for entry in reminded if entry.reason == "Hard to say."} == {"Hard to say.\n\n[[A]]"}
     assert len(read_entries(tmp_path)) == 22, "an invalid answer is never a verdict of the journal"
     healed = judge(tmp_path, pairs, Server(longer))
     assert (healed.requests, healed.invalid) == (2, 0) and "invalid" not in outcomes(games_of(tmp_path))

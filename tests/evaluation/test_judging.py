@@ -199,6 +199,10 @@ def test_a_server_that_stops_keeps_what_was_answered(pairs: list[Pair], tmp_path
         judge(tmp_path, pairs, server)
     assert len(read_entries(tmp_path)) == 10 and unasked(tmp_path) == {"chat": 14}
     assert judge(tmp_path, pairs, Server(longer)).requests == 14
+    games = games_of(tmp_path)
+    with pytest.raises(JudgeStopped):
+        judge(tmp_path, pairs, server, model="m2")
+    assert games_of(tmp_path) == games, "a model that answers nothing takes no earlier verdict away"
 
 
 def test_text_of_responses_decides_nothing(tmp_path: Path) -> None:

@@ -73,11 +73,11 @@ class ChatJudge:
                 messages = [*messages, said, {"role": "user", "content": self.prompt.reminder()}]
             answers.append(self._client.ask(messages, request))
             verdict = self._verdict(answers[-1], quoted)
-        last = answers[-1]
+        last, texts = answers[-1], [answer.text for answer in answers if answer.text]
         return Given(
             position=verdict.position,
-            reason=verdict.reason,
-            text=last.text or "",
+            reason=verdict.reason or "\n\n".join(texts[:-1]),  # behind a reminder a model writes the verdict alone
+            text="\n\n".join(texts),
             problem=verdict.problem,
             finish_reason=last.finish_reason,
             model=last.model,

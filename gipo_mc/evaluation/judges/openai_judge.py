@@ -31,7 +31,8 @@ from gipo_mc.run.jsonl import printable
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 #: Seconds of a pause from which on it is said.
 _SAID_FROM = 10.0
-#: Requests given up one after the other, none answered in between, that end a run.
+#: Requests given up one after the other, none answered in between, that end a run. Those that the server refuses do not
+#: count: a content filter may refuse any number of harmful texts, and the loop has a limit of its own.
 GIVEN_UP = 3
 #: Bytes of a reply that are read.
 _LARGEST = 32 * 2**20
@@ -120,7 +121,9 @@ class OpenAIClient:
                 self._stop(f"The judge's server {self.server} {reply.problem}.")
             if reply.kind == "refused" and request.adapt(reply.refused):
                 continue
-            if reply.kind == "refused" or self._used_up(request, reply):
+            if reply.kind == "refused":
+                return Answer(None, f"The server {reply.problem}.")
+            if self._used_up(request, reply):
                 return self._give_up(reply)
             self._pause(request, reply)
 

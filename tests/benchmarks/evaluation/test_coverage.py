@@ -39,7 +39,8 @@ def test_the_record_keeps_the_promise():
     assert record["runs"] >= 1000
     assert record["scenarios"].keys() == coverage.SCENARIOS.keys()
     for found in record["scenarios"].values():
-        for name in ("margin", "win", "tie", "lose", "first", "controlled"):
-            assert 0.93 <= found["coverage"][name] <= 0.97, name
-        assert found["coverage"]["domains"] >= 0.93
+        rare = min(found["truth"]["lose"], found["truth"]["win"]) < 0.02  # covered too often, as the page says
+        for name in ("margin", "win", "tie", "lose", "first", "controlled", "domains"):
+            most = 1.0 if rare and name in ("lose", "domains") else 0.97
+            assert 0.93 <= found["coverage"][name] <= most, name
     assert record["scenarios"]["two samples of one policy"]["significant"] <= 0.05

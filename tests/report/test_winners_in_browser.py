@@ -17,7 +17,8 @@ pytestmark = pytest.mark.browser
 _CONTRAST = r"""
 const linear = v => v / 255 <= .04045 ? v / 255 / 12.92 : ((v / 255 + .055) / 1.055) ** 2.4;
 const numbers = colour => colour.match(/[\d.]+/g).map(Number);
-const light = colour => numbers(colour).slice(0, 3).map(linear).reduce((s, v, i) => s + v * [.2126, .7152, .0722][i], 0);
+const weights = [.2126, .7152, .0722];
+const light = colour => numbers(colour).slice(0, 3).reduce((sum, v, i) => sum + weights[i] * linear(v), 0);
 const clear = e => numbers(getComputedStyle(e).backgroundColor)[3] === 0;
 let worst = [99, ''];
 for (const e of document.querySelectorAll('body *')) {

@@ -8,6 +8,7 @@ prompt: helpful
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -99,6 +100,10 @@ class OpenAIJudgeConfig(AskedConfig):
         known = {"model", "messages", "temperature", "max_tokens", "max_completion_tokens", "seed", "n", "stream"}
         if twice := sorted(known & value.keys()):
             raise ValueError(f"extra holds {', '.join(twice)}, which the judge sends itself: set the key of that name")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            raise ValueError("extra holds what JSON cannot carry, a date for example: put it in quotes") from None
         return value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gipo_mc.evaluation.games import Game, Outcome
-from gipo_mc.evaluation.judges.journal import INVALID, Setup, read_entries, read_setups
+from gipo_mc.evaluation.judges.journal import INVALID, read_entries, read_setups
 from gipo_mc.evaluation.judges.questions import comparisons
 from gipo_mc.evaluation.pairs import Pair, read_pairs
 from gipo_mc.evaluation.people.votes import people_games, read_votes
@@ -42,11 +42,6 @@ def unasked(folder: Path) -> dict[str, int]:
         if game.evaluator in total:
             total[game.evaluator] -= 1
     return total
-
-
-def setups_of(folder: Path) -> list[Setup]:
-    """How each judge of the folder was asked last. Raises DataError."""
-    return read_setups(folder)
 
 
 def _game(pair: Pair, evaluator: str, ours_first: bool, repeat: int, outcome: Outcome) -> Game:

@@ -27,7 +27,7 @@ from gipo_mc.parallel.layout import Layout
 from gipo_mc.rl.rewards import responses as response_texts
 from gipo_mc.rl.rollout import limits_of, roll_out
 from gipo_mc.run.model_sources import ModelSource, classifier_of, load_model, resolve
-from gipo_mc.types import Prompt, Sequences
+from gipo_mc.types import Prompt, Rollout, Sequences
 
 
 def respond(
@@ -62,19 +62,26 @@ def respond(
     source.shape.check(layout.tensor, layout.pipeline, sequence_length=longest)
     check_engine(config.rollout.engine, source.shape, layout)
     dtype = runtime.resolve_dtype(config.dtype, layout.device)
-    templated = config.data.chat_template
     model = load_model(source, layout, head="lm", dtype=dtype, trainable=False, seed=config.run.seed)
     engine = rollout_engine(config.rollout.engine, model, limits_of(config), longest)
     rollout = roll_out(engine, tokenizer, prompts, config, 0, purpose="generate", greedy=greedy, on_step=on_step)
     del engine, model  # room for the classifier
-    columns = (
-        prompts,
-        response_texts(rollout.sequences, tokenizer),
-        rollout.sequences.response_length_B.tolist(),
-        rollout.truncated_B.tolist(),
-        _groups(source, layout, config, rollout.sequences),
-    )
-    named, sampling = model_label(source), sampling_of(config, greedy)
+    groups = _groups(source, layout, config, rollout.sequences)
+    texts = response_texts(rollout.sequences, tokenizer)
+    return _rows(prompts, texts, rollout, groups, model_label(source), config, greedy)
+
+
+def _rows(
+    prompts: Sequence[Prompt],
+    texts: Sequence[str],
+    rollout: Rollout,
+    groups: Sequence[int | None],
+    model: str,
+    config: Config,
+    greedy: bool,
+) -> list[Response]:
+    columns = prompts, texts, rollout.sequences.response_length_B.tolist(), rollout.truncated_B.tolist(), groups
+    sampling, templated = sampling_of(config, greedy), config.data.chat_template
     return [
         Response(
             prompt=prompt.text,
@@ -85,7 +92,7 @@ def respond(
             messages=[{"role": m.role, "content": m.content} for m in prompt.messages] if templated else [],
             row=prompt.row,
             conversation=conversation_of(_dialogue(prompt), prompt.conversation),
-            model=named,
+            model=model,
             sampling=sampling,
             group=group,
         )

@@ -219,3 +219,17 @@ def test_a_column_that_nothing_reads_is_known(row, unused):
 def test_a_developers_message_is_a_system_message():
     developer = {"role": "developer", "content": "Be kind."}
     assert auto({"messages": [developer, user("a"), assistant("b")]}).prompt[0] == Message("system", "Be kind.")
+
+
+@pytest.mark.parametrize(
+    ("fields", "conversation", "unused"),
+    [
+        ({"conversation": "c7"}, "c7", set()),
+        ({"conversation_id": 7}, "7", set()),
+        ({"conversation": [{"role": "user"}]}, "", {"conversation"}),
+        ({"conversation": None, "conversation_id": True}, "", {"conversation_id"}),
+    ],
+)
+def test_a_row_may_name_its_conversation(fields: dict[str, object], conversation: str, unused: set[str]) -> None:
+    row = Fields({"prompt": "p", **fields})
+    assert parse(row, "pairs", ()).conversation == conversation and row.unused() == unused

@@ -22,12 +22,20 @@ from gipo_mc.config import load_config
 from gipo_mc.data.sources import read_rows
 from gipo_mc.data.tokenizer import load_tokenizer
 from gipo_mc.errors import GipoError
+from gipo_mc.evaluation.judge_config import load_judge
+from gipo_mc.evaluation.judges.journal import Journal
+from gipo_mc.evaluation.judges.judging import judge_pairs
+from gipo_mc.evaluation.judges.prompts import load_prompt
+from gipo_mc.evaluation.pairs import write_pairs
+from gipo_mc.evaluation.reading import games_of
+from gipo_mc.evaluation.responses import read_responses
 from gipo_mc.models.families import read_shape
 from gipo_mc.models.weights.hf_load import INDEX, SafetensorsFolder, stored_dtype
 from gipo_mc.report.report import build_report
 from gipo_mc.report.runs import load_run
 from gipo_mc.run import checkpoint, manifest
 from gipo_mc.run.jsonl import read_jsonl
+from tests.evaluation.games import Server, chat_judge, pairs_of
 from tests.fuzz.mutations import COUNT, mutated
 from tests.report.fake_runs import rl_run
 from tests.runs import save_models
@@ -57,6 +65,29 @@ def _checkpoint(folder: Path) -> None:
 
 def _text(folder: Path) -> None:
     load_tokenizer(str(folder))("s0 s1")
+
+
+def _evaluation(folder: Path) -> dict[str, Target]:
+    """An evaluation of two pairs and a judge that answered one game without a verdict."""
+    folder.mkdir()
+    pairs = pairs_of(folder, ["a", "é"], sft=["b", "c"])
+    server = Server(lambda question, settings: "[[A]]" if "\na\n" in question else "Hm.")
+    with Journal(folder) as journal:
+        write_pairs(folder, pairs)
+        judge_pairs(chat_judge(server, max_invalid=1), pairs, journal)
+    (folder / "judge.yaml").write_text(
+        "kind: openai\nbase_url: http://localhost:1/v1\nmodel: m\ntemperature: 0.5\nextra: {top_k: 3}\n"
+    )
+    shutil.copy("gipo_mc/evaluation/templates/judge/tldr_forced.yaml", folder / "prompt.yaml")
+    return {
+        "responses": Target(folder / "ours.jsonl", read_responses, 400),
+        "pairs": Target(folder / "pairs.jsonl", lambda path: games_of(path.parent), 300),
+        "verdicts": Target(folder / "verdicts.jsonl", lambda path: games_of(path.parent), 300),
+        "invalid answers": Target(folder / "invalid.jsonl", lambda path: games_of(path.parent), 100),
+        "judges": Target(folder / "judges.json", lambda path: games_of(path.parent), 300),
+        "a judge": Target(folder / "judge.yaml", lambda path: load_judge(str(path)), 40),
+        "a judge's prompt": Target(folder / "prompt.yaml", lambda path: load_prompt(str(path)), 20),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +139,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
         "run, about": Target(run / "about.json", lambda path: load_run(path.parent), 60),
         "run, config": Target(run / "config.yaml", lambda path: load_run(path.parent), 20),
         "run, status": Target(run / "run_status.json", lambda path: load_run(path.parent), 60),
+        **_evaluation(folder / "evaluation"),
         "report, samples": Target(
             run / "samples.jsonl", lambda path: build_report([path.parent], folder / "r.html"), 2
         ),
@@ -117,7 +149,8 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
 _NAMES = (
     "data in lines", "data in a list", "data in Parquet", "configuration", "config.json", "tokenizer.json",
     "tokenizer_config.json", "index", "weights", "manifest", "state", "metrics", "run, metrics", "run, about",
-    "run, config", "run, status", "report, samples",
+    "run, config", "run, status", "report, samples", "responses", "pairs", "verdicts", "invalid answers", "judges",
+    "a judge", "a judge's prompt",
 )  # fmt: skip
 
 

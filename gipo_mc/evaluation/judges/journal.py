@@ -10,16 +10,21 @@ import fcntl
 import json
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from gipo_mc.errors import DataError, StorageError
 from gipo_mc.evaluation.judge_config import Orders
-from gipo_mc.run.jsonl import JsonLines, Lines, read_file, read_jsonl, storage_errors, write_atomically
+from gipo_mc.run.jsonl import JsonLines, read_file, read_jsonl, storage_errors, write_atomically
 
 VERDICTS, INVALID, JUDGES = "verdicts.jsonl", "invalid.jsonl", "judges.json"
+#: Between two waits for the disk, which take longer than a fast judge.
+_SYNC_SECONDS = 1.0
 Side = Literal["ours", "theirs", "tie"]
 
 
@@ -31,6 +36,8 @@ class Entry:
     text: as the model wrote it; reason: what stood before the verdict. usage: tokens that the server counted, null
     where it does not, and for a comparison that shares its request with another. asked: requests that it took.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     key: str
     setup: str
@@ -68,9 +75,13 @@ class Setup:
     version: str
     settings: Mapping[str, Any]
     orders: Orders
-    repeats: int
+    repeats: Annotated[int, Field(ge=1, le=100)]
     seed: int
     setup: str
+
+
+_ENTRY = TypeAdapter(Entry)
+_SETUPS = TypeAdapter(dict[str, Setup])
 
 
 class Known:
@@ -106,6 +117,7 @@ class Journal(Known):
         self._folder = folder
         self._verdicts, self._invalid = (JsonLines(folder / name) for name in (VERDICTS, INVALID))
         self._writing = threading.Lock()
+        self._synced = time.monotonic()
         self._lock = _locked(folder)
         try:
             for file in (self._verdicts, self._invalid):
@@ -119,10 +131,14 @@ class Journal(Known):
         return self
 
     def __exit__(self, *error: object) -> None:
-        os.close(self._lock)
+        try:
+            self._sync()
+        finally:
+            os.close(self._lock)
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Append entries, which are on the disk when this returns. May be called from several threads."""
+        """Append entries, which no end of the process takes away when this returns; that of the machine takes the last
+        second's. May be called from several threads."""
         with self._writing:
             for file, mine in (
                 (self._verdicts, [entry for entry in entries if entry.verdict]),
@@ -130,39 +146,44 @@ class Journal(Known):
             ):
                 if mine:
                     file.append(*map(asdict, mine))
-                    file.sync()
+            if time.monotonic() > self._synced + _SYNC_SECONDS:
+                self._sync()
             for entry in entries:
                 if entry.verdict:
                     self._entries.append(entry)
                     self._known[entry.key] = entry
                     self._places.add(entry.place)
 
+    def _sync(self) -> None:
+        for file in (self._verdicts, self._invalid):
+            file.sync()
+        self._synced = time.monotonic()
+
     def note(self, setup: Setup) -> None:
-        """Make this the way in which the evaluator was asked last."""
-        kept = [known for known in read_setups(self._folder) if known.evaluator != setup.evaluator]
-        rows = {known.evaluator: asdict(known) for known in [*kept, setup]}
+        """Make this how the evaluator was asked last. One that is known keeps its place among the others."""
+        rows = {known.evaluator: asdict(known) for known in read_setups(self._folder)} | {
+            setup.evaluator: asdict(setup)
+        }
         write_atomically(self._folder / JUDGES, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_entries(folder: Path, name: str = VERDICTS) -> list[Entry]:
     """The lines of verdicts.jsonl or invalid.jsonl; none where there is no such file. Raises DataError."""
     path = folder / name
-    if not path.exists():
-        return []
+    found: list[Entry] = []
 
-    def check(row: dict[str, Any]) -> None:
-        known = {entry.name for entry in fields(Entry)}
-        if row.keys() != known:
-            raise ValueError(f"the columns must be {', '.join(sorted(known))}")
-        if any(type(row[key]) is not str for key in ("key", "setup", "pair", "opponent", "evaluator", "text")):
-            raise ValueError("key, setup, pair, opponent, evaluator and text are strings")
-        if type(row["ours_first"]) is not bool or type(row["repeat"]) is not int:
-            raise ValueError("ours_first is true or false, repeat a number")
-        if row["verdict"] not in (("ours", "theirs", "tie") if name == VERDICTS else (None,)):
-            raise ValueError(f"{row['verdict']!r} is no verdict")
+    def take(row: dict[str, Any]) -> None:
+        try:
+            entry = _ENTRY.validate_python(row)
+        except ValidationError as error:
+            raise ValueError(_reason(error)) from None
+        if (entry.verdict is None) != (name == INVALID):
+            raise ValueError(f"{entry.verdict} is no verdict of this file")
+        found.append(entry)
 
-    found: Lines = read_jsonl(path, check)
-    return [Entry(**{**row, "adapted": tuple(row["adapted"])}) for row in found.rows]
+    if path.exists():
+        read_jsonl(path, take)
+    return found
 
 
 def read_setups(folder: Path) -> list[Setup]:
@@ -171,9 +192,15 @@ def read_setups(folder: Path) -> list[Setup]:
     if not path.exists():
         return []
     try:
-        return [Setup(**row) for row in json.loads(read_file(path)).values()]
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({error}): judge again, which writes it anew.") from error
+        return list(_SETUPS.validate_json(read_file(path)).values())
+    except (OSError, ValueError) as error:
+        why = _reason(error) if isinstance(error, ValidationError) else str(error)
+        raise DataError(f"{path} is damaged ({why}): take it away and judge again, which writes it anew.") from error
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
 
 
 def _locked(folder: Path) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from gipo_mc.errors import DataError
 from gipo_mc.evaluation.games import Game
 from gipo_mc.evaluation.statistics.bootstrap import LEVEL, Draws, Interval, interval
 from gipo_mc.evaluation.statistics.bradley_terry import ELO, strengths
-from gipo_mc.evaluation.statistics.outcomes import SELF, Result, design_of, evaluator_of, results
+from gipo_mc.evaluation.statistics.outcomes import SELF, Design, Result, design_of, evaluator_of, results
 from gipo_mc.evaluation.tables.cells import LEAST_PAIRS, MARGIN, Measured, Part, Scope, cells_of, left_out, measure
 from gipo_mc.evaluation.tables.model import VERSION, Cell, Evaluator, Extreme, Strength, Table, Unjudged
 from gipo_mc.evaluation.tables.notes import notes_of
@@ -26,24 +27,36 @@ IntArray = npt.NDArray[np.int64]
 OURS = "ours"
 
 
-def build_table(games: Sequence[Game], draws: int = 10_000, seed: int = 0) -> Table:
-    """Everything that the games say. The same games, in any order, with the same seed give the same bits.
+def build_table(
+    games: Sequence[Game],
+    draws: int = 10_000,
+    seed: int = 0,
+    designs: Mapping[str, Design] = MappingProxyType({}),
+    unasked: Mapping[str, int] = MappingProxyType({}),
+) -> Table:
+    """Everything that the games say, evaluators and opponents in the order in which they first come. No figure depends
+    on the order of the games: the same games with the same seed give the same bits.
 
-    Raises DataError where there is no game.
+    designs: how an evaluator was asked, where that is known; else the games tell. unasked: comparisons of an evaluator
+    that have no answer yet. Raises DataError where there is no game.
     """
     if not games:
         raise DataError("There is no game to make a table of: run `scripts/evaluate.py judge`, or import votes, first.")
     places = {name: place for place, name in enumerate(sorted({game.conversation for game in games}))}
     by_evaluator: dict[str, list[Game]] = {}
-    for game in sorted(games, key=lambda game: (evaluator_of(game), game.opponent, game.pair)):
+    for game in games:
         by_evaluator.setdefault(evaluator_of(game), []).append(game)
     drawn = Draws(len(places), draws, seed)
-    found = [_evaluator(name, own, places, drawn) for name, own in by_evaluator.items()]
+    found = [
+        _evaluator(name, designs.get(name) or design_of(name, own), own, places, drawn, unasked.get(name, 0))
+        for name, own in by_evaluator.items()
+    ]
     return Table(VERSION, seed, draws, 1 - LEVEL, LEAST_PAIRS, len(places), found)
 
 
-def _evaluator(name: str, games: Sequence[Game], places: Mapping[str, int], draws: Draws) -> Evaluator:
-    design = design_of(name, games)
+def _evaluator(
+    name: str, design: Design, games: Sequence[Game], places: Mapping[str, int], draws: Draws, unasked: int
+) -> Evaluator:
     parts = _parts(results(games, design), games, places)
     halves = _halves(len(places), draws.seed)
     groups = [part for part in parts if part.scope == "group" and part.opponent != SELF]
@@ -59,16 +72,16 @@ def _evaluator(name: str, games: Sequence[Game], places: Mapping[str, int], draw
         unjudged=[Unjudged(p.opponent, p.scope, p.label, left_out(p)) for p in parts if not p.used],
         extremes=[*_domains(cells), *_groups(chosen, [found for found in measured if found.part in reported])],
         strengths=_strengths(whole),
-        notes=notes_of(design, cells, games),
+        notes=notes_of(design, cells, games, unasked),
     )
 
 
-def _parts(found: Sequence[Result], games: Iterable[Game], places: Mapping[str, int]) -> list[Part]:
+def _parts(found: Sequence[Result], games: Sequence[Game], places: Mapping[str, int]) -> list[Part]:
     """For each opponent, the policy's own second sample last: all pairs, those of each domain, those of each group."""
     invalid = Counter((game.opponent, game.pair) for game in games if game.outcome == "invalid")
     domains = sorted({result.domain for result in found})
     parts = []
-    for opponent in sorted({result.opponent for result in found}, key=lambda label: (label == SELF, label)):
+    for opponent in sorted(dict.fromkeys(game.opponent for game in games), key=SELF.__eq__):
         own = [result for result in found if result.opponent == opponent]
         groups = sorted({result.group for result in own if result.group is not None})
         cells: list[tuple[Scope, str, list[Result]]] = [("all", domains[0] if len(domains) == 1 else "", own)]

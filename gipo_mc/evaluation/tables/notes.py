@@ -14,10 +14,17 @@ _MANY_FLIPS = 0.25
 _FEW = 30
 
 
-def notes_of(design: Design, cells: Sequence[Cell], games: Sequence[Game]) -> list[str]:
-    """Notes of one evaluator, the gravest first."""
+def notes_of(design: Design, cells: Sequence[Cell], games: Sequence[Game], unasked: int) -> list[str]:
+    """Notes of one evaluator. unasked: comparisons without an answer yet."""
     whole = [cell for cell in cells if cell.scope == "all"]
-    return [*_without_verdict(games), *_orders(design, whole), *_first(design, whole), *_itself(whole), *_small(whole)]
+    return [
+        *_without_verdict(games),
+        *_unasked(unasked),
+        *_orders(design, whole),
+        *_first(design, whole),
+        *_itself(whole),
+        *_small(whole),
+    ]
 
 
 def _without_verdict(games: Sequence[Game]) -> list[str]:
@@ -27,6 +34,15 @@ def _without_verdict(games: Sequence[Game]) -> list[str]:
     return [
         f"{invalid:,} of {len(games):,} games have no valid verdict. They, and the pairs of which they were an order, "
         "are in no other figure."
+    ]
+
+
+def _unasked(unasked: int) -> list[str]:
+    if not unasked:
+        return []
+    return [
+        f"{unasked:,} comparison{'s' * (unasked != 1)} of this judge {'has' if unasked == 1 else 'have'} no answer: "
+        "the same `scripts/evaluate.py judge` again goes on."
     ]
 
 
@@ -40,8 +56,8 @@ def _orders(design: Design, whole: Sequence[Cell]) -> list[str]:
     missing = sum(cell.left_out.other_order for cell in whole)
     if missing:
         found.append(
-            f"{missing:,} pairs have a verdict in one order and none in the other yet; they are left out. Run "
-            "`scripts/evaluate.py judge` again to complete them."
+            f"{missing:,} pair{'s' * (missing != 1)} with a verdict in one order and none in the other yet "
+            f"{'are' if missing != 1 else 'is'} left out."
         )
     return found
 

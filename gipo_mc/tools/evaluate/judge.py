@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gipo_mc.errors import ConfigError, GipoError
-from gipo_mc.evaluation.judge_config import AnyJudge, OpenAIJudgeConfig, PythonJudgeConfig, load_judge
+from gipo_mc.evaluation.judge_config import (
+    AnyJudge,
+    OpenAIJudgeConfig,
+    PythonJudgeConfig,
+    RewardJudgeConfig,
+    load_judge,
+)
 from gipo_mc.run.arguments import name, number, say_error
 from gipo_mc.run.jsonl import printable
 
@@ -33,7 +39,13 @@ _SIDE = re.compile(r"(?P<label>[\w.+-]{1,40})=(?P<place>.+)")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ours", type=name, required=True, metavar="F", help="our responses, or our model")
     parser.add_argument(
-        "--against", type=_side, nargs="+", required=True, metavar="LABEL=F", help="those of each opponent"
+        "--against",
+        type=_side,
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="LABEL=F",
+        help="those of each opponent",
     )
     parser.add_argument(
         "--judge", type=name, action="append", default=[], metavar="FILE", help="may be repeated [only make the pairs]"
@@ -54,7 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config", type=name, metavar="FILE", help="configuration to generate with, for models")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="its options, such as data.evaluation=[FILE]"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="its options, such as data.evaluation=[FILE]",
     )
 
 
@@ -79,6 +96,8 @@ def run(own: argparse.Namespace) -> int:
         for config in configs:
             try:
                 _judge(config, own.seed, pairs, journal)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt("What was answered is kept: the same command asks for the rest.") from None
             except GipoError as error:
                 first = first or error
                 say_error(error)
@@ -94,11 +113,24 @@ def _judge(config: AnyJudge, seed: int, pairs: Sequence[Pair], journal: Journal)
     from gipo_mc.run.console import Console
 
     began = time.monotonic()
+    if isinstance(config, RewardJudgeConfig):
+        _warn_of_trained_with(config, pairs)
     with ExitStack() as stack:
         judge = _make(config, seed, stack, dry=False)
         with Console("judge", 1).share(config.name, 2 * len(pairs)) as advance:
             tally = judge_pairs(judge, pairs, journal, warn=_warn, advance=advance)
     _say(_summary(tally, time.monotonic() - began))
+
+
+def _warn_of_trained_with(config: RewardJudgeConfig, pairs: Sequence[Pair]) -> None:
+    from gipo_mc.evaluation.judges.reward_judge import trained_with
+
+    labels = {label for pair in pairs for label in (pair.ours_model, pair.theirs_model)}
+    for policy in trained_with(config.model, sorted(labels)):
+        _warn(
+            f"{config.name}: {policy} was trained with this reward model, {config.model}, and knows how to please it: "
+            "its wins here are no evidence. Judge with another."
+        )
 
 
 def _summary(tally: Tally, seconds: float) -> str:

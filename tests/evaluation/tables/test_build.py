@@ -67,6 +67,7 @@ def test_the_same_seed_gives_the_same_bits_in_any_order_of_the_games():
     games = tournament(100, ("ppo", "sft"))
     shuffled = list(games)
     random.Random(0).shuffle(shuffled)
+    shuffled.sort(key=lambda own: own.opponent)  # opponents stand in the order in which they come
     table = build_table(games, 200, 3)
     assert build_table(shuffled, 200, 3) == table
     assert build_table(games, 200, 4).evaluators[0].cells[0].margin != table.evaluators[0].cells[0].margin
@@ -172,6 +173,18 @@ def test_one_order_only_is_used_and_said():
     found = evaluator([own for place in range(30) for own in pair("w", f"p{place}")])
     assert found.design == "one order" and found.cells[0].wins == 30
     assert "shown in one order only" in found.notes[0]
+
+
+def test_what_is_not_asked_yet_is_said():
+    games = [*pair("ww", "a"), *pair("w ", "b")]
+    (found,) = build_table(games, 100, unasked={"judge": 1}).evaluators
+    assert "1 comparison of this judge has no answer" in found.notes[0]
+    assert "1 pair with a verdict in one order and none in the other yet is left out" in found.notes[1]
+    # A judge of both orders that was stopped before any other order came.
+    (found,) = build_table(pair("w "), 100, designs={"judge": "both orders"}).evaluators
+    assert found.cells == [] and found.unjudged[0].left_out.other_order == 1
+    (found,) = build_table(pair("w "), 100).evaluators
+    assert found.cells[0].wins == 1
 
 
 def test_people_are_one_evaluator():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -11,12 +11,13 @@ import numpy as np
 
 from gipo_mc.evaluation.games import Game
 from gipo_mc.evaluation.people import agreement
-from gipo_mc.evaluation.people.agreement import Estimate, estimate
+from gipo_mc.evaluation.people.agreement import Estimate
 from gipo_mc.evaluation.statistics.outcomes import PEOPLE, design_of, evaluator_of, results
 
 #: Ranked, for the ordinal alpha, as `Result.outcome` is: -1, 0, 1.
 CATEGORIES = ("theirs", "tie", "ours")
 _TIE = CATEGORIES.index("tie")
+_RANKED = partial(agreement.krippendorff_alpha, ordinal=True)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def agreement_of(games: Iterable[Game], *, draws: int = 2000, seed: int = 1) -> 
     clusters = {game.pair: game.conversation for game in games}
     people = sorted(name for name in ratings if name.startswith(f"{PEOPLE}:"))
     judges = sorted(ratings.keys() - {PEOPLE, *people})
-    couples = [*combinations(people, 2), *((judge, one) for judge in judges for one in [PEOPLE, *people] if people)]
+    against = [PEOPLE, *people] if len(people) > 1 else people
+    couples = [*combinations(people, 2), *((judge, one) for judge in judges for one in against)]
     return Agreement(
         _among({name: ratings[name] for name in people}, clusters, draws, seed) if len(people) > 1 else None,
         [_couple(one, two, ratings, clusters, draws, seed) for one, two in couples],
@@ -106,41 +108,40 @@ def _couple(
     seed: int,
 ) -> Couple:
     both = [pair for pair in ratings[first] if pair in ratings[second]]
-    one, two = ([ratings[name][pair] for pair in both] for name in (first, second))
+    one, two = (np.array([ratings[name][pair] for pair in both], dtype=np.int64) for name in (first, second))
     counts = agreement.counts_of(list(zip(one, two, strict=True)), len(CATEGORIES))
-    where = [clusters[pair] for pair in both]
-    clear = [i for i, (a, b) in enumerate(zip(one, two, strict=True)) if _TIE not in (a, b)]
-    shared = {"draws": draws, "seed": seed}
-    shares = agreement.agreements(counts)
-    return Couple(
-        first,
-        second,
-        len(both),
-        estimate(shares, where, agreement.percent, **shared),
-        estimate(shares[clear], [where[i] for i in clear], agreement.percent, **shared),
-        len(clear),
-        estimate(agreement.crossings(one, two, len(CATEGORIES)), where, agreement.cohen_kappa, **shared),
-        *_alphas(counts, where, draws, seed),
+    shares, added = agreement.agreements(counts), agreement.coincidences(counts)
+    clear = (one != _TIE) & (two != _TIE)
+    found = agreement.estimates(
+        [
+            (shares, agreement.percent),
+            (shares * clear[:, None], agreement.percent),
+            (agreement.crossings(one, two, len(CATEGORIES)), agreement.cohen_kappa),
+            (added, agreement.krippendorff_alpha),
+            (added, _RANKED),
+        ],
+        [clusters[pair] for pair in both],
+        draws=draws,
+        seed=seed,
     )
+    return Couple(first, second, len(both), found[0], found[1], int(clear.sum()), *found[2:])
 
 
 def _among(ratings: Mapping[str, Mapping[str, int]], clusters: Mapping[str, str], draws: int, seed: int) -> Among:
     pairs = list(dict.fromkeys(pair for found in ratings.values() for pair in found))
     counts = agreement.counts_of([[found.get(pair) for found in ratings.values()] for pair in pairs], len(CATEGORIES))
     rated = counts.sum(1) > 1
+    shares, added = agreement.agreements(counts[rated]), agreement.coincidences(counts[rated])
     where = [clusters[pair] for pair, enough in zip(pairs, rated, strict=True) if enough]
-    shares = agreement.agreements(counts[rated])
-    return Among(
-        list(ratings),
-        len(where),
-        estimate(shares, where, agreement.percent, draws=draws, seed=seed),
-        estimate(shares, where, agreement.fleiss_kappa, draws=draws, seed=seed),
-        *_alphas(counts[rated], where, draws, seed),
+    found = agreement.estimates(
+        [
+            (shares, agreement.percent),
+            (shares, agreement.fleiss_kappa),
+            (added, agreement.krippendorff_alpha),
+            (added, _RANKED),
+        ],
+        where,
+        draws=draws,
+        seed=seed,
     )
-
-
-def _alphas(counts: np.ndarray, where: Sequence[str], draws: int, seed: int) -> tuple[Estimate, Estimate]:
-    added = agreement.coincidences(counts)
-    nominal = estimate(added, where, agreement.krippendorff_alpha, draws=draws, seed=seed)
-    ranked = partial(agreement.krippendorff_alpha, ordinal=True)
-    return nominal, estimate(added, where, ranked, draws=draws, seed=seed)
+    return Among(list(ratings), len(where), *found)

@@ -16,6 +16,8 @@ import numpy as np
 
 from gipo_mc.parallel.streams import generator
 
+#: From sums [..., of one unit's shape] to [...].
+Statistic = Callable[[np.ndarray], np.ndarray]
 #: Draws that are made at a time: bounds the memory.
 _BLOCK = 500
 #: An interval needs so large a share of draws in which the statistic has a value.
@@ -63,10 +65,10 @@ def agreements(counts_UK: np.ndarray) -> np.ndarray:
     return np.where(n_U[:, None] > 1, found, 0.0)
 
 
-def crossings(first: Sequence[int], second: Sequence[int], categories: int) -> np.ndarray:
+def crossings(first: Sequence[int] | np.ndarray, second: Sequence[int] | np.ndarray, categories: int) -> np.ndarray:
     """float64 [units, K, K]: 1 where the first rater's category (row) meets the second's (column)."""
     found = np.zeros((len(first), categories, categories))
-    found[np.arange(len(first)), list(first), list(second)] = 1
+    found[np.arange(len(first)), np.asarray(first, dtype=np.int64), np.asarray(second, dtype=np.int64)] = 1
     return found
 
 
@@ -121,37 +123,49 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------------------------ intervals
-def estimate(
-    added: np.ndarray,
-    clusters: Sequence[str],
-    statistic: Callable[[np.ndarray], np.ndarray],
-    *,
-    draws: int,
-    seed: int,
-) -> Estimate:
-    """A statistic of all units, with the interval of a bootstrap over conversations (percentiles 2.5 and 97.5).
+def estimates(
+    wanted: Sequence[tuple[np.ndarray, Statistic]], clusters: Sequence[str], *, draws: int, seed: int
+) -> list[Estimate]:
+    """Statistics of all units, with the intervals of a bootstrap over conversations (percentiles 2.5 and 97.5).
 
-    added: [units, ...], what each unit adds to the sums. clusters: conversation of each unit; units of one are drawn
-    together. The draws depend on seed, and on how many conversations there are, alone.
+    wanted: what each unit adds to the sums, [units, ...], and the statistic of the sums; all in the same draws.
+    clusters: conversation of each unit; units of one are drawn together. The draws depend on seed, and on how many
+    conversations there are, alone.
     """
     names = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
-    sums = np.zeros((len(names), *added.shape[1:]))
-    np.add.at(sums, [names[name] for name in clusters], added)
-    value = _number(statistic(sums.sum(0)))
-    if value is None or len(names) < 2 or not draws:
-        return Estimate(value)
-    flat = sums.reshape(len(names), -1)
+    where = np.array([names[name] for name in clusters], dtype=np.int64)
+    parts = [_by_cluster(added, where, len(names)) for added, _ in wanted]
+    values = [_number(statistic(part.sum(0))) for part, (_, statistic) in zip(parts, wanted, strict=True)]
+    if len(names) < 2 or not draws:
+        return [Estimate(value) for value in values]
     random = generator(seed, "agreement", 0, len(names))
-    found = []
+    drawn: list[list[np.ndarray]] = [[] for _ in wanted]
     for start in range(0, draws, _BLOCK):
         block = min(_BLOCK, draws - start)
-        weights = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=block)
-        found.append(statistic((weights @ flat).reshape(block, *sums.shape[1:])))
-    values = np.concatenate(found)
-    values = values[np.isfinite(values)]
-    if len(values) <= _DEFINED * draws:
+        weights = _weights(random, block, len(names))
+        for part, (_, statistic), found in zip(parts, wanted, drawn, strict=True):
+            sums = weights @ part.reshape(len(names), -1)
+            found.append(statistic(sums.reshape(block, *part.shape[1:])))
+    return [_estimate(value, np.concatenate(found)) for value, found in zip(values, drawn, strict=True)]
+
+
+def _weights(random: np.random.Generator, draws: int, count: int) -> np.ndarray:
+    """float64 [draws, count]: how often each draw, of `count` with replacement, takes each conversation."""
+    taken = random.integers(0, count, size=(draws, count)) + count * np.arange(draws)[:, None]
+    return np.bincount(taken.ravel(), minlength=draws * count).reshape(draws, count).astype(np.float64)
+
+
+def _by_cluster(added: np.ndarray, where: np.ndarray, clusters: int) -> np.ndarray:
+    sums = np.zeros((clusters, *added.shape[1:]))
+    np.add.at(sums, where, added)
+    return sums
+
+
+def _estimate(value: float | None, drawn: np.ndarray) -> Estimate:
+    defined = drawn[np.isfinite(drawn)]
+    if value is None or len(defined) <= _DEFINED * len(drawn):
         return Estimate(value)
-    low, high = np.percentile(values, [2.5, 97.5])
+    low, high = np.percentile(defined, [2.5, 97.5])
     return Estimate(value, float(low), float(high))
 
 

@@ -173,7 +173,8 @@ def is_name(name: str) -> bool:
 
 def _reason(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"
+    where = ".".join(map(str, first["loc"]))  # a name in it may be whatever the file holds
+    return f"{where[:60] or 'all of it'}: {first['msg']}"
 
 
 def _votes(file: _File, key: Key) -> list[Vote]:

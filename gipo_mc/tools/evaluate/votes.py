@@ -71,11 +71,12 @@ def _show_voters(voters: Sequence[VoterReport]) -> None:
             f"answer; attention {voter.attention - voter.failed} of {voter.attention}; repeats {voter.same} of "
             f"{voter.repeats} alike"
             + (f", {voter.same_side} by side" if voter.same_side else "")
-            + (f"; left {voter.first_side:.0%}" if voter.first_side is not None else "")
+            + (f"; chose the left one {voter.first_side:.0%} of the time" if voter.first_side is not None else "")
             + f"; {voter.seconds:.0f} s a pair"
         )
         if voter.failed:
-            print(f"  warning: {voter.failed} attention pairs failed: the votes may not have been given by reading.")
+            failed = f"{voter.failed} attention pair{'s' * (voter.failed != 1)}"
+            print(f"  warning: {failed} failed: the votes may not have been given by reading.")
 
 
 def _show_agreement(found: Agreement) -> None:
@@ -91,10 +92,10 @@ def _show_agreement(found: Agreement) -> None:
         print("One voter and no judge: there is nobody to agree with.")
         return
     width = max(len(row[0]) for row in rows)
-    print(f"\n{'agreement':{width}}  pairs  {'percent':18}{'without ties':18}", end="")
+    print(f"\n{'agreement':{width}}  pairs  {'percent':22}{'without ties':22}", end="")
     print(f"{'kappa':20}{'alpha':20}ordinal alpha")
     for who, pairs, percent, decided, *others in rows:
-        shares = "".join(f"{_text(each, 100):18}" for each in (percent, decided))
+        shares = "".join(f"{_text(each, 100):22}" for each in (percent, decided))
         kappas = "".join(f"{_text(each, 1):20}" for each in others)
         print(f"{printable(who):{width}}  {pairs:5}  {shares}{kappas}".rstrip())
     print("kappa is Fleiss' for all people, Cohen's for two; in brackets 95 % intervals by conversation.")

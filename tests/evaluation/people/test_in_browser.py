@@ -17,7 +17,7 @@ from gipo_mc.evaluation.people.key import Key
 from gipo_mc.evaluation.people.page import Written
 from gipo_mc.evaluation.people.votes import read_votes
 from gipo_mc.tools.evaluate.command import main
-from tests.browser import DESKTOP, PHONE, browser_or_skip, complaints, open_browser, show
+from tests.evaluation.browser import DESKTOP, PHONE, browser_or_skip, complaints, open_browser, show
 from tests.evaluation.people.folders import data_of, page, pair, write_pairs
 
 pytestmark = pytest.mark.browser

@@ -230,10 +230,10 @@ def notices(run: RunData) -> list[tuple[str, str]]:
 
 
 def _warnings(run: RunData) -> list[str]:
-    """The run's own warnings; those that differ in their numbers only are one, in its latest wording."""
+    """The run's own warnings; those that differ in their numbers or examples only are one, in its latest wording."""
     alike: dict[str, list[dict[str, Any]]] = {}
     for row in run.warnings:
-        alike.setdefault(re.sub(r"\d+", "#", str(row.get("text", ""))), []).append(row)
+        alike.setdefault(re.sub(r'For example: ".*"|\d+', "#", str(row.get("text", ""))), []).append(row)
     return [f"{readable(rows[-1].get('text', ''))} ({_steps([r['step'] for r in rows])})" for rows in alike.values()]
 
 

@@ -41,3 +41,6 @@ class ChatClient(Protocol):
     def ask(self, messages: Sequence[Mapping[str, str]], settings: Mapping[str, Any]) -> Answer:
         """One answer. settings: "model", "temperature", "max_tokens", "seed"... as the request carries them. Waits and
         asks again where the server is busy. Raises JudgeStopped."""
+
+    def stop(self) -> None:
+        """Send no further request: whoever waits to ask raises JudgeStopped. What is under way is not disturbed."""

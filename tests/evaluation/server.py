@@ -127,6 +127,7 @@ FAULTS: dict[str, Callable[[Handler], None]] = {
         Date="Tue, 01 Jan 2030 00:00:00 GMT",
     ),
     "429 past date": lambda handler: handler.send(429, error("slow down"), Retry_After=formatdate(0, usegmt=True)),
+    "429 100 seconds": _sends(429, error("slow down"), Retry_After="100"),
     "429 long": _sends(429, error("slow down"), Retry_After="300"),
     "429 unreadable": _sends(429, error("slow down"), Retry_After="soon"),
     "quota": _sends(429, error("You exceeded your current quota.", code="insufficient_quota"), Retry_After="1"),

@@ -74,7 +74,7 @@ def test_nothing_of_another_account_in_the_environment_is_sent(monkeypatch: pyte
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-somebody-else")
     monkeypatch.setenv("OPENAI_ORG_ID", "org-mine")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "project-mine")
-    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer sk-custom-header")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "authorization: Bearer sk-custom-header\nX-Gate: custom-header")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     with standin() as server:
         client_of(server, key_variable="").ask(ASKED, SETTINGS)

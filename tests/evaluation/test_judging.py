@@ -127,6 +127,8 @@ def test_a_missing_verdict_is_asked_once_more_and_then_no_outcome(pairs: list[Pa
     assert outcomes(games)["invalid"] == 2 and len(games) == 24
     assert {entry.problem for entry in read_entries(tmp_path, INVALID)} == {"The server gave an empty answer."}
     assert {entry.asked for entry in read_entries(tmp_path)} == {1, 2}
+    reminded = [entry for entry in read_entries(tmp_path) if entry.asked == 2]
+    assert {entry.text for entry in reminded if entry.reason == "Hard to say."} == {"Hard to say.\n\n[[A]]"}
     assert len(read_entries(tmp_path)) == 22, "an invalid answer is never a verdict of the journal"
     healed = judge(tmp_path, pairs, Server(longer))
     assert (healed.requests, healed.invalid) == (2, 0) and "invalid" not in outcomes(games_of(tmp_path))
@@ -197,6 +199,10 @@ def test_a_server_that_stops_keeps_what_was_answered(pairs: list[Pair], tmp_path
         judge(tmp_path, pairs, server)
     assert len(read_entries(tmp_path)) == 10 and unasked(tmp_path) == {"chat": 14}
     assert judge(tmp_path, pairs, Server(longer)).requests == 14
+    games = games_of(tmp_path)
+    with pytest.raises(JudgeStopped):
+        judge(tmp_path, pairs, server, model="m2")
+    assert games_of(tmp_path) == games, "a model that answers nothing takes no earlier verdict away"
 
 
 def test_text_of_responses_decides_nothing(tmp_path: Path) -> None:

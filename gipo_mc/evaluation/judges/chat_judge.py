@@ -55,7 +55,8 @@ class ChatJudge:
     def ask(self, questions: Sequence[Question], record: Record) -> None:
         """From `workers` threads. After an error, or Ctrl-C, what is under way is still waited for and recorded: it
         will be paid for."""
-        pool = _Pool(questions, lambda question: record(question, self._answer(question)))
+        assert self._client is not None, "a dry run asks nothing"
+        pool = _Pool(questions, lambda question: record(question, self._answer(question)), self._client.stop)
         pool.run(min(self._config.workers, len(questions)))
 
     def _answer(self, question: Question) -> Given:
@@ -72,11 +73,11 @@ class ChatJudge:
                 messages = [*messages, said, {"role": "user", "content": self.prompt.reminder()}]
             answers.append(self._client.ask(messages, request))
             verdict = self._verdict(answers[-1], quoted)
-        last = answers[-1]
+        last, texts = answers[-1], [answer.text for answer in answers if answer.text]
         return Given(
             position=verdict.position,
-            reason=verdict.reason,
-            text=last.text or "",
+            reason=verdict.reason or "\n\n".join(texts[:-1]),  # behind a reminder a model writes the verdict alone
+            text="\n\n".join(texts),
             problem=verdict.problem,
             finish_reason=last.finish_reason,
             model=last.model,
@@ -104,11 +105,12 @@ def _sum(usages: Sequence[Mapping[str, int] | None]) -> dict[str, int] | None:
 
 
 class _Pool:
-    """Threads that each take the next question until none is left or one of them failed."""
+    """Threads that each take the next question until none is left or one of them failed. stop: ends their waiting."""
 
-    def __init__(self, questions: Sequence[Question], work: Any) -> None:
+    def __init__(self, questions: Sequence[Question], work: Any, stop: Any) -> None:
         self._left = iter(questions)
         self._work = work
+        self._stop = stop
         self._taking = threading.Lock()
         self._stopped = threading.Event()
         self._error: BaseException | None = None
@@ -122,7 +124,7 @@ class _Pool:
             for thread in threads:
                 thread.join()
         except BaseException:  # Ctrl-C
-            self._stopped.set()
+            self._end()
             for thread in threads:
                 if thread.is_alive():
                     thread.join()
@@ -141,5 +143,9 @@ class _Pool:
             except BaseException as error:
                 with self._taking:
                     self._error = self._error or error
-                self._stopped.set()
+                self._end()
                 return
+
+    def _end(self) -> None:
+        self._stopped.set()
+        self._stop()

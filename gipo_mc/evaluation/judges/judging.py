@@ -86,6 +86,8 @@ def judge_pairs(
 
     def record(question: Question, given: Given) -> None:
         with writing:
+            if not tally.requests:
+                journal.note(judge.setup)  # not before: one that answers nothing takes no earlier verdict away
             copy = replace(given, usage=None, asked=0)  # paid for once
             journal.add(
                 [
@@ -98,9 +100,10 @@ def judge_pairs(
             if tally.invalid > allowed:
                 raise TooManyInvalid(_too_many(judge, tally, allowed))
 
-    journal.note(judge.setup)
     if found:
         judge.ask(found, record)
+    else:
+        journal.note(judge.setup)
     return tally
 
 

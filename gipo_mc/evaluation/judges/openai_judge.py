@@ -31,7 +31,8 @@ from gipo_mc.run.jsonl import printable
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 #: Seconds of a pause from which on it is said.
 _SAID_FROM = 10.0
-#: Requests given up one after the other, none answered in between, that end a run.
+#: Requests given up one after the other, none answered in between, that end a run. Those that the server refuses do not
+#: count: a content filter may refuse any number of harmful texts, and the loop has a limit of its own.
 GIVEN_UP = 3
 #: Bytes of a reply that are read.
 _LARGEST = 32 * 2**20
@@ -120,14 +121,21 @@ class OpenAIClient:
                 self._stop(f"The judge's server {self.server} {reply.problem}.")
             if reply.kind == "refused" and request.adapt(reply.refused):
                 continue
-            if reply.kind == "refused" or self._used_up(request, reply):
+            if reply.kind == "refused":
+                return Answer(None, f"The server {reply.problem}.")
+            if self._used_up(request, reply):
                 return self._give_up(reply)
             self._pause(request, reply)
 
+    def stop(self) -> None:
+        """See ChatClient: Ctrl-C need not wait for a pause of two minutes."""
+        with self._shared.lock:
+            self._shared.why = self._shared.why or "The judge was stopped."
+            self._shared.stopping.set()
+
     def close(self) -> None:
-        """End all pauses, with JudgeStopped in their threads, and close the connections."""
-        self._shared.why = self._shared.why or "The judge was stopped."
-        self._shared.stopping.set()
+        """Stop, and close the connections."""
+        self.stop()
         self._client.close()
 
     def _wait_for_turn(self) -> None:
@@ -281,8 +289,8 @@ def _connect(config: OpenAIJudgeConfig) -> Any:
     client = openai.OpenAI(
         base_url=config.base_url,
         api_key=key,
-        # Said once more here, it goes before one that OPENAI_CUSTOM_HEADERS holds for another server.
-        default_headers={"Authorization": f"Bearer {key}"},
+        # The client sends what OPENAI_CUSTOM_HEADERS holds to any server, an Authorization in place of the key.
+        default_headers={**dict.fromkeys(_ambient_headers(), openai.Omit()), "Authorization": f"Bearer {key}"},
         max_retries=0,
         timeout=httpx2.Timeout(config.timeout_seconds, connect=min(10.0, config.timeout_seconds)),
         http_client=httpx2.Client(
@@ -295,6 +303,11 @@ def _connect(config: OpenAIJudgeConfig) -> Any:
     # Names of an account with OpenAI, which the client takes from the environment and sends to any server.
     client.organization = client.project = None
     return client
+
+
+def _ambient_headers() -> list[str]:
+    lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+    return [line.partition(":")[0].strip() for line in lines if ":" in line]
 
 
 def _utf8(text: str) -> str:

@@ -150,7 +150,7 @@ def _text(found: Any, body: bytes) -> str:
 def _quote(text: str) -> str:
     """One line of a server's text. Secrets are hidden first: half of one would not be found."""
     line = _STARRED.sub("***", " ".join(hide(text).split())[: 4 * _QUOTED])
-    return line if len(line) <= _QUOTED else line[:_QUOTED] + "..."
+    return line.rstrip(".") if len(line) <= _QUOTED else line[:_QUOTED] + ".."
 
 
 def _answer(found: dict[str, Any]) -> Answer:

@@ -60,19 +60,20 @@ def ratio(numerator: Array, denominator: Array) -> Array:
 
 
 def interval(value: float, drawn: Array, bounds: tuple[float, float], conversations: int) -> Interval:
-    """The percentile interval, widened for few conversations, and never narrower than what was not seen allows.
+    """The percentile interval, widened for few conversations and for what was not seen.
 
     drawn: the figure in each draw. bounds: what the figure can be at all. conversations: of the figure's own pairs.
     Percentiles: Phi(-t sqrt(C / (C - 1))) with Student's t of C - 1 degrees of freedom in place of 2.5 % (Hesterberg,
     The American Statistician 69, 2015, "expanded percentile interval"). They are order statistics, lowest and highest
     equally far from the ends: the mirrored figure has the mirrored interval, to the bit.
     """
-    low, high = _unseen(value, bounds, conversations, LEVEL)
-    if drawn.size:
-        ordered = np.sort(drawn)
+    ordered = np.sort(drawn)
+    low = high = value
+    if ordered.size:
         rank = int(_tail(conversations) * ordered.size)
-        low, high = min(low, float(ordered[rank])), max(high, float(ordered[-1 - rank]))
-    return Interval(value, low, high)
+        low, high = float(ordered[rank]), float(ordered[-1 - rank])
+    differs = ordered.size > 0 and bool(ordered[0] < ordered[-1])
+    return _with_unseen(Interval(value, low, high), differs, bounds, conversations, LEVEL)
 
 
 def simultaneous(
@@ -93,20 +94,30 @@ def simultaneous(
     found = []
     for value, error, count in zip(values, errors, conversations, strict=True):
         half = quantile * error * _widening(count)
-        low, high = _unseen(value, bounds, count, LEVEL / len(values))
-        low, high = min(low, max(bounds[0], value - half)), max(high, min(bounds[1], value + half))
-        found.append(Interval(value, low, high))
+        own = Interval(value, max(bounds[0], value - half), min(bounds[1], value + half))
+        found.append(_with_unseen(own, error > 0, bounds, count, LEVEL / len(values)))
     return found
 
 
-def _unseen(value: float, bounds: tuple[float, float], conversations: int, level: float) -> tuple[float, float]:
-    """What the figure may be if a share p of conversations, of a kind that was never met, has the least or the most of
-    it: C conversations in a row miss a kind of share p = 1 - (level / 2)^(1 / C) with probability level / 2.
+def _with_unseen(
+    found: Interval, differs: bool, bounds: tuple[float, float], conversations: int, level: float
+) -> Interval:
+    """The interval with room for what no conversation showed: C in a row miss a kind of which the share is
+    p = 1 - (level / 2)^(1 / C) with probability level / 2.
 
-    Nobody wins of 100: a bootstrap would say 0 to 0 %, this 0 to 3.6 %, as Clopper and Pearson do.
+    Where no conversation differs from another, a share p may have the least or the most that there is. Where some do,
+    the upper end is at least what it were if all had the least, so that it never falls while the figure rises; and the
+    lower end likewise. Nobody wins of 100: a bootstrap would say 0 to 0 %, this 0 to 3.6 %, as Clopper and Pearson do.
     """
-    share = 1.0 - (level / 2) ** (1.0 / conversations)
-    return value - share * (value - bounds[0]), value + share * (bounds[1] - value)
+    share, (least, most) = 1.0 - (level / 2) ** (1.0 / conversations), bounds
+    if not differs:
+        return Interval(
+            found.value,
+            found.value - share * (found.value - least),
+            found.value + share * (most - found.value),
+        )
+    room = share * (most - least)
+    return Interval(found.value, min(found.low, most - room), max(found.high, least + room))
 
 
 def _tail(conversations: int) -> float:

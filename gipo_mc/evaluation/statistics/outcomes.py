@@ -18,7 +18,7 @@ from gipo_mc.evaluation.games import Game
 #: of up to 16 repeats each is exact, that of more repeats right to 4e-7.
 GRID = 1_441_440
 
-#: All people are one evaluator under this name; their games name it "people:NAME".
+#: All people are one evaluator under this name; the games of one of them are "people:NAME".
 PEOPLE = "people"
 #: The opponent label of the policy's own second sample.
 SELF = "self"
@@ -35,7 +35,7 @@ class Result:
     outcome: 1 win, 0 tie, -1 lose; None where the pair is left out. margin: mean score of the games in units of 1/GRID.
     cause: of a tie: "both" (no order, or no vote, has a winner), "one" (one order has), "flipped" (each order another),
     "identical" (the same text), "split" (the votes of people cancel out). Of a pair left out: "invalid" (an order has
-    no valid game), "other order" (one order is there, and this judge is shown both elsewhere). Else "".
+    no valid game), "other order" (one order is there, and this judge is shown both). Else "".
     first_won, decided: games that the response shown first won; that have a winner. to_first: a flipped pair whose
     games both went to the response shown first. games: valid games used. lengths: tokens of both responses.
     """

@@ -22,8 +22,8 @@ FILE = "table.json"
 class Ties:
     """Pairs that tie, by cause; their sum is the number of ties.
 
-    both: both orders (or every vote) tie. one: one order ties, the other has a winner. flipped: each order has another
-    winner. identical: the same text, nobody was asked. split: the votes of people cancel out.
+    both: both orders (or every vote) tie. one: one order ties, the other has a winner. flipped: each order has
+    another winner. identical: the same text, nobody was asked. split: the votes of people cancel out.
     """
 
     both: int

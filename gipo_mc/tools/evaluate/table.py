@@ -16,14 +16,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(own: argparse.Namespace) -> int:
     """Returns the exit code. Raises GipoError."""
-    from gipo_mc.evaluation.reading import games_of, setups_of, unasked
+    from gipo_mc.evaluation.judges.journal import read_setups
+    from gipo_mc.evaluation.reading import games_of, unasked
     from gipo_mc.evaluation.statistics.outcomes import Design
     from gipo_mc.evaluation.tables.build import build_table
     from gipo_mc.evaluation.tables.model import write_table
     from gipo_mc.evaluation.tables.text import show
 
     folder = Path(own.folder)
-    orders = {setup.evaluator: setup.orders for setup in setups_of(folder)}
+    orders = {setup.evaluator: setup.orders for setup in read_setups(folder)}
     designs: dict[str, Design] = {
         name: "both orders" if order == "both" else "one order" for name, order in orders.items()
     }

@@ -68,7 +68,14 @@ def test_the_design_is_read_from_the_games():
 
 @pytest.mark.parametrize(
     ("votes", "outcome", "cause", "margin"),
-    [("w", 1, "", 1.0), ("wlw", 1, "", 1 / 3), ("wl", 0, "split", 0.0), ("tt", 0, "both", 0.0), ("wt", 1, "", 0.5)],
+    [
+        ("w", 1, "", 1.0),
+        ("wlw", 1, "", 1 / 3),
+        ("wl", 0, "split", 0.0),
+        ("tt", 0, "both", 0.0),
+        ("wt", 1, "", 0.5),
+        ("wlt", 0, "split", 0.0),
+    ],
 )
 def test_the_votes_of_people_are_one_poll(votes: str, outcome: int, cause: str, margin: float):
     found = only(votes, "people")

@@ -26,6 +26,7 @@ WIN, TIE, LOSE = "#0072B2", "#b8c0c8", "#b84a00"
 _DESIGN = {
     "both orders": "A judge that was shown every pair in both orders: a pair is won where both orders agree.",
     "one order": "A judge that was shown every pair in one order.",
+    "no order": "A judge that scored every response alone: a pair is won by the higher score.",
     "people": "People, each pair in a random order; a pair is won by the side with more votes.",
 }
 _TIES = {

@@ -23,7 +23,8 @@ PEOPLE = "people"
 #: The opponent label of the policy's own second sample.
 SELF = "self"
 
-Design = Literal["both orders", "one order", "people"]
+#: "no order": each response was scored alone.
+Design = Literal["both orders", "one order", "no order", "people"]
 Cause = Literal["", "both", "one", "flipped", "identical", "split", "invalid", "other order"]
 _SCORE = {"ours": 1, "tie": 0, "theirs": -1}
 

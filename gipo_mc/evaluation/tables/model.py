@@ -128,7 +128,7 @@ class Evaluator:
     """Everything one judge, or people together, say. notes: sentences that a reader of the figures must know."""
 
     name: str
-    design: Literal["both orders", "one order", "people"]
+    design: Literal["both orders", "one order", "no order", "people"]
     voters: int
     cells: list[Cell]
     unjudged: list[Unjudged]

@@ -19,6 +19,7 @@ WIDTH = 100
 _DESIGN = {
     "both orders": "every pair in both orders",
     "one order": "every pair in one order",
+    "no order": "every response scored alone",
     "people": "pairs in a random order",
 }
 

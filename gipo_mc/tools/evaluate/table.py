@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gipo_mc.run.arguments import name, number
+
+if TYPE_CHECKING:
+    from gipo_mc.evaluation.judges.journal import Setup
+    from gipo_mc.evaluation.statistics.outcomes import Design
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,17 +23,19 @@ def run(own: argparse.Namespace) -> int:
     """Returns the exit code. Raises GipoError."""
     from gipo_mc.evaluation.judges.journal import read_setups
     from gipo_mc.evaluation.reading import games_of, unasked
-    from gipo_mc.evaluation.statistics.outcomes import Design
     from gipo_mc.evaluation.tables.build import build_table
     from gipo_mc.evaluation.tables.model import write_table
     from gipo_mc.evaluation.tables.text import show
 
     folder = Path(own.folder)
-    orders = {setup.evaluator: setup.orders for setup in read_setups(folder)}
-    designs: dict[str, Design] = {
-        name: "both orders" if order == "both" else "one order" for name, order in orders.items()
-    }
+    designs: dict[str, Design] = {setup.evaluator: _design(setup) for setup in read_setups(folder)}
     table = build_table(games_of(folder), own.draws, own.seed, designs, unasked(folder))
     write_table(folder, table)
     print(show(table), end="")
     return 0
+
+
+def _design(setup: Setup) -> Design:
+    if setup.kind == "reward":
+        return "no order"
+    return "both orders" if setup.orders == "both" else "one order"

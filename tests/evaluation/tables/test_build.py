@@ -175,6 +175,13 @@ def test_one_order_only_is_used_and_said():
     assert "shown in one order only" in found.notes[0]
 
 
+def test_a_judge_that_scores_each_response_alone_has_no_order():
+    games = [own for place in range(30) for own in pair("w", f"p{place}")]
+    (found,) = build_table(games, 100, designs={"judge": "no order"}).evaluators
+    assert found.design == "no order" and found.cells[0].wins == 30 and found.cells[0].first is None
+    assert not any("order" in note for note in found.notes)
+
+
 def test_what_is_not_asked_yet_is_said():
     games = [*pair("ww", "a"), *pair("w ", "b")]
     (found,) = build_table(games, 100, unasked={"judge": 1}).evaluators

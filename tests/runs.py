@@ -68,6 +68,8 @@ class GradientRecorder:
 
     def __call__(self, engine: Engine) -> StepResult:
         assert engine.optimizer is not None
+        for parameter in engine.model.parameters():
+            parameter.grad_dtype = None  # a float64 model of a test is given Megatron's float32 buffers
         engine.optimizer.prepare_grads()
         norm = float(engine.optimizer.get_grad_norm())
         self.gradients.append({name: p.main_grad.clone() for name, p in engine.model.named_parameters()})

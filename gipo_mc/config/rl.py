@@ -24,7 +24,7 @@ class RolloutConfig(Section):
     )
     slots: int = changeable(0, ge=0, le=LARGE, description="responses that a rank generates at a time; 0: all")
     prefill_tokens: int = changeable(
-        0, ge=0, le=10**9, description="prompt tokens of one pass of generation; 0: 8192 on CUDA, 512 on a CPU"
+        0, ge=0, le=10**9, description="prompt tokens of one pass of generation; 0: 8192 on CUDA, 256 on a CPU"
     )
     kv_cache_gib: float = changeable(
         0.0, ge=0, le=10**6, description="GiB of each rank for keys and values; 0: half of the free memory"

@@ -20,7 +20,7 @@ _SHARE = 0.5
 
 
 #: Prompt tokens of one pass: enough to fill a GPU; on a CPU so few that what a layer makes of them stays in its caches.
-_PREFILL_TOKENS = {"cuda": 8192, "cpu": 512}
+_PREFILL_TOKENS = {"cuda": 8192, "cpu": 256}
 
 
 @dataclass(frozen=True)

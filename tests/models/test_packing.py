@@ -15,7 +15,16 @@ def test_by_hand() -> None:
     assert packer.plan(1) == [[[4, 2], [1], [3, 0]]], "16, 9 and 8 tokens: not 18, 8 and 3"
     assert packer.padding(packer.plan(1), real=28) == pytest.approx(5 / 33)
     assert Packer(lengths, units=9, tokens=12).plan(1) == [[[2, 3, 0], [1], [4]]], "12, 9 and 8"
-    assert Packer(lengths, units=9).plan(2) == [[[1], [0]], [[2, 3], [4]]], "12 and 16 tokens, not 18 and 12"
+    assert Packer(lengths, units=9).plan(2) == [[[1, 4]], [[2, 3, 0]]], "four passes of one or two would cost more"
+
+
+def test_padding_and_imbalance_are_worth_a_pass_only_where_they_cost_more() -> None:
+    """A pass costs as much as 128 tokens."""
+    assert Packer([300, 172], units=9).plan(1) == [[[0, 1]]], "600 + 128, as much as 300 + 172 + 2 x 128"
+    assert Packer([300, 171], units=9).plan(1) == [[[0], [1]]]
+    lengths = [300, 900, 400, 400, 800]
+    assert Packer(lengths, units=9).plan(2) == [[[1], [0]], [[2, 3], [4]]], "1,600 tokens at most, not 1,800"
+    assert Packer(lengths, units=9).plan(1) == [[[1, 4], [2, 3, 0]]], "3,000 tokens: 200 fewer are not worth a pass"
 
 
 def test_a_row_longer_than_the_budget_is_a_micro_batch_of_its_own() -> None:

@@ -7,11 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from gipo_mc.models import micro_batch
+from gipo_mc.models.packing import Packer
+from gipo_mc.parallel import runtime
 from gipo_mc.parallel.engine import Engine
-from gipo_mc.rl import gi_ppo
+from gipo_mc.rl import gi_ppo, update_policy
+from gipo_mc.rl import metrics as metrics_module
+from gipo_mc.rl.experience import ModelOutputs
 from gipo_mc.rl.setup import restore, set_up
 from gipo_mc.run.session import open_session
+from gipo_mc.types import Rollout
 from tests.ranks import LAYOUTS, run_ranks
 from tests.runs import GradientRecorder, rl_config, save_models, whole_gradients
 
@@ -55,7 +62,7 @@ def _iterate(rank: int, folder: Path, models: dict[str, str], layout: dict[str, 
     metrics = {
         name: value for name, value in metrics.items() if not name.startswith(("time/", "throughput/", "padding/"))
     }
-    return metrics, rollouts[0].sequences.tokens_BL, gradients, state
+    return metrics, rollouts[0], gradients, state
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +75,18 @@ def _run(tmp_path: Path, models: dict[str, str], name: str, overrides: list[str]
     layout = LAYOUTS[name]
     ranks = layout.get("tensor", 1) * layout.get("pipeline", 1) * layout.get("data", 1)
     results = run_ranks(_iterate, ranks, tmp_path / name, models, layout, overrides)
-    metrics, tokens, _, state = results[0]
+    metrics, rollout, _, state = results[0]
     for other in results[1:]:
-        assert other[0] == metrics and torch.equal(other[1], tokens) and other[3] == state, "ranks differ"
+        assert other[0] == metrics and _same_tokens(other[1], rollout) and other[3] == state, "ranks differ"
     gradients = [
         {name: gradient for result in results for name, gradient in result[2][step].items()}
         for step in range(len(results[0][2]))
     ]
-    return metrics, tokens, gradients
+    return metrics, rollout, gradients
+
+
+def _same_tokens(first: Rollout, second: Rollout) -> bool:
+    return torch.equal(first.sequences.tokens_BL, second.sequences.tokens_BL)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +102,7 @@ OF_THE_LAYOUT = {
 
 
 def _assert_same(found: tuple[Any, Any, list[Any]], expected: tuple[Any, Any, list[Any]]) -> None:
-    assert torch.equal(found[1], expected[1]), "the rollouts differ"
+    assert _same_tokens(found[1], expected[1]), "the rollouts differ"
     assert found[0].keys() == expected[0].keys()
     for name, value in expected[0].items():
         if name in OF_THE_LAYOUT:
@@ -145,6 +156,53 @@ def test_the_budget_of_tokens_changes_nothing(
     """12 tokens are fewer than some rows alone."""
     overrides = ["parallel.micro_batch_size=64", f"parallel.tokens_per_micro_batch={tokens}"]
     _assert_same(_run(tmp_path, models, name, overrides), reference)
+
+
+def _in_float64(
+    rank: int, folder: Path, models: dict[str, str], layout: dict[str, Any], overrides: list[str], rollout: Rollout
+) -> tuple[dict[str, float], ModelOutputs, list[Any]]:
+    """Metrics, model outputs and gradients of an iteration with this rollout, in float64 but for the float32 buffers in
+    which Megatron adds up gradients: what is left of a difference is no rounding."""
+    outputs: list[ModelOutputs] = []
+    score = gi_ppo.score
+
+    def keep(*args: Any) -> ModelOutputs:
+        outputs.append(score(*args))
+        return outputs[-1]
+
+    def in_float64(*args: Any) -> dict[str, Tensor]:
+        return {name: tensor.double() for name, tensor in replicate_rows(*args).items()}
+
+    replicate_rows, micro_batch.replicate_rows = micro_batch.replicate_rows, in_float64
+
+    runtime.resolve_dtype = lambda *_: torch.float64  # this process is the test's own, here and below
+    gi_ppo.score, gi_ppo.roll_out = keep, lambda *_, **__: rollout
+    for known in (metrics_module._START_TOLERANCE, update_policy._KL_TOLERANCE):
+        known[torch.float64] = known[torch.float32]
+    metrics_module.SAMPLER_TOLERANCE["float64"] = metrics_module.SAMPLER_TOLERANCE["float32"]
+    if not overrides:
+        Packer.plan = lambda self, replicas: [[[row] for row in range(len(self.lengths))]]  # type: ignore[method-assign]
+    metrics, _, gradients, _ = _iterate(rank, folder, models, layout, [*overrides, "eval.prompts=0"])
+    return metrics, outputs[0], gradients
+
+
+@pytest.mark.parametrize("name", ["1", "DP2"])
+def test_sorted_rows_have_the_log_probs_and_gradients_of_unsorted_ones(
+    tmp_path: Path, models: dict[str, str], reference: tuple[Any, Any, list[Any]], name: str
+) -> None:
+    """Passes of at most 60 tokens of rows of like length, against one row at a time in the order of the batch."""
+    layout, budget = LAYOUTS[name], ["parallel.micro_batch_size=64", "parallel.tokens_per_micro_batch=60"]
+    [(one, wanted, exact)] = run_ranks(_in_float64, 1, tmp_path / "one", models, LAYOUTS["1"], [], reference[1])
+    found = run_ranks(_in_float64, layout.get("data", 1), tmp_path, models, layout, budget, reference[1])
+    for metrics, outputs, gradients in found:
+        for column in ("behaviour_logp_BT", "reference_logp_BT", "values_BT", "reward_B", "group_probs_BM"):
+            assert torch.allclose(getattr(outputs, column), getattr(wanted, column), rtol=0, atol=1e-6), column
+        for metric in VARIANCES:
+            assert metrics[metric] == pytest.approx(one[metric], rel=1e-6, abs=0), metric
+        for own, alone in zip(gradients, exact, strict=True):
+            error = sum(float((own[name] - tensor).double().square().sum()) for name, tensor in alone.items())
+            size = sum(float(tensor.double().square().sum()) for tensor in alone.values())
+            assert size > 0 and error <= 1e-12 * size, (error / size) ** 0.5
 
 
 def test_the_number_of_rows_of_logits_changes_nothing(

@@ -94,8 +94,8 @@ def simultaneous(
     found = []
     for value, error, count in zip(values, errors, conversations, strict=True):
         half = quantile * error * _widening(count)
-        band = Interval(value, max(bounds[0], value - half), min(bounds[1], value + half))
-        found.append(_with_unseen(band, error > 0, bounds, count, LEVEL / len(values)))
+        plain = Interval(value, max(bounds[0], value - half), min(bounds[1], value + half))
+        found.append(_with_unseen(plain, error > 0, bounds, count, LEVEL / len(values)))
     return found
 
 

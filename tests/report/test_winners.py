@@ -34,7 +34,7 @@ def html(folder: Path) -> Path:
 def test_every_bar_is_a_cell_of_the_table(folder: Path) -> None:
     (judge,) = load_evaluation(folder).evaluators
     (cells,) = [each.cells for each in read_table(folder).evaluators]
-    assert [opponent.label for opponent in judge.opponents] == ["ppo", "sft"]
+    assert [opponent.label for opponent in judge.opponents] == ["sft", "ppo"]
     for opponent in judge.opponents:
         own = {(c.scope, c.label): c for c in cells if c.opponent == opponent.label}
         assert [bar.label for bar in opponent.bars] == ["all pairs", "harmless", "helpful"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gipo_mc.report.report import build_report
-from tests.browser import DESKTOP, PHONE, browser_or_skip, complaints, open_browser, show
+from tests.evaluation.browser import DESKTOP, PHONE, browser_or_skip, complaints, open_browser, show
 from tests.report.evaluations import evaluation, with_agreement
 
 pytestmark = pytest.mark.browser

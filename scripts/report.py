@@ -1,4 +1,4 @@
-"""Build one self-contained HTML report of one run or several."""
+"""Build one self-contained HTML report of runs, of an evaluation, or of both."""
 
 from __future__ import annotations
 
@@ -17,20 +17,24 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         epilog="Several runs are drawn into the same axes: scripts/report.py runs/ppo runs/gi_ppo --out compare.html",
     )
-    parser.add_argument("runs", nargs="+", type=name, metavar="RUN", help="run folder (the one with metrics.jsonl)")
-    parser.add_argument("--out", type=name, help="file to write (default: report.html in the first run folder)")
+    parser.add_argument("runs", nargs="*", type=name, metavar="RUN", help="run folder (the one with metrics.jsonl)")
+    parser.add_argument("--evaluation", type=name, metavar="DIR", help="folder of scripts/evaluate.py, with its table")
+    parser.add_argument("--out", type=name, help="file to write (default: report.html in the first run folder, or DIR)")
     parser.add_argument("--note", type=name, metavar="FILE", help="text file whose paragraphs stand above the runs")
     parser.add_argument("--charts", type=name, metavar="DIR", help="write each chart as an SVG file too, into DIR")
     args = parser.parse_args(argv)
+    if not args.runs and not args.evaluation:
+        parser.error("name a run folder, such as runs/builtin_gi_ppo, or an evaluation with --evaluation DIR")
     from gipo_mc.report.report import build_report, is_report, save_charts  # not for --help: it draws
 
     try:
         runs = list(map(Path, args.runs))
-        out = Path(args.out) if args.out else runs[0] / "report.html"
+        evaluation = Path(args.evaluation) if args.evaluation else None
+        out = Path(args.out) if args.out else [*runs, *([evaluation] if evaluation else [])][0] / "report.html"
         check_file(out, is_report)
-        print(printable(str(build_report(runs, out, Path(args.note) if args.note else None))))
+        print(printable(str(build_report(runs, out, Path(args.note) if args.note else None, evaluation))))
         if args.charts:
-            print(f"{printable(args.charts)}: {len(save_charts(runs, Path(args.charts)))} charts")
+            print(f"{printable(args.charts)}: {len(save_charts(runs, Path(args.charts), evaluation))} charts")
     except GipoError as error:
         return say_error(error)
     return 0

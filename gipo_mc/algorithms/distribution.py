@@ -4,6 +4,7 @@ they are no measurement. A mean hides the first two and is decided by the last."
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -53,14 +54,33 @@ def lower_tail(values_B: Tensor, share: float = 0.1) -> float:
     return float(values_B.detach().double().sort().values[: max(count, 1)].mean())
 
 
+def quantiles(values_B: Tensor, shares: Sequence[float]) -> list[float]:
+    """The quantiles of the values [B] at `shares` of [0, 1], between two values in proportion; 0 of none."""
+    if not values_B.numel():
+        return [0.0] * len(shares)
+    values = values_B.detach().double()
+    return torch.quantile(values, values.new_tensor(shares)).tolist()
+
+
+def skewness(values_B: Tensor) -> float:
+    """m_3 / m_2^1.5 with the central moments m_k of the values [B]: 0 of a symmetric distribution, below 0 where few
+    values lie far under the others. 0 where nothing varies."""
+    variance, centred = _centred(values_B)
+    return float(centred.pow(3).mean()) / variance**1.5 if variance else 0.0
+
+
 def excess_kurtosis(values_B: Tensor) -> float:
     """m_4 / m_2^2 - 3 with the central moments m_k of the values [B]: 0 of a normal distribution, -2 (the least) of
     two equal halves, large where few values lie far out. 0 where nothing varies."""
-    if not values_B.numel():
-        return 0.0
+    variance, centred = _centred(values_B)
+    return float(centred.pow(4).mean()) / variance**2 - 3.0 if variance else 0.0
+
+
+def _centred(values_B: Tensor) -> tuple[float, Tensor]:
+    """(variance, values less their mean); a variance of 0 where rounding is all that varies."""
     values = values_B.detach().double()
+    if not values.numel():
+        return 0.0, values
     centred = values - values.mean()
     variance = float(centred.square().mean())
-    if variance <= (1e-7 * float(values.abs().max())) ** 2:
-        return 0.0
-    return float(centred.pow(4).mean()) / variance**2 - 3.0
+    return variance if variance > (1e-7 * float(values.abs().max())) ** 2 else 0.0, centred

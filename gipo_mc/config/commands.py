@@ -19,6 +19,7 @@ UNREAD: dict[str, tuple[str, ...]] = {
         *("parallel.micro_batch_size", "parallel.tokens_per_micro_batch", "parallel.logit_rows"),
         *("parallel.distributed_optimizer",),
         *("model.reference", "model.critic", "model.reward", "rollout.batch_size", "rollout.samples_per_prompt"),
+        "rollout.refusals",
         *("data.sequence_length", "data.turns", "data.join", "data.reward_chat_template"),
         *("algorithm", "policy", "critic", "train", "dpo", "checkpoint", "eval.every", "eval.reward"),
     ),

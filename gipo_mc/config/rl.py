@@ -30,6 +30,9 @@ class RolloutConfig(Section):
         0.0, ge=0, le=10**6, description="GiB of each rank for keys and values; 0: half of the free memory"
     )
     stop: list[str] = Field(default_factory=list, description="strings that end a response, like EOS")
+    refusals: list[str] = changeable(
+        default_factory=list, description="phrases that metrics take for a refusal; none: a built-in list"
+    )
 
     @field_validator("stop")
     @classmethod

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gipo_mc.report import plots
+from gipo_mc.report import hacking, plots
 from gipo_mc.report.catalogue import REWARD_UNIT, RL_CHAPTERS, SPEED, SUPERVISED_CHAPTERS, Chapter, Chart
 from gipo_mc.report.plots import Bar, Curve, Sample
 from gipo_mc.report.runs import RunData
@@ -50,10 +50,10 @@ def sections(runs: Sequence[RunData]) -> list[Section]:
     rl = runs[0].kind == "rl"
     seen = {f"time/{phase}" for run in runs for phase in run.keys("time/")}
     found = []
-    for chapter in RL_CHAPTERS if rl else SUPERVISED_CHAPTERS:
+    for chapter in (*RL_CHAPTERS, hacking.CHAPTER) if rl else SUPERVISED_CHAPTERS:
         found.append(_section(chapter, runs, seen))
         if chapter.title == "Reward":
-            found.append(_distributions(runs))
+            found.append(_distributions(runs, seen))
     found.append(_section(SPEED, runs, seen, first=_times(runs)))
     found.append(_rest(runs, seen))
     return [section for section in found if section.panels]
@@ -209,13 +209,15 @@ def _times(runs: Sequence[RunData]) -> Panel | None:
     return Panel("Where the time goes", "", svg, wide=True)
 
 
-def _distributions(runs: Sequence[RunData]) -> Section:
+def _distributions(runs: Sequence[RunData], seen: set[str]) -> Section:
     names = dict.fromkeys(name for run in runs for name in sorted(run.distributions, key=_distribution_order))
     panels = []
     for name in names:
         for i, run in enumerate(runs):
             if name in run.distributions:
                 panels.append(_distribution(run, name, _distribution_colour(name, i, runs), len(runs) > 1))
+    for chart in hacking.TAIL:
+        panels += _panels(chart, runs, seen)
     text = "All rewards of the first iterations against those of the last; dashed: the mean."
     return Section("Reward distribution", text, panels)
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,9 +14,13 @@ from markupsafe import Markup
 
 import gipo_mc
 from gipo_mc.errors import DataError
-from gipo_mc.report import panels, summary
+from gipo_mc.report import hacking, panels, summary
 from gipo_mc.report.runs import RunData, load_runs
+from gipo_mc.report.texts import readable
 from gipo_mc.run.jsonl import read_file, storage_errors, write_atomically
+
+if TYPE_CHECKING:
+    from gipo_mc.report.winners import Evaluation
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class _RunView:
     cards: list[summary.Card]
     notices: list[tuple[str, str]]
     samples: list[summary.ShownSample]
+    hacking: list[hacking.ShownHacking]
     config: str
 
 
@@ -52,15 +58,16 @@ def is_report(first: str) -> bool:
     return first.startswith("<!doctype html>")
 
 
-def build_report(runs: list[Path], out: Path, note: Path | None = None) -> Path:
-    """Write the report of the run folders `runs` to `out` and return it.
+def build_report(runs: list[Path], out: Path, note: Path | None = None, evaluation: Path | None = None) -> Path:
+    """Write the report of the run folders `runs`, of the evaluation's folder, or of both, to `out` and return it.
 
     Runs of one kind are drawn into the same axes and compared in a table; kinds (SFT, reward model, RL) follow one
-    another in the order in which they were given. note: a text file whose paragraphs, parted by empty lines, stand
-    above the runs. Raises DataError where a run is missing, its log is damaged or the note cannot be read, StorageError
-    where `out` cannot be written.
+    another in the order in which they were given. The evaluation comes before the runs. note: a text file whose
+    paragraphs, parted by empty lines, stand above all. Raises DataError where a run or the evaluation's table is
+    missing, a log is damaged or the note cannot be read, StorageError where `out` cannot be written.
     """
-    loaded = load_runs(runs)
+    loaded = load_runs(runs) if runs or not evaluation else []
+    shown = _evaluation(evaluation) if evaluation else None
     kinds = _by_kind(loaded)
     chapters = [_chapter(kind, members, number) for number, (kind, members) in enumerate(kinds.items())]
     environment = Environment(
@@ -69,7 +76,9 @@ def build_report(runs: list[Path], out: Path, note: Path | None = None) -> Path:
     )  # fmt: skip
     environment.filters["picture"] = Markup  # only what plots.py drew: its text is escaped there
     html = environment.get_template("report.html.j2").render(
-        title=" · ".join(summary.readable(run.name) for run in loaded),
+        title=" · ".join([*(readable(run.name) for run in loaded), *([shown.name] if shown else [])]),
+        kind="Training report" if loaded else "Evaluation report",
+        evaluation=shown,
         note=_paragraphs(note) if note else [],
         chapters=chapters,
         version=gipo_mc.__version__,
@@ -81,24 +90,37 @@ def build_report(runs: list[Path], out: Path, note: Path | None = None) -> Path:
     return out
 
 
-def save_charts(runs: list[Path], folder: Path) -> list[Path]:
-    """Write every chart of the report of `runs` into `folder`, each as an SVG file named after its title (and after its
-    kind where the runs are of several); returns the files. Raises as `build_report` does."""
-    kinds = _by_kind(load_runs(runs))
+def save_charts(runs: list[Path], folder: Path, evaluation: Path | None = None) -> list[Path]:
+    """Write every chart of the report of `runs`, and the bars of the evaluation, into `folder`, each as an SVG file
+    named after its title (and its kind where the runs are of several); returns the files. Raises as `build_report`."""
+    kinds = _by_kind(load_runs(runs) if runs or not evaluation else [])
+    charts = _evaluation_charts(evaluation) if evaluation else []
+    for kind, members in kinds.items():
+        drawn = [panel for section in panels.sections(members) for panel in section.panels]
+        charts += [(panel.title if len(kinds) == 1 else f"{kind} {panel.title}", panel.svg) for panel in drawn]
     written: list[Path] = []
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    for kind, members in kinds.items():
-        for section in panels.sections(members):
-            for panel in section.panels:
-                title = panel.title if len(kinds) == 1 else f"{kind} {panel.title}"
-                name = re.sub(r"\W+", "_", title.lower()).strip("_")
-                taken = sum(path.stem == name or path.stem.startswith(f"{name}-") for path in written)
-                path = folder / (f"{name}-{taken + 1}.svg" if taken else f"{name}.svg")
-                # In the report a chart stands on the page's colour; alone it needs one of its own.
-                write_atomically(path, panel.svg.replace(">", '><rect width="100%" height="100%" fill="white"/>', 1))
-                written.append(path)
+    for title, svg in charts:
+        name = re.sub(r"\W+", "_", title.lower()).strip("_")
+        taken = sum(path.stem == name or path.stem.startswith(f"{name}-") for path in written)
+        path = folder / (f"{name}-{taken + 1}.svg" if taken else f"{name}.svg")
+        # In the report a chart stands on the page's colour; alone it needs one of its own.
+        write_atomically(path, svg.replace(">", '><rect width="100%" height="100%" fill="white"/>', 1))
+        written.append(path)
     return written
+
+
+def _evaluation(folder: Path) -> Evaluation:
+    from gipo_mc.report.winners import load_evaluation  # it looks at responses with torch, which a run does not need
+
+    return load_evaluation(folder)
+
+
+def _evaluation_charts(folder: Path) -> list[tuple[str, str]]:
+    from gipo_mc.report.winners import charts
+
+    return charts(folder)
 
 
 def _paragraphs(note: Path) -> list[str]:
@@ -106,7 +128,7 @@ def _paragraphs(note: Path) -> list[str]:
         text = read_file(note).decode("utf-8")
     except (OSError, ValueError) as error:
         raise DataError(f"The note {note} cannot be read: {error}. Give a text file in UTF-8.") from error
-    return [part for part in (summary.readable(part).strip() for part in re.split(r"\n\s*\n", text)) if part]
+    return [part for part in (readable(part).strip() for part in re.split(r"\n\s*\n", text)) if part]
 
 
 def _by_kind(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
@@ -129,13 +151,13 @@ def _chapter(kind: str, runs: Sequence[RunData], number: int) -> _Chapter:
 
 
 def _view(run: RunData, index: int, anchor: str) -> _RunView:
-    facts = [(summary.readable(key), summary.readable(value)) for key, value in run.about]
+    facts = [(readable(key), readable(value)) for key, value in run.about]
     if not any(key.lower() == "layout" for key, _ in facts) and summary.layout(run):
         facts.append(("layout", summary.layout(run)))
     if not any(key.lower() == "run folder" for key, _ in facts):
-        facts.append(("run folder", summary.readable(run.path)))
+        facts.append(("run folder", readable(run.path)))
     return _RunView(
-        name=summary.readable(run.name),
+        name=readable(run.name),
         anchor=anchor,
         colour=panels.run_colour(index),
         title=summary.title(run),
@@ -145,5 +167,6 @@ def _view(run: RunData, index: int, anchor: str) -> _RunView:
         cards=summary.cards(run),
         notices=summary.notices(run),
         samples=summary.chosen_samples(run),
-        config=summary.readable(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)) if run.config else "",
+        hacking=hacking.examples(run),
+        config=readable(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)) if run.config else "",
     )

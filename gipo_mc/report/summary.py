@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from gipo_mc.presets import PRESETS
+from gipo_mc.report.hacking import is_example
 from gipo_mc.report.panels import group_colour, phase_seconds
 from gipo_mc.report.runs import RunData
+from gipo_mc.report.texts import cell, prompt_shown, readable, response_shown
 from gipo_mc.run.console import duration, number
 from gipo_mc.run.folder import fell_silent
-
-#: Shown of a long prompt (its end, where the question is) and of a long response (its start), in characters.
-PROMPT_SHOWN, RESPONSE_SHOWN = 600, 900
 
 TITLES = {
     "rl": "Reinforcement learning",
@@ -59,13 +58,6 @@ class ShownSample:
     kl: str
     length: str
     groups: list[tuple[str, float, str]]
-
-
-def readable(text: Any) -> str:
-    """Text with its line breaks, other control characters replaced by a visible mark."""
-    return "".join(
-        c if c == "\n" or c.isprintable() or c == "\u3000" else "\N{REPLACEMENT CHARACTER}" for c in str(text)
-    )
 
 
 def title(run: RunData) -> str:
@@ -238,10 +230,10 @@ def notices(run: RunData) -> list[tuple[str, str]]:
 
 
 def _warnings(run: RunData) -> list[str]:
-    """The run's own warnings; those that differ in their numbers only are one, in its latest wording."""
+    """The run's own warnings; those that differ in their numbers or examples only are one, in its latest wording."""
     alike: dict[str, list[dict[str, Any]]] = {}
     for row in run.warnings:
-        alike.setdefault(re.sub(r"\d+", "#", str(row.get("text", ""))), []).append(row)
+        alike.setdefault(re.sub(r'For example: ".*"|\d+', "#", str(row.get("text", ""))), []).append(row)
     return [f"{readable(rows[-1].get('text', ''))} ({_steps([r['step'] for r in rows])})" for rows in alike.values()]
 
 
@@ -296,12 +288,13 @@ def phase_rows(runs: Sequence[RunData]) -> list[tuple[str, list[tuple[str, str]]
 
 def chosen_samples(run: RunData) -> list[ShownSample]:
     """Best and worst responses of the first and the last sampled iteration, in up to four domains."""
-    if not run.samples:
+    samples = [row for row in run.samples if not is_example(row)]
+    if not samples:
         return []
-    steps = sorted({row["step"] for row in run.samples})
+    steps = sorted({row["step"] for row in samples})
     shown = []
     for step in dict.fromkeys((steps[0], steps[-1])):
-        rows = [row for row in run.samples if row["step"] == step]
+        rows = [row for row in samples if row["step"] == step]
         domains = list(dict.fromkeys(str(row.get("domain") or "") for row in rows))[:4]
         for domain in domains:
             ranked = sorted((r for r in rows if str(r.get("domain") or "") == domain), key=_reward, reverse=True)
@@ -317,23 +310,16 @@ def _reward(row: dict[str, Any]) -> float:
 
 
 def _shown(why: str, row: dict[str, Any]) -> ShownSample:
-    prompt, response = readable(row.get("prompt", "")), readable(row.get("response", ""))
     probs = row.get("group_probs")
     probs = [p for p in probs if isinstance(p, (int, float))] if isinstance(probs, list) else []
     return ShownSample(
         why=why,
         step=row["step"],
         domain=readable(row.get("domain") or ""),
-        prompt=prompt if len(prompt) <= PROMPT_SHOWN else "…" + prompt[-PROMPT_SHOWN:],
-        response=response if len(response) <= RESPONSE_SHOWN else response[:RESPONSE_SHOWN] + "…",
-        reward=_cell(row.get("reward")),
-        kl=_cell(row.get("kl")),
-        length=_cell(row.get("length")),
+        prompt=prompt_shown(row.get("prompt", "")),
+        response=response_shown(row.get("response", "")),
+        reward=cell(row.get("reward")),
+        kl=cell(row.get("kl")),
+        length=cell(row.get("length")),
         groups=[(f"group {g}: {p:.2f}", 100 * p, group_colour(str(g))) for g, p in enumerate(probs)],
     )
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, int):
-        return str(value)
-    return number(value) if isinstance(value, float) else "–"

@@ -18,6 +18,7 @@ from gipo_mc.parallel.step_checks import still_sentence
 from gipo_mc.parallel.timing import Phases
 from gipo_mc.rl.evaluate import evaluate_policy
 from gipo_mc.rl.experience import Experience
+from gipo_mc.rl.hacking.alarms import count_hacking, hacking_examples, hacking_warnings
 from gipo_mc.rl.metrics import (
     check_health,
     check_learned,
@@ -113,10 +114,10 @@ def _learn(
     if step >= config.algorithm.critic_warmup:
         with phases("update_policy"), session.console.share("policy", len(experience)) as tell:
             policy_metrics = update_policy(models.policy, experience, config, step, tell)
-    metrics = iteration_metrics(experience, state, config, step) | critic_metrics | policy_metrics
+    metrics = iteration_metrics(experience, state, config, step, setup.tokenizer) | critic_metrics | policy_metrics
     alarms = count_alarms(state.alarms, metrics, config.algorithm.inferred)
     health = follow(count_steps(state.health, metrics), spreads(experience, metrics, config))
-    return experience, replace(state, alarms=alarms, health=health), metrics
+    return experience, replace(state, alarms=alarms, health=count_hacking(health, metrics)), metrics
 
 
 def _show(
@@ -134,8 +135,11 @@ def _show(
         session.logger.samples(step + 1, sifted.bad_rows)
     if experience is not None:
         session.distribution(step + 1, "reward", experience.outputs.reward_B, experience.rollout.domain_B)
+        examples = hacking_examples(sifted.prompts, experience, setup.tokenizer, metrics, session.config)
         if session.logger:
-            session.logger.samples(step + 1, sample_rows(sifted.prompts, experience, setup.tokenizer, KEPT_RESPONSES))
+            kept = sample_rows(sifted.prompts, experience, setup.tokenizer, KEPT_RESPONSES)
+            session.logger.samples(step + 1, kept + examples)
+        texts += hacking_warnings(state.health, metrics, examples)
         texts += warnings(state.alarms, metrics, state.groups.best_group)
         texts += off_warnings(state.health, spreads(experience, metrics, session.config))
         texts += [sampler_warning(metrics, str(session.dtype).removeprefix("torch.")), clipped_warning(sifted, state)]

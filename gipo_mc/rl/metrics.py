@@ -10,16 +10,20 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.algorithms.advantages import response_mask
+from gipo_mc.algorithms.distribution import quantiles, skewness
 from gipo_mc.algorithms.group_diagnostics import diagnostics
 from gipo_mc.algorithms.group_invariance import beta_at
 from gipo_mc.algorithms.state import Health, RLState
 from gipo_mc.config import Config
 from gipo_mc.errors import NumericsError
 from gipo_mc.rl.experience import Experience
+from gipo_mc.rl.hacking.metrics import response_metrics
 from gipo_mc.rl.rewards import responses
 from gipo_mc.rl.sifting import Sifted
 from gipo_mc.types import Prompt
 
+#: Quantiles of the rewards that are logged.
+QUANTILES = {"reward/p01": 0.01, "reward/p10": 0.1, "reward/p50": 0.5, "reward/p90": 0.9, "reward/p99": 0.99}
 #: Largest difference of log-probs between sampler and training forward that is rounding; more is said in words.
 SAMPLER_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
 #: How far a policy may be from the reference that it starts as, in nats a token (mean of the absolute differences).
@@ -46,7 +50,21 @@ def worst_domain(values_B: Tensor, domains: Sequence[str], name: str) -> dict[st
     return {name: min(means)} if len(means) > 1 else {}
 
 
-def iteration_metrics(experience: Experience, state: RLState, config: Config, step: int) -> dict[str, float]:
+def tail(reward_B: Tensor, domains: Sequence[str]) -> dict[str, float]:
+    """The long tail of the rewards [B]: the quantiles "reward/p01" to "reward/p99", and "reward/skew" (below 0: few
+    rewards far under the others), whole and by domain."""
+    metrics = dict(zip(QUANTILES, quantiles(reward_B, list(QUANTILES.values())), strict=True))
+    metrics["reward/skew"] = skewness(reward_B)
+    for name in sorted(set(domains)):
+        metrics[f"reward/skew/domain/{name}"] = skewness(
+            reward_B[[row for row, own in enumerate(domains) if own == name]]
+        )
+    return metrics
+
+
+def iteration_metrics(
+    experience: Experience, state: RLState, config: Config, step: int, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, float]:
     """Metrics of an iteration's rollout batch. step: iterations finished before it."""
     rollout, outputs, settings = experience.rollout, experience.outputs, config.algorithm
     length_B = rollout.sequences.response_length_B
@@ -59,6 +77,7 @@ def iteration_metrics(experience: Experience, state: RLState, config: Config, st
         "reward/min": float(outputs.reward_B.min()),
         "reward/max": float(outputs.reward_B.max()),
         **by_domain(outputs.reward_B, rollout.domain_B, "reward"),
+        **tail(outputs.reward_B, rollout.domain_B),
         "kl/mean": float(experience.kl_B.mean()),
         "kl/per_token": float(experience.kl_B.sum()) / tokens,
         "kl/weighted": float((experience.inputs.kl_weight_B * experience.kl_B).mean()),
@@ -71,6 +90,7 @@ def iteration_metrics(experience: Experience, state: RLState, config: Config, st
         **worst_domain(outputs.reward_B, rollout.domain_B, "worst/domain_reward"),
         "response/length": float(length_B.float().mean()),
         "response/truncated": float(rollout.truncated_B.float().mean()),
+        **response_metrics(experience, tokenizer, config.rollout.refusals),
     }
     if settings.advantage == "gae":
         metrics["value/mean"] = float(outputs.values_BT[mask_BT].mean())
@@ -103,21 +123,23 @@ def sample_rows(
     prompts: Sequence[Prompt], experience: Experience, tokenizer: PreTrainedTokenizerBase, count: int
 ) -> list[dict[str, object]]:
     """The first `count` responses of the rollout batch, for samples.jsonl."""
-    rollout, outputs = experience.rollout, experience.outputs
-    texts = responses(rollout.sequences, tokenizer)[:count]
-    return [
-        {
-            "prompt": prompts[row].text,
-            "response": text,
-            "domain": rollout.domain_B[row],
-            "reward": float(outputs.reward_B[row]),
-            "kl": float(experience.kl_B[row]),
-            "length": int(rollout.sequences.response_length_B[row]),
-            "truncated": bool(rollout.truncated_B[row]),
-            "group_probs": [round(p, 4) for p in experience.inputs.group_probs_BM[row].tolist()],
-        }
-        for row, text in enumerate(texts)
-    ]
+    texts = responses(experience.rollout.sequences, tokenizer)[:count]
+    return [sample_row(prompts[row], experience, row, text) for row, text in enumerate(texts)]
+
+
+def sample_row(prompt: Prompt, experience: Experience, row: int, response: str) -> dict[str, object]:
+    """A line of samples.jsonl: row `row` of the rollout batch, whose texts are given."""
+    rollout = experience.rollout
+    return {
+        "prompt": prompt.text,
+        "response": response,
+        "domain": rollout.domain_B[row],
+        "reward": float(experience.outputs.reward_B[row]),
+        "kl": float(experience.kl_B[row]),
+        "length": int(rollout.sequences.response_length_B[row]),
+        "truncated": bool(rollout.truncated_B[row]),
+        "group_probs": [round(p, 4) for p in experience.inputs.group_probs_BM[row].tolist()],
+    }
 
 
 def sampler_warning(metrics: dict[str, float], dtype: str) -> str:

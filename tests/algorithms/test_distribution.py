@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gipo_mc.algorithms.distribution import excess_kurtosis, lower_tail, reach_of, winsorised
+from gipo_mc.algorithms.distribution import excess_kurtosis, lower_tail, quantiles, reach_of, skewness, winsorised
 
 
 def test_lower_tail_is_the_mean_of_the_lowest_tenth() -> None:
@@ -55,3 +55,18 @@ def test_what_is_no_outlier_is_the_same_tensor() -> None:
     ):
         found_B, far_B = winsorised(values_B, multiple, reach)
         assert found_B is values_B and not bool(far_B.any())
+
+
+def test_quantiles_lie_between_values() -> None:
+    assert quantiles(torch.tensor([3.0, 1.0, 2.0, 0.0]), [0.0, 0.5, 0.9, 1.0]) == pytest.approx([0.0, 1.5, 2.7, 3.0])
+    assert quantiles(torch.tensor([7.0]), [0.01, 0.99]) == [7.0, 7.0]
+    assert quantiles(torch.empty(0), [0.1, 0.9]) == [0.0, 0.0]
+
+
+def test_skew_by_hand() -> None:
+    # Nine zeros and a ten: mean 1, m_2 = 9, m_3 = (-9 + 729) / 10.
+    values_B = torch.tensor([0.0] * 9 + [10.0])
+    assert skewness(values_B) == pytest.approx(72.0 / 27.0)
+    assert skewness(-3 * values_B + 7) == pytest.approx(-72.0 / 27.0)
+    assert skewness(torch.tensor([-2.0, 0.0, 2.0])) == 0.0
+    assert skewness(torch.full((5,), 0.1)) == 0.0 and skewness(torch.empty(0)) == 0.0

@@ -39,7 +39,7 @@ CHANGEABLE = {
     ),
     "model": ("policy", "critic"),
     "data": ("evaluation",),
-    "rollout": ("engine", "slots", "prefill_tokens", "kv_cache_gib"),
+    "rollout": ("engine", "slots", "prefill_tokens", "kv_cache_gib", "refusals"),
     "algorithm": ("outlier", "invalid_patience"),
     "policy": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
     "critic": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),

@@ -2,7 +2,7 @@
 
     python benchmarks/planning/peaks.py [--layouts 1,TP2,PP2,TP2xPP2,DP2] [--out benchmarks/results/plan_peaks.json]
 
-A Llama of some 16 million parameters is made, and two iterations of GI-PPO run with it (policy, critic with a group
+A Llama of ten million parameters is made, and two iterations of GI-PPO run with it (policy, critic with a group
 head, reference; a function as reward). A dispatch mode sees every tensor that an operator returns, in backward passes
 too, and when its storage is freed, so the base of the process counts for nothing. The peak of a phase is the largest
 sum while it ran, on any rank of the stage. Memory that an operator takes and gives back within itself is not seen.
@@ -52,6 +52,10 @@ PHASES = {
     "save": ("save",),
 }
 PROMPT, RESPONSE = 96, 32
+SIZES = {
+    "vocab_size": 8192, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "head_dim": 32, "max_position_embeddings": 256,
+}  # fmt: skip
 
 
 def config_of(folder: Path, layout: str) -> Config:
@@ -69,8 +73,8 @@ def config_of(folder: Path, layout: str) -> Config:
     )  # fmt: skip
 
 
-def make_material(folder: Path) -> None:
-    """The model and prompts of equal length."""
+def make_material(folder: Path, **sizes: int) -> None:
+    """The model and prompts of equal length. sizes: those of the model that are not `SIZES`."""
     from transformers.utils import logging
 
     from gipo_mc.data.tokenizer import train_bpe_tokenizer
@@ -79,11 +83,7 @@ def make_material(folder: Path) -> None:
     logging.disable_progress_bar()
     words = [f"{first}{second}" for first in "bdfgklmnprst" for second in "aeiou"]
     tokenizer = train_bpe_tokenizer([" ".join(words)] * 4, 400, str(folder))
-    create_model(
-        folder / "model", tokenizer, 1, vocab_size=8192, hidden_size=256, intermediate_size=704, num_hidden_layers=8,
-        num_attention_heads=8, num_key_value_heads=4, head_dim=32, max_position_embeddings=256,
-        initializer_range=0.02,
-    )  # fmt: skip
+    create_model(folder / "model", tokenizer, 1, **SIZES | sizes)
     rows = []
     for number in range(32):
         text = ""

@@ -136,6 +136,10 @@ class _Counter:
         # Adam reads weight, gradient and both moments, and writes three of them; clipping reads gradients once more.
         moved = state.owned * FLOAT * 8 + state.numbers * self.width
         cost = Cost(compute=moved / (rates.MEMORY_SHARE * self.device.bandwidth))
+        if role.shape.tied and role.head == "lm" and grid.pipeline > 1:
+            # The first and the last stage add up their gradients of the embedding that both hold.
+            shared = role.shape.padded_vocab(grid.tensor) // grid.tensor * role.shape.hidden_size * FLOAT
+            cost = cost + self._exchange("pipeline", float(shared), 2)
         if grid.data == 1:
             return cost
         ring = (grid.data - 1) / grid.data * state.buffer

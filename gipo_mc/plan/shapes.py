@@ -57,7 +57,8 @@ def _shape_of(name: str, key: str, folder: Path | None, seen: tuple[str, ...]) -
         return _shape_of(start, key, folder, (*seen, name))
     raise ConfigError(
         f"{key}={name} is no folder with config.json, no run with a checkpoint or with a configuration beside this "
-        f"one, and no model that the plan knows: say with --shape what it is, a config.json or one of {', '.join(KNOWN)}."
+        f"one, and no model that the plan knows: say with --shape what it is, a config.json or one of "
+        f"{', '.join(KNOWN)}."
     )
 
 

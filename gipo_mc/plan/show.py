@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from gipo_mc.plan.memory import KINDS
 from gipo_mc.plan.plan import Change, Plan
 
 _GIB = 2**30
+_WIDTH = 112
 #: What the plan takes for granted of the code.
 TODAY = (
     "As the code is: no recomputation of activations, nothing offloaded, no TransformerEngine, no overlap of "
@@ -23,7 +25,12 @@ def as_text(plan: Plan, change: Change | None) -> str:
     parts = [_head(plan), _parameters(plan), _memory(plan), _verdict(plan, change), _disk(plan)]
     if plan.cost is not None:
         parts.append(_cost(plan, plan.cost))
-    return "\n\n".join(parts)
+    return "\n\n".join(_wrapped(part) for part in parts)
+
+
+def _wrapped(text: str) -> str:
+    """Sentences at a width that a terminal has; the lines of tables are shorter."""
+    return "\n".join(textwrap.fill(line, _WIDTH) if len(line) > _WIDTH else line for line in text.split("\n"))
 
 
 def as_json(plan: Plan, change: Change | None = None) -> dict[str, Any]:
@@ -100,11 +107,11 @@ def _ends(stages: list[Any]) -> list[Any]:
 
 def _memory(plan: Plan) -> str:
     kinds = [kind for kind in KINDS if any(peak.kinds[kind] for peak in plan.memory.peaks)]
-    heads = "".join(f"{kind.replace('_', ' '):>15}" for kind in kinds)
+    heads = "".join(f"  {kind.replace('_', ' ')}" for kind in kinds)
     lines = [f"{'GiB at the peak':<18}{'stage':>6}{heads}{'total':>9}"]
     for phase in plan.memory.phases:
         peak = plan.memory.of(phase)
-        numbers = "".join(f"{peak.kinds[kind] / _GIB:>15.2f}" for kind in kinds)
+        numbers = "".join(f"{peak.kinds[kind] / _GIB:>{len(kind) + 2}.2f}" for kind in kinds)
         lines.append(f"{phase:<18}{peak.stage:>6}{numbers}{peak.total / _GIB:>9.2f}")
     return "\n".join(lines)
 

@@ -41,6 +41,11 @@ def test_every_shipped_configuration_fits_its_eight_gpus(path: Path):
     assert as_text(plan, None) and json.dumps(as_json(plan))
 
 
+def test_the_page_shows_what_is_printed():
+    page = (ROOT / "docs/planning.md").read_text(encoding="utf-8")
+    assert as_text(plan_of(SEVEN_B), None) in page, "docs/planning.md shows another output than the command has"
+
+
 def test_constants_are_those_of_the_code():
     assert plan_memory.PAGE == PAGE
     assert plan_memory.CACHE_SHARE == generation_memory._SHARE

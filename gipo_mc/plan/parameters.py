@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gipo_mc.models.shape import ModelShape
 from gipo_mc.plan.grid import Grid
@@ -34,7 +36,8 @@ class Parameter:
     shared: bool = False
 
 
-def stage_parameters(role: Role, grid: Grid, stage: int) -> list[Parameter]:
+@lru_cache(maxsize=256)
+def stage_parameters(role: Role, grid: Grid, stage: int) -> tuple[Parameter, ...]:
     """Those of pipeline stage `stage` on any rank of its tensor group (all hold as many)."""
     shape, tensor = role.shape, grid.tensor
     first, last = stage == 0, stage == grid.pipeline - 1
@@ -50,10 +53,10 @@ def stage_parameters(role: Role, grid: Grid, stage: int) -> list[Parameter]:
         if role.head == "lm" and not (tied and first):
             found.append(Parameter("output_layer.weight", vocabulary, tied))
         found += _head(role)
-    return found
+    return tuple(found)
 
 
-def count(parameters: list[Parameter]) -> int:
+def count(parameters: Sequence[Parameter]) -> int:
     """Numbers in all of them."""
     return sum(parameter.numel for parameter in parameters)
 

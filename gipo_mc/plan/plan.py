@@ -58,7 +58,7 @@ class Plan:
         whole = sum(one.seconds for one in updates)
         return sum(one.bubble for one in updates) / whole if whole else 0.0
 
-    def parameters(self, role: str) -> tuple[int, list[list[Parameter]]]:
+    def parameters(self, role: str) -> tuple[int, list[tuple[Parameter, ...]]]:
         """(numbers of the whole model, those of each stage on one rank)."""
         own = self.run.role(role)
         assert own is not None, role

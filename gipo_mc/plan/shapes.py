@@ -35,7 +35,7 @@ KNOWN: dict[str, tuple[tuple[int, ...], str, bool]] = {
     "qwen3-32b": ((151936, 5120, 25600, 64, 64, 8, 128, 40960), "qwen3", False),
     # What this package's own commands make: `scripts/new_model.py --vocab 1024 --hidden 64`, and the built-in task.
     "hh_tiny": ((1024, 64, 176, 4, 4, 2, 16, 512), "llama", False),
-    "builtin_model": ((68, 64, 176, 4, 4, 2, 16, 32), "llama", False),
+    "builtin_model": ((22, 64, 176, 4, 4, 2, 16, 32), "llama", False),
 }
 _STEP = re.compile(r"step_\d+")
 

@@ -8,7 +8,9 @@ then has the optimizer state of its slice.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gipo_mc.plan.grid import Grid
 from gipo_mc.plan.parameters import Parameter, Role, count, stage_parameters, whole_model
@@ -34,6 +36,7 @@ class ModelState:
     optimizer: int
 
 
+@lru_cache(maxsize=1024)
 def model_state(role: Role, grid: Grid, stage: int, data_rank: int, width: int) -> ModelState:
     """width: bytes of a weight, 2 (bfloat16) or 4."""
     parameters = stage_parameters(role, grid, stage)
@@ -66,7 +69,7 @@ class _Bucket:
     places: list[tuple[int, int]]
 
 
-def _buckets(parameters: list[Parameter], data: int) -> list[_Bucket]:
+def _buckets(parameters: Sequence[Parameter], data: int) -> list[_Bucket]:
     """The buffer of the distributed optimizer: parameters from the last to the first. A shared embedding has a bucket
     of its own."""
     found: list[_Bucket] = []

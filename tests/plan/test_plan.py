@@ -75,11 +75,12 @@ def test_what_does_not_fit_is_named_with_the_nearest_change():
     assert plan_of(SEVEN_B, "parallel.sequence=false", *change.describe().split()).fits
 
 
-def test_nothing_fits_one_gpu_so_more_of_them_are_the_change():
-    change = nearest_change(
-        plan_of(SEVEN_B, "parallel.tensor=1", "parallel.sequence=false", gpus=1, shape="llama-3.1-70b")
-    )
-    assert change is None or change.gpus > 1
+def test_where_no_layout_fits_more_gpus_are_the_change():
+    change = nearest_change(plan_of(SEVEN_B, "parallel.tensor=1", "parallel.sequence=false", gpus=2))
+    assert change is not None and change.gpus == 8 and change.options == {"tensor": 4}
+    assert change.describe() == "parallel.tensor=4 on 8 GPUs"
+    large = plan_of(SEVEN_B, "parallel.sequence=false", gpus=4, shape="llama-3.1-70b")
+    assert not large.fits and large.memory.worst.total > 700 * 2**30
 
 
 def test_the_search_ranks_layouts_that_fit_by_time():
@@ -98,7 +99,7 @@ def test_the_search_ranks_layouts_that_fit_by_time():
         (["parallel.sequence=false"], lambda p: p.memory.of("policy update").kinds["activations"], False),
         (["parallel.tokens_per_micro_batch=1024"], lambda p: p.memory.of("policy update").kinds["activations"], True),
         (["rollout.slots=8"], lambda p: p.memory.of("rollout").kinds["kv_cache"], True),
-        (["algorithm.name=rloo", "rollout.samples_per_prompt=4"], lambda p: p.checkpoint, True),
+        (["algorithm.name=rloo", "algorithm.critic_warmup=0", "rollout.samples_per_prompt=4"], lambda p: p.checkpoint, True),
         (["checkpoint.keep=4"], lambda p: p.disk, False),
         (["algorithm.epochs=2"], lambda p: p.cost["update_policy"].flops, False),
     ],
@@ -109,7 +110,7 @@ def test_options_move_the_plan(overrides: list[str], of: Any, smaller: bool):
 
 
 def test_pipelines_wait_and_hop_and_later_stages_keep_less():
-    plan = plan_of(SEVEN_B, "parallel.pipeline=4", "parallel.tensor=2", "parallel.micro_batch_size=2", gpus=8)
+    plan = plan_of(SEVEN_B, "parallel.pipeline=4", "parallel.tensor=2", "parallel.micro_batch_size=8", gpus=8)
     update = plan.cost["update_policy"]  # type: ignore[index]
     assert update.bubble > 0 and update.sent["pipeline"] > 0 and 0 < plan.bubble < 1
     kept = [p.kinds["activations"] for p in plan.memory.peaks if p.phase == "critic update"]

@@ -15,10 +15,10 @@ from gipo_mc.config import load_config
 from gipo_mc.errors import ConfigError
 from gipo_mc.models.shape import ModelShape
 
-_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim", "max_positions")
-#: Published models by the end of their name on the hub: sizes in the order of `_SIZES`, family, tied embeddings. From
-#: the config.json of each.
-KNOWN: dict[str, tuple[tuple[int, ...], str, bool]] = {
+_Sizes = tuple[int, int, int, int, int, int, int, int]
+#: Published models by the end of their name on the hub: vocabulary, hidden, feed-forward, layers, heads, key-value
+#: heads, width of a head, positions; family; tied embeddings. From the config.json of each.
+KNOWN: dict[str, tuple[_Sizes, str, bool]] = {
     "llama-2-7b": ((32000, 4096, 11008, 32, 32, 32, 128, 4096), "llama", False),
     "llama-2-13b": ((32000, 5120, 13824, 40, 40, 40, 128, 4096), "llama", False),
     "llama-2-70b": ((32000, 8192, 28672, 80, 64, 8, 128, 4096), "llama", False),
@@ -72,7 +72,7 @@ def known_shape(name: str) -> ModelShape | None:
     if short not in KNOWN:
         return None
     sizes, family, tied = KNOWN[short]
-    return ModelShape(**dict(zip(_SIZES, sizes, strict=True)), family=family, tied=tied)
+    return ModelShape(*sizes, family=family, tied=tied)
 
 
 def _config_in(folder: Path) -> Path | None:

@@ -75,6 +75,13 @@ def test_what_does_not_fit_is_named_with_the_nearest_change():
     assert plan_of(SEVEN_B, "parallel.sequence=false", *change.describe().split()).fits
 
 
+def test_the_first_save_of_13b_on_eight_gpus_is_what_does_not_fit():
+    """Training does; gathering the optimizer on the GPU needs more than is left."""
+    plan = plan_of(SEVEN_B, "parallel.tensor=8", shape="llama-2-13b")
+    others = [peak.total for peak in plan.memory.peaks if peak.phase != "save"]
+    assert not plan.fits and plan.memory.worst.phase == "save" and max(others) < plan.memory.capacity
+
+
 def test_where_no_layout_fits_more_gpus_are_the_change():
     change = nearest_change(plan_of(SEVEN_B, "parallel.tensor=1", "parallel.sequence=false", gpus=2))
     assert change is not None and change.gpus == 8 and change.options == {"tensor": 4}

@@ -25,6 +25,7 @@ from tests.source_rules import ROOT
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 #: Configurations that start from runs of the user's own.
 SHAPES = {"tldr_gi_ppo": "llama-2-7b"}
+RLOO = ["algorithm.name=rloo", "algorithm.critic_warmup=0", "rollout.samples_per_prompt=4"]
 SEVEN_B = str(ROOT / "configs/llama2_7b_gi_ppo.yaml")
 
 
@@ -106,7 +107,7 @@ def test_the_search_ranks_layouts_that_fit_by_time():
         (["parallel.sequence=false"], lambda p: p.memory.of("policy update").kinds["activations"], False),
         (["parallel.tokens_per_micro_batch=1024"], lambda p: p.memory.of("policy update").kinds["activations"], True),
         (["rollout.slots=8"], lambda p: p.memory.of("rollout").kinds["kv_cache"], True),
-        (["algorithm.name=rloo", "algorithm.critic_warmup=0", "rollout.samples_per_prompt=4"], lambda p: p.checkpoint, True),
+        (RLOO, lambda p: p.checkpoint, True),
         (["checkpoint.keep=4"], lambda p: p.disk, False),
         (["algorithm.epochs=2"], lambda p: p.cost["update_policy"].flops, False),
     ],

@@ -1,6 +1,6 @@
-"""The plan's peaks of memory beside those of a real run on the CPU, by phase, for five layouts.
+"""The plan's peaks of memory beside those of a real run on the CPU, by phase, for five layouts and for bfloat16.
 
-    python benchmarks/planning/peaks.py [--layouts 1,TP2,PP2,TP2xPP2,DP2] [--out benchmarks/results/plan_peaks.json]
+    python benchmarks/planning/peaks.py [--layouts 1,bf16,TP2,PP2,TP2xPP2,DP2] [--out benchmarks/results/plan_peaks.json]
 
 A Llama of ten million parameters is made, and two iterations of GI-PPO run with it (policy, critic with a group
 head, reference; a function as reward). A dispatch mode sees every tensor that an operator returns, in backward passes
@@ -38,6 +38,7 @@ from gipo_mc.plan.run import read_run  # noqa: E402
 #: Layout -> its options and its ranks.
 LAYOUTS: dict[str, tuple[list[str], int]] = {
     "1": ([], 1),
+    "bf16": (["dtype=bfloat16"], 1),
     "TP2": (["parallel.tensor=2", "parallel.sequence=true"], 2),
     "PP2": (["parallel.pipeline=2"], 2),
     "TP2xPP2": (["parallel.tensor=2", "parallel.pipeline=2"], 4),

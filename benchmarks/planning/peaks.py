@@ -1,6 +1,6 @@
 """The plan's peaks of memory beside those of a real run on the CPU, by phase, for five layouts and for bfloat16.
 
-    python benchmarks/planning/peaks.py [--layouts 1,bf16,TP2,PP2,TP2xPP2,DP2] [--out benchmarks/results/plan_peaks.json]
+    python benchmarks/planning/peaks.py [--layouts 1,bf16,TP2,PP2,TP2xPP2,DP2] [--record]
 
 A Llama of ten million parameters is made, and two iterations of GI-PPO run with it (policy, critic with a group
 head, reference; a function as reward). A dispatch mode sees every tensor that an operator returns, in backward passes
@@ -29,6 +29,7 @@ import torch  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
+from benchmarks.common.documents import inserted  # noqa: E402
 from benchmarks.common.machine import describe_machine  # noqa: E402
 from gipo_mc.config import Config, load_config  # noqa: E402
 from gipo_mc.plan.hardware import hardware  # noqa: E402
@@ -44,6 +45,12 @@ LAYOUTS: dict[str, tuple[list[str], int]] = {
     "TP2xPP2": (["parallel.tensor=2", "parallel.pipeline=2"], 4),
     "DP2": (["parallel.distributed_optimizer=on"], 2),
 }
+TITLES = {
+    "1": "one rank", "bf16": "one rank, bfloat16", "TP2": "TP2, sequence parallel", "PP2": "PP2",
+    "TP2xPP2": "TP2 x PP2", "DP2": "DP2, sharded optimizer",
+}  # fmt: skip
+#: The record and the page that shows it.
+RECORD, PAGE = ROOT / "benchmarks/results/plan_peaks.json", ROOT / "docs/planning.md"
 #: Phases of the plan, and the names under which a run times them.
 PHASES = {
     "rollout": ("rollout",),
@@ -199,10 +206,25 @@ def show(rows: list[dict[str, Any]]) -> None:
         )
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """A line of Markdown for each layout: planned / measured MB of the largest stage, and the largest error."""
+    shown = [phase for phase in PHASES if phase != "rollout"]
+    lines = [f"| layout | {' | '.join(shown)} | largest error of a phase |", "| --- " * (len(shown) + 2) + "|"]
+    for layout in dict.fromkeys(row["layout"] for row in rows):
+        own = [row for row in rows if row["layout"] == layout]
+        cells = []
+        for phase in shown:
+            largest = max((row for row in own if row["phase"] == phase), key=lambda row: row["measured"])
+            cells.append(f"{largest['planned'] / 1e6:.0f} / {largest['measured'] / 1e6:.0f}")
+        worst = max(abs(row["planned"] / row["measured"] - 1) for row in own)
+        lines.append(f"| {TITLES[layout]} | {' | '.join(cells)} | {worst:.1%} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layouts", default=",".join(LAYOUTS), help="which of them [all]")
-    parser.add_argument("--out", type=Path, help="write the record there [print it]")
+    parser.add_argument("--record", action="store_true", help="write the record, and its table into docs/planning.md")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -215,9 +237,9 @@ def main() -> None:
         make_material(Path(folder))
         rows = [row for layout in options.layouts.split(",") for row in compare(Path(folder), layout)]
     show(rows)
-    if options.out:
-        record = {"machine": describe_machine(), "rows": rows}
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    if options.record:
+        RECORD.write_text(json.dumps({"machine": describe_machine(), "rows": rows}, indent=1) + "\n")
+        PAGE.write_text(inserted(PAGE.read_text(encoding="utf-8"), RECORD.name, table(rows)), encoding="utf-8")
 
 
 if __name__ == "__main__":

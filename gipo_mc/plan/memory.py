@@ -39,8 +39,8 @@ class Memory:
 
     peaks: list[Peak]
     capacity: float
-    #: Bytes that the KV cache wants, and the least it can do with: one sequence.
-    cache_wanted: int = 0
+    #: Bytes that the KV cache may take on a rank, and the least it can do with: one sequence.
+    cache_limit: float = math.inf
     cache_least: int = 0
 
     @property
@@ -70,7 +70,7 @@ def memory(run: Run, grid: Grid, device: Hardware, width: int) -> Memory:
     phases, room = run.phases(grid, longest=True), capacity(device)
     stages = [_Stage(run, grid, device, width, stage, room) for stage in range(grid.pipeline)]
     peaks = [peak for stage in stages for peak in stage.peaks(phases)]
-    return Memory(peaks, room, stages[0].cache_wanted, stages[0].cache_least)
+    return Memory(peaks, room, min(stage.cache_limit for stage in stages), stages[0].cache_least)
 
 
 class _Stage:
@@ -83,12 +83,13 @@ class _Stage:
             role.name: model_state(role, grid, stage, 0, width) for role in run.roles
         }
         held = sum(s.weights + s.gradients + s.optimizer for s in self._states.values())
-        self.cache_least = self.cache_wanted = self._cache = 0
+        self.cache_least = self._cache = 0
+        self.cache_limit = math.inf
         if run.command == "train_gi_ppo":
-            self.cache_least, self.cache_wanted = self._pages(1), self._pages(self._slots)
+            self.cache_least = self._pages(1)
             free = CACHE_SHARE * max(room - held, 0.0) if room else math.inf
-            limit = run.config.rollout.kv_cache_gib * 2**30 or free
-            self._cache = int(max(min(self.cache_wanted, limit), self.cache_least))
+            self.cache_limit = run.config.rollout.kv_cache_gib * 2**30 or free
+            self._cache = int(max(min(self._pages(self._slots), self.cache_limit), self.cache_least))
 
     @property
     def _slots(self) -> int:
@@ -173,7 +174,9 @@ class _Stage:
         layer = act.backward_of_layer(tokens)
         if sum(head.values()) > layer:
             return {"activations": kept + head["activations"], "logits": head["logits"], "communication": hops}
-        return {"activations": kept + head["activations"] // 2, "temporaries": layer, "communication": hops}
+        # The head's own are gone by then, and there is the gradient of the hidden states.
+        hidden = act.states(tokens) if last else 0
+        return {"activations": kept + hidden, "temporaries": layer, "communication": hops}
 
     def _step(self, state: ModelState) -> dict[str, int]:
         """torch's AdamW: on CUDA for all parameters at once, on a CPU one by one."""

@@ -94,11 +94,12 @@ def make_plan(run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisati
 def _problems(run: Run, found: Memory) -> tuple[str, ...]:
     """What would stop a start though the sums fit."""
     problems = []
-    limit = run.config.rollout.kv_cache_gib * 2**30
-    if limit and found.cache_least > limit:
+    if found.fits and found.cache_least > found.cache_limit:
+        given = run.config.rollout.kv_cache_gib
+        limit = f"rollout.kv_cache_gib={given:g}" if given else "half of the memory that the models leave"
         problems.append(
-            f"The KV cache cannot hold one sequence of {run.lengths.longest} tokens in rollout.kv_cache_gib="
-            f"{run.config.rollout.kv_cache_gib:g}: give it {found.cache_least / 2**30:.2f} or more."
+            f"The KV cache cannot hold one sequence of {run.lengths.longest} tokens, {found.cache_least / 2**30:.2f} GiB "
+            f"on each rank, in {limit}."
         )
     return tuple(problems)
 

@@ -7,12 +7,23 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.planning.peaks import LAYOUTS, SIZES, Held, config_of, make_material, peaks_of, rows_of
+from benchmarks.common.documents import inserted
+from benchmarks.planning.peaks import (
+    LAYOUTS,
+    PAGE,
+    RECORD,
+    SIZES,
+    Held,
+    config_of,
+    make_material,
+    peaks_of,
+    rows_of,
+    table,
+)
 from gipo_mc.plan.hardware import hardware
 from gipo_mc.plan.plan import make_plan
 from gipo_mc.plan.run import read_run
 from tests.ranks import run_ranks
-from tests.source_rules import ROOT
 
 
 def _run(rank: int, folder: str) -> dict[str, int]:
@@ -29,8 +40,10 @@ def test_every_phase_of_a_run_is_within_a_tenth(tmp_path: Path):
 
 def test_the_record_of_five_layouts_is_of_this_plan(tmp_path: Path):
     """Every phase of every stage was within a tenth, and the plan says today what it said then."""
-    rows = json.loads((ROOT / "benchmarks/results/plan_peaks.json").read_text())["rows"]
+    rows = json.loads(RECORD.read_text())["rows"]
     assert {row["layout"] for row in rows} == set(LAYOUTS)
+    page = PAGE.read_text(encoding="utf-8")
+    assert inserted(page, RECORD.name, table(rows)) == page
     (tmp_path / "config.json").write_text(json.dumps({**SIZES, "model_type": "llama"}))
     for layout, (_, ranks) in LAYOUTS.items():
         run = read_run(config_of(tmp_path, layout), shape=str(tmp_path / "config.json"))

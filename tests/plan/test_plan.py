@@ -83,6 +83,12 @@ def test_the_first_save_of_13b_on_eight_gpus_is_what_does_not_fit():
     assert not plan.fits and plan.memory.worst.phase == "save" and max(others) < plan.memory.capacity
 
 
+def test_a_cache_that_cannot_hold_a_sequence_is_a_problem():
+    plan = plan_of(SEVEN_B, "rollout.kv_cache_gib=0.05")
+    assert plan.memory.fits and not plan.fits
+    assert "cannot hold one sequence of 768 tokens" in as_text(plan, nearest_change(plan))
+
+
 def test_where_no_layout_fits_more_gpus_are_the_change():
     change = nearest_change(plan_of(SEVEN_B, "parallel.tensor=1", "parallel.sequence=false", gpus=2))
     assert change is not None and change.gpus == 8 and change.options == {"tensor": 4}

@@ -98,8 +98,8 @@ def _problems(run: Run, found: Memory) -> tuple[str, ...]:
         given = run.config.rollout.kv_cache_gib
         limit = f"rollout.kv_cache_gib={given:g}" if given else "half of the memory that the models leave"
         problems.append(
-            f"The KV cache cannot hold one sequence of {run.lengths.longest} tokens, {found.cache_least / 2**30:.2f} GiB "
-            f"on each rank, in {limit}."
+            f"The KV cache cannot hold one sequence of {run.lengths.longest} tokens in {limit}: it takes "
+            f"{found.cache_least / 2**30:.2f} GiB on each rank."
         )
     return tuple(problems)
 

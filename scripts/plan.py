@@ -72,9 +72,12 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value <= 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no share above 0 and up to 1")
     return value
 
 

@@ -81,8 +81,8 @@ class Activations:
             return self.states(tokens) + gathered + middle + max(weight, middle)
         return gathered + 2 * middle + weight
 
-    def head(self, tokens: int, responses: int, logit_rows: int, *, logits: bool, backward: bool) -> dict[str, int]:
-        """On the last stage: packed states of the response tokens, and logits, "logit_rows" of them at a time (0: all),
+    def head(self, responses: int, logit_rows: int, *, logits: bool, backward: bool) -> dict[str, int]:
+        """On the last stage: packed states of the response tokens, and logits, `logit_rows` of them at a time (0: all),
         with the gradient of the projection."""
         packed = responses * self._hidden * self.width
         if not logits:

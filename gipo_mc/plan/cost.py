@@ -17,9 +17,6 @@ from gipo_mc.plan.parameters import Role, count, stage_parameters
 from gipo_mc.plan.run import Pass, Run
 from gipo_mc.plan.state import FLOAT, checkpoint_bytes, model_state
 
-#: Kinds of communication, and the process group of each.
-GROUPS = {"tensor": "tensor", "pipeline": "pipeline", "data": "data"}
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -188,7 +185,7 @@ class _Counter:
         return Cost(compute=written / (grid.tensor * grid.pipeline) / rates.DISK)
 
     def _exchange(self, group: str, sent: float, hops: float) -> Cost:
-        crosses = self.grid.crosses_nodes(GROUPS[group])
+        crosses = self.grid.crosses_nodes(group)
         rate = self.device.network if crosses else self.device.nvlink
         latency = rates.LATENCY_NETWORK if crosses else rates.LATENCY_NVLINK
         return Cost(sent={group: sent}, exchange=sent / (rates.LINK_SHARE * rate) + hops * latency)

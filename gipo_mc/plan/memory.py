@@ -161,7 +161,7 @@ class _Stage:
         logit_rows = self._run.config.parallel.logit_rows
         head = {"activations": 0, "logits": 0}
         if last:
-            head = act.head(tokens, responses, logit_rows, logits=one.logits, backward=one.backward)
+            head = act.head(responses, logit_rows, logits=one.logits, backward=one.backward)
         hops = 2 * act.states(tokens) if grid.pipeline > 1 else 0
         if not one.backward:
             hidden = tokens * one.role.shape.hidden_size * self._width if last else 0

@@ -26,7 +26,7 @@ LEVELS = (
     ("generation", "data"),
     ("run",),
     ("rl", "supervised"),
-    ("evaluation",),
+    ("evaluation", "plan"),
     ("report", "tools"),
     ("scripts",),
 )

@@ -1,0 +1,214 @@
+"""Memory of each stage at its peak, by phase and kind."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from gipo_mc.plan.activations import Activations
+from gipo_mc.plan.grid import Grid
+from gipo_mc.plan.hardware import FRAGMENTED, RESERVED, Hardware
+from gipo_mc.plan.parameters import Role, count, stage_parameters
+from gipo_mc.plan.run import Pass, Run
+from gipo_mc.plan.state import FLOAT, ModelState, model_state
+
+KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "kv_cache", "communication", "temporaries")
+#: Positions of a page of the KV cache, `gipo_mc.models.kv_cache.PAGE`; prompt tokens of a prefill pass and the share
+#: of free memory that the cache may take, `gipo_mc.generation.memory`. Those modules import torch; a test compares.
+PAGE, PREFILL, CACHE_SHARE = 16, {True: 8192, False: 256}, 0.5
+#: Phases of the plan, and the phases of an iteration in each.
+SCORING = ("behaviour_logprob", "reference_logprob", "values", "rewards")
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes that lie together on a rank of one stage at the worst moment of a phase, by kind (`KINDS`)."""
+
+    phase: str
+    stage: int
+    kinds: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return sum(self.kinds.values())
+
+
+@dataclass(frozen=True)
+class Memory:
+    """All peaks. capacity: bytes that a device offers to tensors; 0: not judged."""
+
+    peaks: list[Peak]
+    capacity: float
+    #: Bytes that the KV cache may take on a rank, and the least it can do with: one sequence.
+    cache_limit: float = math.inf
+    cache_least: int = 0
+
+    @property
+    def worst(self) -> Peak:
+        return max(self.peaks, key=lambda peak: peak.total)
+
+    @property
+    def fits(self) -> bool:
+        return not self.capacity or self.worst.total <= self.capacity
+
+    def of(self, phase: str) -> Peak:
+        """The largest peak of a phase over the stages."""
+        return max((peak for peak in self.peaks if peak.phase == phase), key=lambda peak: peak.total)
+
+    @property
+    def phases(self) -> list[str]:
+        return list(dict.fromkeys(peak.phase for peak in self.peaks))
+
+
+def capacity(device: Hardware) -> float:
+    """Bytes that tensors may take."""
+    return (device.memory - RESERVED) * (1 - FRAGMENTED) if device.memory else 0.0
+
+
+def memory(run: Run, grid: Grid, device: Hardware, width: int) -> Memory:
+    """Peaks of all stages."""
+    phases, room = run.phases(grid, longest=True), capacity(device)
+    stages = [_Stage(run, grid, device, width, stage, room) for stage in range(grid.pipeline)]
+    peaks = [peak for stage in stages for peak in stage.peaks(phases)]
+    return Memory(peaks, room, min(stage.cache_limit for stage in stages), stages[0].cache_least)
+
+
+class _Stage:
+    """One stage of all models."""
+
+    def __init__(self, run: Run, grid: Grid, device: Hardware, width: int, stage: int, room: float) -> None:
+        self._run, self._grid, self._width, self._number = run, grid, width, stage
+        self._cuda, self._last = device.cuda, stage == grid.pipeline - 1
+        self._states: dict[str, ModelState] = {
+            role.name: model_state(role, grid, stage, 0, width) for role in run.roles
+        }
+        held = sum(s.weights + s.gradients + s.optimizer for s in self._states.values())
+        self.cache_least = self._cache = 0
+        self.cache_limit = math.inf
+        if run.command == "train_gi_ppo":
+            self.cache_least = self._pages(1)
+            free = CACHE_SHARE * max(room - held, 0.0) if room else math.inf
+            self.cache_limit = run.config.rollout.kv_cache_gib * 2**30 or free
+            self._cache = int(max(min(self._pages(self._slots), self.cache_limit), self.cache_least))
+
+    @property
+    def _slots(self) -> int:
+        """Responses that one replica generates at a time."""
+        rows = -(-self._run.config.rollout.batch_size // self._grid.data)
+        return min(self._run.config.rollout.slots or rows, rows)
+
+    def _pages(self, rows: int) -> int:
+        shape, grid = self._run.roles[0].shape, self._grid
+        page = 2 * (shape.layers // grid.pipeline) * (shape.kv_heads // grid.tensor) * PAGE * shape.head_dim
+        return rows * -(-self._run.lengths.longest // PAGE) * page * self._width
+
+    def peaks(self, phases: dict[str, list[Pass]]) -> list[Peak]:
+        """Of every phase, in the order of an iteration."""
+        if self._run.command != "train_gi_ppo":
+            found = []
+            if "reference_logprob" in phases:
+                found.append(self._peak("reference scoring", self._passes(phases["reference_logprob"])))
+            gone = ("reference",)  # DPO frees it once it has scored the pairs
+            return [*found, self._peak("update", self._passes(phases["update"]), gone), self._save(gone)]
+        scoring = [one for name in SCORING for one in phases.get(name, [])]
+        return [
+            self._peak("rollout", self._rollout()),
+            self._peak("scoring", self._passes(scoring)),
+            *(
+                [self._peak("critic update", self._passes(phases["update_critic"]))]
+                if "update_critic" in phases
+                else []
+            ),
+            self._peak("policy update", self._passes(phases["update_policy"])),
+            self._save(()),
+        ]
+
+    def _peak(self, phase: str, extra: dict[str, int], gone: tuple[str, ...] = ()) -> Peak:
+        kinds = dict.fromkeys(KINDS, 0)
+        for name, state in self._states.items():
+            if name not in gone:
+                kinds["weights"] += state.weights
+                kinds["gradients"] += state.gradients
+                kinds["optimizer"] += state.optimizer
+        if self._cuda:
+            kinds["kv_cache"] = self._cache  # kept between iterations there
+        for kind, value in extra.items():
+            kinds[kind] = value
+        return Peak(phase, self._number, kinds)
+
+    def _rollout(self) -> dict[str, int]:
+        policy, settings = self._run.roles[0], self._run.config.rollout
+        act = self._activations(policy)
+        prefill = settings.prefill_tokens or PREFILL[self._cuda]
+        rows = -(-self._slots // self._grid.pipeline)
+        tokens = min(max(prefill, self._run.lengths.longest_prompt), rows * self._run.lengths.longest_prompt)
+        found = act.generation(tokens, rows)
+        if not self._last:
+            found["logits"] = 0
+        hops = 2 * max(tokens, rows) * policy.shape.hidden_size * self._width if self._grid.pipeline > 1 else 0
+        return {**found, "kv_cache": self._cache, "communication": hops}
+
+    def _passes(self, passes: list[Pass]) -> dict[str, int]:
+        """The worst of these passes, and the optimizer step behind them."""
+        candidates = [self._pass(one) for one in dict.fromkeys(passes)]
+        candidates += [self._step(self._states[one.role.name]) for one in passes if one.backward]
+        return max(candidates, key=lambda found: sum(found.values()))
+
+    def _pass(self, one: Pass) -> dict[str, int]:
+        act, grid, last = self._activations(one.role), self._grid, self._last
+        tokens = max(rows * length for rows, length, _ in one.parts)
+        responses = max(rows * response for rows, _, response in one.parts)
+        logit_rows = self._run.config.parallel.logit_rows
+        head = {"activations": 0, "logits": 0}
+        if last:
+            head = act.head(responses, logit_rows, logits=one.logits, backward=one.backward)
+        hops = 2 * act.states(tokens) if grid.pipeline > 1 else 0
+        if not one.backward:
+            hidden = tokens * one.role.shape.hidden_size * self._width if last else 0
+            layer, top = act.forward_of_layer(tokens), hidden + sum(head.values())
+            if layer >= top:
+                return {"activations": layer, "communication": hops}
+            return {"activations": hidden + head["activations"], "logits": head["logits"], "communication": hops}
+        in_flight = min(grid.pipeline - self._number, len(one.parts))
+        kept = in_flight * act.kept_by_stage(tokens, last=last)
+        layer = act.backward_of_layer(tokens)
+        if sum(head.values()) > layer:
+            return {"activations": kept + head["activations"], "logits": head["logits"], "communication": hops}
+        # The head's own are gone by then, and there is the gradient of the hidden states.
+        hidden = act.states(tokens) if last else 0
+        return {"activations": kept + hidden, "temporaries": layer, "communication": hops}
+
+    def _step(self, state: ModelState) -> dict[str, int]:
+        """torch's AdamW: on CUDA for all parameters at once, on a CPU one by one."""
+        return {"temporaries": state.owned * FLOAT if self._cuda else 2 * state.largest * FLOAT}
+
+    def _save(self, gone: tuple[str, ...]) -> Peak:
+        """The distributed optimizer gathers one kind of its state after the other on the device: the whole buffer and
+        this rank's share, float32. On a CPU device the copies for the writer lie in the same memory."""
+        trained = [role for role in self._run.roles if role.trained]
+        extra = 0
+        if self._grid.distributed_optimizer and self._cuda:
+            buffers = [self._states[role.name].buffer * FLOAT for role in trained]
+            extra = max(buffers) * (self._grid.data + 1) // self._grid.data
+        elif not self._cuda:
+            extra = sum(host_copies(role, self._grid, self._number, self._width, on_cpu=True) for role in trained)
+        return self._peak("save", {"temporaries": extra}, gone)
+
+    def _activations(self, role: Role) -> Activations:
+        return Activations(role.shape, self._grid, self._width, self._cuda)
+
+
+def host_copies(role: Role, grid: Grid, stage: int, width: int, *, on_cpu: bool) -> int:
+    """Bytes of host memory that a save of one model takes on the rank that writes (data-parallel rank 0).
+
+    Under the distributed optimizer: all of the optimizer's state, gathered in float32, and for the writer a copy of it
+    and of the weights, because these are parts of larger storages. Else what is on the GPU; on a CPU device (`on_cpu`)
+    only the parts of gate and up, which are written apart.
+    """
+    parameters = stage_parameters(role, grid, stage)
+    if grid.distributed_optimizer:
+        return count(parameters) * (2 * 3 * FLOAT + width)
+    each = width + FLOAT * (3 if width == 2 else 2)
+    if not on_cpu:
+        return count(parameters) * each
+    return each * sum(one.numel for one in parameters if one.name.endswith("linear_fc1.weight"))

@@ -1,0 +1,188 @@
+"""The plan of one configuration on one layout, whether it fits, and the nearest change that does; layouts ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+from gipo_mc.config import Config, check_layout
+from gipo_mc.errors import ConfigError
+from gipo_mc.plan.cost import Cost, costs
+from gipo_mc.plan.grid import Grid
+from gipo_mc.plan.hardware import UTILISATION, Hardware
+from gipo_mc.plan.memory import Memory, host_copies, memory
+from gipo_mc.plan.parameters import Parameter, stage_parameters, whole_model
+from gipo_mc.plan.run import Run
+from gipo_mc.plan.state import checkpoint_bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs on `grid`. width: bytes of a weight. cost: None on a CPU, whose rates nobody stated."""
+
+    run: Run
+    grid: Grid
+    device: Hardware
+    width: int
+    memory: Memory
+    cost: dict[str, Cost] | None
+    checkpoint: int
+    host: int
+    problems: tuple[str, ...]
+    utilisation: float
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.fits and not self.problems
+
+    @property
+    def disk(self) -> int:
+        """Bytes of the checkpoints that are kept, and of the one that is being written."""
+        return self.checkpoint * (self.run.config.checkpoint.keep + 1)
+
+    @property
+    def seconds(self) -> float:
+        """Of an iteration, checkpoints aside."""
+        return sum(one.seconds for name, one in (self.cost or {}).items() if name not in ("save", *self._once))
+
+    @property
+    def _once(self) -> tuple[str, ...]:
+        return () if self.run.command == "train_gi_ppo" else ("reference_logprob",)
+
+    @property
+    def bubble(self) -> float:
+        """Share of an update's time in which a stage waits."""
+        updates = [one for name, one in (self.cost or {}).items() if name.startswith("update")]
+        whole = sum(one.seconds for one in updates)
+        return sum(one.bubble for one in updates) / whole if whole else 0.0
+
+    def parameters(self, role: str) -> tuple[int, list[tuple[Parameter, ...]]]:
+        """(numbers of the whole model, those of each stage on one rank)."""
+        own = self.run.role(role)
+        assert own is not None, role
+        return whole_model(own, self.grid.tensor), [
+            stage_parameters(own, self.grid, stage) for stage in range(self.grid.pipeline)
+        ]
+
+
+def grid_of(config: Config, gpus: int, device: Hardware, node: int = 8) -> Grid:
+    """The layout of a configuration on so many ranks. Raises ConfigError with every problem of it."""
+    data = check_layout(config, gpus)
+    parallel = config.parallel
+    choice = parallel.distributed_optimizer
+    sharded = choice == "on" or (choice == "auto" and device.cuda)
+    return Grid(parallel.tensor, parallel.pipeline, data, parallel.sequence and parallel.tensor > 1, sharded, node)
+
+
+def make_plan(run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisation: float = UTILISATION) -> Plan:
+    """Raises ConfigError where the layout or a model does not work on so many ranks."""
+    config = run.config
+    grid = grid_of(config, gpus, device, node)
+    for role in run.roles:
+        role.shape.check(grid.tensor, grid.pipeline, sequence_length=run.lengths.longest)
+    width = 2 if config.dtype == "bfloat16" or (config.dtype == "auto" and device.cuda) else 4
+    found = memory(run, grid, device, width)
+    saved = sum(checkpoint_bytes(role, grid, width) for role in run.roles if role.trained)
+    cost = costs(run, grid, device, width, utilisation) if device.flops else None
+    trained = [role for role in run.roles if role.trained]
+    host = sum(host_copies(role, grid, 0, width, on_cpu=not device.cuda) for role in trained)
+    return Plan(run, grid, device, width, found, cost, saved, host, _problems(run, found), utilisation)
+
+
+def _problems(run: Run, found: Memory) -> tuple[str, ...]:
+    """What would stop a start though the sums fit."""
+    problems = []
+    if found.fits and found.cache_least > found.cache_limit:
+        given = run.config.rollout.kv_cache_gib
+        limit = f"rollout.kv_cache_gib={given:g}" if given else "half of the memory that the models leave"
+        problems.append(
+            f"The KV cache cannot hold one sequence of {run.lengths.longest} tokens in {limit}: it takes "
+            f"{found.cache_least / 2**30:.2f} GiB on each rank."
+        )
+    return tuple(problems)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Other values of options of `parallel`, on `gpus` GPUs in place of `before`, and the plan with them."""
+
+    options: dict[str, Any]
+    gpus: int
+    before: int
+    plan: Plan
+
+    def describe(self) -> str:
+        words = [f"parallel.{name}={_word(value)}" for name, value in self.options.items()]
+        return " ".join([*words, *([f"on {self.gpus} GPUs"] if self.gpus != self.before else [])])
+
+
+def nearest_change(plan: Plan) -> Change | None:
+    """What makes a plan fit on the fewest GPUs, with the fewest changes: none, one or two of these, in this order:
+    sharing the sequence and the optimizer, smaller parts of a batch, more tensor and pipeline ranks. None where up to
+    16 times the GPUs do not."""
+    gpus, changes = plan.grid.world, _changes(plan.run.config)
+    for factor in (1, 2, 4, 8, 16):
+        for number in (0, 1, 2):
+            for chosen in combinations(changes, number):
+                options = dict(chosen)
+                try:
+                    other = make_plan(_with(plan.run, options), gpus * factor, plan.device, node=plan.grid.node)
+                except ConfigError:
+                    continue
+                if other.fits and len(options) == number:
+                    return Change(options, gpus * factor, gpus, other)
+    return None
+
+
+def _changes(config: Config) -> list[tuple[str, Any]]:
+    """Options of `parallel` and other values of theirs, the least change first."""
+    parallel = config.parallel
+    found: list[tuple[str, Any]] = []
+    if parallel.tensor > 1 and not parallel.sequence:
+        found.append(("sequence", True))
+    if parallel.distributed_optimizer == "off":
+        found.append(("distributed_optimizer", "on"))
+    for part in (2, 4, 8, 16):
+        if parallel.tokens_per_micro_batch >= part * 256:
+            found.append(("tokens_per_micro_batch", parallel.tokens_per_micro_batch // part))
+        if parallel.micro_batch_size >= part:
+            found.append(("micro_batch_size", parallel.micro_batch_size // part))
+    if parallel.logit_rows == 0 or parallel.logit_rows > 1024:
+        found.append(("logit_rows", 1024))
+    for factor in (2, 4, 8):
+        found += [("tensor", parallel.tensor * factor), ("pipeline", parallel.pipeline * factor)]
+    return found
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _with(run: Run, options: dict[str, Any]) -> Run:
+    """The run with other values of some options of `parallel`."""
+    parallel = run.config.parallel.model_copy(update=options)
+    return replace(run, config=run.config.model_copy(update={"parallel": parallel}))
+
+
+def search(run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisation: float = UTILISATION) -> list[Plan]:
+    """Every layout of the ranks that works, those that fit first and then by time: tensor (within a node), pipeline,
+    data, with and without sequence parallelism."""
+    plans = []
+    for tensor, pipeline, sequence in _layouts(gpus, node):
+        other = _with(run, {"tensor": tensor, "pipeline": pipeline, "sequence": sequence})
+        try:
+            plans.append(make_plan(other, gpus, device, node=node, utilisation=utilisation))
+        except ConfigError:
+            continue
+    return sorted(plans, key=lambda plan: (not plan.fits, plan.seconds if plan.fits else plan.memory.worst.total))
+
+
+def _layouts(gpus: int, node: int) -> Iterator[tuple[int, int, bool]]:
+    for tensor in range(1, min(gpus, node) + 1):
+        for pipeline in range(1, gpus // tensor + 1):
+            if gpus % (tensor * pipeline) == 0:
+                yield tensor, pipeline, False
+                if tensor > 1:
+                    yield tensor, pipeline, True

@@ -1,0 +1,196 @@
+"""A plan as text for a terminal, and as JSON."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from gipo_mc.plan import hardware as rates
+from gipo_mc.plan.cost import Cost
+from gipo_mc.plan.memory import KINDS
+from gipo_mc.plan.plan import Change, Plan
+
+_GIB = 2**30
+_WIDTH = 112
+#: What the plan takes for granted of the code.
+TODAY = (
+    "As the code is: no recomputation of activations, nothing offloaded, no TransformerEngine, no overlap of "
+    "collectives with arithmetic."
+)
+
+
+def as_text(plan: Plan, change: Change | None) -> str:
+    """Everything that a plan says; `change`: the nearest one that fits, of a plan that does not."""
+    parts = [_head(plan), _parameters(plan), _memory(plan), _verdict(plan, change), _disk(plan)]
+    if plan.cost is not None:
+        parts.append(_cost(plan, plan.cost))
+    return "\n\n".join(_wrapped(part) for part in parts)
+
+
+def _wrapped(text: str) -> str:
+    """Sentences at a width that a terminal has; the lines of tables are shorter."""
+    return "\n".join(textwrap.fill(line, _WIDTH) if len(line) > _WIDTH else line for line in text.split("\n"))
+
+
+def as_json(plan: Plan, change: Change | None = None) -> dict[str, Any]:
+    """The same numbers: bytes, seconds, operations."""
+    run, grid = plan.run, plan.grid
+    return {
+        "command": run.command,
+        "device": plan.device.name,
+        "layout": {name: getattr(grid, name) for name in ("tensor", "pipeline", "data", "sequence")}
+        | {"distributed_optimizer": grid.distributed_optimizer},
+        "parameters": {
+            role.name: {
+                "model": plan.parameters(role.name)[0],
+                "by_stage": [sum(one.numel for one in stage) for stage in plan.parameters(role.name)[1]],
+            }
+            for role in run.roles
+        },
+        "memory": {
+            "capacity": plan.memory.capacity,
+            "peaks": [
+                {"phase": peak.phase, "stage": peak.stage, "total": peak.total, **peak.kinds}
+                for peak in plan.memory.peaks
+            ],
+        },
+        "fits": plan.fits,
+        "problems": list(plan.problems),
+        "nearest_change": change.describe() if change else None,
+        "checkpoint_bytes": plan.checkpoint,
+        "disk_bytes": plan.disk,
+        "host_bytes_of_a_save": plan.host,
+        "phases": {name: _cost_json(cost) for name, cost in (plan.cost or {}).items()},
+        "seconds_of_an_iteration": plan.seconds if plan.cost else None,
+        "bubble": plan.bubble if plan.cost else None,
+    }
+
+
+def search_text(plans: list[Plan], most: int) -> str:
+    """The best layouts, a line each."""
+    lines = [f"{'layout':<56}{'peak GiB':>9}{'fits':>6}{'s':>9}{'bubble':>8}"]
+    for plan in plans[:most]:
+        peak, fits = plan.memory.worst.total / _GIB, "yes" if plan.fits else "no"
+        lines.append(f"{plan.grid.describe():<56}{peak:>9.1f}{fits:>6}{plan.seconds:>9.3g}{plan.bubble:>8.0%}")
+    if len(plans) > most:
+        lines.append(f"and {len(plans) - most} more")
+    return "\n".join(lines)
+
+
+def _head(plan: Plan) -> str:
+    run, lengths = plan.run, plan.run.lengths
+    tokens = f"{lengths.prompt} + {lengths.response} tokens" if lengths.prompt else f"{lengths.response} tokens"
+    longest = f", {lengths.longest} at most" if lengths.longest != lengths.usual else ""
+    return (
+        f"{run.command} on {plan.grid.world} x {plan.device.name}: {plan.grid.describe()}, "
+        f"{'bfloat16' if plan.width == 2 else 'float32'}, optimizer "
+        f"{'sharded over data-parallel ranks' if plan.grid.distributed_optimizer else 'whole on each rank'}\n"
+        f"sequences of {tokens}{longest}\n{TODAY}"
+    )
+
+
+def _parameters(plan: Plan) -> str:
+    lines = [f"{'parameters':<14}{'model':>16}  on a rank, by stage"]
+    for role in plan.run.roles:
+        whole, stages = plan.parameters(role.name)
+        by_stage = ", ".join(f"{sum(one.numel for one in stage):,}" for stage in _ends(stages))
+        frozen = "" if role.trained else "  (frozen)"
+        lines.append(f"{role.name:<14}{whole:>16,}  {by_stage}{frozen}")
+    return "\n".join(lines)
+
+
+def _ends(stages: list[Any]) -> list[Any]:
+    """Stages between the first and the last are alike."""
+    return stages if len(stages) < 4 else [*stages[:2], stages[-1]]
+
+
+def _memory(plan: Plan) -> str:
+    kinds = [kind for kind in KINDS if any(peak.kinds[kind] for peak in plan.memory.peaks)]
+    heads = "".join(f"  {kind.replace('_', ' ')}" for kind in kinds)
+    lines = [f"{'GiB at the peak':<18}{'stage':>6}{heads}{'total':>9}"]
+    for phase in plan.memory.phases:
+        peak = plan.memory.of(phase)
+        numbers = "".join(f"{peak.kinds[kind] / _GIB:>{len(kind) + 2}.2f}" for kind in kinds)
+        lines.append(f"{phase:<18}{peak.stage:>6}{numbers}{peak.total / _GIB:>9.2f}")
+    return "\n".join(lines)
+
+
+def _verdict(plan: Plan, change: Change | None) -> str:
+    worst = plan.memory.worst
+    if not plan.memory.capacity:
+        return f"The most that lies together is {_size(worst.total)}, in the {worst.phase}."
+    room = (
+        f"{_size(plan.memory.capacity)} of a GPU's {_size(plan.device.memory)} ({rates.RESERVED / _GIB:.0f} GiB for "
+        f"CUDA and NCCL and {rates.FRAGMENTED:.0%} for fragmentation are set aside)"
+    )
+    if plan.fits:
+        return f"It fits: {_size(worst.total)} at most, in the {worst.phase}, and there are {room}."
+    said = list(plan.problems)
+    if not plan.memory.fits:
+        said.append(f"It does not fit: {_size(worst.total)} in the {worst.phase}, and there are {room}.")
+    if change:
+        said.append(
+            f"The nearest change that fits: {change.describe()}, {_size(change.plan.memory.worst.total)} at most."
+        )
+    else:
+        said.append(
+            "No two changes of parallel sizes and of parts of a batch, on up to 16 times the GPUs, make it fit."
+        )
+    return "\n".join(said)
+
+
+def _disk(plan: Plan) -> str:
+    keep = plan.run.config.checkpoint.keep
+    return (
+        f"checkpoint {_size(plan.checkpoint)}; disk for checkpoint.keep={keep} and the one being written "
+        f"{_size(plan.disk)}; host memory of a save, each rank, up to {_size(plan.host)}"
+    )
+
+
+def _cost(plan: Plan, cost: dict[str, Cost]) -> str:
+    lines = [f"{'one iteration':<20}{'s':>9}{'PFLOP':>10}{'bubble s':>10}{'links s':>9}  GB a rank sends"]
+    for name, one in cost.items():
+        sent = ", ".join(_sent(plan, group, value) for group, value in one.sent.items() if value)
+        numbers = f"{one.seconds:>9.3g}{one.flops / 1e15:>10.3g}{one.bubble:>10.3g}{one.exchange:>9.3g}"
+        lines.append(f"{name:<20}{numbers}  {sent}".rstrip())
+    total = f"{plan.seconds:.3g} s, checkpoints aside"
+    if rates_said := _throughput(plan):
+        total += f": {rates_said}"
+    return "\n".join([*lines, f"an iteration takes {total}", *_assumed(plan)])
+
+
+def _sent(plan: Plan, group: str, value: float) -> str:
+    return f"{group} {value / 1e9:,.1f} ({'network' if plan.grid.crosses_nodes(group) else 'NVLink'})"
+
+
+def _throughput(plan: Plan) -> str:
+    lengths, run = plan.run.lengths, plan.run
+    if run.command != "train_gi_ppo" or not plan.seconds:
+        return ""
+    rows = run.config.rollout.batch_size
+    rate = rows * lengths.usual / plan.seconds / plan.grid.world
+    return f"{rate:,.0f} tokens/s/GPU, prompts counted; bubble {plan.bubble:.0%} of the updates"
+
+
+def _assumed(plan: Plan) -> Iterator[str]:
+    yield (
+        f"assumed: {plan.utilisation:.0%} of {plan.device.flops / 1e12:,.0f} bf16 TFLOP/s, {rates.MEMORY_SHARE:.0%} of "
+        f"{plan.device.bandwidth / 1e12:.2f} TB/s, {rates.LINK_SHARE:.0%} of NVLink's {plan.device.nvlink / 1e9:.0f} "
+        f"and the network's {plan.device.network / 1e9:.0f} GB/s, {rates.LAUNCH * 1e6:.0f} us a kernel started by the "
+        f"host, {rates.DISK / 1e9:.0f} GB/s of each writing rank; docs/planning.md has the sources"
+    )
+
+
+def _cost_json(cost: Cost) -> dict[str, Any]:
+    return {
+        "seconds": cost.seconds, "flops": cost.flops, "compute_seconds": cost.compute,
+        "bubble_seconds": cost.bubble, "exchange_seconds": cost.exchange, "sent_bytes": cost.sent,
+    }  # fmt: skip
+
+
+def _size(number: float) -> str:
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number / 2**10:.1f} KiB"

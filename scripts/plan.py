@@ -1,0 +1,85 @@
+"""What a run will need, before anything starts: memory by rank and phase, disk, communication, time.
+
+    python scripts/plan.py --config configs/llama2_7b_gi_ppo.yaml --gpus 8 --gpu h100
+    python scripts/plan.py --config configs/llama2_7b_gi_ppo.yaml --gpus 16 --search
+
+By arithmetic from the configuration and the models' sizes; no weights are read, and torch is not imported. A model is a
+folder, a run, a published name, or what --shape says. Exit code 0: it fits; 2: it does not, or the configuration is
+wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from gipo_mc.config import load_config
+from gipo_mc.errors import ConfigError, GipoError
+from gipo_mc.run.arguments import Parser, name, number, say_error
+
+#: Of layouts that --search shows.
+SHOWN = 12
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--config", type=name, metavar="FILE", required=True, help="YAML file of the run")
+    parser.add_argument("--gpus", type=number(1, 2**20), default=8, help="ranks, one on each GPU [8]")
+    parser.add_argument("--gpu", default="h100", help="a100, h100, h200, b200, or cpu (no times) [h100]")
+    parser.add_argument("--gpus-per-node", type=number(1, 1024), default=8, help="GPUs of one machine [8]")
+    parser.add_argument(
+        "--command", default="", help="train_gi_ppo, train_sft, train_reward or train_dpo [by the data]"
+    )
+    parser.add_argument("--shape", default="", help="config.json, folder or published name of all models [their own]")
+    parser.add_argument("--prompt", type=number(1, 2**20), default=0, help="usual prompt tokens, for times [the most]")
+    parser.add_argument("--response", type=number(1, 2**20), default=0, help="usual response tokens [the most]")
+    parser.add_argument("--utilisation", type=_share, help="share of the bf16 peak that is reached [0.4]")
+    parser.add_argument("--search", action="store_true", help="rank the layouts of these ranks by time")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override an option")
+    options = parser.parse_intermixed_args(argv)
+    try:
+        return _plan(options)
+    except GipoError as error:
+        return say_error(error)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from gipo_mc.plan.hardware import UTILISATION, hardware
+    from gipo_mc.plan.plan import make_plan, nearest_change, search
+    from gipo_mc.plan.run import COMMANDS, read_run
+    from gipo_mc.plan.show import as_json, as_text, search_text
+
+    if options.command and options.command not in COMMANDS:
+        raise ConfigError(f"--command {options.command} is no trainer: write one of {', '.join(COMMANDS)}.")
+    device, config = hardware(options.gpu), load_config(options.config, options.overrides)
+    run = read_run(
+        config, options.command, config_file=options.config, shape=options.shape, prompt=options.prompt,
+        response=options.response,
+    )  # fmt: skip
+    share = {"node": options.gpus_per_node, "utilisation": options.utilisation or UTILISATION}
+    if options.search:
+        plans = search(run, options.gpus, device, **share)
+        if not plans:
+            raise ConfigError(f"No layout of {options.gpus} ranks divides the models' heads, layers and batches.")
+        print(json.dumps([as_json(plan) for plan in plans], indent=2) if options.json else search_text(plans, SHOWN))
+        return 0 if plans[0].fits else ConfigError.exit_code
+    plan = make_plan(run, options.gpus, device, **share)
+    change = None if plan.fits else nearest_change(plan)
+    print(json.dumps(as_json(plan, change), indent=2) if options.json else as_text(plan, change))
+    return 0 if plan.fits else ConfigError.exit_code
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no share above 0 and up to 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

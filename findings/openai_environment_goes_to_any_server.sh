@@ -3,7 +3,7 @@
 #
 # Expected: OpenAI(api_key=..., base_url=...) sends this key to this server, and what the environment holds for OpenAI
 #   goes to OpenAI.
-#   Guess before it was tried: an explicit api_key goes before OPENAI_CUSTOM_HEADERS.
+#   Assumed, and written down after the first look: an explicit api_key goes before OPENAI_CUSTOM_HEADERS.
 # Seen: OPENAI_ORG_ID, OPENAI_PROJECT_ID and all of OPENAI_CUSTOM_HEADERS go to whatever base_url names, here a server on
 #   loopback; an Authorization in OPENAI_CUSTOM_HEADERS replaces the explicit api_key. Nothing says so.
 # Why it matters: a judge on somebody else's server is sent the token of a gateway that the shell is set up for, and

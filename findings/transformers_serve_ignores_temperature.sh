@@ -3,7 +3,7 @@
 #
 # Expected: `temperature` is what the protocol says: 0 is greedy, above it the answers are drawn; a text too long for the
 #   model is refused; `n: 2` gives two choices or an error.
-#   Guess before it was tried: temperature is honoured, and the text too long is refused with 400.
+#   Assumed, and written down after the first look: temperature is honoured, and the text too long is refused with 400.
 # Seen: the server sets generation_config.temperature and never do_sample=True. Unless the model's own
 #   generation_config.json has do_sample, every answer is greedy, at temperature 3 as at 0, for every seed. A prompt of more
 #   tokens than the model has positions is answered all the same; `n: 2` gives one choice. Nothing says so.

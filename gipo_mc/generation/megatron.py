@@ -4,8 +4,8 @@
             -> one rank draws -> everyone is told -> Rows
 
 Time goes in ticks. In a tick each stage runs one job, a prefill or one decoding step of a group of slots; what a stage
-made goes to the next one, the job that left the last stage gets its tokens, and the next tick begins. There are as many
-groups as stages, so a group's tokens are known when the first stage comes back to it, and no stage waits for another.
+made goes to the next one, the job that left the last stage gets its tokens, and the next tick begins. With as many
+groups as stages, a group's tokens are known when the first stage comes back to it, and no stage waits for another.
 
 The uniforms that turn logits into tokens belong to the prompt, not to the place in the batch, so a response depends on
 neighbours, slots, order, data-parallel size and layout only through the rounding of matrix products: tokens differ when
@@ -49,6 +49,9 @@ class MegatronEngine:
         self._on_device = self.layout.device.type == "cuda"
         #: Positions between two looks at who has ended: on a GPU each look waits for it.
         self.look_every = 8 if self._on_device else 1
+        #: Groups of slots on a pipeline: one for each stage, so that none waits for another. Ranks that share the cores
+        #: of a CPU wait anyway, and are faster with fewer and larger messages.
+        self.groups = self.layout.pipeline if self._on_device else 1
         self._kept: dict[object, StageWork] = {}
         self._kept_cache: KVCache | None = None
 
@@ -86,14 +89,14 @@ class MegatronEngine:
             slots=slots,
             pages=work.cache.pages,
             prefill_tokens=self.limits.tokens_of_a_prefill(self.layout),
-            groups=self.layout.pipeline,
+            groups=self.groups,
         )
         counts = Ticks(work, schedule, self.look_every, on_step).run()
         return work.rows.generated(counts)
 
     def _slots(self, rows: int) -> int:
-        """Each stage of a pipeline wants a group to work on."""
-        return max(min(self.limits.slots or rows, rows), min(self.layout.pipeline, rows))
+        """No group is without a slot."""
+        return max(min(self.limits.slots or rows, rows), min(self.groups, rows))
 
     def _work(self, prompts: Sequence[Sequence[int]], sampling: Sampling, slots: int) -> StageWork:
         """Rows, cache and forward pass of this batch, new or kept."""

@@ -2,8 +2,8 @@
 
 A row waits until a slot and the pages of its longest possible sequence are free; then its prompt is run whole (prefill)
 and the row decodes one token in every pass of its group until it ends, and the next row takes its slot. Rows with the
-same prompt are admitted side by side and share its prefill and the full pages of it. On a pipeline there are as many
-groups of slots as stages, so that each stage always has a group to work on.
+same prompt are admitted side by side and share its prefill and the full pages of it. On a pipeline there can be as
+many groups of slots as stages, so that each stage always has a group to work on.
 
 Everything here is integers on the host, a function of what it was told: every rank of a replica holds one and comes to
 the same plan.
@@ -83,6 +83,11 @@ class Schedule:
         self._running: list[dict[int, int]] = [{} for _ in range(groups)]  # row -> slot
         self._held: dict[int, list[int]] = {}  # row -> pages
         self._drawn = [0] * len(prompts)
+
+    @property
+    def groups(self) -> int:
+        """Into how many the slots are divided."""
+        return len(self._running)
 
     @property
     def is_over(self) -> bool:

@@ -39,7 +39,8 @@ class Ticks:
         received: Tensor | None = None
         tick = 0
         while not schedule.is_over:
-            job = schedule.next_job(tick % layout.pipeline)
+            group = tick % layout.pipeline
+            job = schedule.next_job(group) if group < schedule.groups else None
             if job is not None:
                 work.admit(job)
                 self._count(job)
@@ -126,8 +127,8 @@ class Ticks:
         work, counts = self._work, self._counts
         each = page_bytes(work.model.shape, work.layout, work.model.config.params_dtype)
         found = (
-            counts["decode_passes"] / work.layout.pipeline,
-            counts["prefill_passes"] / work.layout.pipeline,
+            counts["decode_passes"] / self._schedule.groups,
+            counts["prefill_passes"] / self._schedule.groups,
             float(counts["prefill_tokens"]),
             float(counts["decode_tokens"]),
             self._schedule.pages.most_held * each / 2**30,

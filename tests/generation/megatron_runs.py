@@ -57,11 +57,13 @@ def on_ranks(folder: Path, layout: dict[str, Any], job: Job) -> list[Any]:
 
 def generate(
     model: Any, tokens: Sequence[Sequence[int]], uniforms_BT: Any = None, on_step: Any = None, *, look_every: int = 1,
-    limits: Limits | None = None, **sampling: Any,
+    grouped: bool = False, limits: Limits | None = None, **sampling: Any,
 ) -> Generated:  # fmt: skip
     longest = max(map(len, tokens), default=0) + sampling["max_new_tokens"]
     engine = MegatronEngine(model, limits, longest)
     engine.look_every = look_every
+    if grouped:
+        engine.groups = engine.layout.pipeline  # as on a GPU
     return engine.generate(tokens, Sampling(**sampling), uniforms_BT, on_step)
 
 

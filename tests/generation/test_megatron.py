@@ -234,8 +234,12 @@ def test_positions_are_those_of_the_longest_response(
 ) -> None:
     """No row is fed its own prompt token by token, and prompts are not padded. On a pipeline each group of slots
     decodes for itself, at the same time."""
-    for name in ("1", "PP2", "TP2xPP2"):
-        found = on_ranks(folder, LAYOUTS[name], lambda model, layout: rollout(model, layout, prompts, eos_id))
+    for name, grouped in (("1", False), ("PP2", True), ("TP2xPP2", False), ("TP2xPP2", True)):
+        found = on_ranks(
+            folder,
+            LAYOUTS[name],
+            lambda model, layout, grouped=grouped: rollout(model, layout, prompts, eos_id, grouped=grouped),
+        )
         for result in found:
             longest = int(single["plain"].sequences.response_length_B.max())
             assert result.counts["positions"] <= longest - 1
@@ -250,6 +254,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "little memory": {"limits": Limits(kv_cache_gib=48 / 2**20)},
     "looks every five positions": {"look_every": 5},
     "looks every five positions, few slots": {"look_every": 5, "limits": Limits(slots=2, prefill_tokens=9)},
+    "a group for each stage": {"grouped": True},
+    "groups of one slot": {"grouped": True, "limits": Limits(slots=2, prefill_tokens=9)},
+    "groups, little memory, looks every five positions": {
+        "grouped": True,
+        "look_every": 5,
+        "limits": Limits(kv_cache_gib=48 / 2**20),
+    },
 }
 
 

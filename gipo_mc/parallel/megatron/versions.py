@@ -87,6 +87,18 @@ GPT_NOTICE = Difference(
     "GPTModel IS DEPRECATED",
     "Said for each model. Its successor, HybridModel, needs TransformerEngine, and is not there before 0.18.",
 )
+TOOLKIT_NOTICE = Difference(
+    "0.19",
+    "megatron.core.tensor_parallel.random",
+    "from torch.utils.cpp_extension import",
+    "torch says there that a CUDA toolkit has no GPU: gipo_mc/__init__.py keeps that from the console.",
+)
+MIMO_NOTICE = Difference(
+    "0.19",
+    "megatron.core.optimizer",
+    "models.mimo.model.base import MimoModel",
+    "Each optimizer imports a multimodal model, which warns: gipo_mc/__init__.py keeps that from the console.",
+)
 
 DIFFERENCES = {
     "WRITER": WRITER,
@@ -95,6 +107,8 @@ DIFFERENCES = {
     "CURRENT_STREAM": CURRENT_STREAM,
     "SAVE_NOTICE": SAVE_NOTICE,
     "GPT_NOTICE": GPT_NOTICE,
+    "TOOLKIT_NOTICE": TOOLKIT_NOTICE,
+    "MIMO_NOTICE": MIMO_NOTICE,
 }
 
 

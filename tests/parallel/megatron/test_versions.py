@@ -56,7 +56,7 @@ def test_a_dropped_version_is_noticed() -> None:
     assert left == {
         ">=0.17,<0.20": ["WRITER", "SAVE_NOTICE"],
         ">=0.18,<0.20": ["WRITER", "MLP_BUILDER", "TRITON", "SAVE_NOTICE"],
-        ">=0.16.1,<0.19": ["CURRENT_STREAM", "GPT_NOTICE"],
+        ">=0.16.1,<0.19": ["CURRENT_STREAM", "GPT_NOTICE", "TOOLKIT_NOTICE", "MIMO_NOTICE"],
         ">=0.16.1,<0.17": list(DIFFERENCES),
     }
 

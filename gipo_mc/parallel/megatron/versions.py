@@ -87,6 +87,12 @@ GPT_NOTICE = Difference(
     "GPTModel IS DEPRECATED",
     "Said for each model. Its successor, HybridModel, needs TransformerEngine, and is not there before 0.18.",
 )
+LAYOUT_NOTICE = Difference(
+    "0.18",
+    "megatron.core.distributed.distributed_data_parallel",
+    "full_param_layout not provided",
+    "Said for each model with the distributed optimizer, whose layout of parameters it works out itself, as before.",
+)
 TOOLKIT_NOTICE = Difference(
     "0.19",
     "megatron.core.tensor_parallel.random",
@@ -107,6 +113,7 @@ DIFFERENCES = {
     "CURRENT_STREAM": CURRENT_STREAM,
     "SAVE_NOTICE": SAVE_NOTICE,
     "GPT_NOTICE": GPT_NOTICE,
+    "LAYOUT_NOTICE": LAYOUT_NOTICE,
     "TOOLKIT_NOTICE": TOOLKIT_NOTICE,
     "MIMO_NOTICE": MIMO_NOTICE,
 }
@@ -136,7 +143,7 @@ def mlp(submodules: MLPSubmodules) -> Callable[..., MLP] | ModuleSpec:
 
 def keep_notices_to_developers() -> None:
     """Keep what Megatron logs about its own plans from the user's console; other records pass. Idempotent."""
-    for notice in (SAVE_NOTICE, GPT_NOTICE):
+    for notice in (SAVE_NOTICE, GPT_NOTICE, LAYOUT_NOTICE):
         logger = logging.getLogger(notice.module)
         if notice.here and not any(isinstance(known, _Without) for known in logger.filters):
             logger.addFilter(_Without(notice.line))

@@ -16,10 +16,11 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from gipo_mc.config import ParallelConfig
+from gipo_mc.config import OptimizerConfig, ParallelConfig
 from gipo_mc.models.build import build_model
 from gipo_mc.models.families import read_shape
 from gipo_mc.parallel import runtime, sharded_files
+from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.megatron import versions
 from gipo_mc.parallel.megatron.versions import DIFFERENCES, INSTALLED, SUPPORTED, Difference, minor
 from tests.models import tiny
@@ -55,7 +56,7 @@ def test_a_dropped_version_is_noticed() -> None:
             for supported in (">=0.17,<0.20", ">=0.18,<0.20", ">=0.16.1,<0.19", ">=0.16.1,<0.17")}  # fmt: skip
     assert left == {
         ">=0.17,<0.20": ["WRITER", "SAVE_NOTICE"],
-        ">=0.18,<0.20": ["WRITER", "MLP_BUILDER", "TRITON", "SAVE_NOTICE"],
+        ">=0.18,<0.20": ["WRITER", "MLP_BUILDER", "TRITON", "SAVE_NOTICE", "LAYOUT_NOTICE"],
         ">=0.16.1,<0.19": ["CURRENT_STREAM", "GPT_NOTICE", "TOOLKIT_NOTICE", "MIMO_NOTICE"],
         ">=0.16.1,<0.17": list(DIFFERENCES),
     }
@@ -117,10 +118,11 @@ def _said(rank: int, folder: Path) -> list[str]:
     folder.mkdir()
     sharded_files.write(model.sharded_state_dict(prefix="m."), folder)
     sharded_files.read(model.sharded_state_dict(prefix="m."), folder)
-    for notice in (versions.SAVE_NOTICE, versions.GPT_NOTICE):
+    Engine(model, layout, OptimizerConfig(), distributed_optimizer=True)
+    for notice in (versions.SAVE_NOTICE, versions.GPT_NOTICE, versions.LAYOUT_NOTICE):
         logging.getLogger(notice.module).warning("something else")
     return said
 
 
 def test_megatrons_notices_to_developers_are_not_the_users(tmp_path: Path) -> None:
-    assert run_ranks(_said, 1, tmp_path / "shards") == [["something else"] * 2]
+    assert run_ranks(_said, 1, tmp_path / "shards") == [["something else"] * 3]

@@ -6,12 +6,14 @@
 #   TORCH_INDEX=auto    where torch comes from: auto takes the much smaller CPU build on Linux without an NVIDIA
 #                       driver; a URL of wheels (https://download.pytorch.org/whl/cuXXX); empty: pip's own index
 #   ARGS=...            more arguments for `make test`, `demo`, `digests` and `bench`, for example ARGS="-k gae -x"
+#   BASE=...            the Python that a new environment is made with: the newest of 3.12 and 3.11 that is on the PATH
 #   VLLM_VENV=...       where `make test-vllm` makes its environment, of about 4 GB: vLLM does not fit the pinned set
 
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 CONSTRAINTS ?= constraints.txt
 TORCH_INDEX ?= auto
+BASE ?=
 ARGS ?=
 N ?= 200
 SEED ?=
@@ -25,7 +27,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-find_python = for p in python3.12 python3.11 python3 python; do \
+find_python = for p in $(BASE) python3.12 python3.11 python3 python; do \
 	if command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; \
 	then command -v $$p; exit 0; fi; done
 
@@ -49,7 +51,7 @@ BUILD_INPUTS := pyproject.toml $(wildcard constraints.txt setup.py CMakeLists.tx
 # The commands of the environment (clang-format, mypy, ruff) come before others of the same name.
 run := PATH="$$(cd "$$(dirname "$(PYTHON)")" && pwd):$$PATH"
 
-.PHONY: help venv demo test test-vllm test-browser digests soak bench lint format doctor clean
+.PHONY: help venv demo test test-matrix test-vllm test-browser digests soak bench lint format doctor clean
 
 help: ## what there is
 	@echo "gipo_mc: Group-Invariant PPO on Megatron-core"
@@ -65,6 +67,9 @@ demo: $(STAMP) ## SFT, reward model, PPO and GI-PPO on the built-in task, ending
 
 test: $(STAMP) ## the tests (about 11 minutes on two cores)
 	@$(PYTHON) -m pytest $(WORKERS) $(ARGS)
+
+test-matrix: ## the tests on each Python of 3.11 and 3.12 that is here, with its versions; says what it leaves out
+	@.ci/matrix $(ARGS)
 
 test-vllm: $(VLLM_VENV)/installed.stamp ## the tests of vLLM as rollout engine, with its CPU build (5 minutes)
 	@$(VLLM_VENV)/bin/python -m pytest -n 0 tests/generation/vllm $(ARGS)
@@ -102,7 +107,7 @@ doctor: $(STAMP) ## what this machine has and what will be used
 	@$(PYTHON) scripts/doctor.py $(ARGS)
 
 clean: ## remove what was built, and the environment; runs/ stays
-	rm -rf build dist *.egg-info gipo_mc/_C*.so $(VLLM_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info gipo_mc/_C*.so $(VLLM_VENV) .venv-3.11 .venv-3.12 .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find gipo_mc scripts tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 	$(if $(strip $(VENV)),rm -rf "$(VENV)")
 

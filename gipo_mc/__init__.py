@@ -1,5 +1,6 @@
 """gipo_mc: Group-Invariant PPO for Llama, Mistral and Qwen models on Megatron-core (Zheng et al., arXiv 2310.11971)."""
 
+import logging
 import warnings
 
 __version__ = "0.1.0"
@@ -12,5 +13,11 @@ for _message in (
     "Please use DTensor instead",  # torch, of the sharded tensors in Megatron's checkpoints
     "`load_state_dict` is deprecated",  # torch, of a call in Megatron's checkpoints
     "full scope is deprecated",  # Megatron's own default of an option (CUDA graphs) that is not used here
+    "MimoModelConfig is experimental",  # a class that Megatron (>= 0.19) imports for each optimizer
 ):
     warnings.filterwarnings("ignore", message=_message)
+
+# torch, where there is a CUDA toolkit and no GPU, of a module for building extensions that Megatron (>= 0.19) imports.
+logging.getLogger("torch.utils.cpp_extension").addFilter(
+    lambda record: "No CUDA runtime is found" not in str(record.msg)
+)

@@ -232,6 +232,7 @@ def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None
     """`load_state_dict`, and two of Megatron's gaps around the step count of torch's Adam."""
     part = getattr(optimizer, "chained_optimizers", [optimizer])[0]
     inner = getattr(part, "optimizer", None)
+    _keep_rates(optimizer, state.get("optimizer", state))
     if not (isinstance(part, DistributedOptimizer) and isinstance(inner, (torch.optim.Adam, torch.optim.AdamW))):
         if moments := state.get("optimizer", state).get("state"):
             # A step count of 0 is left out of checkpoints.
@@ -246,6 +247,17 @@ def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None
     part.load_parameter_state_from_fully_reshardable(moments)
     for own, count in zip(inner.state.values(), counts, strict=True):
         own["step"] = torch.tensor(count, dtype=torch.float32)
+
+
+def _keep_rates(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
+    """Give loaded groups of parameters the limits of the learning rate that the configuration has now.
+
+    Megatron's schedule takes them from the groups, before its own. So up to 0.18 a run went on with the limits of its
+    checkpoint, and since 0.19, where groups are found by them, a checkpoint with others is refused.
+    """
+    for own in optimizer.param_groups[:1]:  # all groups have the same; a rank without parameters has none
+        for group in loaded.get("param_groups", []):
+            group.update({name: own[name] for name in ("max_lr", "min_lr")})
 
 
 def _scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig, total_steps: int) -> OptimizerParamScheduler:

@@ -12,8 +12,9 @@ from megatron.core import parallel_state, tensor_parallel
 
 from gipo_mc.config import ParallelConfig
 from gipo_mc.errors import ConfigError, PeerError
-from gipo_mc.parallel import cpu_adapter, limits
+from gipo_mc.parallel import limits
 from gipo_mc.parallel.layout import Layout
+from gipo_mc.parallel.megatron import cpu_adapter, versions
 from gipo_mc.parallel.news import first_error
 
 # Megatron wants a seed for its own random tracker. Nothing draws from it (dropout is 0, weights come from named
@@ -50,6 +51,7 @@ def initialize(parallel: ParallelConfig, device: Literal["auto", "cpu", "cuda"] 
     checked before (`gipo_mc.config.check_layout`).
     """
     kind = resolve_device(device)
+    versions.keep_notices_to_developers()
     timeout = timedelta(minutes=parallel.timeout_minutes)
     limits.set_limit(timeout.total_seconds())
     if kind == "cuda":

@@ -2,6 +2,9 @@
 
 Reading builds tensors and plain values and runs nothing that a file says: the index is read by `shard_index`, the rest
 by torch.load(weights_only=True). Megatron and torch would unpickle the index, and what the index calls objects.
+
+The files are the same under every version of Megatron-core. (Its own saves put the common state among the objects since
+0.19, which no earlier version reads.)
 """
 
 from __future__ import annotations
@@ -15,19 +18,21 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, CheckpointingException, save_config
-from megatron.core.dist_checkpointing.dict_utils import extract_matching_values, nested_values
+from megatron.core.dist_checkpointing.dict_utils import extract_matching_values, merge, nested_values
 from megatron.core.dist_checkpointing.mapping import (
     ShardedObject,
     ShardedTensor,
     ShardedTensorFactory,
+    apply_factory_merges,
     is_main_replica,
 )
-from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess, save_preprocess
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies import torch as torch_dist
-from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME, TorchCommonLoadStrategy
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
+from megatron.core.dist_checkpointing.utils import extract_sharded_base, force_all_tensors_to_non_fp8
+from megatron.core.dist_checkpointing.validation import determine_global_metadata, validate_sharding_integrity
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
@@ -35,6 +40,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from gipo_mc.errors import CheckpointError, StorageError
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.disk import write_synced
+from gipo_mc.parallel.megatron.versions import save_with
 from gipo_mc.parallel.shard_index import read_index
 
 _FORMAT = ("torch_dist", 1)
@@ -59,7 +65,7 @@ def write(sharded: dict[str, Any], folder: Path) -> None:
     """Save sharded state in an existing, empty folder; every rank calls it. Raises WriteFailed."""
     # Megatron would start a manager process a rank to hand results over, which would import everything anew.
     filesystem_async._results_queue = queue.Queue()
-    torch_dist.FileSystemWriterAsync = _Writer  # type: ignore[misc]
+    save_with(_Writer)
     # Megatron's `save`, with an agreement of the ranks wherever rank 0 writes alone: the others would wait for it.
     sharded, common = save_preprocess(sharded)
     on_main_or_fail(lambda: _write_common(common, folder))
@@ -136,6 +142,9 @@ class _Writer(filesystem_async.FileSystemWriterAsync):
         failed = [result for result in found.values() if isinstance(result, Exception)]
         global_results_queue.put(failed[0] if failed else found)
 
+    #: Its name since Megatron-core 0.17.
+    write_preloaded_data_multithread = write_preloaded_data_multiproc
+
     def finish(self, metadata: Metadata, results: Any) -> None:
         """Write the index. Rank 0 does, and the others wait for it, so that a failure is kept for later."""
         try:
@@ -154,8 +163,15 @@ def read(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
     _, sharded = extract_matching_values(
         sharded, lambda value: isinstance(value, ShardedObject) and value.key.endswith("._extra_state")
     )
-    loaded: dict[str, Any] = dist_checkpointing.load(sharded, str(folder), _LoadShards(), _LoadCommon())
-    return loaded
+    # Megatron's `load`, whose ways to read anything but the shards differ from version to version.
+    force_all_tensors_to_non_fp8(sharded)
+    sharded, own, factories = load_preprocess(sharded)
+    loaded = _load_common(folder)
+    merge(loaded, own)
+    shards, _ = extract_sharded_base(sharded)
+    validate_sharding_integrity(determine_global_metadata(shards)[1])
+    merge(loaded, _load_shards(shards, folder))
+    return apply_factory_merges(loaded, factories)  # type: ignore[no-any-return]
 
 
 def dtypes(folder: Path) -> dict[str, torch.dtype]:
@@ -163,34 +179,31 @@ def dtypes(folder: Path) -> dict[str, torch.dtype]:
     return {name: entry.properties.dtype for name, entry in read_index(folder).state_dict_metadata.items()}  # type: ignore[union-attr]
 
 
-class _LoadCommon(TorchCommonLoadStrategy):
-    def load_common(self, checkpoint_dir: str | Path) -> Any:
-        path = Path(checkpoint_dir) / COMMON_STATE_FNAME
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # an unpickler can raise anything
-            raise CheckpointError(
-                f"{path} cannot be read as tensors and plain values ({type(error).__name__}): the checkpoint is "
-                "damaged, or somebody else wrote it."
-            ) from error
+def _load_common(folder: Path) -> dict[str, Any]:
+    path = folder / COMMON_STATE_FNAME
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    except Exception as error:  # an unpickler can raise anything
+        raise CheckpointError(
+            f"{path} cannot be read as tensors and plain values ({type(error).__name__}): the checkpoint is "
+            "damaged, or somebody else wrote it."
+        ) from error
 
 
-class _LoadShards(torch_dist.TorchDistLoadShardedStrategy):
-    """Megatron's strategy with a reader and a planner that unpickle nothing."""
-
-    def load(self, sharded_state_dict: Any, checkpoint_dir: str | Path) -> Any:
-        tensors = [value for value in nested_values(sharded_state_dict) if isinstance(value, ShardedTensor)]
-        named, flat, renamed = torch_dist._replace_state_dict_keys_with_sharded_keys(sharded_state_dict)
-        state = torch_dist.mcore_to_pyt_state_dict(named, True)
-        planner = _Planner(
-            shapes_validation_sharded_tensors=[value for value in tensors if not value.allow_shape_mismatch],
-            allow_shape_mismatch_sharded_tensors={v.key: v for v in tensors if v.allow_shape_mismatch},
-        )
-        dcp.load_state_dict(state, _Reader(checkpoint_dir), planner=planner)  # type: ignore[arg-type]
-        found = {key: torch_dist._unwrap_pyt_sharded_tensor(value) for key, value in state.items()}
-        found = torch_dist._replace_sharded_keys_with_state_dict_keys(found, flat, renamed)  # type: ignore[arg-type]
-        torch_dist._restore_dict_types(found, sharded_state_dict)
-        return found
+def _load_shards(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What Megatron's strategy does, with a reader and a planner that unpickle nothing."""
+    tensors = [value for value in nested_values(sharded) if isinstance(value, ShardedTensor)]
+    named, flat, renamed = torch_dist._replace_state_dict_keys_with_sharded_keys(sharded)
+    state = torch_dist.mcore_to_pyt_state_dict(named, True)
+    planner = _Planner(
+        shapes_validation_sharded_tensors=[value for value in tensors if not value.allow_shape_mismatch],
+        allow_shape_mismatch_sharded_tensors={v.key: v for v in tensors if v.allow_shape_mismatch},
+    )
+    dcp.load_state_dict(state, _Reader(folder), planner=planner)  # type: ignore[arg-type]
+    found = {key: torch_dist._unwrap_pyt_sharded_tensor(value) for key, value in state.items()}
+    found = torch_dist._replace_sharded_keys_with_state_dict_keys(found, flat, renamed)  # type: ignore[arg-type]
+    torch_dist._restore_dict_types(found, sharded)
+    return found  # type: ignore[no-any-return]
 
 
 class _Reader(dcp.FileSystemReader):

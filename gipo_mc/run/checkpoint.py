@@ -30,6 +30,7 @@ from gipo_mc.errors import CheckpointError, ConfigError, StorageError
 from gipo_mc.parallel import sharded_files
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.disk import sync, write_synced
+from gipo_mc.parallel.megatron.versions import INSTALLED, reads
 from gipo_mc.parallel.runtime import lost_peer
 from gipo_mc.parallel.sharded_files import WriteFailed, on_main_or_fail
 from gipo_mc.run import manifest
@@ -57,7 +58,8 @@ def save(
     nonce: str = on_main(lambda: secrets.token_hex(4))
     temporary = folder / f"{_TEMPORARY}{step:08d}-{nonce}"
     needed = sharded_files.bytes_needed(sharded)
-    content = hide(json.dumps({"format": FORMAT, "step": step, **state}, indent=1)).encode()
+    head = {"format": FORMAT, "step": step, manifest.WRITER: INSTALLED}
+    content = hide(json.dumps({**head, **state}, indent=1)).encode()
 
     def add_the_rest() -> None:
         extras(temporary)
@@ -175,10 +177,18 @@ def steps(folder: Path) -> list[int]:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """state.json of a verified checkpoint. Raises CheckpointError for another format version."""
+    """state.json of a verified checkpoint. Raises CheckpointError for another format version, and where a later minor
+    version of Megatron-core wrote it."""
     state: dict[str, Any] = json.loads((path / STATE).read_text())
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} has checkpoint format {state.get('format')}, this version reads {FORMAT}.")
+    writer = state.get(manifest.WRITER)
+    if writer is not None and not reads(writer):
+        raise CheckpointError(
+            f"{path} was written with megatron-core {str(writer)[:40]}, and {INSTALLED} is installed, which is not "
+            "promised to read what a later one writes. Go on with that version (those from 0.17 on need Python 3.12), "
+            "or from a checkpoint of before it."
+        )
     return state
 
 

@@ -1,9 +1,11 @@
 """MANIFEST.json: size and sums of every file of a checkpoint, and the check of a checkpoint against it.
 
-    {"format": 1, "step": 120, "files": {"state.json": {"size": 871, "blake3": ["9f..."]}, ...}}
+    {"format": 1, "step": 120, "megatron-core": "0.16.1",
+     "files": {"state.json": {"size": 871, "blake3": ["9f..."]}, ...}}
 
 A file has a BLAKE3 sum for each 64 MiB, which ranks share; checkpoints of before that have one SHA-256 a file, and are
-read as ever. What was verified is remembered for as long as the process runs and the files stay as they are.
+read as ever. Megatron-core's version is that of the writer; older checkpoints do not name it. What was verified is
+remembered for as long as the process runs and the files stay as they are.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from gipo_mc.config import name_problem
 from gipo_mc.errors import CheckpointError
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.disk import sync, write_synced
+from gipo_mc.parallel.megatron.versions import INSTALLED
 from gipo_mc.parallel.sharded_files import all_or_fail, on_main_or_fail
 from gipo_mc.run.hashes import ALGORITHMS, Part, parts_of, shares, signature, sum_of
 from gipo_mc.run.jsonl import read_file
@@ -27,6 +30,7 @@ from gipo_mc.run.jsonl import read_file
 FORMAT = 1
 FILE = "MANIFEST.json"
 STATE = "state.json"
+WRITER = "megatron-core"
 _WRITTEN = "blake3"
 
 _verified: dict[Path, list[Any]] = {}
@@ -44,7 +48,7 @@ class Entry:
 def write(path: Path, step: int, files: dict[str, Entry]) -> None:
     """Write the manifest of `path`, whose files are `files`: the last file of a checkpoint. Raises OSError."""
     entries = {name: {"size": entry.size, entry.algorithm: entry.sums} for name, entry in files.items()}
-    stated = {"format": FORMAT, "step": step, "files": entries}
+    stated = {"format": FORMAT, "step": step, WRITER: INSTALLED, "files": entries}
     write_synced(path / FILE, json.dumps(stated, indent=1).encode())
 
 
@@ -180,7 +184,7 @@ def _finish(path: Path, wrong: list[str]) -> None:
     if wrong:
         raise CheckpointError(wrong[0])
     manifest, state = (_json(path / name) for name in (FILE, STATE))
-    if any(manifest.get(name) != state.get(name) for name in ("format", "step")):
+    if any(manifest.get(name) != state.get(name) for name in ("format", "step", WRITER)):
         raise CheckpointError(f"{path / FILE} does not agree with {STATE}: the checkpoint is damaged.")
     remember(path)
 

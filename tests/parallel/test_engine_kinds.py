@@ -16,6 +16,7 @@ from gipo_mc.models.families import read_shape
 from gipo_mc.models.micro_batch import micro_batches
 from gipo_mc.models.readout import response_statistics
 from gipo_mc.models.weights.hf_load import load_hf_weights
+from gipo_mc.parallel import sharded_files
 from gipo_mc.parallel.engine import Engine
 from tests.models import tiny
 from tests.parallel.test_engine import ROWS, Part, _engine, _initialize, _parameters, _parts, _squares
@@ -43,6 +44,32 @@ def _train_lm(rank: int, folder: Path, layouts: list[tuple[dict[str, Any], bool]
             norms.append(engine.step().grad_norm)
         found.append(norms)
     return found
+
+
+def _continued(rank: int, folder: Path, sizes: dict[str, Any], sharded: bool) -> list[float]:
+    """Learning rates of an engine, and of another one with another rate that continues from it."""
+    layout, rates = _initialize(sizes), []
+    for number, lr in enumerate((1e-2, 3e-2)):
+        model = build_model(
+            read_shape(tiny.config(num_hidden_layers=2)), layout, head="lm", dtype=torch.float32, trainable=True, seed=1
+        )
+        engine = Engine(model, layout, OptimizerConfig(lr=lr), distributed_optimizer=sharded)
+        if number:
+            loaded = sharded_files.read(engine.sharded_state("m", is_loading=True), folder)
+            engine.load_sharded_state("m", loaded)
+        else:
+            if rank == 0:
+                folder.mkdir()
+            torch.distributed.barrier()
+            sharded_files.write(engine.sharded_state("m"), folder)
+        rates.append(engine.lr)
+    return rates
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_schedule_is_the_configurations_and_not_the_checkpoints(tmp_path: Path, sharded: bool) -> None:
+    for found in run_ranks(_continued, 2, tmp_path / "shards", {"data": 2}, sharded):
+        assert found == [pytest.approx(1e-2), pytest.approx(3e-2)]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])

@@ -15,6 +15,7 @@ import pytest
 from blake3 import blake3
 
 from gipo_mc.errors import CheckpointError
+from gipo_mc.parallel.megatron.versions import INSTALLED
 from gipo_mc.run import hashes, manifest
 from gipo_mc.run.hashes import content_of, parts_of, sha256_of, shares, sum_of
 from gipo_mc.run.model_sources import ModelSource
@@ -77,18 +78,21 @@ def step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (path / "shards").mkdir(parents=True)
     (path / "shards" / "__0_0.distcp").write_bytes(os.urandom(2500))
     (path / "shards" / "common.pt").write_bytes(b"")
-    (path / "state.json").write_text(json.dumps({"format": 1, "step": 7}))
+    (path / "state.json").write_text(json.dumps({"format": 1, "step": 7, "megatron-core": INSTALLED}))
     return path
 
 
 def write_as_before(path: Path) -> None:
-    """The manifest as versions before BLAKE3 wrote it."""
+    """The manifest as versions before BLAKE3 wrote it, which did not name Megatron's version."""
+    state = json.loads((path / "state.json").read_text())
+    state.pop("megatron-core", None)
+    (path / "state.json").write_text(json.dumps(state))
     names = [name for name in manifest.files_of(path) if name != "MANIFEST.json"]
     files = {
         name: {"size": (path / name).stat().st_size, "sha256": hashlib.sha256((path / name).read_bytes()).hexdigest()}
         for name in names
     }
-    stated = {"format": 1, "step": json.loads((path / "state.json").read_text())["step"], "files": files}
+    stated = {"format": 1, "step": state["step"], "files": files}
     (path / "MANIFEST.json").write_text(json.dumps(stated, indent=1))
 
 

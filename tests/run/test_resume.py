@@ -95,7 +95,10 @@ def _assert_equal(found: Path, expected: Path, step: int) -> None:
     tensors, wanted = global_tensors(found / name), global_tensors(expected / name)
     assert tensors.keys() == wanted.keys() and any(key.startswith("optimizer.state.exp_avg_sq") for key in tensors)
     assert [key for key, tensor in tensors.items() if not torch.equal(tensor, wanted[key])] == []
-    assert checkpoint.load_state(found / name) == checkpoint.load_state(expected / name)
+    states = [checkpoint.load_state(run / name) for run in (found, expected)]
+    # Two runs of one test may be of two versions (tests/run/versions).
+    writers = [state.pop("megatron-core") for state in states]
+    assert states[0] == states[1] and all(writers)
 
 
 CASES = [

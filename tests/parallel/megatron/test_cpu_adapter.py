@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from gipo_mc.config import ParallelConfig
-from gipo_mc.parallel import cpu_adapter, runtime
+from gipo_mc.parallel import runtime
+from gipo_mc.parallel.megatron import cpu_adapter
 from tests.ranks import run_ranks
 
 

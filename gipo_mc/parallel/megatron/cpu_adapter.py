@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from gipo_mc.parallel.megatron.versions import CURRENT_STREAM
+
 CPU = torch.device("cpu")
 
 #: Modules that create small tensors with device="cuda": token counters, gradient norms, overflow flags.
@@ -36,6 +38,7 @@ PATCHED = (
     ("torch.cuda", "synchronize"),
     ("torch.cuda", "manual_seed"),
     ("torch.cuda", "get_rng_state"),
+    *([("torch.cuda", "current_stream")] if CURRENT_STREAM.here else []),
     ("torch", "Tensor.cuda"),
     ("torch", "Tensor.type"),
     ("torch.nn", "Module.cuda"),
@@ -80,6 +83,9 @@ def apply() -> None:
     # The tensor-parallel random tracker keeps "CUDA" states: let it keep those of the CPU generator.
     torch.cuda.manual_seed = lambda seed: torch.random.default_generator.manual_seed(int(seed)) and None  # type: ignore[assignment]
     torch.cuda.get_rng_state = lambda device="cpu": torch.random.default_generator.get_state()  # type: ignore[assignment]
+    # The stream that gradients are synchronised on; nothing is ever asked to wait for it.
+    if CURRENT_STREAM.here:
+        torch.cuda.current_stream = lambda device=None: None  # type: ignore[assignment,return-value]
     # Counters and norms are moved with .cuda(); they are where they belong already.
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[assignment,method-assign]
     torch.nn.Module.cuda = lambda self, device=None: self  # type: ignore[assignment,method-assign]

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # megatron-core 0.16.1 (torch 2.13.0): the learning rate of a run that continues with another one.
 #
-# Expected: OptimizerParamScheduler(override_opt_param_scheduler=True) is there for this; it prints "overriding learning
-#   rate value to ..." while it loads, so the new maximum counts.
+# Expected: OptimizerParamScheduler(override_opt_param_scheduler=True) is there for this: the new maximum counts.
 # Seen: get_lr looks for max_lr and min_lr in the optimizer's groups of parameters first. get_megatron_optimizer puts them
-#   there, and Optimizer.load_state_dict puts those of the checkpoint in their place: the old rate goes on, beside a
-#   message about the new one. (Since 0.19 groups are found by max_lr and min_lr, and loading raises "Could not find
+#   there, and Optimizer.load_state_dict puts those of the checkpoint in their place: the old rate goes on, without a
+#   word. (Since 0.19 groups are found by max_lr and min_lr, and loading raises "Could not find
 #   parameter group with key".)
 # Why it matters: a run is restarted with a lower rate because it diverges, and goes on with the higher one.
 # Here: _keep_rates in gipo_mc/parallel/engine.py (tests/parallel/test_engine_kinds.py, test_a_schedule_is_...).

@@ -1,7 +1,7 @@
 """What a run will need, before anything starts: memory by rank and phase, disk, communication, time.
 
-    python scripts/plan.py --config configs/llama2_7b_gi_ppo.yaml --gpus 8 --gpu h100
-    python scripts/plan.py --config configs/llama2_7b_gi_ppo.yaml --gpus 16 --search
+    python scripts/plan.py --config configs/paper/hh_rl.yaml --gpus 8 --gpu h100
+    python scripts/plan.py --config configs/paper/hh_rl.yaml --gpus 16 --search
 
 By arithmetic from the configuration and the models' sizes; no weights are read, and torch is not imported. A model is a
 folder, a run, a published name, or what --shape says. Exit code 0: it fits; 2: it does not, or the configuration is

@@ -22,11 +22,14 @@ from gipo_mc.plan.show import as_json, as_text
 from scripts.plan import main
 from tests.source_rules import ROOT
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-#: Configurations that start from runs of the user's own.
-SHAPES = {"tldr_gi_ppo": "llama-2-7b"}
+#: Those of runs: configs/paper/ also has plans of many runs and judges.
+CONFIGS = [
+    path
+    for path in sorted((ROOT / "configs").rglob("*.yaml"))
+    if path.parent.name != "judges" and path.name not in ("llama2_7b.yaml", "tiny.yaml", "tiny_judge.yaml")
+]
 RLOO = ["algorithm.name=rloo", "algorithm.critic_warmup=0", "rollout.samples_per_prompt=4"]
-SEVEN_B = str(ROOT / "configs/llama2_7b_gi_ppo.yaml")
+SEVEN_B = str(ROOT / "configs/paper/hh_rl.yaml")
 
 
 def plan_of(path: str, *overrides: str, gpus: int = 8, gpu: str = "h100", **options: Any) -> Plan:
@@ -36,7 +39,7 @@ def plan_of(path: str, *overrides: str, gpus: int = 8, gpu: str = "h100", **opti
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_configuration_fits_its_eight_gpus(path: Path):
-    plan = plan_of(str(path), shape=SHAPES.get(path.stem, ""))
+    plan = plan_of(str(path))
     assert plan.fits and plan.seconds > 0 and plan.disk > 0
     assert all(min(peak.kinds.values()) >= 0 for peak in plan.memory.peaks)
     assert as_text(plan, None) and json.dumps(as_json(plan))
@@ -181,7 +184,7 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]):
     assert "does not divide the 6 ranks" in capsys.readouterr().err
     assert main(["--config", SEVEN_B, "--gpu", "v100"]) == ConfigError.exit_code
     assert "a100, h100, h200, b200" in capsys.readouterr().err
-    assert main(["--config", str(ROOT / "configs/tldr_gi_ppo.yaml")]) == ConfigError.exit_code
+    assert main(["--config", SEVEN_B, "model.policy=runs/mine"]) == ConfigError.exit_code
     assert "--shape" in capsys.readouterr().err
     assert main(["--config", SEVEN_B, "--gpus", "1", "parallel.tensor=1", "parallel.sequence=false"]) == 2
     assert "does not fit" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.common.documents import inserted
 from benchmarks.evaluation import coverage
 from gipo_mc.evaluation.tables.build import build_table
 
@@ -44,3 +45,9 @@ def test_the_record_keeps_the_promise():
             most = 1.0 if rare and name in ("lose", "domains") else 0.97
             assert 0.93 <= found["coverage"][name] <= most, name
     assert record["scenarios"]["two samples of one policy"]["significant"] <= 0.05
+
+
+def test_the_page_shows_the_record():
+    page = (RECORD.parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    table = coverage.document_table(json.loads(RECORD.read_text(encoding="utf-8")))
+    assert inserted(page, RECORD.name, table) == page

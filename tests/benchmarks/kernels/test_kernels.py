@@ -110,6 +110,8 @@ def test_tables_of_documents_are_those_of_their_records(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     for source in re.findall(re.escape(documents.marker("@")).replace("@", "(.*)"), text):
         path, _, part = source.partition(": ")
+        if "/" not in path:
+            continue  # another benchmark's, whose own test holds it
         record = json.loads((ROOT / path).read_text())
         table = tables.table(record, part) if part else roofline.document_table(record)
         assert documents.inserted(text, source, table) == text, (

@@ -101,8 +101,8 @@ def test_lengths_are_padded_to_the_layouts_multiple() -> None:
 
 
 def test_the_padding_of_a_batch_is_that_of_all_replicas() -> None:
-    """Rows of 5, 4 and 1 tokens: together 15 are run, in two parts 5 + 2 x 4, and by two replicas the same: three tokens
-    of padding are not worth a third pass."""
+    """Rows of 5, 4 and 1 tokens: together 15 are run, in two parts 5 + 2 x 4, and by two replicas the same, as three
+    tokens of padding are not worth a third pass."""
     two = [replace(ALONE, data=2, data_rank=rank) for rank in (0, 1)]
     for size, layout, run in [(3, ALONE, 15), (2, ALONE, 13), (1, ALONE, 10), (2, two[0], 13), (2, two[1], 13)]:
         packed = micro_batches(by_hand(), ParallelConfig(micro_batch_size=size), layout)

@@ -65,7 +65,7 @@ venv: $(STAMP) ## the environment, with the native extension built (the others d
 demo: $(STAMP) ## SFT, reward model, PPO and GI-PPO on the built-in task, ending with a report (about 5 minutes)
 	@$(PYTHON) scripts/demo.py $(ARGS)
 
-test: $(STAMP) ## the tests (about 11 minutes on two cores)
+test: $(STAMP) ## the tests (ten to fifteen minutes on two cores)
 	@$(PYTHON) -m pytest $(WORKERS) $(ARGS)
 
 test-matrix: ## the tests on each Python of 3.11 and 3.12 that is here, with its versions; says what it leaves out

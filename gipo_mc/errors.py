@@ -3,6 +3,10 @@
 A message is a sentence for the user: what happened, where (file:line, rank, step), what to do.
 """
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class GipoError(Exception):
     """Base of every error that a command turns into one clear message and an exit code."""
@@ -20,6 +24,19 @@ class DataError(GipoError):
     """A data file is missing, malformed, or does not fit the tokenizer or the model."""
 
     exit_code = 3
+
+
+@contextmanager
+def users_code(name: str) -> Iterator[None]:
+    """Around a call of a function of the user's: whatever it raises, SystemExit too, as a DataError that says where.
+    Errors of this program pass."""
+    try:
+        yield
+    except GipoError:
+        raise
+    except (Exception, SystemExit) as error:  # exit(0) is no success
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise DataError(f"{name} failed at {where.filename}:{where.lineno}: {type(error).__name__}: {error}") from error
 
 
 class CheckpointError(GipoError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from gipo_mc.config import DataConfig, ParallelConfig
 from gipo_mc.data.encode import Encoder
 from gipo_mc.data.reading import RewardReader
-from gipo_mc.errors import ConfigError, DataError, GipoError
+from gipo_mc.errors import ConfigError, DataError, users_code
 from gipo_mc.models.micro_batch import micro_batches, run_forward
 from gipo_mc.models.readout import sequence_rewards
 from gipo_mc.parallel.collectives import on_main
@@ -72,17 +71,9 @@ class FunctionReward:
     def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
         def work() -> list[float]:
             texts = responses(rollout.sequences, self.tokenizer)
-            try:
-                with limited(f"The reward function {self.name}"):
-                    found = self.function([prompt.text for prompt in prompts], texts, list(rollout.domain_B))
-                    rewards = [self._number(reward, row) for row, reward in enumerate(found)]
-            except GipoError:
-                raise
-            except (Exception, SystemExit) as error:  # of the user's code, whatever it is: exit(0) is no success
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                raise DataError(
-                    f"{self.name} failed at {where.filename}:{where.lineno}: {type(error).__name__}: {error}"
-                ) from error
+            with users_code(self.name), limited(f"The reward function {self.name}"):
+                found = self.function([prompt.text for prompt in prompts], texts, list(rollout.domain_B))
+                rewards = [self._number(reward, row) for row, reward in enumerate(found)]
             if len(rewards) != len(prompts):
                 raise DataError(f"{self.name} returned {len(rewards)} rewards for {len(prompts)} responses.")
             return rewards

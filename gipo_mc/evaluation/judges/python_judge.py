@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gipo_mc.errors import ConfigError, DataError, GipoError
+from gipo_mc.errors import ConfigError, DataError, users_code
 from gipo_mc.evaluation.judge_config import PythonJudgeConfig
 from gipo_mc.evaluation.judges.prompts import Position
 from gipo_mc.evaluation.judges.questions import Comparison, Given, Question, Record, make_setup
@@ -53,15 +52,8 @@ class PythonJudge:
     def _call(self, batch: Sequence[Question]) -> list[Any]:
         requests = [self.request(question.shown) for question in batch]
         columns = [[request[key] for request in requests] for key in ("prompt", "first", "second")]
-        try:
+        with users_code(self._name):
             found = list(self._function(*columns))
-        except GipoError:
-            raise
-        except (Exception, SystemExit) as error:  # of the user's code, whatever it is: exit(0) is no success
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            raise DataError(
-                f"{self._name} failed at {where.filename}:{where.lineno}: {type(error).__name__}: {error}"
-            ) from error
         if len(found) != len(batch):
             raise DataError(f"{self._name} returned {len(found)} verdicts for {len(batch)} pairs.")
         return found

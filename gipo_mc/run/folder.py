@@ -6,7 +6,6 @@ warnings.jsonl, tensorboard/, checkpoints/, run_status.json, report.html.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -19,7 +18,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from gipo_mc.errors import ConfigError, StorageError
-from gipo_mc.run.jsonl import read_file, storage_errors, write_atomically
+from gipo_mc.run.jsonl import lock_file, read_file, storage_errors, write_atomically
 
 State = Literal["running", "done", "failed", "requeue"]
 #: Seconds without a sign of life after which a run that says "running" is not believed.
@@ -231,27 +230,26 @@ class RunFolder:
         self.close()
 
     def _acquire(self) -> None:
-        lock = self.path / ".lock"
-        with storage_errors(lock):
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = lock_file(self.path / ".lock", self._not_locked)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": self._started})
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, holder.encode(), 0)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise StorageError(
-                f"The run folder {self.path} is in use by {_holder(lock)}. Wait for it or stop it, or choose another "
-                "folder with run.name."
-            ) from None
         except OSError as error:
             os.close(descriptor)
-            raise StorageError(
-                f"The run folder {self.path} cannot be locked: {error.strerror}. Its file system may not offer locks, "
-                "or is full or read-only: choose another disk with run.dir."
-            ) from error
+            raise StorageError(self._not_locked(error)) from error
         self._lock = descriptor
+
+    def _not_locked(self, error: OSError) -> str:
+        if isinstance(error, BlockingIOError):
+            return (
+                f"The run folder {self.path} is in use by {_holder(self.path / '.lock')}. Wait for it or stop it, or "
+                "choose another folder with run.name."
+            )
+        return (
+            f"The run folder {self.path} cannot be locked: {error.strerror}. Its file system may not offer locks, or "
+            "is full or read-only: choose another disk with run.dir."
+        )
 
     def _check_command(self) -> None:
         before = str(self.read_status().get("command") or self.command)

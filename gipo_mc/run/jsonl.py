@@ -7,6 +7,7 @@ note; anything else that does not parse is damage, and a `DataError` names file 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -90,6 +91,22 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return hide(value) if isinstance(value, str) else value
+
+
+def lock_file(path: Path, sentence: Callable[[OSError], str]) -> int:
+    """The descriptor of a lock file that this process now has: closing it, or the end of the process, gives it back.
+
+    Raises StorageError where the file cannot be made, and with `sentence` of the error where another process has the
+    lock (BlockingIOError) or the file system has no locks.
+    """
+    with storage_errors(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise StorageError(sentence(error)) from (None if isinstance(error, BlockingIOError) else error)
+    return descriptor
 
 
 class JsonLines:

@@ -1,6 +1,7 @@
 """The run folder: one owner, one command, earlier runs moved aside, failures in words."""
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -126,7 +127,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     def refuse(*_args):
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
-    monkeypatch.setattr(run_folder_module.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(StorageError, match="cannot be locked"):
         RunFolder.open(tmp_path, "toy", "train_sft", resume=True)
 

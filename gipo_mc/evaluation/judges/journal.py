@@ -6,7 +6,6 @@ asked again by the next run. judges.json says how each evaluator was asked last,
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import threading
@@ -18,9 +17,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from gipo_mc.errors import DataError, StorageError
+from gipo_mc.errors import DataError
 from gipo_mc.evaluation.judge_config import Orders
-from gipo_mc.run.jsonl import JsonLines, read_file, read_jsonl, storage_errors, write_atomically
+from gipo_mc.run.jsonl import JsonLines, lock_file, read_file, read_jsonl, storage_errors, write_atomically
 
 VERDICTS, INVALID, JUDGES = "verdicts.jsonl", "invalid.jsonl", "judges.json"
 #: Between two waits for the disk, which take longer than a fast judge.
@@ -208,17 +207,15 @@ def _locked(folder: Path) -> int:
     path = folder / ".lock"
     with storage_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
+
+    def not_locked(error: OSError) -> str:
         if isinstance(error, BlockingIOError):
-            raise StorageError(
+            return (
                 f"{folder} is in use by another process: two at once would pay for the same answers twice. Wait for it."
-            ) from None
-        raise StorageError(f"{folder} cannot be locked ({error.strerror}): choose another disk with --out.") from error
-    return lock
+            )
+        return f"{folder} cannot be locked ({error.strerror}): choose another disk with --out."
+
+    return lock_file(path, not_locked)
 
 
 def _mend(path: Path) -> None:

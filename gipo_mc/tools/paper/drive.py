@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import signal
@@ -15,9 +14,9 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, StorageError
+from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
 from gipo_mc.run.folder import RunFolder
-from gipo_mc.run.jsonl import printable, storage_errors, write_atomically
+from gipo_mc.run.jsonl import lock_file, printable, storage_errors, write_atomically
 from gipo_mc.tools.paper.durations import estimate, in_words
 from gipo_mc.tools.paper.standing import Journal, Standing, reached, reads_of, refuse_changed, standing
 from gipo_mc.tools.paper.steps import Step
@@ -154,14 +153,14 @@ def _code_of_run(run: Path, since: float) -> int:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """The folder's lock: two drivers would start the same steps."""
-    lock = folder / ".lock"
-    with storage_errors(lock):
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def not_locked(error: OSError) -> str:
+        if isinstance(error, BlockingIOError):
+            return f"Another scripts/paper.py is at work in {folder}: wait for it, or stop it."
+        return f"{folder} cannot be locked ({error.strerror}): choose another disk with the plan's folder."
+
+    descriptor = lock_file(folder / ".lock", not_locked)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StorageError(f"Another scripts/paper.py is at work in {folder}: wait for it, or stop it.") from None
         yield
     finally:
         os.close(descriptor)

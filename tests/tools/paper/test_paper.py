@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from gipo_mc.config import load_config
-from gipo_mc.errors import ConfigError
+from gipo_mc.errors import ConfigError, StorageError
 from gipo_mc.tools.paper import drive, rows
 from gipo_mc.tools.paper.plan import load_plan, only
 from gipo_mc.tools.paper.standing import Journal, standing, with_followers
@@ -193,7 +193,7 @@ def test_an_interrupted_table_goes_on_where_it_stopped(place: Path, number: int,
 
 def test_two_drivers_do_not_work_in_one_folder(place: Path) -> None:
     Path("table").mkdir()
-    with drive._alone(Path("table")), pytest.raises(drive.StorageError, match=r"Another scripts/paper\.py"):
+    with drive._alone(Path("table")), pytest.raises(StorageError, match=r"Another scripts/paper\.py"):
         run()
 
 

@@ -17,7 +17,7 @@ from gipo_mc.algorithms.state import Health, RLState
 from gipo_mc.config import Config
 from gipo_mc.errors import NumericsError
 from gipo_mc.rl.experience import Experience
-from gipo_mc.rl.hacking.metrics import response_metrics
+from gipo_mc.rl.hacking.metrics import domain_rows, response_metrics
 from gipo_mc.rl.rewards import responses
 from gipo_mc.rl.sifting import Sifted
 from gipo_mc.types import Prompt
@@ -37,11 +37,7 @@ _LEFT = 10.0
 
 def by_domain(values_B: Tensor, domains: Sequence[str], prefix: str) -> dict[str, float]:
     """Mean of `values_B` [B] in each domain, under "<prefix>/domain/<name>"."""
-    metrics = {}
-    for name in sorted(set(domains)):
-        rows = [index for index, domain in enumerate(domains) if domain == name]
-        metrics[f"{prefix}/domain/{name}"] = float(values_B[rows].mean())
-    return metrics
+    return {f"{prefix}/domain/{name}": float(values_B[rows].mean()) for name, rows in domain_rows(domains).items()}
 
 
 def worst_domain(values_B: Tensor, domains: Sequence[str], name: str) -> dict[str, float]:
@@ -55,10 +51,8 @@ def tail(reward_B: Tensor, domains: Sequence[str]) -> dict[str, float]:
     rewards far under the others), whole and by domain."""
     metrics = dict(zip(QUANTILES, quantiles(reward_B, list(QUANTILES.values())), strict=True))
     metrics["reward/skew"] = skewness(reward_B)
-    for name in sorted(set(domains)):
-        metrics[f"reward/skew/domain/{name}"] = skewness(
-            reward_B[[row for row, own in enumerate(domains) if own == name]]
-        )
+    for name, rows in domain_rows(domains).items():
+        metrics[f"reward/skew/domain/{name}"] = skewness(reward_B[rows])
     return metrics
 
 
@@ -123,7 +117,8 @@ def sample_rows(
     prompts: Sequence[Prompt], experience: Experience, tokenizer: PreTrainedTokenizerBase, count: int
 ) -> list[dict[str, object]]:
     """The first `count` responses of the rollout batch, for samples.jsonl."""
-    texts = responses(experience.rollout.sequences, tokenizer)[:count]
+    kept = torch.arange(min(count, len(experience)), device=experience.kl_B.device)
+    texts = responses(experience.rollout.sequences.rows(kept), tokenizer)
     return [sample_row(prompts[row], experience, row, text) for row, text in enumerate(texts)]
 
 

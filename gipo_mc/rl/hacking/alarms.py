@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.algorithms.group_diagnostics import REPEAT
@@ -124,14 +125,14 @@ def hacking_examples(
         return []
     rollout = experience.rollout
     seen = looks(rollout.sequences, tokenizer, config.rollout.refusals)
-    texts = responses(rollout.sequences, tokenizer)
     rows = []
     for name, (share, domain) in due.items():
         part = domain_rows(rollout.domain_B)[domain] if domain else list(range(len(experience)))
         chosen, like = _example(name, seen, part)
         others = [prompts[row].text for row in like if row != chosen]
+        [text] = responses(rollout.sequences.rows(torch.tensor([chosen], device=experience.kl_B.device)), tokenizer)
         rows.append(
-            sample_row(prompts[chosen], experience, chosen, texts[chosen])
+            sample_row(prompts[chosen], experience, chosen, text)
             | {"hacking": name, "share": share, "count": len(like), "prompts": others[:_PROMPTS]}
         )
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gipo_mc.evaluation.games import Game, Outcome
@@ -34,11 +35,12 @@ def games_of(folder: Path) -> list[Game]:
     return games + people_games(read_votes(folder), pairs)
 
 
-def unasked(folder: Path) -> dict[str, int]:
-    """Comparisons by judge that have no answer yet: a run that ended early left them. Raises DataError."""
+def unasked(folder: Path, games: Sequence[Game] | None = None) -> dict[str, int]:
+    """Comparisons by judge that have no answer yet: a run that ended early left them. games: those of `games_of`, where
+    they are read already. Raises DataError."""
     pairs = read_pairs(folder)
     total = {setup.evaluator: len(comparisons(pairs, setup)) for setup in read_setups(folder)}
-    for game in games_of(folder):
+    for game in games_of(folder) if games is None else games:
         if game.evaluator in total:
             total[game.evaluator] -= 1
     return total

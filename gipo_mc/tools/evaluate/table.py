@@ -29,7 +29,8 @@ def run(own: argparse.Namespace) -> int:
 
     folder = Path(own.folder)
     designs: dict[str, Design] = {setup.evaluator: _design(setup) for setup in read_setups(folder)}
-    table = build_table(games_of(folder), own.draws, own.seed, designs, unasked(folder))
+    games = games_of(folder)
+    table = build_table(games, own.draws, own.seed, designs, unasked(folder, games))
     write_table(folder, table)
     print(show(table), end="")
     return 0

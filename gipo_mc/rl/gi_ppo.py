@@ -135,8 +135,9 @@ def _show(
         session.logger.samples(step + 1, sifted.bad_rows)
     if experience is not None:
         session.distribution(step + 1, "reward", experience.outputs.reward_B, experience.rollout.domain_B)
-        examples = hacking_examples(sifted.prompts, experience, setup.tokenizer, metrics, session.config)
+        examples: list[dict[str, object]] = []
         if session.logger:
+            examples = hacking_examples(sifted.prompts, experience, setup.tokenizer, metrics, session.config)
             kept = sample_rows(sifted.prompts, experience, setup.tokenizer, KEPT_RESPONSES)
             session.logger.samples(step + 1, kept + examples)
         texts += hacking_warnings(state.health, metrics, examples)

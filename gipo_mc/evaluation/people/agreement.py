@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gipo_mc.evaluation.statistics.bootstrap import by_conversation, times_drawn
 from gipo_mc.parallel.streams import generator
 
 #: From sums [..., of one unit's shape] to [...].
@@ -134,7 +135,7 @@ def estimates(
     """
     names = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
     where = np.array([names[name] for name in clusters], dtype=np.int64)
-    parts = [_by_cluster(added, where, len(names)) for added, _ in wanted]
+    parts = [by_conversation(added, where, len(names)) for added, _ in wanted]
     values = [_number(statistic(part.sum(0))) for part, (_, statistic) in zip(parts, wanted, strict=True)]
     if len(names) < 2 or not draws:
         return [Estimate(value) for value in values]
@@ -142,23 +143,11 @@ def estimates(
     drawn: list[list[np.ndarray]] = [[] for _ in wanted]
     for start in range(0, draws, _BLOCK):
         block = min(_BLOCK, draws - start)
-        weights = _weights(random, block, len(names))
+        weights = times_drawn(random, block, len(names))
         for part, (_, statistic), found in zip(parts, wanted, drawn, strict=True):
             sums = weights @ part.reshape(len(names), -1)
             found.append(statistic(sums.reshape(block, *part.shape[1:])))
     return [_estimate(value, np.concatenate(found)) for value, found in zip(values, drawn, strict=True)]
-
-
-def _weights(random: np.random.Generator, draws: int, count: int) -> np.ndarray:
-    """float64 [draws, count]: how often each draw, of `count` with replacement, takes each conversation."""
-    taken = random.integers(0, count, size=(draws, count)) + count * np.arange(draws)[:, None]
-    return np.bincount(taken.ravel(), minlength=draws * count).reshape(draws, count).astype(np.float64)
-
-
-def _by_cluster(added: np.ndarray, where: np.ndarray, clusters: int) -> np.ndarray:
-    sums = np.zeros((clusters, *added.shape[1:]))
-    np.add.at(sums, where, added)
-    return sums
 
 
 def _estimate(value: float | None, drawn: np.ndarray) -> Estimate:

@@ -46,11 +46,23 @@ class Draws:
         count = self.conversations
         for start in range(0, self.draws, _CHUNK):
             chunk = min(_CHUNK, self.draws - start)
-            drawn = generator.integers(0, count, size=(chunk, count))
-            drawn += np.arange(chunk)[:, None] * count
-            weights = np.bincount(drawn.ravel(), minlength=chunk * count).reshape(chunk, count)
-            np.matmul(weights.astype(np.float64), columns_CK, out=found[start : start + chunk])
+            np.matmul(times_drawn(generator, chunk, count), columns_CK, out=found[start : start + chunk])
         return found
+
+
+def times_drawn(generator: np.random.Generator, draws: int, count: int) -> Array:
+    """[draws, count]: how often each draw, of `count` with replacement, takes each conversation."""
+    drawn = generator.integers(0, count, size=(draws, count))
+    drawn += np.arange(draws)[:, None] * count
+    return np.bincount(drawn.ravel(), minlength=draws * count).reshape(draws, count).astype(np.float64)
+
+
+def by_conversation(columns: Array, conversation_N: npt.NDArray[np.int64], conversations: int) -> Array:
+    """[conversations, ...]: the rows of `columns` [N, ...] summed within each conversation. conversation_N: the number
+    of each row's."""
+    found = np.zeros((conversations, *columns.shape[1:]))
+    np.add.at(found, conversation_N, columns)
+    return found
 
 
 def ratio(numerator: Array, denominator: Array) -> Array:

@@ -10,7 +10,15 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from gipo_mc.evaluation.statistics.bootstrap import Array, Draws, Interval, interval, ratio, simultaneous
+from gipo_mc.evaluation.statistics.bootstrap import (
+    Array,
+    Draws,
+    Interval,
+    by_conversation,
+    interval,
+    ratio,
+    simultaneous,
+)
 from gipo_mc.evaluation.statistics.length_control import Fit, fit, margins_drawn
 from gipo_mc.evaluation.statistics.outcomes import GRID, SELF, Result
 from gipo_mc.evaluation.statistics.sign_test import holm, sign_test
@@ -88,8 +96,10 @@ def measure(parts: Sequence[Part], draws: Draws) -> list[Measured]:
     columns = [_columns(part, found) for part, found in zip(parts, fits, strict=True)]
     if not parts:
         return []
-    by_conversation = [_summed(part, own, draws.conversations) for part, own in zip(parts, columns, strict=True)]
-    drawn = draws.sums(np.concatenate(by_conversation, axis=1))
+    summed = [
+        by_conversation(own, part.conversation_N, draws.conversations) for part, own in zip(parts, columns, strict=True)
+    ]
+    drawn = draws.sums(np.concatenate(summed, axis=1))
     ends = np.cumsum([own.shape[1] for own in columns])
     return [
         Measured(part, own.sum(axis=0), drawn[:, end - own.shape[1] : end], found)
@@ -105,13 +115,6 @@ def _columns(part: Part, found: Fit | str) -> Array:
     ]
     basic = np.array(rows, dtype=np.float64)
     return basic if isinstance(found, str) else np.concatenate([basic, found.columns_N5], axis=1)
-
-
-def _summed(part: Part, columns_NK: Array, conversations: int) -> Array:
-    """[C, K] the columns summed within each conversation."""
-    found = np.zeros((conversations, columns_NK.shape[1]))
-    np.add.at(found, part.conversation_N, columns_NK)
-    return found
 
 
 def _fit(part: Part) -> Fit | str:

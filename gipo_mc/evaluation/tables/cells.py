@@ -130,21 +130,22 @@ def _fit(part: Part) -> Fit | str:
 def cells_of(measured: Sequence[Measured]) -> list[Cell]:
     """The figures of all parts of one evaluator. The sign tests of each scope are one family for Holm; a policy against
     itself belongs to none."""
-    tests = [_sign_test(found) for found in measured]
+    winners = [_net_winners(found) for found in measured]
+    p_values = [sign_test(*counts) for counts in winners]
     adjusted: dict[int, float] = {}
     for scope in ("all", "domain"):
         places = [
             place for place, found in enumerate(measured) if found.part.scope == scope and found.part.opponent != SELF
         ]
-        adjusted |= dict(zip(places, holm([sign_test(*tests[place]) for place in places]), strict=True))
+        adjusted |= dict(zip(places, holm([p_values[place] for place in places]), strict=True))
     together = _simultaneous(measured)
     return [
-        _cell(found, SignTest(*tests[place], sign_test(*tests[place]), adjusted.get(place)), together.get(place))
+        _cell(found, SignTest(*winners[place], p_values[place], adjusted.get(place)), together.get(place))
         for place, found in enumerate(measured)
     ]
 
 
-def _sign_test(found: Measured) -> tuple[int, int]:
+def _net_winners(found: Measured) -> tuple[int, int]:
     """Conversations with a net winner: (ours, theirs)."""
     net = np.bincount(found.part.conversation_N, [result.margin for result in found.part.used])
     return int((net > 0).sum()), int((net < 0).sum())

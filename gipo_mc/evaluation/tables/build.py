@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +15,10 @@ from gipo_mc.evaluation.games import Game
 from gipo_mc.evaluation.statistics.bootstrap import LEVEL, Draws, Interval, interval
 from gipo_mc.evaluation.statistics.bradley_terry import ELO, strengths
 from gipo_mc.evaluation.statistics.outcomes import SELF, Design, Result, design_of, evaluator_of, results
-from gipo_mc.evaluation.tables.cells import LEAST_PAIRS, MARGIN, Measured, Part, Scope, cells_of, left_out, measure
-from gipo_mc.evaluation.tables.model import VERSION, Cell, Evaluator, Extreme, Strength, Table, Unjudged
+from gipo_mc.evaluation.tables.cells import LEAST_PAIRS, MARGIN, Measured, Part, cells_of, left_out, measure
+from gipo_mc.evaluation.tables.model import VERSION, Cell, End, Evaluator, Extreme, Scope, Strength, Table, Unjudged
 from gipo_mc.evaluation.tables.notes import notes_of
 
-End = Literal["worst", "best"]
 IntArray = npt.NDArray[np.int64]
 
 #: Our policy's name among the strengths; opponents cannot have it.

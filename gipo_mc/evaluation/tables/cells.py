@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +21,7 @@ from gipo_mc.evaluation.statistics.bootstrap import (
 from gipo_mc.evaluation.statistics.length_control import Fit, fit, margins_drawn
 from gipo_mc.evaluation.statistics.outcomes import GRID, SELF, Result
 from gipo_mc.evaluation.statistics.sign_test import holm, sign_test
-from gipo_mc.evaluation.tables.model import Cell, LeftOut, SignTest, Ties
-
-Scope = Literal["all", "domain", "group"]
+from gipo_mc.evaluation.tables.model import Cell, LeftOut, Scope, SignTest, Ties
 
 #: Fewer pairs have no simultaneous interval, no part in the worst of several, and no length control.
 LEAST_PAIRS = 30

@@ -11,11 +11,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from gipo_mc.errors import DataError
 from gipo_mc.evaluation.statistics.bootstrap import Interval
+from gipo_mc.evaluation.statistics.outcomes import Design
 from gipo_mc.run.jsonl import read_file, write_atomically
 
 #: Raised whenever a field of table.json changes its name or its meaning.
 VERSION = 1
 FILE = "table.json"
+
+#: What the pairs of a cell are, and which of several cells is named.
+Scope = Literal["all", "domain", "group"]
+End = Literal["worst", "best"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Cell:
     """
 
     opponent: str
-    scope: Literal["all", "domain", "group"]
+    scope: Scope
     label: str
     pairs: int
     conversations: int
@@ -97,7 +102,7 @@ class Unjudged:
     """A cell without a single pair that has an outcome."""
 
     opponent: str
-    scope: Literal["all", "domain", "group"]
+    scope: Scope
     label: str
     left_out: LeftOut
 
@@ -109,7 +114,7 @@ class Extreme:
 
     opponent: str
     scope: Literal["domain", "group"]
-    end: Literal["worst", "best"]
+    end: End
     label: str
     pairs: int
     margin: Interval
@@ -128,7 +133,7 @@ class Evaluator:
     """Everything one judge, or people together, say. notes: sentences that a reader of the figures must know."""
 
     name: str
-    design: Literal["both orders", "one order", "no order", "people"]
+    design: Design
     voters: int
     cells: list[Cell]
     unjudged: list[Unjudged]

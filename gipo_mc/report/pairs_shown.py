@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gipo_mc.evaluation.games import Game
 from gipo_mc.evaluation.judges.journal import Entry, read_entries, read_setups
 from gipo_mc.evaluation.pairs import Pair
-from gipo_mc.evaluation.people.votes import people_games, read_votes
 from gipo_mc.evaluation.reading import games_of
-from gipo_mc.evaluation.statistics.outcomes import design_of, evaluator_of, results
+from gipo_mc.evaluation.statistics.outcomes import by_evaluator, design_of, is_person, results
 from gipo_mc.report.texts import prompt_shown, readable
 
 #: Characters of a response and of a judge's reason; a box on the page scrolls.
 RESPONSE_SHOWN, REASON_SHOWN = 4000, 1500
 #: Pairs of each kind against each opponent.
 _SHOWN = {"Ours wins": 2, "Theirs wins": 2, "The verdict flips with the order": 1, "Tie": 1}
-_WORDS = {"ours": "ours", "theirs": "theirs", "tie": "tie"}
 
 
 @dataclass(frozen=True)
@@ -49,15 +48,17 @@ class ShownPair:
 def chosen_pairs(folder: Path, pairs: Sequence[Pair]) -> list[ShownPair]:
     """Some pairs of each kind against each opponent, in turn from each domain, by the verdicts of the evaluator that
     says most. Raises DataError where the journal is damaged."""
-    kinds = _kinds(folder)
+    games = games_of(folder)
+    kinds = _kinds(games)
     setups = {setup.setup for setup in read_setups(folder)}
     verdicts: dict[str, list[Entry]] = {}
     for entry in read_entries(folder):
         if entry.setup in setups:
             verdicts.setdefault(entry.pair, []).append(entry)
     votes: dict[str, list[str]] = {}
-    for game in people_games(read_votes(folder), list(pairs)):
-        votes.setdefault(game.pair, []).append(game.outcome)
+    for game in games:
+        if is_person(game.evaluator):
+            votes.setdefault(game.pair, []).append(game.outcome)
     shown = []
     for opponent in dict.fromkeys(pair.opponent for pair in pairs):
         own = [pair for pair in pairs if pair.opponent == opponent]
@@ -67,15 +68,11 @@ def chosen_pairs(folder: Path, pairs: Sequence[Pair]) -> list[ShownPair]:
     return shown
 
 
-def _kinds(folder: Path) -> dict[str, str]:
+def _kinds(games: Sequence[Game]) -> dict[str, str]:
     """Pair -> what it is an example of, one of `_SHOWN`."""
-    games = games_of(folder)
-    by_evaluator: dict[str, list] = {}
-    for game in games:
-        by_evaluator.setdefault(evaluator_of(game), []).append(game)
-    if not by_evaluator:
+    if not games:
         return {}
-    name, own = max(by_evaluator.items(), key=lambda item: len(item[1]))
+    name, own = max(by_evaluator(games).items(), key=lambda item: len(item[1]))
     won = {1: "Ours wins", -1: "Theirs wins"}
     return {
         found.pair: won.get(found.outcome)

@@ -12,7 +12,7 @@ import numpy as np
 from gipo_mc.evaluation.games import Game
 from gipo_mc.evaluation.people import agreement
 from gipo_mc.evaluation.people.agreement import Estimate
-from gipo_mc.evaluation.statistics.outcomes import PEOPLE, design_of, evaluator_of, results
+from gipo_mc.evaluation.statistics.outcomes import PEOPLE, design_of, evaluator_of, is_person, results
 
 #: Ranked, for the ordinal alpha, as `Result.outcome` is: -1, 0, 1.
 CATEGORIES = ("theirs", "tie", "ours")
@@ -66,7 +66,7 @@ def agreement_of(games: Iterable[Game], *, draws: int = 2000, seed: int = 1) -> 
     games = list(games)
     ratings = pair_verdicts(games)
     clusters = {game.pair: game.conversation for game in games}
-    people = sorted(name for name in ratings if name.startswith(f"{PEOPLE}:"))
+    people = sorted(filter(is_person, ratings))
     judges = sorted(ratings.keys() - {PEOPLE, *people})
     against = [PEOPLE, *people] if len(people) > 1 else people
     couples = [*combinations(people, 2), *((judge, one) for judge in judges for one in against)]

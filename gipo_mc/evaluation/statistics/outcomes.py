@@ -57,9 +57,22 @@ class Result:
     theirs_length: int = 0
 
 
+def is_person(evaluator: str) -> bool:
+    """Is this the name of one of the people?"""
+    return evaluator.startswith(f"{PEOPLE}:")
+
+
 def evaluator_of(game: Game) -> str:
     """The evaluator that a game counts for: all people are one."""
-    return PEOPLE if game.evaluator.startswith(f"{PEOPLE}:") else game.evaluator
+    return PEOPLE if is_person(game.evaluator) else game.evaluator
+
+
+def by_evaluator(games: Iterable[Game]) -> dict[str, list[Game]]:
+    """The games that count for each evaluator, in their order; evaluators as they first come."""
+    found: dict[str, list[Game]] = {}
+    for game in games:
+        found.setdefault(evaluator_of(game), []).append(game)
+    return found
 
 
 def design_of(evaluator: str, games: Iterable[Game]) -> Design:

@@ -14,7 +14,7 @@ from gipo_mc.errors import DataError
 from gipo_mc.evaluation.games import Game
 from gipo_mc.evaluation.statistics.bootstrap import LEVEL, Draws, Interval, interval
 from gipo_mc.evaluation.statistics.bradley_terry import ELO, strengths
-from gipo_mc.evaluation.statistics.outcomes import SELF, Design, Result, design_of, evaluator_of, results
+from gipo_mc.evaluation.statistics.outcomes import SELF, Design, Result, by_evaluator, design_of, results
 from gipo_mc.evaluation.tables.cells import LEAST_PAIRS, MARGIN, Measured, Part, cells_of, left_out, measure
 from gipo_mc.evaluation.tables.model import VERSION, Cell, End, Evaluator, Extreme, Scope, Strength, Table, Unjudged
 from gipo_mc.evaluation.tables.notes import notes_of
@@ -41,13 +41,10 @@ def build_table(
     if not games:
         raise DataError("There is no game to make a table of: run `scripts/evaluate.py judge`, or import votes, first.")
     places = {name: place for place, name in enumerate(sorted({game.conversation for game in games}))}
-    by_evaluator: dict[str, list[Game]] = {}
-    for game in games:
-        by_evaluator.setdefault(evaluator_of(game), []).append(game)
     drawn = Draws(len(places), draws, seed)
     found = [
         _evaluator(name, designs.get(name) or design_of(name, own), own, places, drawn, unasked.get(name, 0))
-        for name, own in by_evaluator.items()
+        for name, own in by_evaluator(games).items()
     ]
     return Table(VERSION, seed, draws, 1 - LEVEL, LEAST_PAIRS, len(places), found)
 

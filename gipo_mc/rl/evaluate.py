@@ -11,6 +11,7 @@ from gipo_mc.algorithms.distribution import excess_kurtosis, lower_tail
 from gipo_mc.config import Config
 from gipo_mc.models.micro_batch import micro_batches, run_forward
 from gipo_mc.models.readout import token_log_probs
+from gipo_mc.rl.hacking.metrics import domain_rows
 from gipo_mc.rl.metrics import by_domain, worst_domain
 from gipo_mc.rl.rollout import roll_out
 from gipo_mc.rl.setup import RLSetup
@@ -65,10 +66,9 @@ def _kl(setup: RLSetup, rollout: Rollout, config: Config) -> Tensor:
 def _shape(values_B: Tensor, domains: Sequence[str], prefix: str) -> dict[str, float]:
     """Tail and kurtosis of `values_B` [B], whole and by domain."""
     metrics = {f"{prefix}/lowest_tenth": lower_tail(values_B), f"{prefix}/kurtosis": excess_kurtosis(values_B)}
-    for name in sorted(set(domains)):
-        own_B = values_B[[row for row, domain in enumerate(domains) if domain == name]]
-        metrics[f"{prefix}/lowest_tenth/{name}"] = lower_tail(own_B)
-        metrics[f"{prefix}/kurtosis/{name}"] = excess_kurtosis(own_B)
+    for name, rows in domain_rows(domains).items():
+        metrics[f"{prefix}/lowest_tenth/{name}"] = lower_tail(values_B[rows])
+        metrics[f"{prefix}/kurtosis/{name}"] = excess_kurtosis(values_B[rows])
     return metrics
 
 

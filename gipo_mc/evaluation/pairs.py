@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gipo_mc.errors import DataError
+from gipo_mc.evaluation.games import Game, Outcome
 from gipo_mc.evaluation.responses import Response, check_aligned, chosen_prompts, conversation_of, text_hash
 from gipo_mc.run.jsonl import encode, read_file, write_atomically
 
@@ -44,6 +45,22 @@ class Pair:
     def identical(self) -> bool:
         """A tie that nobody need be asked about."""
         return self.ours == self.theirs
+
+    def game(self, evaluator: str, ours_first: bool, repeat: int, outcome: Outcome) -> Game:
+        """What an evaluator said of the pair, as statistics see it."""
+        return Game(
+            pair=self.pair,
+            conversation=self.conversation,
+            opponent=self.opponent,
+            evaluator=evaluator,
+            domain=self.domain,
+            group=self.group,
+            ours_first=ours_first,
+            repeat=repeat,
+            outcome=outcome,
+            ours_length=self.ours_tokens,
+            theirs_length=self.theirs_tokens,
+        )
 
 
 def make_pairs(

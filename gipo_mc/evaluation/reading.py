@@ -8,7 +8,7 @@ from pathlib import Path
 from gipo_mc.evaluation.games import Game, Outcome
 from gipo_mc.evaluation.judges.journal import INVALID, read_entries, read_setups
 from gipo_mc.evaluation.judges.questions import comparisons
-from gipo_mc.evaluation.pairs import Pair, read_pairs
+from gipo_mc.evaluation.pairs import read_pairs
 from gipo_mc.evaluation.people.votes import people_games, read_votes
 
 
@@ -31,7 +31,7 @@ def games_of(folder: Path) -> list[Game]:
             if outcome is None and place in invalid:
                 outcome = "invalid"
             if outcome is not None:
-                games.append(_game(pair, setup.evaluator, comparison.ours_first, comparison.repeat, outcome))
+                games.append(pair.game(setup.evaluator, comparison.ours_first, comparison.repeat, outcome))
     return games + people_games(read_votes(folder), pairs)
 
 
@@ -44,19 +44,3 @@ def unasked(folder: Path, games: Sequence[Game] | None = None) -> dict[str, int]
         if game.evaluator in total:
             total[game.evaluator] -= 1
     return total
-
-
-def _game(pair: Pair, evaluator: str, ours_first: bool, repeat: int, outcome: Outcome) -> Game:
-    return Game(
-        pair=pair.pair,
-        conversation=pair.conversation,
-        opponent=pair.opponent,
-        evaluator=evaluator,
-        domain=pair.domain,
-        group=pair.group,
-        ours_first=ours_first,
-        repeat=repeat,
-        outcome=outcome,
-        ours_length=pair.ours_tokens,
-        theirs_length=pair.theirs_tokens,
-    )

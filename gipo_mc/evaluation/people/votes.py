@@ -16,6 +16,7 @@ from gipo_mc.errors import DataError
 from gipo_mc.evaluation.games import Game, Outcome
 from gipo_mc.evaluation.pairs import Pair
 from gipo_mc.evaluation.people.key import Key, KeyItem, KeyPair
+from gipo_mc.evaluation.statistics.outcomes import PEOPLE
 from gipo_mc.run.jsonl import encode, read_file, write_atomically
 
 VOTES = "votes.jsonl"
@@ -217,13 +218,7 @@ def people_games(votes: Iterable[Vote], pairs: Sequence[Pair]) -> list[Game]:
             continue
         again = (vote.voter, vote.pair, vote.ours_first)
         outcome: Outcome = "identical" if vote.kind == "identical" else vote.verdict
-        games.append(_game(by_id[vote.pair][1], vote, repeats[again], outcome))
+        pair = by_id[vote.pair][1]
+        games.append(pair.game(f"{PEOPLE}:{vote.voter}", vote.ours_first, repeats[again], outcome))
         repeats[again] += 1
     return sorted(games, key=lambda game: (game.evaluator, by_id[game.pair][0]))
-
-
-def _game(pair: Pair, vote: Vote, repeat: int, outcome: Outcome) -> Game:
-    return Game(
-        pair.pair, pair.conversation, pair.opponent, f"people:{vote.voter}", pair.domain, pair.group, vote.ours_first,
-        repeat, outcome, pair.ours_tokens, pair.theirs_tokens,
-    )  # fmt: skip

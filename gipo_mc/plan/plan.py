@@ -127,11 +127,13 @@ def nearest_change(plan: Plan) -> Change | None:
         for number in (0, 1, 2):
             for chosen in combinations(changes, number):
                 options = dict(chosen)
+                if len(options) < number:
+                    continue  # one option twice
                 try:
                     other = make_plan(_with(plan.run, options), gpus * factor, plan.device, node=plan.grid.node)
                 except ConfigError:
                     continue
-                if other.fits and len(options) == number:
+                if other.fits:
                     return Change(options, gpus * factor, gpus, other)
     return None
 

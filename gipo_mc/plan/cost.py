@@ -13,7 +13,7 @@ from gipo_mc.models.shape import ModelShape
 from gipo_mc.plan import hardware as rates
 from gipo_mc.plan.grid import Grid
 from gipo_mc.plan.hardware import Hardware
-from gipo_mc.plan.parameters import Role, count, stage_parameters
+from gipo_mc.plan.parameters import Role, count, embedding, stage_parameters
 from gipo_mc.plan.run import Pass, Run
 from gipo_mc.plan.state import FLOAT, checkpoint_bytes, model_state
 
@@ -135,7 +135,7 @@ class _Counter:
         cost = Cost(compute=moved / (rates.MEMORY_SHARE * self.device.bandwidth))
         if role.shape.tied and role.head == "lm" and grid.pipeline > 1:
             # The first and the last stage add up their gradients of the embedding that both hold.
-            shared = role.shape.padded_vocab(grid.tensor) // grid.tensor * role.shape.hidden_size * FLOAT
+            shared = embedding(role.shape, grid.tensor) * FLOAT
             cost = cost + self._exchange("pipeline", float(shared), 2)
         if grid.data == 1:
             return cost
@@ -156,9 +156,9 @@ class _Counter:
         # Rows end one by one and others take their slots; the last ones of a batch are as long as allowed.
         steps = max(lengths.longest_response, rows * lengths.response / slots)
         active = rows * lengths.response / steps
-        weights = count(stage_parameters(role, replace(grid, pipeline=1), 0)) - shape.padded_vocab(
-            grid.tensor
-        ) // grid.tensor * shape.hidden_size * (not shape.tied)
+        weights = count(stage_parameters(role, replace(grid, pipeline=1), 0))
+        if not shape.tied:
+            weights -= embedding(shape, grid.tensor)  # a step reads single rows of it
         keys = 2 * shape.layers * shape.kv_heads * shape.head_dim // grid.tensor
         seen = lengths.prompt + lengths.response / 2
         read = (weights + keys / grid.pipeline * seen * active) * self.width / (rates.MEMORY_SHARE * device.bandwidth)

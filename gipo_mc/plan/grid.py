@@ -43,4 +43,4 @@ class Grid:
 
     def describe(self) -> str:
         parts = [f"tensor {self.tensor}", f"pipeline {self.pipeline}", f"data {self.data}"]
-        return " x ".join(parts[:3]) + (", sequence parallel" if self.sequence else "")
+        return " x ".join(parts) + (", sequence parallel" if self.sequence else "")

@@ -41,7 +41,7 @@ def stage_parameters(role: Role, grid: Grid, stage: int) -> tuple[Parameter, ...
     """Those of pipeline stage `stage` on any rank of its tensor group (all hold as many)."""
     shape, tensor = role.shape, grid.tensor
     first, last = stage == 0, stage == grid.pipeline - 1
-    vocabulary = shape.padded_vocab(tensor) // tensor * shape.hidden_size
+    vocabulary = embedding(shape, tensor)
     tied = shape.tied and role.head == "lm"
     found = []
     if first:
@@ -59,6 +59,11 @@ def stage_parameters(role: Role, grid: Grid, stage: int) -> tuple[Parameter, ...
 def count(parameters: Sequence[Parameter]) -> int:
     """Numbers in all of them."""
     return sum(parameter.numel for parameter in parameters)
+
+
+def embedding(shape: ModelShape, tensor: int) -> int:
+    """Numbers of the embedding, or of the output layer, on one tensor rank."""
+    return shape.padded_vocab(tensor) // tensor * shape.hidden_size
 
 
 def whole_model(role: Role, tensor: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from gipo_mc.plan import hardware as rates
 from gipo_mc.plan.cost import Cost
 from gipo_mc.plan.memory import KINDS
+from gipo_mc.plan.parameters import count
 from gipo_mc.plan.plan import Change, Plan
 
 _GIB = 2**30
@@ -44,7 +45,7 @@ def as_json(plan: Plan, change: Change | None = None) -> dict[str, Any]:
         "parameters": {
             role.name: {
                 "model": plan.parameters(role.name)[0],
-                "by_stage": [sum(one.numel for one in stage) for stage in plan.parameters(role.name)[1]],
+                "by_stage": [count(stage) for stage in plan.parameters(role.name)[1]],
             }
             for role in run.roles
         },
@@ -94,7 +95,7 @@ def _parameters(plan: Plan) -> str:
     lines = [f"{'parameters':<14}{'model':>16}  on a rank, by stage"]
     for role in plan.run.roles:
         whole, stages = plan.parameters(role.name)
-        by_stage = ", ".join(f"{sum(one.numel for one in stage):,}" for stage in _ends(stages))
+        by_stage = ", ".join(f"{count(stage):,}" for stage in _ends(stages))
         frozen = "" if role.trained else "  (frozen)"
         lines.append(f"{role.name:<14}{whole:>16,}  {by_stage}{frozen}")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from gipo_mc.errors import ConfigError
 
@@ -31,6 +32,15 @@ def read_yaml(path: str) -> Any:
         )
     check_yaml(text, path)
     return OmegaConf.load(io.StringIO(text))
+
+
+def read_values(path: str, wrong: str, *, resolve: bool = False) -> Any:
+    """What the file holds, as plain values. wrong: how the sentence begins that says it cannot be read, before the
+    reason. resolve: put what references stand for in their place. Raises ConfigError."""
+    try:
+        return OmegaConf.to_container(read_yaml(path), resolve=resolve)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{wrong}: {' '.join(str(error).split())[:300]}.") from error
 
 
 def check_yaml(text: str, where: str) -> None:

@@ -14,16 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError, field_validator
 
 from gipo_mc.config.environment import has_password
 from gipo_mc.config.names import is_file
 from gipo_mc.config.scalars import misread_numbers
 from gipo_mc.config.section import Section, on_or_off
-from gipo_mc.config.yaml_text import read_yaml
+from gipo_mc.config.yaml_text import read_values
 from gipo_mc.errors import ConfigError
 
 #: "both": two games a pair, each response first once. "seeded": one, in an order that seed and texts decide.
@@ -148,11 +145,8 @@ def load_judge(path: str) -> AnyJudge:
     """The judge in a YAML file; its name is the file's where it gives none. Raises ConfigError with every problem."""
     if not is_file(path):
         raise ConfigError(f"--judge {path}: there is no such file. Examples are in configs/judges/.")
-    try:
-        raw = OmegaConf.to_container(read_yaml(path), resolve=False)
-        problems = misread_numbers(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"--judge {path} is not valid YAML: {' '.join(str(error).split())[:300]}.") from error
+    raw = read_values(path, f"--judge {path} is not valid YAML")
+    problems = misread_numbers(Path(path).read_text(encoding="utf-8"))
     kind = raw.get("kind") if isinstance(raw, dict) else None
     if not isinstance(raw, dict) or not isinstance(kind, str) or kind not in _KINDS:
         raise ConfigError(f"--judge {path}: `kind:` must be one of {', '.join(_KINDS)}, not {kind!r}.")

@@ -14,14 +14,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from gipo_mc.config.names import is_file
 from gipo_mc.config.section import Section
-from gipo_mc.config.yaml_text import read_yaml
+from gipo_mc.config.yaml_text import read_values
 from gipo_mc.errors import ConfigError
 from gipo_mc.evaluation.judge_config import Orders
 from gipo_mc.evaluation.responses import text_hash
@@ -119,10 +116,7 @@ def load_prompt(name: str) -> JudgePrompt:
 
 
 def _read(path: str, name: str) -> JudgePrompt:
-    try:
-        raw: Any = OmegaConf.to_container(read_yaml(path), resolve=False)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"The prompt {path} is not valid YAML: {' '.join(str(error).split())[:300]}.") from error
+    raw = read_values(path, f"The prompt {path} is not valid YAML")
     if not isinstance(raw, dict):
         raise ConfigError(f"The prompt {path} must hold user, verdict and choices, as the built-in ones do.")
     try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import median
+from typing import get_args
 
+from gipo_mc.tools.paper.plan import Training
 from gipo_mc.tools.paper.standing import Journal, Standing
 from gipo_mc.tools.paper.steps import Step
 
 #: Kinds of steps whose duration is anybody's guess, and the seconds of the others.
-_LONG = ("train_sft", "train_reward", "train_dpo", "train_gi_ppo", "generate", "judge")
+_LONG = (*get_args(Training), "generate", "judge")
 _SHORT = {"model": 30.0}
 
 

@@ -23,15 +23,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from gipo_mc.config import check_name
 from gipo_mc.config.names import is_file
 from gipo_mc.config.section import Section
-from gipo_mc.config.yaml_text import read_yaml
+from gipo_mc.config.yaml_text import read_values
 from gipo_mc.errors import ConfigError
 
 #: Part of the name of a step and of a folder.
@@ -41,7 +38,7 @@ SFT, REWARD = "sft", "reward"
 
 
 Training = Literal["train_sft", "train_reward", "train_dpo", "train_gi_ppo"]
-Commands = Literal["all", "train_sft", "train_reward", "train_dpo", "train_gi_ppo", "generate"]
+Commands = Literal["all", Training, "generate"]
 
 
 class RunPlan(Section):
@@ -141,10 +138,7 @@ def load_plan(path: str) -> PaperPlan:
     problem."""
     if not is_file(path):
         raise ConfigError(f"There is no plan {path}: the plans are configs/paper/llama2_7b.yaml and tiny.yaml there.")
-    try:
-        raw = OmegaConf.to_container(read_yaml(path), resolve=True)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"The plan {path} cannot be read: {' '.join(str(error).split())[:300]}.") from error
+    raw = read_values(path, f"The plan {path} cannot be read", resolve=True)
     if not isinstance(raw, dict):
         raise ConfigError(f"The plan {path} must hold `folder:` and `tasks:`.")
     try:

@@ -64,9 +64,8 @@ class Journal:
             "reads": reads,
             "wrote": {str(path): identity(str(path)) for path in step.writes} if code == 0 else {},
         }
-        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
-            JsonLines(self.path).keep(lambda _: True)
         lines = JsonLines(self.path)
+        lines.keep(lambda _: True)  # takes a last line away that a kill cut short
         lines.append(row)
         lines.sync()
         self.rows.append(row)

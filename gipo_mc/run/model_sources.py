@@ -60,6 +60,12 @@ class ModelSource:
         """Sizes of the model, from its config.json."""
         return read_shape(self.folder)
 
+    @property
+    def saved_config(self) -> Path | None:
+        """config.yaml of the run; None where the source is no run, or the file is not there any more."""
+        saved = self.checkpoint.parent.parent / "config.yaml"
+        return saved if self.kind == "run" and saved.is_file() else None
+
     def shape_for(self, head: HeadKind) -> ModelShape:
         """The shape of the model with this head. A reward head that the source does not have is read at the last token,
         and so is one that an earlier version of this package trained (its config.json named a language model): such a
@@ -102,8 +108,8 @@ def classifier_of(source: ModelSource) -> tuple[ModelSource, AlgorithmConfig] | 
     """The group classifier in the same checkpoint of a run, with the settings that it was trained with; None where the
     source is no run, or one that infers no groups. Called on every rank. Raises ConfigError where the run's config.yaml
     cannot be read."""
-    saved = source.checkpoint.parent.parent / "config.yaml"
-    if source.kind != "run" or not saved.is_file():
+    saved = source.saved_config
+    if saved is None:
         return None
     settings: AlgorithmConfig = on_main(lambda: load_config(str(saved), []).algorithm)
     role = "classifier" if settings.group_trunk == "own" else "critic"

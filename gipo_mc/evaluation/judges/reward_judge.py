@@ -137,8 +137,7 @@ def _template(config: RewardJudgeConfig, source: ModelSource, tokenizer: PreTrai
         )
     if config.chat_template != "auto":
         return config.chat_template == "on"
-    saved = source.checkpoint.parent.parent / "config.yaml"
-    if source.kind == "run" and saved.is_file():
+    if saved := source.saved_config:
         return bool(saved_values(saved).get("data.chat_template")) and bool(tokenizer.chat_template)
     return bool(tokenizer.chat_template)
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gipo_mc.config import Config
 from gipo_mc.run.arguments import Parser, name
 from gipo_mc.run.command import run_command
-from gipo_mc.run.jsonl import encode, printable, write_atomically
+from gipo_mc.run.jsonl import printable
 from gipo_mc.tools.output import check_file
 
 if TYPE_CHECKING:
@@ -54,7 +53,9 @@ def _warn(text: str) -> None:
 
 def _show(responses: Sequence[Response], out: Path | None) -> None:
     if out:
-        write_atomically(out, "".join(encode(asdict(response)) + "\n" for response in responses))
+        from gipo_mc.evaluation.responses import write_responses
+
+        write_responses(out, responses)
         return
     for response in responses:
         end = ", cut at rollout.max_new_tokens" if response.truncated else ""

@@ -6,13 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from gipo_mc.errors import DataError
-from gipo_mc.run.jsonl import read_file
+from gipo_mc.run.jsonl import encode, read_file, write_atomically
 
 #: A row without these cannot be compared; the others say where it came from.
 NEEDED = ("prompt", "response", "tokens")
@@ -95,6 +95,11 @@ def is_response(line: str) -> bool:
         return False
     known = {entry.name for entry in fields(Response)}
     return isinstance(row, dict) and {*NEEDED, "domain", "truncated"} <= row.keys() <= known
+
+
+def write_responses(path: Path, responses: Iterable[Response]) -> None:
+    """Make the file these responses. Raises StorageError."""
+    write_atomically(path, "".join(encode(asdict(response)) + "\n" for response in responses))
 
 
 def read_responses(path: Path) -> dict[str, Response]:

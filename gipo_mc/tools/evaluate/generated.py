@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gipo_mc.config import Config, check_layout, load_config, values
 from gipo_mc.errors import ConfigError
+from gipo_mc.evaluation.responses import write_responses
 from gipo_mc.parallel.launcher import world_size
-from gipo_mc.run.jsonl import encode, read_file, storage_errors, write_atomically
+from gipo_mc.run.jsonl import read_file, storage_errors, write_atomically
 
 FOLDER = "responses"
 #: Sections of the configuration that a response depends on.
@@ -72,7 +72,7 @@ def _generate(label: str, config: Config, file: Path, tell: Callable[[str], None
     console = Console("judge", 1)
     with console.share(f"generate {label}", config.eval.prompts) as advance:
         responses = respond(config, on_step=advance, tell=tell)
-    write_atomically(file, "".join(encode(asdict(response)) + "\n" for response in responses))
+    write_responses(file, responses)
     write_atomically(stamp, json.dumps(mark, indent=1) + "\n")
 
 

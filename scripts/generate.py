@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gipo_mc.config import Config
-from gipo_mc.run.arguments import Parser, name
+from gipo_mc.run.arguments import Parser, name, say_warning
 from gipo_mc.run.command import run_command
 from gipo_mc.run.jsonl import printable
 from gipo_mc.tools.output import check_file
@@ -41,14 +41,10 @@ def main(argv: list[str] | None = None) -> int:
 
         if own.out:
             check_file(Path(own.out), is_response)
-        responses = respond(config, own.prompt, greedy=own.greedy, tell=_warn)
+        responses = respond(config, own.prompt, greedy=own.greedy, tell=say_warning)
         on_main(lambda: _show(responses, Path(own.out) if own.out else None))
 
     return run_command(f"{__doc__}\n{parser.format_help()}", work, argv=rest, command="generate")
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {printable(text)}", file=sys.stderr)
 
 
 def _show(responses: Sequence[Response], out: Path | None) -> None:

@@ -29,6 +29,11 @@ def say_error(error: GipoError) -> int:
     return error.exit_code
 
 
+def say_warning(text: str) -> None:
+    """Print what is odd, in one line."""
+    print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
+
+
 def number(least: int, most: int) -> Any:
     """For `type=` of an argument: an integer in these bounds."""
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,8 +31,8 @@ from gipo_mc.models.weights.table import SCORE
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.run import checkpoint, manifest
+from gipo_mc.run.arguments import say_warning
 from gipo_mc.run.hashes import content_of
-from gipo_mc.run.jsonl import printable
 
 #: To a user who set one option more and meets an empty one.
 NO_BUILTIN = "Only a command that names neither a model nor data runs the built-in task."
@@ -119,7 +118,7 @@ def classifier_of(source: ModelSource) -> tuple[ModelSource, AlgorithmConfig] | 
 
 def _say(text: str) -> None:
     if os.environ.get("RANK", "0") == "0":
-        print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
+        say_warning(text)
 
 
 def resolve(name: str, key: str, *, together: bool = False, warn: Callable[[str], None] = _say) -> ModelSource:

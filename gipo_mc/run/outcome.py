@@ -5,15 +5,14 @@ The start of a command uses this, too, before torch is imported: functions of a 
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, GipoError, PeerError, Requeue, StorageError
+from gipo_mc.run.arguments import say_warning
 from gipo_mc.run.folder import RunFolder, State
-from gipo_mc.run.jsonl import printable
 
 if TYPE_CHECKING:
     from gipo_mc.run.watch import Watch
@@ -76,7 +75,7 @@ def _storage_said() -> Iterator[None]:
     try:
         yield
     except StorageError as error:
-        print(f"warning: {printable(str(error))}", file=sys.stderr, flush=True)
+        say_warning(str(error))
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from gipo_mc.errors import ConfigError
 from gipo_mc.evaluation.answers import Answer, JudgeStopped
 from gipo_mc.evaluation.judge_config import OpenAIJudgeConfig
 from gipo_mc.evaluation.judges.server_replies import Reply, read_reply
-from gipo_mc.run.jsonl import printable
+from gipo_mc.run.arguments import say_warning
 
 #: Seconds before the second try of a request, doubled for each further one, and their limit.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
@@ -87,10 +86,6 @@ class _Shared:
     changes: dict[str, str] = field(default_factory=dict)
 
 
-def _warn(text: str) -> None:
-    print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
-
-
 class OpenAIClient:
     """A `ChatClient` (gipo_mc/evaluation/answers.py) for `kind: openai`.
 
@@ -98,7 +93,7 @@ class OpenAIClient:
     Raises ConfigError where the `openai` package or the key is missing, or the address cannot be used.
     """
 
-    def __init__(self, config: OpenAIJudgeConfig, tell: Callable[[str], None] = _warn) -> None:
+    def __init__(self, config: OpenAIJudgeConfig, tell: Callable[[str], None] = say_warning) -> None:
         self.server = _address(config.base_url)
         self._config = config
         self._tell = tell

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from gipo_mc.evaluation.judge_config import (
     RewardJudgeConfig,
     load_judge,
 )
-from gipo_mc.run.arguments import name, number, say_error
+from gipo_mc.run.arguments import name, number, say_error, say_warning
 from gipo_mc.run.jsonl import printable
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def run(own: argparse.Namespace) -> int:
         return 0
     first: GipoError | None = None
     with Journal(Path(own.out)) as journal:
-        write_pairs(Path(own.out), pairs, _warn)
+        write_pairs(Path(own.out), pairs, say_warning)
         _say(f"{own.out}: {len(pairs)} pairs of {len({pair.prompt for pair in pairs})} prompts")
         for config in configs:
             try:
@@ -102,7 +101,9 @@ def run(own: argparse.Namespace) -> int:
                 first = first or error
                 say_error(error)
                 if left := unasked(Path(own.out)).get(config.name):
-                    _warn(f"{config.name}: {left} comparisons have no answer yet; the same command asks for them.")
+                    say_warning(
+                        f"{config.name}: {left} comparisons have no answer yet; the same command asks for them."
+                    )
     if first is None and configs:
         _say(f"python scripts/evaluate.py table {own.out}")
     return first.exit_code if first else 0
@@ -118,7 +119,7 @@ def _judge(config: AnyJudge, seed: int, pairs: Sequence[Pair], journal: Journal)
     with ExitStack() as stack:
         judge = _make(config, seed, stack, dry=False)
         with Console("judge", 1).share(config.name, 2 * len(pairs)) as advance:
-            tally = judge_pairs(judge, pairs, journal, warn=_warn, advance=advance)
+            tally = judge_pairs(judge, pairs, journal, warn=say_warning, advance=advance)
     _say(_summary(tally, time.monotonic() - began))
 
 
@@ -127,7 +128,7 @@ def _warn_of_trained_with(config: RewardJudgeConfig, pairs: Sequence[Pair]) -> N
 
     labels = {label for pair in pairs for label in (pair.ours_model, pair.theirs_model)}
     for policy in trained_with(config.model, sorted(labels)):
-        _warn(
+        say_warning(
             f"{config.name}: {policy} was trained with this reward model, {config.model}, and knows how to please it: "
             "its wins here are no evidence. Judge with another."
         )
@@ -166,7 +167,7 @@ def _make(config: AnyJudge, seed: int, stack: ExitStack, *, dry: bool) -> Judge:
         if not dry:
             from gipo_mc.evaluation.judges.openai_judge import OpenAIClient
 
-            client = OpenAIClient(config, _warn)
+            client = OpenAIClient(config, say_warning)
             stack.callback(client.close)
         return ChatJudge(config, load_prompt(config.prompt), client, seed)
     if isinstance(config, PythonJudgeConfig):
@@ -175,7 +176,7 @@ def _make(config: AnyJudge, seed: int, stack: ExitStack, *, dry: bool) -> Judge:
         return PythonJudge(config, seed)
     from gipo_mc.evaluation.judges.reward_judge import RewardJudge
 
-    return RewardJudge(config, _warn)
+    return RewardJudge(config, say_warning)
 
 
 def _pairs(own: argparse.Namespace) -> list[Pair]:
@@ -188,7 +189,7 @@ def _pairs(own: argparse.Namespace) -> list[Pair]:
     if models:
         from gipo_mc.tools.evaluate.generated import generate
 
-        files |= generate(models, Path(own.out), own.config, own.set, dry=own.dry_run, tell=_warn)
+        files |= generate(models, Path(own.out), own.config, own.set, dry=own.dry_run, tell=say_warning)
     elif own.config or own.set:
         raise ConfigError("--config and --set say how to generate, and all sides are files: leave them out.")
     ours = read_responses(files[OURS])
@@ -225,7 +226,3 @@ def _percent(text: str) -> float:
 
 def _say(text: str) -> None:
     print(printable(text), flush=True)
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {printable(text)}", file=sys.stderr, flush=True)

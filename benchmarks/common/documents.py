@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 END = "<!-- end of table -->"
 
 
@@ -17,3 +19,8 @@ def inserted(document: str, source: str, table: str) -> str:
     if not begin or not end:
         raise ValueError(f"The document has no lines {marker(source)} and {END}: put them where the table belongs.")
     return f"{before}{begin}\n\n{table}\n\n{end}{after}"
+
+
+def insert(page: Path, source: str, table: str) -> None:
+    """Put the table of `source` between its markers on a page. Raises ValueError where there are none."""
+    page.write_text(inserted(page.read_text(encoding="utf-8"), source, table), encoding="utf-8")

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks/ is n
 
 import numpy as np
 
-from benchmarks.common.documents import inserted
+from benchmarks.common.documents import insert
 from benchmarks.common.record import fingerprint, write
 from gipo_mc.evaluation.games import Game, Outcome
 from gipo_mc.evaluation.statistics.length_control import Fit, fit
@@ -189,8 +189,7 @@ def main(words: list[str] | None = None) -> int:
     if options.table:
         table = document_table(json.loads(options.table.read_text()))
         if options.into:
-            page = options.into.read_text(encoding="utf-8")
-            options.into.write_text(inserted(page, options.table.name, table), encoding="utf-8")
+            insert(options.into, options.table.name, table)
         else:
             print(table)
         return 0

@@ -131,7 +131,7 @@ def show_table(source: Path, into: Path | None) -> int:
     if into is None:
         print(table)
         return 0
-    into.write_text(documents.inserted(into.read_text(), source.as_posix(), table))
+    documents.insert(into, source.as_posix(), table)
     return 0
 
 

@@ -29,8 +29,9 @@ import torch  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
-from benchmarks.common.documents import inserted  # noqa: E402
+from benchmarks.common.documents import insert  # noqa: E402
 from benchmarks.common.machine import describe_machine  # noqa: E402
+from benchmarks.common.record import write  # noqa: E402
 from gipo_mc.config import Config, load_config  # noqa: E402
 from gipo_mc.plan.hardware import hardware  # noqa: E402
 from gipo_mc.plan.plan import Plan, make_plan  # noqa: E402
@@ -238,8 +239,8 @@ def main() -> None:
         rows = [row for layout in options.layouts.split(",") for row in compare(Path(folder), layout)]
     show(rows)
     if options.record:
-        RECORD.write_text(json.dumps({"machine": describe_machine(), "rows": rows}, indent=1) + "\n")
-        PAGE.write_text(inserted(PAGE.read_text(encoding="utf-8"), RECORD.name, table(rows)), encoding="utf-8")
+        write(RECORD, {"machine": describe_machine(), "rows": rows})
+        insert(PAGE, RECORD.name, table(rows))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from typing import Literal
 #: "identical": both responses are the same text, a tie that nobody was asked about. "invalid": no verdict could be had;
 #: it is counted and shown, and never a win, a tie or a loss.
 Outcome = Literal["ours", "theirs", "tie", "identical", "invalid"]
+#: All people are one evaluator under this name; the games of one of them are "people:NAME".
+PEOPLE = "people"
 
 
 @dataclass(frozen=True)

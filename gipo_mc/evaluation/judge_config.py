@@ -22,6 +22,7 @@ from gipo_mc.config.scalars import misread_numbers
 from gipo_mc.config.section import Section, on_or_off
 from gipo_mc.config.yaml_text import read_values
 from gipo_mc.errors import ConfigError
+from gipo_mc.evaluation.games import PEOPLE
 
 #: "both": two games a pair, each response first once. "seeded": one, in an order that seed and texts decide.
 Orders = Literal["both", "seeded"]
@@ -156,7 +157,13 @@ def load_judge(path: str) -> AnyJudge:
         problems += [_problem(detail, _KINDS[kind]) for detail in error.errors()]
     if problems:
         raise ConfigError(f"--judge {path} has problems:\n" + "\n".join(f"  - {line}" for line in problems))
-    return judge if judge.name else judge.model_copy(update={"name": Path(path).stem})
+    judge = judge if judge.name else judge.model_copy(update={"name": Path(path).stem})
+    if judge.name == PEOPLE:
+        raise ConfigError(
+            f"--judge {path}: a judge cannot be called {PEOPLE}, the name of people's votes in every table. Give it "
+            "another `name:`."
+        )
+    return judge
 
 
 def _problem(detail: Any, kind: type[AnyJudge]) -> str:

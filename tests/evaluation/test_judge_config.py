@@ -19,6 +19,8 @@ def test_a_judge_is_called_after_its_file(tmp_path: Path) -> None:
         "small",
         "http://localhost:8000/v1",
     )
+    with pytest.raises(ConfigError, match="cannot be called people"):
+        load_judge(str(file.rename(tmp_path / "people.yaml")))
     file.write_text("kind: python\nfunction: a.b:c\nname: rule 1\n")
     assert isinstance(python := load_judge(str(file)), PythonJudgeConfig) and python.name == "rule 1"
 
@@ -36,6 +38,7 @@ def test_a_judge_is_called_after_its_file(tmp_path: Path) -> None:
         (OPENAI + "temperature: yes\n", "temperature"),
         (OPENAI + "max_tokens: 0100\n", "YAML reads 0100 as the number 64"),
         (OPENAI + "extra: {temperature: 1}\n", "extra holds temperature, which the judge sends itself"),
+        (OPENAI + "name: people\n", "a judge cannot be called people"),
         (OPENAI + "name: 'a/b'\n", "a label has at most 60 letters"),
         ("kind: reward\n", "model: Field required"),
         ("kind: reward\nmodel: x\norders: both\n", "orders: there is no such key"),

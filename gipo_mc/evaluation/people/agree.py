@@ -9,10 +9,10 @@ from itertools import combinations
 
 import numpy as np
 
-from gipo_mc.evaluation.games import Game
+from gipo_mc.evaluation.games import PEOPLE, Game
 from gipo_mc.evaluation.people import agreement
 from gipo_mc.evaluation.people.agreement import Estimate
-from gipo_mc.evaluation.statistics.outcomes import PEOPLE, design_of, evaluator_of, is_person, results
+from gipo_mc.evaluation.statistics.outcomes import design_of, evaluator_of, is_person, results
 
 #: Ranked, for the ordinal alpha, as `Result.outcome` is: -1, 0, 1.
 CATEGORIES = ("theirs", "tie", "ours")

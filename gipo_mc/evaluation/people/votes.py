@@ -13,10 +13,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from gipo_mc.errors import DataError
-from gipo_mc.evaluation.games import Game, Outcome
+from gipo_mc.evaluation.games import PEOPLE, Game, Outcome
 from gipo_mc.evaluation.pairs import Pair
 from gipo_mc.evaluation.people.key import Key, KeyItem, KeyPair
-from gipo_mc.evaluation.statistics.outcomes import PEOPLE
 from gipo_mc.run.jsonl import encode, read_file, write_atomically
 
 VOTES = "votes.jsonl"

@@ -11,15 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gipo_mc.evaluation.games import Game
+from gipo_mc.evaluation.games import PEOPLE, Game
 
 #: Margins and all that is summed over draws are integers in units of 1/GRID: their sums are exact in any order, so that
 #: neither threads nor the instruction set change a bit. Divisible by 2 and by all of 1 to 16: the mean over two orders
 #: of up to 16 repeats each is exact, that of more repeats right to 4e-7.
 GRID = 1_441_440
 
-#: All people are one evaluator under this name; the games of one of them are "people:NAME".
-PEOPLE = "people"
 #: The opponent label of the policy's own second sample.
 SELF = "self"
 

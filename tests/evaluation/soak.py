@@ -40,13 +40,22 @@ UNCLEAR = 10
 
 
 def judged(body: Body) -> str:
-    """The answer to a request, from its text alone: a mark of the question, and a verdict."""
-    question = next(message["content"] for message in body["messages"] if message["role"] == "user")
+    """The answer to a request, from its text alone: a mark of the question, and a verdict; for some none at first."""
+    question = _question(body)
     mark = hashlib.sha256(question.encode()).hexdigest()
-    draw = int(mark[:8], 16)
-    if draw % 100 < UNCLEAR and body["messages"][-1]["content"] == question:
+    if int(mark[:8], 16) % 100 < UNCLEAR and body["messages"][-1]["content"] == question:
         return f"{mark} I cannot decide."
-    return f"{mark} I can.\n[[{'ABC'[draw % 3]}]]"
+    return decided(body)
+
+
+def decided(body: Body) -> str:
+    """`judged`, with a verdict at once."""
+    mark = hashlib.sha256(_question(body).encode()).hexdigest()
+    return f"{mark} I can.\n[[{'ABC'[int(mark[:8], 16) % 3]}]]"
+
+
+def _question(body: Body) -> str:
+    return str(next(message["content"] for message in body["messages"] if message["role"] == "user"))
 
 
 def mark_of(body: Body) -> str:

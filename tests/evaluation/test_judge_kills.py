@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.server import Standin
-from tests.evaluation.soak import Run, judged, soak, write_inputs
+from tests.evaluation.soak import Run, decided, soak, write_inputs
 
 pytest.importorskip("openai", reason="the judge's client needs the openai package: pip install 'gipo-mc[judge]'")
 
@@ -20,14 +20,15 @@ def test_killed_three_times_it_loses_nothing_and_pays_nothing_twice(tmp_path: Pa
 
 
 def test_interrupted_in_a_pause_it_ends_at_once_and_goes_on_later(tmp_path: Path):
-    """Every request from the seventh on is told to wait for 100 seconds, which its threads do when Ctrl-C comes."""
+    """Every request from the seventh on is told to wait for 100 seconds, which its threads do when Ctrl-C comes. All
+    answers have a verdict: one without is asked for again, now or by the next run."""
 
     def script() -> Iterator[str]:
         yield from [""] * 6
         while True:
             yield "429 100 seconds"
 
-    server = Standin(script=script(), reply=judged)
+    server = Standin(script=script(), reply=decided)
     run = Run(write_inputs(tmp_path / "in", server.url, 6), tmp_path / "out", tmp_path / "log")
     process = run.start()
     try:

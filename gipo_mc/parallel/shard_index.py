@@ -38,23 +38,24 @@ def write_index(folder: Path, chunks: Iterable[Chunk], files: Iterable[Written])
     """Write the index of all ranks' files: what torch and Megatron write, without what changes from save to save.
     chunks: in order, each once. Raises OSError."""
     tensors: dict[str, Any] = {}
-    numbers: dict[tuple[str, tuple[int, ...]], int | None] = {}
+    # The same objects for the same names: a pickle stores an object that it knows already by its number.
+    indexes: dict[tuple[str, tuple[int, ...]], MetadataIndex] = {}
     for chunk in chunks:
         if chunk.dtype is None:
             tensors[chunk.key] = BytesStorageMetadata()
-            numbers[chunk.key, chunk.offset] = None
+            indexes[chunk.key, chunk.offset] = MetadataIndex(chunk.key)
             continue
         entry = tensors.setdefault(
             chunk.key, TensorStorageMetadata(TensorProperties(dtype=chunk.dtype), torch.Size(chunk.shape), [])
         )
-        numbers[chunk.key, chunk.offset] = len(entry.chunks)
-        entry.chunks.append(ChunkStorageMetadata(torch.Size(chunk.offset), torch.Size(chunk.sizes)))
-    places: dict[MetadataIndex, _StorageInfo] = {}
-    for file in files:
-        for key, offset, begin, length in file.places:
-            number = numbers[key, tuple(offset)]
-            index = MetadataIndex(key) if number is None else MetadataIndex(key, torch.Size(offset), number)
-            places[index] = _StorageInfo(file.name, begin, length)
+        offset = torch.Size(chunk.offset)
+        indexes[chunk.key, chunk.offset] = MetadataIndex(chunk.key, offset, len(entry.chunks))
+        entry.chunks.append(ChunkStorageMetadata(offset, torch.Size(chunk.sizes)))
+    places = {
+        indexes[key, tuple(offset)]: _StorageInfo(file.name, begin, length)
+        for file in files
+        for key, offset, begin, length in file.places
+    }
     write_synced(folder / FILE, pickle.dumps(Metadata(tensors, storage_data=places)))
 
 

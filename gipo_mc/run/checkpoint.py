@@ -147,9 +147,12 @@ def _had_checkpoints(folder: RunFolder) -> str:
     # A run of before that file was kept.
     rows = read_jsonl(folder.metrics).rows if folder.metrics.exists() else []
     try:
-        every = saved_values(folder.config).get("checkpoint.every")
+        saved = saved_values(folder.config)
     except ConfigError:
         return ""
+    if saved.get("checkpoint.async") is True:
+        return ""  # it trains on while its first checkpoint is being written
+    every = saved.get("checkpoint.every")
     last = int(rows[-1]["step"]) if rows else 0
     if isinstance(every, int) and 0 < every < last:
         return f"{folder.metrics} goes to step {last}, and checkpoint.every was {every}"

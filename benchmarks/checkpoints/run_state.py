@@ -128,7 +128,7 @@ def _saved(rank: int, layout: str, parameters: float, folder: str, asynchronous:
     target, pids = Path(folder) / "checkpoints", Path(folder) / "pids"
     (pids / str(os.getpid())).touch()
     (pids / "state").touch()
-    time.sleep(0.3)  # the state is there: the watcher looks
+    time.sleep(1.0)  # the state is there: the watcher looks
     if not asynchronous:
         (pids / "saving").touch()
         with _Clock() as whole:

@@ -185,6 +185,8 @@ class Session:
             self.logger.flush()
         heads = {role: engine.model.head for role, engine in engines.items()}
         self.saves.save(step, sharded, {**state, "heads": heads, **self.fixed.stored()}, extras)
+        if step == self.config.run.iterations:
+            self.saves.finish()  # before the run is said to be done
 
     def checkpoint_due(self, step: int) -> bool:
         """Is a checkpoint to be written after `step` iterations?"""

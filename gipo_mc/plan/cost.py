@@ -179,10 +179,10 @@ class _Counter:
         return cost
 
     def save(self) -> Cost:
-        """Data-parallel rank 0 of each stage and tensor rank writes alone, and training waits."""
+        """All ranks write, about as much each, and training waits (without checkpoint.async)."""
         grid = self.grid
         written = sum(checkpoint_bytes(role, grid, self.width) for role in self.run.roles if role.trained)
-        return Cost(compute=written / (grid.tensor * grid.pipeline) / rates.DISK)
+        return Cost(compute=written / (grid.tensor * grid.pipeline * grid.data) / rates.DISK)
 
     def _exchange(self, group: str, sent: float, hops: float) -> Cost:
         crosses = self.grid.crosses_nodes(group)

@@ -87,7 +87,8 @@ def make_plan(run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisati
     saved = sum(checkpoint_bytes(role, grid, width) for role in run.roles if role.trained)
     cost = costs(run, grid, device, width, utilisation) if device.flops else None
     trained = [role for role in run.roles if role.trained]
-    host = sum(host_copies(role, grid, 0, width, on_cpu=not device.cuda) for role in trained)
+    behind = config.checkpoint.asynchronous
+    host = sum(host_copies(role, grid, 0, width, on_cpu=not device.cuda, background=behind) for role in trained)
     return Plan(run, grid, device, width, found, cost, saved, host, _problems(run, found), utilisation)
 
 

@@ -18,7 +18,7 @@ def notes_of(design: Design, cells: Sequence[Cell], games: Sequence[Game], unask
     """Notes of one evaluator. unasked: comparisons without an answer yet."""
     whole = [cell for cell in cells if cell.scope == "all"]
     return [
-        *_without_verdict(games),
+        *_without_verdict(design, games),
         *_unasked(unasked),
         *_orders(design, whole),
         *_first(design, whole),
@@ -27,14 +27,12 @@ def notes_of(design: Design, cells: Sequence[Cell], games: Sequence[Game], unask
     ]
 
 
-def _without_verdict(games: Sequence[Game]) -> list[str]:
+def _without_verdict(design: Design, games: Sequence[Game]) -> list[str]:
     invalid = sum(game.outcome == "invalid" for game in games)
     if not invalid:
         return []
-    return [
-        f"{invalid:,} of {len(games):,} games have no valid verdict. They, and the pairs of which they were an order, "
-        "are in no other figure."
-    ]
+    whose = ", and the pairs of which they were an order," if design == "both orders" else ""
+    return [f"{invalid:,} of {len(games):,} games have no valid verdict. They{whose} are in no other figure."]
 
 
 def _unasked(unasked: int) -> list[str]:

@@ -81,6 +81,8 @@ def run(own: argparse.Namespace) -> int:
     from gipo_mc.evaluation.reading import unasked
     from gipo_mc.tools.evaluate import estimate
 
+    if abs(sum(own.expect) - 100) > 2:  # they are rounded
+        raise ConfigError(f"--expect {' '.join(f'{share:g}' for share in own.expect)}: win, tie and lose make up 100.")
     configs = _judges(own.judge)
     pairs = _pairs(own)
     if own.dry_run:

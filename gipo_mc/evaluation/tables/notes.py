@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from gipo_mc.evaluation.games import Game
 from gipo_mc.evaluation.statistics.outcomes import SELF, Design
 from gipo_mc.evaluation.tables.model import Cell
+from gipo_mc.run.jsonl import printable
 
 #: From this share of flipped pairs on, order decides too much to leave it unsaid; published judges flip about 13 %.
 _MANY_FLIPS = 0.25
 #: Fewer conversations than this: the intervals rest on too little.
 _FEW = 30
+#: Fewer events than this: chance alone may show none (with 2.5 %, where 3.7 are expected), so that the upper end of the
+#: share's interval cannot be too low, and the interval holds the truth more often than it says.
+_RARE = 4
 
 
 def notes_of(design: Design, cells: Sequence[Cell], games: Sequence[Game], unasked: int) -> list[str]:
@@ -24,6 +28,7 @@ def notes_of(design: Design, cells: Sequence[Cell], games: Sequence[Game], unask
         *_first(design, whole),
         *_itself(whole),
         *_small(whole),
+        *_rare(whole),
     ]
 
 
@@ -98,3 +103,19 @@ def _small(whole: Sequence[Cell]) -> list[str]:
     if least >= _FEW:
         return []
     return [f"An opponent was met in {least} conversation{'s' * (least != 1)} only: its intervals are rough."]
+
+
+def _rare(whole: Sequence[Cell]) -> list[str]:
+    rare = [
+        f"{count} {verb} against {printable(cell.opponent)}"
+        for cell in whole
+        if cell.conversations >= _FEW and cell.wins + cell.losses
+        for count, verb in ((cell.wins, "won"), (cell.losses, "lost"))
+        if count < _RARE
+    ]
+    if not rare:
+        return []
+    return [
+        f"Pairs {', '.join(rare)}: intervals of shares with so few pairs hold the truth more often than 95 %, and "
+        "cannot be narrower and still hold it so often."
+    ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -107,7 +108,7 @@ def run(own: argparse.Namespace) -> int:
                         f"{config.name}: {left} comparisons have no answer yet; the same command asks for them."
                     )
     if first is None and configs:
-        _say(f"python scripts/evaluate.py table {own.out}")
+        _say(f"python scripts/evaluate.py table {shlex.quote(own.out)}")
     return first.exit_code if first else 0
 
 

@@ -115,6 +115,17 @@ class DPOConfig(Section):
 class CheckpointConfig(Section):
     every: int = changeable(10, ge=0, le=10**9, description="iterations between checkpoints; 0: only the last")
     keep: int = changeable(2, ge=2, description="checkpoints kept, damaged ones not counted")
+    # A word of Python, so that the field cannot be written as the others are.
+    __annotations__["async"] = bool
+    vars()["async"] = changeable(False, description="write a checkpoint while training goes on; costs host memory")
+    verify: Literal["content", "size"] = changeable(
+        "content", description="what a start compares: all bytes that no start has read yet, or names and sizes alone"
+    )
+
+    @property
+    def asynchronous(self) -> bool:
+        """`checkpoint.async`."""
+        return bool(getattr(self, "async"))
 
 
 class EvalConfig(Section):

@@ -72,10 +72,8 @@ class Watch:
         """Ask the run to stop; the first reason stays."""
         self.asked = self.asked or why
 
-    def stop(self, save: Callable[[], None] | None) -> NoReturn:
-        """All ranks stop here. save: saves what is to be saved before (in `saving`). Raises Requeue."""
-        if save:
-            save()
+    def stop(self) -> NoReturn:
+        """All ranks stop here, and what they are going to continue from is saved. Raises Requeue."""
         why = self.asked or news.announced_stop() or "a signal to another rank"
         raise Requeue(f"Asked to stop by {why}. {self.what_stands()}")
 

@@ -43,7 +43,7 @@ CHANGEABLE = {
     "algorithm": ("outlier", "invalid_patience"),
     "policy": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
     "critic": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
-    "checkpoint": ("every", "keep"),
+    "checkpoint": ("every", "keep", "async", "verify"),
     "eval": ("every", "prompts", "reward"),
 }
 CONTENT = {

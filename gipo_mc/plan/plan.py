@@ -11,7 +11,7 @@ from gipo_mc.config import Config, check_layout
 from gipo_mc.errors import ConfigError
 from gipo_mc.plan.cost import Cost, costs
 from gipo_mc.plan.grid import Grid
-from gipo_mc.plan.hardware import UTILISATION, Hardware
+from gipo_mc.plan.hardware import OURS, UTILISATION, Hardware, Program
 from gipo_mc.plan.memory import Memory, host_copies, memory
 from gipo_mc.plan.parameters import Parameter, stage_parameters, whole_model
 from gipo_mc.plan.run import Run
@@ -76,7 +76,9 @@ def grid_of(config: Config, gpus: int, device: Hardware, node: int = 8) -> Grid:
     return Grid(parallel.tensor, parallel.pipeline, data, parallel.sequence and parallel.tensor > 1, sharded, node)
 
 
-def make_plan(run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisation: float = UTILISATION) -> Plan:
+def make_plan(
+    run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisation: float = UTILISATION, program: Program = OURS
+) -> Plan:
     """Raises ConfigError where the layout or a model does not work on so many ranks."""
     config = run.config
     grid = grid_of(config, gpus, device, node)
@@ -85,7 +87,7 @@ def make_plan(run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisati
     width = 2 if config.dtype == "bfloat16" or (config.dtype == "auto" and device.cuda) else 4
     found = memory(run, grid, device, width)
     saved = sum(checkpoint_bytes(role, grid, width) for role in run.roles if role.trained)
-    cost = costs(run, grid, device, width, utilisation) if device.flops else None
+    cost = costs(run, grid, device, width, utilisation, program) if device.flops else None
     trained = [role for role in run.roles if role.trained]
     host = sum(host_copies(role, grid, 0, width, on_cpu=not device.cuda) for role in trained)
     return Plan(run, grid, device, width, found, cost, saved, host, _problems(run, found), utilisation)
@@ -168,14 +170,16 @@ def _with(run: Run, options: dict[str, Any]) -> Run:
     return replace(run, config=run.config.model_copy(update={"parallel": parallel}))
 
 
-def search(run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisation: float = UTILISATION) -> list[Plan]:
+def search(
+    run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisation: float = UTILISATION, program: Program = OURS
+) -> list[Plan]:
     """Every layout of the ranks that works, those that fit first and then by time: tensor (within a node), pipeline,
     data, with and without sequence parallelism."""
     plans = []
     for tensor, pipeline, sequence in _layouts(gpus, node):
         other = _with(run, {"tensor": tensor, "pipeline": pipeline, "sequence": sequence})
         try:
-            plans.append(make_plan(other, gpus, device, node=node, utilisation=utilisation))
+            plans.append(make_plan(other, gpus, device, node=node, utilisation=utilisation, program=program))
         except ConfigError:
             continue
     return sorted(plans, key=lambda plan: (not plan.fits, plan.seconds if plan.fits else plan.memory.worst.total))

@@ -57,6 +57,7 @@ def as_json(plan: Plan, change: Change | None = None) -> dict[str, Any]:
             ],
         },
         "fits": plan.fits,
+        "relief": list(plan.relief),
         "problems": list(plan.problems),
         "nearest_change": change.describe() if change else None,
         "checkpoint_bytes": plan.checkpoint,
@@ -73,7 +74,8 @@ def search_text(plans: list[Plan], most: int) -> str:
     lines = [f"{'layout':<56}{'peak GiB':>9}{'fits':>6}{'s':>9}{'bubble':>8}"]
     for plan in plans[:most]:
         peak, fits = plan.memory.worst.total / _GIB, "yes" if plan.fits else "no"
-        lines.append(f"{plan.grid.describe():<56}{peak:>9.1f}{fits:>6}{plan.seconds:>9.3g}{plan.bubble:>8.0%}")
+        line = f"{plan.grid.describe():<56}{peak:>9.1f}{fits:>6}{plan.seconds:>9.3g}{plan.bubble:>8.0%}"
+        lines.append("  ".join([line, *plan.relief]))
     if len(plans) > most:
         lines.append(f"and {len(plans) - most} more")
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from gipo_mc.plan import memory as plan_memory
 from gipo_mc.plan.hardware import hardware
 from gipo_mc.plan.plan import Plan, make_plan, nearest_change, search
 from gipo_mc.plan.run import read_run
-from gipo_mc.plan.show import as_json, as_text
+from gipo_mc.plan.show import as_json, as_text, search_text
 from scripts.plan import main
 from tests.source_rules import ROOT
 
@@ -110,7 +110,7 @@ def test_a_cache_that_cannot_hold_a_sequence_is_a_problem():
 
 def test_where_no_layout_fits_more_gpus_are_the_change():
     change = nearest_change(plan_of(SEVEN_B, "parallel.tensor=1", "parallel.sequence=false", gpus=2))
-    assert change is not None and change.gpus == 8 and change.options == {"tensor": 4}
+    assert change is not None and change.gpus == 8 and change.options == {"parallel.tensor": 4}
     assert change.describe() == "parallel.tensor=4 on 8 GPUs"
     large = plan_of(SEVEN_B, "parallel.sequence=false", gpus=4, shape="llama-3.1-70b")
     assert not large.fits and large.memory.worst.total > 700 * 2**30
@@ -179,3 +179,18 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]):
     assert "does not fit" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["--config", SEVEN_B, "--utilisation", "2"])
+
+
+def test_the_search_makes_room_with_options_that_there_are(monkeypatch: pytest.MonkeyPatch):
+    """Where a layout does not fit, a change that makes it fit; options that a configuration does not have are passed
+    over."""
+    large = ["tokens_per_micro_batch=65536", "micro_batch_size=128"]
+    config = load_config(SEVEN_B, [f"parallel.{option}" for option in large] + ["algorithm.mini_batch_size=128"])
+    monkeypatch.setattr(
+        "gipo_mc.plan.plan.RELIEF", ({"memory.unheard_of": 1}, {"parallel.tokens_per_micro_batch": 4096})
+    )
+    plans = search(read_run(config, config_file=SEVEN_B), 8, hardware("h100"))
+    relieved = [plan for plan in plans if plan.relief]
+    assert relieved and all(plan.fits for plan in relieved) and any(plan.fits and not plan.relief for plan in plans)
+    assert {plan.relief for plan in relieved} == {("parallel.tokens_per_micro_batch=4096",)}
+    assert relieved[0].relief[0] in search_text(plans, len(plans))

@@ -48,6 +48,11 @@ class Message:
 Exchange = tuple[Message, ...]
 
 
+class _Done:
+    def wait(self) -> None:
+        """Nothing runs."""
+
+
 @dataclass
 class Pretence:
     """This process as one rank.
@@ -74,6 +79,14 @@ class Pretence:
         if posted:
             self.exchanges.append(tuple(posted))
         return self._received(recv_prev), self._received(recv_next), None
+
+    def transfer(self, operations: list[Any]) -> list[_Done]:
+        """In the place of `torch.distributed.batch_isend_irecv` between stages, which generation calls."""
+        posted = [
+            Message("activation", operation.op is dist.isend, tuple(operation.tensor.shape)) for operation in operations
+        ]
+        self.exchanges.append(tuple(posted))
+        return [_Done() for _ in posted]
 
     @staticmethod
     def _sent(kind: Literal["activation", "gradient"], tensor: Any) -> list[Message]:
@@ -105,6 +118,7 @@ def pretended(parallel: ParallelConfig, world: int, rank: int) -> Iterator[Prete
             tensor_parallel.model_parallel_cuda_manual_seed(1)
             found = Pretence(current_layout(parallel.sequence, META), groups)
             P2PCommunicator._communicate = lambda _, **what: found.communicate(**what)
+            dist.batch_isend_irecv = found.transfer  # type: ignore[assignment]
             with META:
                 yield found
         finally:
@@ -119,6 +133,7 @@ def _replaced(groups: list[Group]) -> Iterator[None]:
     collectives are called one by one (torch cannot join those of tensors without storage)."""
     create, place = parallel_state.create_group, cpu_adapter.CPU
     communicate, joined = P2PCommunicator._communicate, param_and_grad_buffer._coalescing_manager
+    transfer = dist.batch_isend_irecv
 
     def noted(ranks: Any = None, timeout: Any = None, backend: Any = None, **others: Any) -> Any:
         groups.append(Group(others.get("group_desc") or "", tuple(ranks)))
@@ -132,11 +147,7 @@ def _replaced(groups: list[Group]) -> Iterator[None]:
     finally:
         parallel_state.create_group, cpu_adapter.CPU = create, place
         P2PCommunicator._communicate, param_and_grad_buffer._coalescing_manager = communicate, joined
-
-
-class _Done:
-    def wait(self) -> None:
-        """Nothing runs."""
+        dist.batch_isend_irecv = transfer
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from gipo_mc.tools.dry_run.ranks import (
     measured,
     run_once,
 )
+from gipo_mc.tools.dry_run.rollout import ticks_of
 from gipo_mc.tools.dry_run.schedule import Steps, steps_of
 
 
@@ -67,6 +68,8 @@ class Rehearsal:
     stages: list[Stage] = field(default_factory=list)
     groups: list[Kind] = field(default_factory=list)
     courses: list[Course] = field(default_factory=list)
+    #: What each stage posts while it generates; empty without a pipeline.
+    rollout: list[tuple[Exchange, ...]] = field(default_factory=list)
     shards: dict[str, Shards] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -87,6 +90,8 @@ def rehearse(plan: Plan) -> Rehearsal:
                 found.groups, problems = named(pretence.groups, plan.grid)
                 found.problems += problems
             found.stages.append(_stage(stage, pretence, phases, found))
+            if plan.grid.pipeline > 1 and plan.run.command == "train_gi_ppo":
+                found.rollout.append(ticks_of(pretence, plan))
             if plan.grid.pipeline > 1:
                 for key, (_, one) in courses.items():
                     steps[key].append(steps_of(pretence, one, dtype_of(plan)))
@@ -94,6 +99,7 @@ def rehearse(plan: Plan) -> Rehearsal:
         rows, length, _ = max(one.parts, key=lambda part: part[0] * part[1])
         found.courses.append(Course(names, len(one.parts), rows, length, one.backward, tuple(steps[key])))
         found.problems += exchanges.problems([each.exchanges for each in steps[key]])
+    found.problems += exchanges.problems(found.rollout)
     found.problems += _lost_shards(found.shards)
     found.seconds = time.perf_counter() - began
     return found

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
+from gipo_mc.parallel.megatron.pretend import Exchange
 from gipo_mc.plan.plan import Plan
+from gipo_mc.tools.dry_run.exchanges import problems
 from gipo_mc.tools.dry_run.groups import short
 from gipo_mc.tools.dry_run.rehearsal import Course, Rehearsal, Stage
+from gipo_mc.tools.dry_run.rollout import TOKENS
 
 _GIB = 2**30
 
@@ -47,6 +51,7 @@ def as_json(found: Rehearsal) -> dict[str, Any]:
             }
             for course in found.courses
         ],
+        "rollout": [len(stage) for stage in found.rollout],
         "checkpoint": {"tensors": len(found.shards), "bytes": found.plan.checkpoint},
         "problems": found.problems,
         "notes": found.notes,
@@ -91,6 +96,8 @@ def _groups(found: Rehearsal) -> str:
 
 def _courses(found: Rehearsal) -> str:
     lines = ["passes of a replica: micro-batches, and of each stage those of warm-up + steady state (+ cool-down)"]
+    if found.rollout:
+        lines.append(f"  rollout, responses of up to {TOKENS} tokens: {_passed(found.rollout)}")
     for course in found.courses:
         ways = "forward and backward" if course.backward else "forward"
         lines.append(f"  {', '.join(course.phases)}: {course.micro_batches} of {course.rows} x {course.length}, {ways}")
@@ -109,8 +116,14 @@ def _stage_steps(course: Course) -> str:
         if len(set(told)) == 1
         else "; ".join(f"stage {stage}: {one}" for stage, one in enumerate(told))
     )
-    sent = sum(message.sent for step in course.steps for exchange in step.exchanges for message in exchange)
-    return f"{named}; {sent} tensors are sent and received, and no stage waits for ever"
+    return f"{named}; {_passed([step.exchanges for step in course.steps])}"
+
+
+def _passed(stages: Sequence[Sequence[Exchange]]) -> str:
+    sent = sum(message.sent for exchanges in stages for exchange in exchanges for message in exchange)
+    if problems(stages):
+        return f"{sent} tensors are sent, and do not all arrive"
+    return f"{sent} tensors are sent and received, and no stage waits for ever"
 
 
 def _checkpoint(found: Rehearsal) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 
 from gipo_mc.config import load_config
 from gipo_mc.errors import ConfigError, GipoError
@@ -35,6 +36,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompt", type=number(1, 2**20), default=0, help="usual prompt tokens, for times [the most]")
     parser.add_argument("--response", type=number(1, 2**20), default=0, help="usual response tokens [the most]")
     parser.add_argument("--utilisation", type=_share, help="share of the bf16 peak that is reached [0.4]")
+    parser.add_argument(
+        "--layer-ms", type=_milliseconds, default=0.0, metavar="MS",
+        help="ms that a layer takes in each way of a pass, beside the arithmetic [0]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--row-ms", type=_milliseconds, default=0.0, metavar="MS",
+        help="ms of the host for a row of a decoding step [0]",
+    )  # fmt: skip
     parser.add_argument("--search", action="store_true", help="rank the layouts of these ranks by time")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override an option")
@@ -46,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from gipo_mc.plan.hardware import UTILISATION, hardware
+    from gipo_mc.plan.hardware import OURS, UTILISATION, hardware
     from gipo_mc.plan.plan import make_plan, nearest_change, search
     from gipo_mc.plan.run import COMMANDS, read_run
     from gipo_mc.plan.show import as_json, as_text, search_text
@@ -58,7 +67,8 @@ def _plan(options: argparse.Namespace) -> int:
         config, options.command, config_file=options.config, shape=options.shape, prompt=options.prompt,
         response=options.response,
     )  # fmt: skip
-    share = {"node": options.gpus_per_node, "utilisation": options.utilisation or UTILISATION}
+    program = replace(OURS, layer=options.layer_ms / 1e3, row=options.row_ms / 1e3)
+    share = {"node": options.gpus_per_node, "utilisation": options.utilisation or UTILISATION, "program": program}
     if options.search:
         plans = search(run, options.gpus, device, **share)
         if not plans:
@@ -78,6 +88,16 @@ def _share(text: str) -> float:
         value = 0.0
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is no share above 0 and up to 1")
+    return value
+
+
+def _milliseconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of milliseconds from 0 to 1,000,000")
     return value
 
 

@@ -54,6 +54,12 @@ class ParallelConfig(Section):
         le=10**6,
         description="a wait for another rank, or a call of a reward function, that takes longer ends the job",
     )
+    silence_seconds: float = changeable(
+        60.0,
+        ge=0,
+        le=10**6,
+        description="of several hosts, one that gives no sign of life for so long ends the job; 0: never",
+    )
     distributed_optimizer: Literal["auto", "on", "off"] = Field(
         "auto",
         description="shard optimizer state over data-parallel ranks (ZeRO-1); auto: on CUDA",

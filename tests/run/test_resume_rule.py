@@ -36,6 +36,7 @@ CHANGEABLE = {
         "tokens_per_micro_batch",
         "logit_rows",
         "timeout_minutes",
+        "silence_seconds",
     ),
     "model": ("policy", "critic"),
     "data": ("evaluation",),

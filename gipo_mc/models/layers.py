@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.random import checkpoint
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -86,9 +87,16 @@ class RotaryAttention(SelfAttention):
         for name in ("packed_seq_params", "inference_context"):
             if others.get(name) is not None:
                 raise ValueError(f"this attention takes padded whole sequences, and does not know {name}")
-        query, key, value = self.get_query_key_value_tensors(hidden_states)
-        query, key = rotate(query, rotary_pos_emb), rotate(key, rotary_pos_emb)
-        return self.linear_proj(self.core_attention(query, key, value))  # type: ignore[no-any-return]
+        parts = (*self.get_query_key_value_tensors(hidden_states), rotary_pos_emb)
+        if self.checkpoint_core_attention and self.training:
+            seen = checkpoint(self._attend, False, *parts)
+        else:
+            seen = self._attend(*parts)
+        return self.linear_proj(seen)  # type: ignore[no-any-return]
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, tables: Tensor) -> Tensor:
+        """All between the two projections, which is what selective recomputation computes again."""
+        return self.core_attention(rotate(query, tables), rotate(key, tables), value)  # type: ignore[no-any-return]
 
 
 def has_transformer_engine(config: TransformerConfig) -> bool:

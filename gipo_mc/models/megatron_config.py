@@ -9,12 +9,15 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from gipo_mc.models.execution import PLAIN, Execution
 from gipo_mc.models.families import family_of
 from gipo_mc.models.shape import ModelShape
 from gipo_mc.parallel.layout import Layout
 
 
-def transformer_config(shape: ModelShape, layout: Layout, dtype: torch.dtype) -> TransformerConfig:
+def transformer_config(
+    shape: ModelShape, layout: Layout, dtype: torch.dtype, execution: Execution = PLAIN
+) -> TransformerConfig:
     """Megatron's configuration of this shape on this layout.
 
     Losses arrive normalised over the whole mini-batch, so `calculate_per_token_loss` keeps the schedules from dividing
@@ -23,6 +26,7 @@ def transformer_config(shape: ModelShape, layout: Layout, dtype: torch.dtype) ->
     on_cuda = layout.device.type == "cuda"
     return TransformerConfig(
         **family_of(shape).megatron,
+        **execution.megatron,
         num_layers=shape.layers,
         hidden_size=shape.hidden_size,
         ffn_hidden_size=shape.intermediate_size,

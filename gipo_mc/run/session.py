@@ -19,6 +19,7 @@ from gipo_mc.config import Config, OptimizerConfig, as_yaml
 from gipo_mc.data.sets import DataSet
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens, tokens_hash
 from gipo_mc.errors import DataError
+from gipo_mc.models.execution import Execution
 from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.ops import describe_build
 from gipo_mc.parallel import runtime
@@ -124,6 +125,7 @@ class Session:
             groups=groups,
             group_head=group_head or algorithm.group_head,
             empty=optimizer is not None and self._resume_from is not None,  # `resume` is going to fill it
+            execution=Execution.of(self.config),
         )
         if optimizer is None:
             self.fixed.frozen[key or source.name] = on_main(source.fingerprint)
@@ -134,7 +136,12 @@ class Session:
     def engine(self, model: StageModel, optimizer: OptimizerConfig | None, *, total_steps: int = 1) -> Engine:
         """Engine of a model that exists already."""
         return Engine(
-            model, self.layout, optimizer, total_steps=total_steps, distributed_optimizer=self.shards_optimizer
+            model,
+            self.layout,
+            optimizer,
+            total_steps=total_steps,
+            distributed_optimizer=self.shards_optimizer,
+            overlap=self.overlaps,
         )
 
     @property
@@ -142,6 +149,12 @@ class Session:
         """Is optimizer state sharded over data-parallel ranks (parallel.distributed_optimizer)?"""
         choice = self.config.parallel.distributed_optimizer
         return choice == "on" or (choice == "auto" and self.layout.device.type == "cuda")
+
+    @property
+    def overlaps(self) -> bool:
+        """Do gradients and weights travel while passes compute (parallel.overlap)?"""
+        choice = self.config.parallel.overlap
+        return choice == "on" or (choice == "auto" and self.layout.device.type == "cuda" and self.shards_optimizer)
 
     # -------------------------------------------------------------------- data
     def trains_on(

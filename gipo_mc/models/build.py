@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from gipo_mc.errors import ConfigError
-from gipo_mc.models.execution import PLAIN, Execution
+from gipo_mc.models.execution import PLAIN, Execution, check_machine
 from gipo_mc.models.shape import ModelShape
 from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.models.weights.initialisation import initialize_heads, initialize_trunk
@@ -35,6 +35,7 @@ def build_model(
     machine cannot do what `execution` asks for.
     """
     shape.check(layout.tensor, layout.pipeline)
+    check_machine(execution, shape, layout, dtype)
     if head == "critic" and groups < 1:
         raise ConfigError(f"A critic with a group head needs algorithm.groups >= 1, not {groups}.")
     model = StageModel(shape, layout, head=head, groups=groups, group_head=group_head, dtype=dtype, execution=execution)

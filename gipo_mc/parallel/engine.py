@@ -261,8 +261,9 @@ def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None
     inner = getattr(part, "optimizer", None)
     _keep_rates(optimizer, state.get("optimizer", state))
     if not (isinstance(part, DistributedOptimizer) and isinstance(inner, (torch.optim.Adam, torch.optim.AdamW))):
-        if moments := state.get("optimizer", state).get("state"):
-            # A step count of 0 is left out of checkpoints.
+        moments = state.get("optimizer", state).get("state")
+        if moments and any("step" in own for own in inner.state.values()):
+            # A step count of 0 is left out of checkpoints. Fused optimizers count in their groups, and take none here.
             moments.setdefault("common_step", torch.zeros(()))
         optimizer.load_state_dict(state)
         return

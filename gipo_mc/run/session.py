@@ -26,6 +26,8 @@ from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import any_rank, on_main
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
+from gipo_mc.parallel.megatron import transformer_engine
+from gipo_mc.parallel.megatron.overlap import overlaps
 from gipo_mc.run import checkpoint
 from gipo_mc.run.console import Console
 from gipo_mc.run.folder import RunFolder, State, without_a_word
@@ -115,6 +117,8 @@ class Session:
         key: the option that names a frozen model; its weights are to be the same when the run continues.
         """
         algorithm = self.config.algorithm
+        if sentence := transformer_engine.warning(self.layout.device):
+            self.warn(sentence)
         model = load_model(
             source,
             self.layout,
@@ -135,26 +139,15 @@ class Session:
 
     def engine(self, model: StageModel, optimizer: OptimizerConfig | None, *, total_steps: int = 1) -> Engine:
         """Engine of a model that exists already."""
-        return Engine(
-            model,
-            self.layout,
-            optimizer,
-            total_steps=total_steps,
-            distributed_optimizer=self.shards_optimizer,
-            overlap=self.overlaps,
-        )
+        shards = self.shards_optimizer
+        ways = {"distributed_optimizer": shards, "overlap": overlaps(self.config.parallel, self.layout.device, shards)}
+        return Engine(model, self.layout, optimizer, total_steps=total_steps, **ways)
 
     @property
     def shards_optimizer(self) -> bool:
         """Is optimizer state sharded over data-parallel ranks (parallel.distributed_optimizer)?"""
         choice = self.config.parallel.distributed_optimizer
         return choice == "on" or (choice == "auto" and self.layout.device.type == "cuda")
-
-    @property
-    def overlaps(self) -> bool:
-        """Do gradients and weights travel while passes compute (parallel.overlap)?"""
-        choice = self.config.parallel.overlap
-        return choice == "on" or (choice == "auto" and self.layout.device.type == "cuda" and self.shards_optimizer)
 
     # -------------------------------------------------------------------- data
     def trains_on(

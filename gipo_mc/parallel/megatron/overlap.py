@@ -10,6 +10,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from gipo_mc.config import ParallelConfig
+
+
+def overlaps(parallel: ParallelConfig, device: torch.device, distributed_optimizer: bool) -> bool:
+    """What parallel.overlap stands for here."""
+    if parallel.overlap == "auto":
+        return device.type == "cuda" and distributed_optimizer
+    return parallel.overlap == "on"
+
 
 class Overlap:
     """Of one model. wrapped: its DistributedDataParallel."""

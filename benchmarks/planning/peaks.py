@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,10 @@ class Held(TorchDispatchMode):
         self.most: dict[str, int] = {}
         self._known: set[int] = set()
         self._spans: list[str] = []
+
+    def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Tensors that were there before: an operator may return a view of them, or what it changed in place."""
+        self._known.update(tensor.untyped_storage()._cdata for tensor in tensors)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

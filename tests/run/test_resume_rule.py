@@ -37,7 +37,9 @@ CHANGEABLE = {
         "logit_rows",
         "timeout_minutes",
         "silence_seconds",
+        "overlap",
     ),
+    "memory": ("recompute",),
     "model": ("policy", "critic"),
     "data": ("evaluation",),
     "rollout": ("engine", "slots", "prefill_tokens", "kv_cache_gib", "refusals"),
@@ -55,7 +57,7 @@ CONTENT = {
 
 
 #: Other values of keys whose default, auto, stands for one of the others.
-SPECIAL = {"dtype": "bfloat16", "parallel.distributed_optimizer": "on"}
+SPECIAL = {"dtype": "bfloat16", "parallel.distributed_optimizer": "on", "parallel.overlap": "on"}
 
 
 def _keys(sections: dict[str, tuple[str, ...]]) -> set[str]:

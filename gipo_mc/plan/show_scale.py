@@ -23,8 +23,8 @@ def scale_text(found: Sequence[Scaled], failure_hours: float, restart: float) ->
         )
     lines.append(
         f"every: iterations between checkpoints that lose least (Daly); goodput: progress over time, with a failure in "
-        f"{failure_hours:,.0f} GPU-hours\nand {restart:,.0f} s until a checkpoint is read; what docs/planning.md assumes "
-        "holds here too"
+        f"{failure_hours:,.0f} GPU-hours\nand {restart:,.0f} s until a checkpoint is read; what "
+        "docs/planning.md assumes holds here too"
     )
     return "\n".join(lines)
 

@@ -261,7 +261,7 @@ def _steps_taken(optimizer: MegatronOptimizer) -> int:
 def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
     """`load_state_dict`, and two of Megatron's gaps around the step count of torch's Adam."""
     part = getattr(optimizer, "chained_optimizers", [optimizer])[0]
-    inner = getattr(part, "optimizer", None)
+    inner: Any = getattr(part, "optimizer", None)
     _keep_rates(optimizer, state.get("optimizer", state))
     if not (isinstance(part, DistributedOptimizer) and isinstance(inner, (torch.optim.Adam, torch.optim.AdamW))):
         moments = state.get("optimizer", state).get("state")

@@ -16,7 +16,8 @@ from tests.source_rules import ROOT
 #: As docs/clusters.md has it; HOST and PORT are where the hosts meet.
 MEET = ("--rdzv-backend=c10d", "--rdzv-id=1", "--rdzv-endpoint=node1:29500")
 RL = [
-    "device=cpu", "data.prompts=[builtin]", "data.evaluation=[builtin:easy]", "data.prompt_length=8", "data.max_rows=64",
+    "device=cpu", "data.prompts=[builtin]", "data.evaluation=[builtin:easy]", "data.prompt_length=8",
+    "data.max_rows=64",
     "rollout.batch_size=18", "rollout.max_new_tokens=8", "algorithm.mini_batch_size=6", "algorithm.epochs=2",
     "eval.prompts=4", "run.name=run",
 ]  # fmt: skip

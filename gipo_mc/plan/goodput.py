@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gipo_mc.errors import ConfigError
-from gipo_mc.plan.hardware import Hardware
+from gipo_mc.plan.hardware import OURS, Hardware, Program
 from gipo_mc.plan.plan import Plan, search
 from gipo_mc.plan.run import Run
 
@@ -86,18 +86,19 @@ def scale(
     grow: bool,
     node: int,
     utilisation: float,
+    program: Program = OURS,
     failure_hours: float = FAILURE_HOURS,
     restart: float = RESTART,
 ) -> list[Scaled]:
     """The fastest layout that fits on each number of GPUs; sizes on which none does are left out.
 
     grow: the batch and its mini-batches grow with the GPUs (weak scaling); else they stay (strong scaling).
-    failure_hours: of one GPU. Raises ConfigError where no size has a layout that fits.
+    program: which is planned. failure_hours: of one GPU. Raises ConfigError where no size has a layout that fits.
     """
     found: list[Scaled] = []
     for number in gpus:
         own = _grown(run, number // gpus[0]) if grow else run
-        plans = search(own, number, device, node=node, utilisation=utilisation)
+        plans = search(own, number, device, node=node, utilisation=utilisation, program=program)
         if not plans or not plans[0].fits:
             continue
         found.append(_scaled(plans[0], own, found[0] if found else None, failure_hours, restart))

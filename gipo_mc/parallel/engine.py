@@ -265,7 +265,7 @@ def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None
     _keep_rates(optimizer, state.get("optimizer", state))
     if not (isinstance(part, DistributedOptimizer) and isinstance(inner, (torch.optim.Adam, torch.optim.AdamW))):
         moments = state.get("optimizer", state).get("state")
-        if moments and any("step" in own for own in inner.state.values()):
+        if moments and inner is not None and any("step" in own for own in inner.state.values()):
             # A step count of 0 is left out of checkpoints. Fused optimizers count in their groups, and take none here.
             moments.setdefault("common_step", torch.zeros(()))
         optimizer.load_state_dict(state)

@@ -78,8 +78,8 @@ WRONG = {
     "ranks": (["--gpus", "6"], "parallel.tensor=4 x parallel.pipeline=1 = 4 does not divide the 6 ranks"),
     "heads": (["--gpus", "12", "parallel.tensor=12"], "parallel.tensor=12 does not divide the model's 32 attention"),
     "key-value heads": (
-        ["--gpus", "16", "parallel.tensor=16", "--shape", "llama-3.1-8b"],
-        "parallel.tensor=16 does not divide the model's 8 key-value heads",
+        ["--gpus", "7", "parallel.tensor=7", "--shape", "qwen2.5-7b"],
+        "the model's 4 key-value heads",
     ),
     "layers": (["--gpus", "12", "parallel.pipeline=3"], "parallel.pipeline=3 does not divide the model's 32 layers"),
     "positions": (["data.prompt_length=4000"], "4256 tokens of prompt and response do not fit the model's 4096"),

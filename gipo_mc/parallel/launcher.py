@@ -14,6 +14,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def several_hosts() -> bool:
+    """Do the ranks of this job run on more than one host? Whoever sets RANK without LOCAL_WORLD_SIZE has one."""
+    return world_size() > int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
 def adopt_slurm(environment: MutableMapping[str, str] | None = None) -> None:
     """Set RANK and its like for the tasks of one `srun` (without RANK, with more than one task).
 

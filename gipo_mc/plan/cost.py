@@ -1,7 +1,8 @@
 """Operations, bytes on the links and seconds of each phase.
 
 Arithmetic takes its operations over `utilisation` of the device's bf16 peak; collectives take their bytes over a share
-of the link's rate, and nothing of them is hidden behind arithmetic, because the code overlaps nothing yet. A pass takes
+of the link's rate. Only the sums and gathers of the data-parallel ranks are hidden behind arithmetic, where
+parallel.overlap says so: as far as one micro-batch takes, because they wait for the last. A pass takes
 at least the time that the host needs to start its kernels.
 """
 
@@ -98,6 +99,8 @@ class _Counter:
         share = sum(rows * response for rows, _, response in one.parts) / one.tokens if one.logits else 0.0
         each = flops_of_token(one.role, lengths / 2, projected=share)
         flops = ways * each * one.tokens * grid.data
+        if one.backward and self.run.config.memory.recompute == "full":
+            flops += flops_of_token(one.role, lengths / 2) * one.tokens * grid.data
         # The first and the last stage hold more than others; a stage's share is taken as equal.
         busy = flops / grid.world / (self.utilisation * self.device.flops)
         launches = rates.LAUNCHES_BOTH if one.backward else rates.LAUNCHES_FORWARD
@@ -106,7 +109,16 @@ class _Counter:
         compute = max(busy, host) + alone
         bubble = (grid.pipeline - 1) / len(one.parts) * compute
         cost = Cost(flops, compute, bubble) + self._layers(one, ways) + self._hops(one)
-        return cost + self._step(one.role) if one.backward else cost
+        if not one.backward:
+            return cost
+        hidden = compute / len(one.parts) if self._overlaps else 0.0
+        step = self._step(one.role)
+        return cost + replace(step, exchange=max(step.exchange - hidden, 0.0))
+
+    @property
+    def _overlaps(self) -> bool:
+        choice = self.run.config.parallel.overlap
+        return choice == "on" or (choice == "auto" and self.device.cuda and self.grid.distributed_optimizer)
 
     def _layers(self, one: Pass, ways: int) -> Cost:
         """Tensor-parallel sums: two in a layer each way. With sequence parallelism a gather and a scatter each, as many
@@ -116,7 +128,8 @@ class _Counter:
             return Cost()
         states = one.tokens * shape.hidden_size * self.width
         ring = 2 * (grid.tensor - 1) / grid.tensor * states
-        sums = 2 * shape.layers / grid.pipeline * (2 if ways == 3 else 1)
+        again = ways == 3 and self.run.config.memory.recompute == "full"
+        sums = 2 * shape.layers / grid.pipeline * ((2 if ways == 3 else 1) + again)
         if grid.sequence and ways == 3:
             sums += shape.layers / grid.pipeline  # two gathers, half a sum each
         calls = sums * len(one.parts)

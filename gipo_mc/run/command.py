@@ -17,15 +17,15 @@ from typing import Any
 from gipo_mc import presets
 from gipo_mc.config import Config, check_layout, help_lines, load_config, names_nothing, read_by, run_folder
 from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, ConfigError, GipoError, Requeue
-from gipo_mc.parallel.launcher import adopt_slurm, world_size
+from gipo_mc.parallel.launcher import adopt_slurm, several_hosts, world_size
 from gipo_mc.run.arguments import Parser, say_error
 from gipo_mc.run.folder import RunFolder, now
 from gipo_mc.run.jsonl import printable_lines
 from gipo_mc.run.outcome import exit_called, note_end, refusal_noted
 
-#: Seconds that other ranks leave to rank 0, to say why a start was refused, before they end: torchrun ends all ranks
-#: with the first.
-_LAST_WORDS = 2.0
+#: Seconds that other ranks leave to the first of their host, to say why a start was refused, before they end: torchrun
+#: ends all ranks with the first. On several hosts that one imports torch first, to tell the others.
+_LAST_WORDS = {False: 2.0, True: 30.0}
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,11 @@ def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _speaks() -> bool:
+    """Does this rank say why a start was refused? Perhaps the ranks of one host alone know."""
+    return os.environ.get("LOCAL_RANK" if several_hosts() else "RANK", "0") == "0"
+
+
 def _say(text: str) -> None:
     """Once for the whole job, because every rank has something like it to say."""
     if _is_first():
@@ -161,10 +166,15 @@ def _no_memory(error: RuntimeError | MemoryError) -> ConfigError | None:
 
 def refuse(error: GipoError) -> int:
     """Say what all ranks find before they are joined, once, and return the exit code."""
-    if _is_first():
-        return say_error(error)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        time.sleep(_LAST_WORDS)
+    if not _speaks():
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            time.sleep(_LAST_WORDS[several_hosts()])
+        return error.exit_code
+    say_error(error)
+    if several_hosts():
+        from gipo_mc.parallel.nodes.greeting import tell_refusal
+
+        tell_refusal(str(error), error.exit_code)
     return error.exit_code
 
 

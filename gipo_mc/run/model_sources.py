@@ -23,6 +23,7 @@ import torch
 from gipo_mc.config import AlgorithmConfig, load_config
 from gipo_mc.errors import CheckpointError, ConfigError
 from gipo_mc.models.build import build_model
+from gipo_mc.models.execution import PLAIN, Execution
 from gipo_mc.models.families import family_of, read_shape
 from gipo_mc.models.shape import ModelShape
 from gipo_mc.models.stage import HeadKind, StageModel
@@ -190,6 +191,7 @@ def load_model(
     groups: int = 0,
     group_head: Literal["mlp", "linear"] = "mlp",
     empty: bool = False,
+    execution: Execution = PLAIN,
 ) -> StageModel:
     """Build this rank's stage and fill it from the source; heads that the source does not have start fresh.
 
@@ -206,6 +208,7 @@ def load_model(
         trainable=trainable,
         seed=seed,
         initialize=False,
+        execution=execution,
     )
     if empty:
         return model

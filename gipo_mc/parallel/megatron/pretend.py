@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state, tensor_parallel
+from megatron.core import parallel_state
 from megatron.core.distributed import param_and_grad_buffer
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 
 from gipo_mc.config import ParallelConfig
+from gipo_mc.parallel import runtime
 from gipo_mc.parallel.layout import Layout
-from gipo_mc.parallel.megatron import cpu_adapter, versions
-from gipo_mc.parallel.runtime import current_layout
+from gipo_mc.parallel.megatron import cpu_adapter
 
 META = torch.device("meta")
 _BACKEND = "pretend"
@@ -106,25 +106,19 @@ def pretended(parallel: ParallelConfig, world: int, rank: int) -> Iterator[Prete
     if dist.is_initialized():
         raise RuntimeError("this process is a rank of a job, and cannot stand in for another")
     _register()
-    versions.keep_notices_to_developers()
-    cpu_adapter.apply()
     groups: list[Group] = []
     with _replaced(groups):
         try:
             dist.init_process_group(_BACKEND, store=dist.HashStore(), rank=rank, world_size=world)
-            parallel_state.initialize_model_parallel(
-                tensor_model_parallel_size=parallel.tensor, pipeline_model_parallel_size=parallel.pipeline
-            )
-            tensor_parallel.model_parallel_cuda_manual_seed(1)
-            found = Pretence(current_layout(parallel.sequence, META), groups)
+            layout = runtime.initialize(parallel, "cpu")
+            found = Pretence(replace(layout, device=META), groups)
             P2PCommunicator._communicate = lambda _, **what: found.communicate(**what)
             dist.batch_isend_irecv = found.transfer  # type: ignore[assignment]
+            cpu_adapter.CPU = META
             with META:
                 yield found
         finally:
-            parallel_state.destroy_model_parallel()
-            if dist.is_initialized():
-                dist.destroy_process_group()
+            runtime.shutdown()
 
 
 @contextmanager
@@ -141,7 +135,6 @@ def _replaced(groups: list[Group]) -> Iterator[None]:
 
     parallel_state.create_group = noted
     param_and_grad_buffer._coalescing_manager = _one_by_one
-    cpu_adapter.CPU = META
     try:
         yield
     finally:

@@ -40,28 +40,32 @@ def main(argv: Sequence[str] | None = None, *, description: str | None = __doc__
 
 
 def _dry_run(options: argparse.Namespace) -> int:
-    from gipo_mc.config import load_config
+    from gipo_mc.config import check_layout, load_config
     from gipo_mc.plan.hardware import hardware
     from gipo_mc.plan.plan import make_plan
-    from gipo_mc.plan.run import COMMANDS, read_run
+    from gipo_mc.plan.run import COMMANDS, command_of, read_run
     from gipo_mc.plan.show import reasons
 
     if options.command and options.command not in COMMANDS:
         raise ConfigError(f"--command {options.command} is no trainer: write one of {', '.join(COMMANDS)}.")
     device, config = hardware(options.gpu), load_config(options.config, options.overrides)
-    run = read_run(config, options.command, config_file=options.config, shape=options.shape)
-    plan = make_plan(run, options.gpus, device, node=options.gpus_per_node)
+    command = options.command or command_of(config)
+    check_layout(config, options.gpus)
 
     from gipo_mc.tools.dry_run.files import look
     from gipo_mc.tools.dry_run.rehearsal import refused, rehearse
     from gipo_mc.tools.dry_run.show import as_json, as_text
 
-    found = rehearse(plan)
-    found.problems += reasons(plan)
-    if not options.without_files:
-        problems, found.notes = look(config, run.command)
-        found.problems += problems
+    problems, notes = ([], []) if options.without_files else look(config, command)
+    try:
+        run = read_run(config, command, config_file=options.config, shape=options.shape)
+        found = rehearse(make_plan(run, options.gpus, device, node=options.gpus_per_node))
+    except ConfigError as error:
+        # Of a model that is not here nothing is known: what a start says of it comes first.
+        raise refused(problems) or error from error
+    found.problems += [*reasons(found.plan), *problems]
+    found.notes += notes
     print(json.dumps(as_json(found), indent=2) if options.json else as_text(found))
-    if error := refused(found):
-        raise error
+    if refusal := refused(found.problems):
+        raise refusal
     return 0

@@ -186,8 +186,8 @@ def _lost_shards(shards: dict[str, Shards]) -> list[str]:
     ]
 
 
-def refused(rehearsal: Rehearsal) -> ConfigError | None:
+def refused(problems: list[str]) -> ConfigError | None:
     """All problems as one error; None where there are none."""
-    if not rehearsal.problems:
+    if not problems:
         return None
-    return ConfigError("A start would fail:\n" + "\n".join(f"  - {text}" for text in rehearsal.problems))
+    return ConfigError("A start would fail:\n" + "\n".join(f"  - {text}" for text in problems))

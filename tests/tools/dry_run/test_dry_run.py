@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from gipo_mc.parallel.megatron.pretend import Pretence
 from gipo_mc.tools import command
+from gipo_mc.tools.dry_run import groups, ranks
 from tests.plan.test_plan import CONFIGS, gpus_of
+from tests.runs import save_models
 from tests.scripts import import_commands, run_script
 from tests.source_rules import ROOT
 
@@ -75,8 +78,8 @@ WRONG = {
     "ranks": (["--gpus", "6"], "parallel.tensor=4 x parallel.pipeline=1 = 4 does not divide the 6 ranks"),
     "heads": (["--gpus", "12", "parallel.tensor=12"], "parallel.tensor=12 does not divide the model's 32 attention"),
     "key-value heads": (
-        ["--gpus", "16", "parallel.tensor=16", "--shape", "llama-3.1-8b"],
-        "parallel.tensor=16 does not divide the model's 8 key-value heads",
+        ["--gpus", "7", "parallel.tensor=7", "--shape", "qwen2.5-7b"],
+        "the model's 4 key-value heads",
     ),
     "layers": (["--gpus", "12", "parallel.pipeline=3"], "parallel.pipeline=3 does not divide the model's 32 layers"),
     "positions": (["data.prompt_length=4000"], "4256 tokens of prompt and response do not fit the model's 4096"),
@@ -99,19 +102,58 @@ def test_what_would_not_start_is_refused_with_its_reason():
 
 @pytest.mark.parametrize(
     ("gpus", "override"),
-    [(3, "parallel.tensor=2"), (64, "rollout.batch_size=32"), (1, "model.policy=/no/such/model")],
+    [
+        (3, "parallel.tensor=2"),
+        (64, "rollout.batch_size=32"),
+        (1, "model.policy=/no/such/model"),
+        (1, "model.policy=a model with a smaller vocabulary than its tokenizer"),
+    ],
 )
 def test_the_words_are_those_of_a_real_start(gpus: int, override: str, tmp_path: Path):
-    """The same sentence from the trainer, which is started with so many ranks and stops before it joins them."""
-    real = run_script(
-        ROOT / "scripts/train_gi_ppo.py", "--config", TINY, f"run.dir={tmp_path}", "device=cpu", override,
-        environment={"WORLD_SIZE": str(gpus)},
-    )  # fmt: skip
+    """The same sentence from the trainer, which is started with so many ranks and stops before it joins them or loads
+    a model."""
+    if "vocabulary" in override:
+        save_models(tmp_path)
+        path = tmp_path / "policy/config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 20}))
+        override = f"model.policy={tmp_path / 'policy'}"
+    words = [override, f"run.dir={tmp_path}", "device=cpu"]
+    script, environment = ROOT / "scripts/train_gi_ppo.py", {"WORLD_SIZE": str(gpus)}
+    real = run_script(script, "--config", TINY, *words, environment=environment)
     files = ["--without-files"] if gpus > 1 else ["--shape", "hh_tiny"]
-    code, _, errors = apart(_dry_run, "--config", TINY, "--gpus", str(gpus), override, *files)
-    sentences = [line.strip(" -") for line in real.stderr.splitlines() if override.split("=")[0] in line]
-    assert real.returncode == code == 2 and sentences, real.stderr
-    assert all(sentence.removeprefix("error: ") in errors for sentence in sentences), (sentences, errors)
+    code, _, errors = apart(_dry_run, "--config", TINY, "--gpus", str(gpus), *words, *files)
+    (said,) = [line for line in real.stderr.splitlines() if line.startswith(("error: ", "  - "))][-1:]
+    assert real.returncode == code == 2
+    assert said.removeprefix("error: ").removeprefix("  - ") in errors, (said, errors)
+
+
+def _with_faults() -> list[str]:
+    """What a dry run of two stages says where the plan forgets a parameter, where one stage keeps a tensor to itself,
+    where groups are others, and where a stage writes another part of a checkpoint than its own."""
+    words = ("--config", TINY, "--gpus", "4", "--without-files", "parallel.pipeline=2", "parallel.tensor=2")
+    said = []
+    planned, sent, exist, sharded = ranks.stage_parameters, Pretence._sent, groups._expected, ranks._sharded
+    for fault in range(4):
+        if fault == 0:
+            ranks.stage_parameters = lambda *what: planned(*what)[1:]
+        elif fault == 1:
+            Pretence._sent = staticmethod(lambda kind, tensor: sent(kind, tensor) if kind == "gradient" else [])
+        elif fault == 2:
+            groups._expected = lambda name, grid: [(rank,) for rank in range(grid.world)]
+        else:
+            ranks._sharded = lambda state: list(sharded(state))[1:]
+        said.append(_dry_run(*words)[2])
+        ranks.stage_parameters, groups._expected, ranks._sharded = planned, exist, sharded
+        Pretence._sent = staticmethod(sent)
+    return said
+
+
+def test_faults_are_found():
+    parameters, messages, wrong_groups, shards = apart(_with_faults)
+    assert "parameters and the plan counts" in parameters and "they differ in embedding.word_embeddings" in parameters
+    assert "Stage 0 sends 0 activations, and stage 1 waits for" in messages
+    assert "Megatron's tensor groups are not those of the layout" in wrong_groups
+    assert "of a checkpoint would have" in shards
 
 
 def test_the_page_shows_what_is_printed():

@@ -187,6 +187,7 @@ class Session:
             **self.fixed.stored(),
         }
         with self.watch.saving():
+            on_main(self.folder.still_ours)
             checkpoint.save(self.folder.checkpoints, step, sharded, state, self.config.checkpoint.keep, extras)
             on_main(lambda: checkpoint.note(self.folder, step))
 

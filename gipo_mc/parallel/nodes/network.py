@@ -25,8 +25,8 @@ def choose_interface(meeting: str, environment: MutableMapping[str, str] | None 
     """(the address that gloo offers other hosts, a sentence where this function chose it or "").
 
     meeting: the host where the ranks meet. Where the name of this host leads to no address that others reach and
-    GLOO_SOCKET_IFNAME is not set, it is set to the interface that faces the meeting point. Raises ConfigError where
-    the variable names loopback or no interface of this host, or none can be found.
+    GLOO_SOCKET_IFNAME is not set, it is set to the only interface, or to the one that faces the meeting point. Raises
+    ConfigError where the variable names loopback or no interface of this host, or none can be found.
     """
     env = os.environ if environment is None else environment
     host, interfaces = socket.gethostname(), addresses()
@@ -45,18 +45,19 @@ def choose_interface(meeting: str, environment: MutableMapping[str, str] | None 
     found = _address_of(host)
     if found and not _is_loopback(found) and found in interfaces.values():
         return found, ""
+    usable = {address: name for name, address in interfaces.items() if not _is_loopback(address)}
     facing = _address_facing(meeting)
-    interface = next((name for name, address in interfaces.items() if address == facing), "")
-    if not interface or _is_loopback(facing):
+    if facing not in usable and len(usable) == 1:  # the ranks meet on this host
+        facing = next(iter(usable))
+    if facing not in usable:
         raise ConfigError(
-            f"The name of host {host} stands for {found or 'no address'}, which no other host reaches, and no "
-            f"interface faces {meeting}, where the ranks meet. It has {_listed(interfaces)}: export {VARIABLE} "
-            "with the one that the other hosts are reached by."
+            f"The name of host {host} stands for {found or 'no address'}, which no other host reaches. It has "
+            f"{_listed(interfaces)}: export {VARIABLE} with the one that the other hosts are reached by."
         )
-    env[VARIABLE] = interface
+    env[VARIABLE] = usable[facing]
     return facing, (
         f"The name of host {host} stands for {found or 'no address'}, which no other host reaches: gloo uses "
-        f"{interface} ({facing}), which faces {meeting}. {VARIABLE} chooses another."
+        f"{usable[facing]} ({facing}). {VARIABLE} chooses another."
     )
 
 

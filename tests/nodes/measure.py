@@ -1,7 +1,7 @@
 """What happens to jobs of several hosts, measured: docs/clusters.md has the table. About twenty minutes on two cores.
 
     python tests/nodes/measure.py                        every case
-    python tests/nodes/measure.py --only cut             the cases whose name has this in it
+    python tests/nodes/measure.py --only cut,kill        the cases whose name has one of these in it
     python tests/nodes/measure.py --record FILE.json     write what was seen, too
 
 The hosts are namespaces of this machine (tests/nodes/hosts.py), as root. A run of ten iterations with a tiny model is
@@ -222,7 +222,7 @@ def cases(bench: Bench) -> dict[str, Callable[[], dict[str, Any]]]:
         "fewer: TP2 to one rank": lambda: fewer(bench, "TP2", [], (0,)),
         "refused: own name is 127.0.1.1": lambda: refused(bench, resolves="loopback"),
         "refused: own name is unknown": lambda: refused(
-            bench, resolves="nothing", meet=(*MEET[:2], "--rdzv-endpoint=10.77.0.1:29500", "--local-addr=ADDRESS")
+            bench, resolves="nothing", meet=("--node-rank=RANK", "--master-addr=10.77.0.1", "--master-port=29500")
         ),
         "refused: GLOO_SOCKET_IFNAME=lo": lambda: refused(bench, environment={"GLOO_SOCKET_IFNAME": "lo"}),
         "refused: run folder not shared": lambda: refused(bench, private=True),
@@ -242,7 +242,7 @@ def cases(bench: Bench) -> dict[str, Callable[[], dict[str, Any]]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--only", default="", help="cases whose name has this, or one of several between commas, in it")
     parser.add_argument("--record", type=Path, help="file to write")
     arguments = parser.parse_args()
     if reason := why_not():
@@ -251,7 +251,7 @@ def main() -> int:
     seen: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="nodes-") as place:
         for name, case in cases(Bench(Path(place))).items():
-            if arguments.only in name:
+            if any(part in name for part in arguments.only.split(",")):
                 seen[name] = case()
                 print(f"{name}\n{json.dumps(seen[name], indent=2)}", flush=True)
     if arguments.record:

@@ -106,7 +106,6 @@ def test_a_host_is_cut_off_and_the_other_goes_on_alone(tmp_path: Path, models: d
         (
             ["policy.lr=1e-3"],
             False,
-            None,
             "On host node2 (rank 1) and on host node1 (rank 0):\n  - policy.lr: 0.001 and ",
         ),
         ([], True, "is not what node2 sees there: put run.dir on a file system that all hosts of the job share"),

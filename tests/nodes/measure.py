@@ -207,8 +207,6 @@ def cases(bench: Bench) -> dict[str, Callable[[], dict[str, Any]]]:
     config = bench.models / "run.yaml"
     config.write_text("policy: {lr: 0.0001}\n")
     return {
-        **{f"layout {name}": lambda name=name: layout(bench, name) for name in LAYOUTS},  # type: ignore[misc]
-        "static rendezvous": lambda: static(bench),
         "kill host 2": lambda: lost(bench, "kill", 1),
         "kill host 1": lambda: lost(bench, "kill", 0),
         "cut off host 2, 10 s": lambda: lost(bench, "cut", 1, QUICK),
@@ -220,6 +218,8 @@ def cases(bench: Bench) -> dict[str, Callable[[], dict[str, Any]]]:
         ),
         "fewer: DP3 to TP2": lambda: fewer(bench, "DP3", ["parallel.tensor=2"], (0, 1)),
         "fewer: TP2 to one rank": lambda: fewer(bench, "TP2", [], (0,)),
+        **{f"layout {name}": lambda name=name: layout(bench, name) for name in LAYOUTS},  # type: ignore[misc]
+        "static rendezvous": lambda: static(bench),
         "refused: own name is 127.0.1.1": lambda: refused(bench, resolves="loopback"),
         "refused: own name is unknown": lambda: refused(
             bench, resolves="nothing", meet=("--node-rank=RANK", "--master-addr=10.77.0.1", "--master-port=29500")

@@ -37,7 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def _options(models: Mapping[str, str], folder: Path, *more: str) -> list[str]:
     rows = ["data.demonstrations=[builtin]", "data.max_rows=64", "data.sequence_length=24", "train.batch_size=8"]
     runs = [f"run.dir={folder}", "run.name=run", "checkpoint.every=1", "parallel.timeout_minutes=2"]
-    return ["device=cpu", f"model.policy={models['policy']}", *rows, *runs, "parallel.silence_seconds=2", *more]
+    return ["device=cpu", f"model.policy={models['policy']}", *rows, *runs, "parallel.silence_seconds=5", *more]
 
 
 def _rank(log: str, options: list[str]) -> None:
@@ -82,11 +82,11 @@ def test_a_host_is_cut_off_and_the_other_goes_on_alone(tmp_path: Path, models: d
         hosts[1].cut()
         began = time.monotonic()
         jobs[0].join(60)
-        assert jobs[0].exitcode == 1 and time.monotonic() - began < 20
+        assert jobs[0].exitcode == 1 and time.monotonic() - began < 30
         found = status(tmp_path / "run")
         assert (found["state"], found["exit_code"], found["host"]) == ("failed", 7, "node1")
-        assert found["message"].startswith("Host node2 (10.77.0.2, ranks from 1 on) gave no sign of life for 2 seconds")
-        while "error: " not in _said(tmp_path, 1) and time.monotonic() < began + 20:
+        assert found["message"].startswith("Host node2 (10.77.0.2, ranks from 1 on) gave no sign of life for 5 seconds")
+        while "error: " not in _said(tmp_path, 1) and time.monotonic() < began + 30:
             time.sleep(0.05)
         assert "error: Host node2 was cut off from the others: the store at " in _said(tmp_path, 1)
 

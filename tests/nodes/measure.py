@@ -2,7 +2,7 @@
 
     python tests/nodes/measure.py                        every case
     python tests/nodes/measure.py --only cut,kill        the cases whose name has one of these in it
-    python tests/nodes/measure.py --record FILE.json     write what was seen, too
+    python tests/nodes/measure.py --record FILE.json     add what was seen to this file, too
 
 The hosts are namespaces of this machine (tests/nodes/hosts.py), as root. A run of ten iterations with a tiny model is
 started by the documented line on each host.
@@ -78,8 +78,13 @@ def layout(bench: Bench, name: str) -> dict[str, Any]:
             job = Job(made, bench.place, options, ranks=ranks, meet=meet)
             ended = job.wait(PATIENCE)
             assert len(ended) == hosts and status(bench.run)["state"] == "done", job.said()
-        found.append(digests.digest_of(bench.run))
+        found.append(_digest(bench, 3))
     return {"hosts": count, "same digests as on one host": found[0] == found[1]}
+
+
+def _digest(bench: Bench, iterations: int) -> dict[str, str]:
+    digests.ITERATIONS = iterations
+    return digests.digest_of(bench.run)
 
 
 def static(bench: Bench) -> dict[str, Any]:
@@ -140,7 +145,7 @@ def fewer(bench: Bench, before: str, after: Sequence[str], kept: Sequence[int]) 
         job = Job(made, bench.place, [*options, *after, f"run.iterations={saved + 2}"], on=kept)
         job.wait(PATIENCE)
         assert status(bench.run).get("state") == "done", job.said()
-    found = digests.digest_of(bench.run)
+    found = _digest(bench, saved + 2)
     bench.fresh()
     with bench.hosts(1) as made:
         for layout, ranks, end in ((first, count, saved), (after, len(kept), saved + 2)):
@@ -151,7 +156,7 @@ def fewer(bench: Bench, before: str, after: Sequence[str], kept: Sequence[int]) 
     return {
         "seconds until the others had ended": round(taken, 1),
         "continued from step": saved,
-        "same digests as those layouts on one host": found == digests.digest_of(bench.run),
+        "same digests as those layouts on one host": found == _digest(bench, saved + 2),
     }
 
 
@@ -243,23 +248,28 @@ def cases(bench: Bench) -> dict[str, Callable[[], dict[str, Any]]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose name has this, or one of several between commas, in it")
-    parser.add_argument("--record", type=Path, help="file to write")
+    parser.add_argument("--record", type=Path, help="JSON file to add to")
     arguments = parser.parse_args()
     if reason := why_not():
         print(reason)
         return 2
-    seen: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="nodes-") as place:
         for name, case in cases(Bench(Path(place))).items():
             if any(part in name for part in arguments.only.split(",")):
-                seen[name] = case()
-                print(f"{name}\n{json.dumps(seen[name], indent=2)}", flush=True)
-    if arguments.record:
+                seen = case()
+                print(f"{name}\n{json.dumps(seen, indent=2, ensure_ascii=False)}", flush=True)
+                _record(arguments.record, {name: seen})
+    return 0
+
+
+def _record(path: Path | None, cases: dict[str, Any]) -> None:
+    """Add what was seen to the file, with what it was seen on."""
+    if path:
+        earlier = json.loads(path.read_text())["cases"] if path.exists() else {}
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
         about = {"date": datetime.date.today().isoformat(), "commit": commit.stdout.strip(), "torch": torch.__version__,
                  "python": platform.python_version(), "machine": f"{os.cpu_count()} cores"}  # fmt: skip
-        arguments.record.write_text(json.dumps({**about, "cases": seen}, indent=1, ensure_ascii=False) + "\n")
-    return 0
+        path.write_text(json.dumps({**about, "cases": earlier | cases}, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

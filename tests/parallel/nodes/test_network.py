@@ -40,12 +40,19 @@ def test_another_name_gets_the_interface_that_faces_the_meeting_point(host, own,
     assert f"stands for {own or 'no address'}" in said and "ib0 (10.1.0.2)" in said
 
 
-def test_the_first_host_takes_its_only_interface_or_asks(host) -> None:
+def test_the_first_host_takes_its_only_interface_or_the_one_that_leads_out_or_asks(
+    host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the ranks meet is itself, which its name says to be loopback."""
     host(LO | ETH, "127.0.1.1")
     environment: dict[str, str] = {}
     assert choose_interface("itself", environment)[0] == "10.0.0.2" and environment == {VARIABLE: "eth0"}
+    host(LO, "127.0.1.1")
+    assert choose_interface("itself", {}) == ("127.0.1.1", ""), "two agents on a machine without a network"
     host(LO | ETH | IB, "127.0.1.1")
+    monkeypatch.setattr(network, "_default_interface", lambda: "ib0")
+    assert choose_interface("itself", {})[0] == "10.1.0.2"
+    monkeypatch.setattr(network, "_default_interface", lambda: "")
     with pytest.raises(
         ConfigError, match=r"It has eth0 \(10\.0\.0\.2\), ib0 \(10\.1\.0\.2\): export GLOO_SOCKET_IFNAME"
     ):
@@ -63,5 +70,6 @@ def test_a_variable_that_cannot_be_meant_is_refused(host) -> None:
 
 def test_the_interfaces_of_this_machine() -> None:
     assert network.addresses().get("lo") == "127.0.0.1"
+    assert network._default_interface() in {"", *(name for _, name in socket.if_nameindex())}
     assert network._address_of("localhost") == "127.0.0.1"
     assert network._address_of(f"nowhere-{socket.gethostname()}.invalid") == ""

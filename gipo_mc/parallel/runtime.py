@@ -144,7 +144,7 @@ def lost_peer(error: RuntimeError) -> PeerError | None:
     cause = (
         f"Rank {first.rank} failed first: {first.message}{first.place}"
         if first
-        else f"{greeting.host_at(str(error))}The collective said: {error}."
+        else f"{greeting.host_at(str(error))}The collective said: {str(error).split(' This is typically')[0]}."
     )
     return PeerError(
         f"A rank was lost, or did not answer within parallel.timeout_minutes. {cause} The same command continues from "

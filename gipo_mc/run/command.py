@@ -17,7 +17,7 @@ from typing import Any
 from gipo_mc import presets
 from gipo_mc.config import Config, check_layout, help_lines, load_config, names_nothing, read_by, run_folder
 from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, ConfigError, GipoError, Requeue
-from gipo_mc.parallel.launcher import adopt_slurm, several_hosts, world_size
+from gipo_mc.parallel.launcher import adopt_slurm, several_hosts, suit_cuda, world_size
 from gipo_mc.run.arguments import Parser, say_error
 from gipo_mc.run.folder import RunFolder, now
 from gipo_mc.run.jsonl import printable_lines
@@ -67,6 +67,9 @@ def run_command(
     except KeyboardInterrupt as stop:
         _say(f"Interrupted. {stop}".strip())
         return EXIT_INTERRUPTED
+    except BaseException as error:
+        _tell_other_hosts(f"{type(error).__name__}: {error}", 1)
+        raise
 
 
 def _run(work: Callable[[], None], ended: Callable[[str], None]) -> int:
@@ -114,6 +117,7 @@ class _Start:
             self._base = self._task.base() if self._task else None
             config = load_config(self._path, self._overrides, self._base)
             check_layout(config, world_size())
+            suit_cuda(config)
         return config
 
     def prepared(self, config: Config) -> Config:
@@ -171,11 +175,16 @@ def refuse(error: GipoError) -> int:
             time.sleep(_LAST_WORDS[several_hosts()])
         return error.exit_code
     say_error(error)
+    _tell_other_hosts(str(error), error.exit_code)
+    return error.exit_code
+
+
+def _tell_other_hosts(message: str, exit_code: int) -> None:
+    """Ranks of other hosts may wait for this one, to begin the run together."""
     if several_hosts():
         from gipo_mc.parallel.nodes.greeting import tell_refusal
 
-        tell_refusal(str(error), error.exit_code)
-    return error.exit_code
+        tell_refusal(message, exit_code)
 
 
 def report_error(error: GipoError) -> int:

@@ -9,14 +9,19 @@ however it ends, they are gone.
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import multiprocessing
 import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 NETWORK = "10.77.0"
 _PROGRAMS = ("unshare", "nsenter", "ip", "mount", "hostname")
@@ -44,13 +49,17 @@ class _Namespace:
     Their first process waits for the end of its input, which is a pipe from here.
     """
 
+    #: The ends of those pipes in this process.
+    pipes: set[int] = set()  # noqa: RUF012 - of all of them
+
     def __init__(self, script: str) -> None:
         words = ["unshare", *_KINDS, "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-ec"]
         self._process = subprocess.Popen(
             [*words, f"{script}\necho ready\nread -r line || true"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert self._process.stdout is not None
+        assert self._process.stdout is not None and self._process.stdin is not None
+        self.pipes.add(self._process.stdin.fileno())
         if self._process.stdout.readline() != "ready\n":
             self.end()
             raise RuntimeError(f"these namespaces could not be made: {script}")
@@ -69,8 +78,12 @@ class _Namespace:
 
     def end(self) -> None:
         """Kill every process there."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self.pipes.discard(self._process.stdin.fileno())
         self._process.kill()  # --kill-child takes the first process along
         self._process.wait()
+        self._process.stdin.close()
+        self._process.stdout.close()
 
 
 class Host(_Namespace):
@@ -112,6 +125,31 @@ class Host(_Namespace):
                 self.inside(words), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=cwd,
                 env={**os.environ, **(environment or {})},
             )  # fmt: skip
+
+    def fork(self, work: Callable[..., Any], *args: Any) -> ForkProcess:
+        """Call `work` here, in a fork of this process, which has imported everything. Its exit code is 0, 1 after an
+        error, or what `work` ended it with."""
+        context = multiprocessing.get_context("fork")
+        process = context.Process(target=self._enter, args=(work, args))
+        process.start()
+        return process
+
+    def _enter(self, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        handles = [os.open(f"/proc/{self.pid}/ns/{kind}", os.O_RDONLY) for kind in ("net", "uts", "ipc", "pid", "mnt")]
+        for pipe in _Namespace.pipes:
+            os.close(pipe)  # whose end in the process that made the hosts is to be the end of them
+        for handle in handles:
+            if ctypes.CDLL(None, use_errno=True).setns(handle, 0):
+                raise OSError(ctypes.get_errno(), "setns")
+        child = os.fork()  # of the host's own processes; this one stays outside of them
+        if child:
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
+        try:
+            work(*args)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
 
     def cut(self) -> None:
         """Pull the cable at the switch: what is sent is lost, and nobody is told."""

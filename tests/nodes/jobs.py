@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -17,8 +18,8 @@ from tests.source_rules import ROOT
 MEET = ("--rdzv-backend=c10d", "--rdzv-id=1", "--rdzv-endpoint=node1:29500")
 RL = [
     "device=cpu", "data.prompts=[builtin]", "data.evaluation=[builtin:easy]", "data.prompt_length=8",
-    "data.max_rows=64",
-    "rollout.batch_size=18", "rollout.max_new_tokens=8", "algorithm.mini_batch_size=6", "algorithm.epochs=2",
+    "data.max_rows=64", "rollout.batch_size=18", "rollout.max_new_tokens=8",
+    "algorithm.mini_batch_size=6", "algorithm.epochs=2",
     "eval.prompts=4", "run.name=run",
 ]  # fmt: skip
 
@@ -44,13 +45,16 @@ class Job:
         numbers = range(len(hosts)) if on is None else on
         words = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={len(numbers)}", f"--nproc-per-node={ranks}"]
         variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(environment or {})}
-        self.began = time.monotonic()
+
+        def at(number: int, place: int) -> list[str]:
+            return [word.replace("RANK", str(place)).replace("ADDRESS", hosts[number].address) for word in meet]
+
         self.logs = {number: folder / f"log-{number}" for number in numbers}
         for log in self.logs.values():
             log.unlink(missing_ok=True)
         self.processes: dict[int, subprocess.Popen[bytes]] = {
             number: hosts[number].start(
-                [*words, *(word.replace("RANK", str(place)) for word in meet), str(ROOT / "scripts" / script)]
+                [*words, *at(number, place), str(ROOT / "scripts" / script)]
                 + [*options, *(own or {}).get(number, ())],
                 self.logs[number], variables, ROOT,
             )
@@ -88,5 +92,7 @@ def status(run: Path) -> dict[str, Any]:
 
 def sentence(log: Path) -> str:
     """The error or the last words of a command in what torchrun and it printed, without times and addresses in them."""
-    lines = [line for line in log.read_text().splitlines() if line.startswith(("error: ", "warning: ", "Asked to"))]
-    return lines[-1] if lines else ""
+    parts = re.findall(
+        r"^(?:error: |warning: The name|Asked to)(?:.*\n)(?:  - .*\n|Give every.*\n)*", log.read_text(), re.M
+    )
+    return parts[-1].strip() if parts else ""

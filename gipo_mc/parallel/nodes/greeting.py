@@ -89,23 +89,19 @@ def greet(store: dist.Store, rank: int, world: int, same: Mapping[str, object]) 
     own = Host(host_key(), socket.gethostname(), address, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), rank)
     mine = {**_versions(), **{name: hide(str(value)) for name, value in same.items()}}
     with _store_answers():
-        said = _compared(_room(store), own, leads, world, mine)
-    if refusal := said.get("refusal"):
-        raise _refused(**refusal)
-    if said["complaint"]:
-        raise ConfigError(said["complaint"])
-    _hosts = tuple(sorted((Host(**json.loads(line)) for line in said["table"].splitlines()), key=lambda one: one.first))
+        said = _compared(_room(store), own if leads else None, rank, world, mine)
+    _hosts = _understood(said)
 
 
-def _compared(room: dist.Store, own: Host, leads: bool, world: int, mine: Mapping[str, str]) -> dict[str, Any]:
-    """What the last rank to come said to all, or one that refused."""
-    rank = int(os.environ["RANK"])
-    if leads:
+def _compared(room: dist.Store, own: Host | None, rank: int, world: int, mine: Mapping[str, str]) -> dict[str, Any]:
+    """What the last rank to come said to all, or one that refused. own: this host, on its first rank."""
+    name = own.name if own else socket.gethostname()
+    if own:
         room.append("hosts", json.dumps(asdict(own)) + "\n")  # type: ignore[attr-defined]
     if rank == 0:
-        room.set("first", json.dumps({"host": own.name, "is": mine}))
+        room.set("first", json.dumps({"host": name, "is": mine}))
     first = json.loads(room.get("first"))
-    if "is" in first and (unlike := _differences(first, mine, rank)) and room.add("complaints", 1) == 1:
+    if "is" in first and (unlike := _differences(first, mine, name, rank)) and room.add("complaints", 1) == 1:
         room.set("complaint", unlike)
     if room.add("came", 1) == world:
         complaint = room.get("complaint").decode() if room.check(["complaint"]) else ""
@@ -114,17 +110,33 @@ def _compared(room: dist.Store, own: Host, leads: bool, world: int, mine: Mappin
     return said
 
 
+def _understood(said: Mapping[str, Any]) -> tuple[Host, ...]:
+    if "refusal" in said:
+        error = GipoError(said["refusal"]["message"])
+        error.exit_code = said["refusal"]["exit_code"]
+        raise error
+    if said["complaint"]:
+        raise ConfigError(said["complaint"])
+    return tuple(sorted((Host(**json.loads(line)) for line in said["table"].splitlines()), key=lambda one: one.first))
+
+
 def tell_refusal(message: str, exit_code: int) -> None:
-    """Tell ranks that wait in `greet` that this one does not start. Does nothing where no store answers."""
+    """Tell ranks that wait in `greet` that this one does not start. Does nothing where this rank has been through that,
+    or no store answers."""
+    if _hosts:
+        return
     seconds = timedelta(seconds=_REFUSAL_SECONDS)
     try:
         store, *_ = next(dist.rendezvous("env://", timeout=seconds))
-        room = _room(store)
-        said = json.dumps({"refusal": {"message": hide(message) + place(), "exit_code": exit_code}})
-        room.set("all", said)
-        room.set("first", said)
+        _refuse(_room(store), hide(message) + place(), exit_code)
     except (dist.DistNetworkError, dist.DistStoreError, ValueError):
         return  # the others wait for their time-out, or are gone
+
+
+def _refuse(room: dist.Store, message: str, exit_code: int) -> None:
+    said = json.dumps({"refusal": {"message": message, "exit_code": exit_code}})
+    room.set("all", said)
+    room.set("first", said)
 
 
 def host_at(text: str) -> str:
@@ -151,23 +163,18 @@ def _store_answers() -> Iterator[None]:
         ) from error
 
 
-def _refused(message: str, exit_code: int) -> GipoError:
-    error = GipoError(message)
-    error.exit_code = exit_code
-    return error
-
-
-def _differences(first: Mapping[str, Any], mine: Mapping[str, str], rank: int) -> str:
+def _differences(first: Mapping[str, Any], mine: Mapping[str, str], name: str, rank: int) -> str:
     theirs: Mapping[str, str] = first["is"]
-    names = [name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)]
-    if not names:
+    unlike = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key)]
+    if not unlike:
         return ""
-    lines = [f"  - {name}: {mine.get(name, '-'):.80} and {theirs.get(name, '-'):.80}" for name in names[:_SHOWN]]
-    if len(names) > _SHOWN:
-        lines.append(f"  - and {len(names) - _SHOWN} more")
+    lines = [f"  - {key}: {mine.get(key, '-'):.80} and {theirs.get(key, '-'):.80}" for key in unlike[:_SHOWN]]
+    if len(unlike) > _SHOWN:
+        lines.append(f"  - and {len(unlike) - _SHOWN} more")
     return (
-        f"The ranks of this job are not alike. On host {socket.gethostname()} (rank {rank}) and on host "
-        f"{first['host']} (rank 0):\n" + "\n".join(lines) + "\nGive every host the same code, environment, variables "
+        f"The ranks of this job are not alike. On host {name} (rank {rank}) and on host {first['host']} (rank 0):\n"
+        + "\n".join(lines)
+        + "\nGive every host the same code, environment, variables "
         "and command."
     )
 

@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 from collections.abc import MutableMapping
+from pathlib import Path
 
 from gipo_mc.errors import ConfigError
 
@@ -25,8 +26,9 @@ def choose_interface(meeting: str, environment: MutableMapping[str, str] | None 
     """(the address that gloo offers other hosts, a sentence where this function chose it or "").
 
     meeting: the host where the ranks meet. Where the name of this host leads to no address that others reach and
-    GLOO_SOCKET_IFNAME is not set, it is set to the interface that faces the meeting point. Raises ConfigError where
-    the variable names loopback or no interface of this host, or none can be found.
+    GLOO_SOCKET_IFNAME is not set, it is set to the interface that faces the meeting point; on the host of that, to the
+    only one or the one that leads out. Raises ConfigError where the variable names loopback or no interface of this
+    host, or none can be found.
     """
     env = os.environ if environment is None else environment
     host, interfaces = socket.gethostname(), addresses()
@@ -45,18 +47,21 @@ def choose_interface(meeting: str, environment: MutableMapping[str, str] | None 
     found = _address_of(host)
     if found and not _is_loopback(found) and found in interfaces.values():
         return found, ""
+    usable = {address: name for name, address in interfaces.items() if not _is_loopback(address)}
+    if not usable:
+        return found, ""  # "hosts" that are this machine
     facing = _address_facing(meeting)
-    interface = next((name for name, address in interfaces.items() if address == facing), "")
-    if not interface or _is_loopback(facing):
+    if facing not in usable:  # the ranks meet on this host
+        facing = next(iter(usable)) if len(usable) == 1 else interfaces.get(_default_interface(), "")
+    if facing not in usable:
         raise ConfigError(
-            f"The name of host {host} stands for {found or 'no address'}, which no other host reaches, and no "
-            f"interface faces {meeting}, where the ranks meet. It has {_listed(interfaces)}: export {VARIABLE} "
-            "with the one that the other hosts are reached by."
+            f"The name of host {host} stands for {found or 'no address'}, which no other host reaches. It has "
+            f"{_listed(interfaces)}: export {VARIABLE} with the one that the other hosts are reached by."
         )
-    env[VARIABLE] = interface
+    env[VARIABLE] = usable[facing]
     return facing, (
         f"The name of host {host} stands for {found or 'no address'}, which no other host reaches: gloo uses "
-        f"{interface} ({facing}), which faces {meeting}. {VARIABLE} chooses another."
+        f"{usable[facing]} ({facing}). {VARIABLE} chooses another."
     )
 
 
@@ -88,6 +93,12 @@ def _address_facing(host: str) -> str:
             return str(probe.getsockname()[0])
     except OSError:
         return ""
+
+
+def _default_interface() -> str:
+    """Of the route that is taken where no other leads to an address; "" where there is none."""
+    rows = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
+    return next((row[0] for row in rows if row[1] == "00000000"), "")
 
 
 def _is_loopback(address: str) -> bool:

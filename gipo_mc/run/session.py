@@ -191,7 +191,6 @@ class Session:
         if self.logger:
             self.logger.flush()
         heads = {role: engine.model.head for role, engine in engines.items()}
-        on_main(self.folder.still_ours)
         self.saves.save(step, sharded, {**state, "heads": heads, **self.fixed.stored()}, extras)
 
     def checkpoint_due(self, step: int) -> bool:

@@ -8,13 +8,17 @@ import os
 import resource
 import shutil
 import signal
+import time
 from collections import namedtuple
 from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from gipo_mc.config import Config, validate
@@ -207,6 +211,34 @@ def test_a_full_disk_is_an_error_on_every_rank_wherever_it_is_met(tmp_path: Path
         assert "It needs 16,200 bytes or a little more, and " in message and " are free on its disk" in message
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
     checkpoint.verify(tmp_path / "step_00000001")
+
+
+# ---------------------------------------------------------------------------------------------------------- time-outs
+def _slow_disk(rank: int, folder: Path) -> list[int]:
+    """Rank 1 takes longer to write, and rank 0 to verify, than any collective of a step may take."""
+    _join()
+    _save(folder, 1, rank)
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1), dist.group.WORLD)
+    write, wrong = saving.write_chunks, manifest._wrong
+
+    def slow(of_rank: int, work: Callable[..., Any], *arguments: Any) -> Any:
+        time.sleep(2.0 if rank == of_rank else 0.0)
+        return work(*arguments)
+
+    saving.write_chunks, manifest._wrong = partial(slow, 1, write), partial(slow, 0, wrong)
+    _save(folder, 2, rank)
+    checkpoint.latest(folder, together=True)
+    try:
+        if rank == 0:
+            time.sleep(2.0)
+        dist.barrier()
+    except RuntimeError:  # the limit is there
+        return checkpoint.steps(folder)
+    return []
+
+
+def test_a_slow_disk_is_waited_for_longer_than_a_step(tmp_path: Path) -> None:
+    assert run_ranks(_slow_disk, 2, tmp_path)[1] == [1, 2]
 
 
 # ----------------------------------------------------------------------------------------------------------- the disk

@@ -26,6 +26,7 @@ from gipo_mc.config import OptimizerConfig
 from gipo_mc.errors import CheckpointError
 from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.layout import Layout
+from gipo_mc.parallel.megatron.overlap import Overlap
 from gipo_mc.parallel.saving.optimizer_shards import FORMAT, distributed_part, sharded_pieces
 from gipo_mc.parallel.step_checks import StepProbe, StepResult
 
@@ -53,6 +54,8 @@ class Engine:
 
     model: the bare Megatron module of this stage (what generation and checkpoints use).
     total_steps: optimizer steps of the whole run, for the learning-rate schedule.
+    overlap: sum gradients and, with the distributed optimizer, gather weights while passes run. Then whoever reads
+        weights of the model itself calls `gather_weights` before.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Engine:
         *,
         total_steps: int = 1,
         distributed_optimizer: bool = False,
+        overlap: bool = False,
     ) -> None:
         self.model = model
         self.layout = layout
@@ -71,20 +75,28 @@ class Engine:
         #: What the first optimizer step did, once there was one.
         self.first_step: StepResult | None = None
         self._wrapped: torch.nn.Module = model
+        self._overlap: Overlap | None = None
         if optimizer is None:
             model.requires_grad_(False)
             return
         config: Any = model.config
+        gather = overlap and distributed_optimizer
         ddp = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=distributed_optimizer
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=overlap,
+            overlap_param_gather=gather,
+            use_distributed_optimizer=distributed_optimizer,
         )
         self._wrapped = DistributedDataParallel(config, ddp, model)
         config.no_sync_func = self._wrapped.no_sync
+        if overlap:
+            self._overlap = Overlap(self._wrapped)
+            # Stages behind the first sum their gradients in the bubble at the end.
+            config.grad_sync_func = self._wrapped.start_grad_sync
+            model.gather_weights = self.gather_weights  # type: ignore[assignment]
         # The caller's losses are sums that are already normalised: no division by a token count.
         config.calculate_per_token_loss = True
-        config.finalize_model_grads_func = lambda chunks, num_tokens, **kwargs: finalize_model_grads(
-            chunks, None, **kwargs
-        )
+        config.finalize_model_grads_func = self._finalize
         low_precision = config.params_dtype == torch.bfloat16
         self.optimizer = get_megatron_optimizer(
             MegatronOptimizerConfig(
@@ -99,11 +111,22 @@ class Engine:
                 bf16=low_precision,
                 params_dtype=config.params_dtype,
                 use_distributed_optimizer=distributed_optimizer,
+                overlap_param_gather=gather,
             ),
             [self._wrapped],
         )
         _initialize_moments(self.optimizer)
         self.scheduler = _scheduler(self.optimizer, optimizer, total_steps)
+
+    def _finalize(self, chunks: Any, num_tokens: Any, **kwargs: Any) -> None:
+        if self._overlap is not None:
+            self._overlap.finish_gradients()
+        finalize_model_grads(chunks, None, **kwargs)
+
+    def gather_weights(self) -> None:
+        """Before anything but a pass reads the weights. A collective, where passes gather them (`overlap`)."""
+        if self._overlap is not None:
+            self._overlap.gather_weights()
 
     def forward(self, micro_batches: Sequence[ModelInput], last_stage: LastStage) -> list[Outputs]:
         """Outputs of each micro-batch on the last stage, an empty list on the others. No gradients."""
@@ -125,6 +148,7 @@ class Engine:
             return model(micro_batch.tokens_BL), partial(finish, micro_batch)
 
         def finish(micro_batch: ModelInput, hidden_LBH: Tensor, non_loss_data: bool = False) -> Any:
+            self.gather_weights()  # heads are not read through a module's forward alone
             outputs = last_stage(self.model, hidden_LBH, micro_batch)
             if non_loss_data:
                 return outputs
@@ -158,6 +182,8 @@ class Engine:
         if updated:
             probe = StepProbe(self.optimizer)
             self.optimizer.step()
+            if self._overlap is not None:
+                self._overlap.weights_changed()
             change = probe.change(self.layout.device)
         self.scheduler.step(increment=1)
         result = StepResult(grad_norm, updated, lr, change)
@@ -179,6 +205,7 @@ class Engine:
 
     def sharded_state(self, prefix: str, *, is_loading: bool = False) -> dict[str, Any]:
         """Model, optimizer and schedule as Megatron's sharded state, for dist_checkpointing in any layout."""
+        self.gather_weights()
         model_state = self.model.sharded_state_dict(prefix=f"{prefix}.model.")  # type: ignore[operator]
         state: dict[str, Any] = {f"{prefix}.model": model_state}
         if self.optimizer is not None and self.scheduler is not None:
@@ -234,11 +261,12 @@ def _steps_taken(optimizer: MegatronOptimizer) -> int:
 def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
     """`load_state_dict`, and two of Megatron's gaps around the step count of torch's Adam."""
     part = getattr(optimizer, "chained_optimizers", [optimizer])[0]
-    inner = getattr(part, "optimizer", None)
+    inner: Any = getattr(part, "optimizer", None)
     _keep_rates(optimizer, state.get("optimizer", state))
     if not (isinstance(part, DistributedOptimizer) and isinstance(inner, (torch.optim.Adam, torch.optim.AdamW))):
-        if moments := state.get("optimizer", state).get("state"):
-            # A step count of 0 is left out of checkpoints.
+        moments = state.get("optimizer", state).get("state")
+        if moments and inner is not None and any("step" in own for own in inner.state.values()):
+            # A step count of 0 is left out of checkpoints. Fused optimizers count in their groups, and take none here.
             moments.setdefault("common_step", torch.zeros(()))
         optimizer.load_state_dict(state)
         return

@@ -15,16 +15,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.config import Config, OptimizerConfig, as_yaml
+from gipo_mc.config import Config, OptimizerConfig, as_yaml, values
 from gipo_mc.data.sets import DataSet
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens, tokens_hash
 from gipo_mc.errors import DataError
+from gipo_mc.models.execution import Execution
 from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.ops import describe_build
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import any_rank, on_main
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
+from gipo_mc.parallel.megatron import transformer_engine
+from gipo_mc.parallel.megatron.overlap import overlaps
+from gipo_mc.parallel.nodes.shared_folder import check_shared
 from gipo_mc.run import checkpoint
 from gipo_mc.run.console import Console
 from gipo_mc.run.folder import RunFolder, State, without_a_word
@@ -117,6 +121,8 @@ class Session:
         key: the option that names a frozen model; its weights are to be the same when the run continues.
         """
         algorithm = self.config.algorithm
+        if sentence := transformer_engine.warning(self.layout.device):
+            self.warn(sentence)
         model = load_model(
             source,
             self.layout,
@@ -127,6 +133,7 @@ class Session:
             groups=groups,
             group_head=group_head or algorithm.group_head,
             empty=optimizer is not None and self._resume_from is not None,  # `resume` is going to fill it
+            execution=Execution.of(self.config),
         )
         if optimizer is None:
             self.fixed.frozen[key or source.name] = on_main(source.fingerprint)
@@ -136,9 +143,9 @@ class Session:
 
     def engine(self, model: StageModel, optimizer: OptimizerConfig | None, *, total_steps: int = 1) -> Engine:
         """Engine of a model that exists already."""
-        return Engine(
-            model, self.layout, optimizer, total_steps=total_steps, distributed_optimizer=self.shards_optimizer
-        )
+        shards = self.shards_optimizer
+        ways = {"distributed_optimizer": shards, "overlap": overlaps(self.config.parallel, self.layout.device, shards)}
+        return Engine(model, self.layout, optimizer, total_steps=total_steps, **ways)
 
     @property
     def shards_optimizer(self) -> bool:
@@ -329,8 +336,10 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
     with listening(), ExitStack() as at_the_end:
         at_the_end.callback(lambda: folder.close())  # of the folder that `take` opens
         with refusal_noted(lambda: RunFolder(folder.path, command)):
-            layout = runtime.initialize(config.parallel, config.device)
+            same = {**values(config), "kernels": describe_build()}
+            layout = runtime.initialize(config.parallel, config.device, same)
             on_main(take)
+            check_shared(folder.path)
         dtype = runtime.resolve_dtype(config.dtype, layout.device)
         console = Console(name, config.run.iterations, enabled=layout.is_main)
         session = Session(config, layout, folder, console, None, dtype)

@@ -36,7 +36,10 @@ CHANGEABLE = {
         "tokens_per_micro_batch",
         "logit_rows",
         "timeout_minutes",
+        "silence_seconds",
+        "overlap",
     ),
+    "memory": ("recompute",),
     "model": ("policy", "critic"),
     "data": ("evaluation",),
     "rollout": ("engine", "slots", "prefill_tokens", "kv_cache_gib", "refusals"),
@@ -54,7 +57,7 @@ CONTENT = {
 
 
 #: Other values of keys whose default, auto, stands for one of the others.
-SPECIAL = {"dtype": "bfloat16", "parallel.distributed_optimizer": "on"}
+SPECIAL = {"dtype": "bfloat16", "parallel.distributed_optimizer": "on", "parallel.overlap": "on"}
 
 
 def _keys(sections: dict[str, tuple[str, ...]]) -> set[str]:

@@ -35,6 +35,7 @@ class Saves:
         a checkpoint after one of the next calls. Raises StorageError, of the save before, too."""
         self.finish()
         with self._saving():
+            on_main(self._folder.still_ours)
             self._open = step, checkpoint.begin(self._folder.checkpoints, step, sharded, state, extras, self._copies)
         if self._copies is None:
             self.finish()
@@ -50,6 +51,7 @@ class Saves:
             return
         (step, open_one), self._open = self._open, None
         with self._saving():
+            on_main(self._folder.still_ours)
             open_one.finish()
             checkpoint.prune(
                 self._folder.checkpoints,

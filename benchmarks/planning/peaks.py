@@ -89,8 +89,8 @@ def config_of(folder: Path, layout: str) -> Config:
     )  # fmt: skip
 
 
-def make_material(folder: Path, **sizes: int) -> None:
-    """The model and prompts of equal length. sizes: those of the model that are not `SIZES`."""
+def make_material(folder: Path, *, prompt: int = PROMPT, rows: int = 32, **sizes: int) -> None:
+    """The model and `rows` prompts of about `prompt` tokens. sizes: those of the model that are not `SIZES`."""
     from transformers.utils import logging
 
     from gipo_mc.data.tokenizer import train_bpe_tokenizer
@@ -100,13 +100,13 @@ def make_material(folder: Path, **sizes: int) -> None:
     words = [f"{first}{second}" for first in "bdfgklmnprst" for second in "aeiou"]
     tokenizer = train_bpe_tokenizer([" ".join(words)] * 4, 400, str(folder))
     create_model(folder / "model", tokenizer, 1, **SIZES | sizes)
-    rows = []
-    for number in range(32):
+    lines = []
+    for number in range(rows):
         text = ""
-        while len(tokenizer(text)["input_ids"]) < PROMPT - 2:
+        while len(tokenizer(text)["input_ids"]) < prompt - 2:
             text = f"{text} {words[(number * 7 + len(text)) % len(words)]}".strip()
-        rows.append(json.dumps({"prompt": text}))
-    (folder / "prompts.jsonl").write_text("\n".join(rows) + "\n")
+        lines.append(json.dumps({"prompt": text}))
+    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
 
 
 class Held(TorchDispatchMode):

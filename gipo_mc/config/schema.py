@@ -56,6 +56,12 @@ class ParallelConfig(Section):
         le=10**6,
         description="a wait for another rank, or a call of a reward function, that takes longer ends the job",
     )
+    silence_seconds: float = changeable(
+        60.0,
+        ge=0,
+        le=10**6,
+        description="of several hosts, one that gives no sign of life for so long ends the job; 0: never",
+    )
     distributed_optimizer: Literal["auto", "on", "off"] = Field(
         "auto",
         description="shard optimizer state over data-parallel ranks (ZeRO-1); auto: on CUDA",
@@ -121,6 +127,17 @@ class DPOConfig(Section):
 class CheckpointConfig(Section):
     every: int = changeable(10, ge=0, le=10**9, description="iterations between checkpoints; 0: only the last")
     keep: int = changeable(2, ge=2, description="checkpoints kept, damaged ones not counted")
+    # A word of Python, so that the field cannot be written as the others are.
+    __annotations__["async"] = bool
+    vars()["async"] = changeable(False, description="write a checkpoint while training goes on; costs host memory")
+    verify: Literal["content", "size"] = changeable(
+        "content", description="what a start compares: all bytes that no start has read yet, or names and sizes alone"
+    )
+
+    @property
+    def asynchronous(self) -> bool:
+        """`checkpoint.async`."""
+        return bool(getattr(self, "async"))
 
 
 class EvalConfig(Section):

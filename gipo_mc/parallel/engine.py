@@ -27,6 +27,7 @@ from gipo_mc.errors import CheckpointError
 from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.megatron.overlap import Overlap
+from gipo_mc.parallel.saving.optimizer_shards import FORMAT, distributed_part, sharded_pieces
 from gipo_mc.parallel.step_checks import StepProbe, StepResult
 
 
@@ -41,7 +42,7 @@ class ModelInput(Protocol):
 
 #: Whole moments under the names of their parameters, as without a distributed optimizer: any layout can read them.
 #: Megatron's own default is a format that its checkpoints no longer take.
-_OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
+_OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": FORMAT}
 
 Outputs = dict[str, Tensor]
 #: (model, hidden_LBH, micro-batch) -> outputs; the loss to back-propagate, if any, under the key "loss" (a scalar).
@@ -208,10 +209,12 @@ class Engine:
         model_state = self.model.sharded_state_dict(prefix=f"{prefix}.model.")  # type: ignore[operator]
         state: dict[str, Any] = {f"{prefix}.model": model_state}
         if self.optimizer is not None and self.scheduler is not None:
-            optimizer_state = self.optimizer.sharded_state_dict(
-                model_state, is_loading=is_loading, metadata=_OPTIMIZER_FORMAT
+            own = None if is_loading else distributed_part(self.optimizer)
+            state[f"{prefix}.optimizer"] = (
+                sharded_pieces(own, model_state)
+                if own
+                else self.optimizer.sharded_state_dict(model_state, is_loading=is_loading, metadata=_OPTIMIZER_FORMAT)
             )
-            state[f"{prefix}.optimizer"] = optimizer_state
             state[f"{prefix}.scheduler"] = self.scheduler.state_dict()
         return state
 
@@ -258,7 +261,7 @@ def _steps_taken(optimizer: MegatronOptimizer) -> int:
 def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
     """`load_state_dict`, and two of Megatron's gaps around the step count of torch's Adam."""
     part = getattr(optimizer, "chained_optimizers", [optimizer])[0]
-    inner = getattr(part, "optimizer", None)
+    inner: Any = getattr(part, "optimizer", None)
     _keep_rates(optimizer, state.get("optimizer", state))
     if not (isinstance(part, DistributedOptimizer) and isinstance(inner, (torch.optim.Adam, torch.optim.AdamW))):
         moments = state.get("optimizer", state).get("state")

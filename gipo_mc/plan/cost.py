@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from gipo_mc.models.shape import ModelShape
 from gipo_mc.plan import hardware as rates
 from gipo_mc.plan.grid import Grid
-from gipo_mc.plan.hardware import Hardware
+from gipo_mc.plan.hardware import OURS, Hardware, Program
 from gipo_mc.plan.parameters import Role, count, embedding, stage_parameters
 from gipo_mc.plan.run import Pass, Run
 from gipo_mc.plan.state import FLOAT, checkpoint_bytes, model_state
@@ -46,9 +46,11 @@ class Cost:
         )  # fmt: skip
 
 
-def costs(run: Run, grid: Grid, device: Hardware, width: int, utilisation: float) -> dict[str, Cost]:
+def costs(
+    run: Run, grid: Grid, device: Hardware, width: int, utilisation: float, program: Program = OURS
+) -> dict[str, Cost]:
     """Phase -> its cost in one iteration, under the names that a run logs as time/<phase>, and "save"."""
-    counter = _Counter(run, grid, device, width, utilisation)
+    counter = _Counter(run, grid, device, width, utilisation, program)
     found = {"rollout": counter.rollout()} if run.command == "train_gi_ppo" else {}
     for name, passes in run.phases(grid, longest=False).items():
         total = Cost()
@@ -88,6 +90,7 @@ class _Counter:
     device: Hardware
     width: int
     utilisation: float
+    program: Program
 
     def of_pass(self, one: Pass) -> Cost:
         """All micro-batches of one pass, and the optimizer step behind it."""
@@ -102,7 +105,8 @@ class _Counter:
         busy = flops / grid.world / (self.utilisation * self.device.flops)
         launches = rates.LAUNCHES_BOTH if one.backward else rates.LAUNCHES_FORWARD
         host = len(one.parts) * shape.layers / grid.pipeline * launches * rates.LAUNCH
-        compute = max(busy, host)
+        alone = len(one.parts) * shape.layers / grid.pipeline * (2 if one.backward else 1) * self.program.layer
+        compute = max(busy, host) + alone
         bubble = (grid.pipeline - 1) / len(one.parts) * compute
         cost = Cost(flops, compute, bubble) + self._layers(one, ways) + self._hops(one)
         if not one.backward:
@@ -178,9 +182,10 @@ class _Counter:
         decode = flops_of_token(role, seen, projected=1.0)
         work = decode * active / grid.tensor / (self.utilisation * device.flops)
         # Of one stage the steps are captured in CUDA graphs; stages of a pipeline start their kernels one by one.
-        host = shape.layers * rates.LAUNCHES_CACHED * rates.LAUNCH if grid.pipeline > 1 else 0.0
+        eager = grid.pipeline > 1 or not self.program.captured
+        host = shape.layers * rates.LAUNCHES_CACHED * rates.LAUNCH if eager else 0.0
         # All groups pass all stages in a step, and every stage is busy; each group reads the weights anew.
-        compute = prefill + steps * max(read, work / grid.pipeline, host)
+        compute = prefill + steps * (max(read, work / grid.pipeline, host) + active * self.program.row)
         flops += decode * rows * lengths.response
         cost = Cost(flops * grid.data, compute)
         states = (lengths.prompt * prompts + lengths.response * rows) * shape.hidden_size * self.width

@@ -164,9 +164,20 @@ def _find(name: str, key: str) -> ModelSource:
             f"{key}={name} is neither a Hugging Face folder (no config.json) nor a run (no checkpoints/) nor a "
             "checkpoint (no MANIFEST.json)."
         )
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ConfigError(f"{key}={name}: there is no such folder.")
+    if not on_hub(name):
+        raise no_folder(name, key)
     return ModelSource(name, "hf", _download(name, key))
+
+
+def on_hub(name: str) -> bool:
+    """Would `resolve` ask the hub for it?"""
+    here = Path(os.path.expanduser(name)).exists() or name.startswith((".", "/", "~"))
+    return not here and name.count("/") == 1
+
+
+def no_folder(name: str, key: str) -> ConfigError:
+    """Option `key` names nothing that is on this machine."""
+    return ConfigError(f"{key}={name}: there is no such folder.")
 
 
 def load_model(

@@ -36,6 +36,7 @@ CHANGEABLE = {
         "tokens_per_micro_batch",
         "logit_rows",
         "timeout_minutes",
+        "silence_seconds",
         "overlap",
     ),
     "memory": ("recompute",),
@@ -45,7 +46,7 @@ CHANGEABLE = {
     "algorithm": ("outlier", "invalid_patience"),
     "policy": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
     "critic": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
-    "checkpoint": ("every", "keep"),
+    "checkpoint": ("every", "keep", "async", "verify"),
     "eval": ("every", "prompts", "reward"),
 }
 CONTENT = {

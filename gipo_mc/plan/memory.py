@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gipo_mc.plan.activations import Activations
 from gipo_mc.plan.grid import Grid
 from gipo_mc.plan.hardware import FRAGMENTED, RESERVED, Hardware
-from gipo_mc.plan.parameters import Role, count, stage_parameters
+from gipo_mc.plan.parameters import Role
 from gipo_mc.plan.run import Pass, Run
 from gipo_mc.plan.state import FLOAT, ModelState, model_state
 
@@ -183,16 +184,8 @@ class _Stage:
         return {"temporaries": state.owned * FLOAT if self._cuda else 2 * state.largest * FLOAT}
 
     def _save(self, gone: tuple[str, ...]) -> Peak:
-        """The distributed optimizer gathers one kind of its state after the other on the device: the whole buffer and
-        this rank's share, float32. On a CPU device the copies for the writer lie in the same memory."""
-        trained = [role for role in self._run.roles if role.trained]
-        extra = 0
-        if self._grid.distributed_optimizer and self._cuda:
-            buffers = [self._states[role.name].buffer * FLOAT for role in trained]
-            extra = max(buffers) * (self._grid.data + 1) // self._grid.data
-        elif not self._cuda:
-            extra = sum(host_copies(role, self._grid, self._number, self._width, on_cpu=True) for role in trained)
-        return self._peak("save", {"temporaries": extra}, gone)
+        """Tensors are written from where they lie."""
+        return self._peak("save", {}, gone)
 
     def _activations(self, role: Role) -> Activations:
         config = self._run.config
@@ -201,17 +194,12 @@ class _Stage:
         )
 
 
-def host_copies(role: Role, grid: Grid, stage: int, width: int, *, on_cpu: bool) -> int:
-    """Bytes of host memory that a save of one model takes on the rank that writes (data-parallel rank 0).
+def host_copies(run: Run, states: Sequence[ModelState], *, cuda: bool) -> int:
+    """Bytes of host memory that a save takes on a rank, `states` of its trained models.
 
-    Under the distributed optimizer: all of the optimizer's state, gathered in float32, and for the writer a copy of it
-    and of the weights, because these are parts of larger storages. Else what is on the GPU; on a CPU device (`on_cpu`)
-    only the parts of gate and up, which are written apart.
+    Of a GPU's memory the two tensors that are being written, and with checkpoint.async all that the rank holds; the
+    pages of a CPU that training changes meanwhile are at most as many.
     """
-    parameters = stage_parameters(role, grid, stage)
-    if grid.distributed_optimizer:
-        return count(parameters) * (2 * 3 * FLOAT + width)
-    each = width + FLOAT * (3 if width == 2 else 2)
-    if not on_cpu:
-        return count(parameters) * each
-    return each * sum(one.numel for one in parameters if one.name.endswith("linear_fc1.weight"))
+    if run.config.checkpoint.asynchronous:
+        return sum(state.weights + state.optimizer for state in states)
+    return 2 * max(state.largest for state in states) * FLOAT if cuda else 0

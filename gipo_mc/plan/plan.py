@@ -15,7 +15,7 @@ from gipo_mc.plan.hardware import OURS, UTILISATION, Hardware, Program
 from gipo_mc.plan.memory import Memory, host_copies, memory
 from gipo_mc.plan.parameters import Parameter, stage_parameters, whole_model
 from gipo_mc.plan.run import Run
-from gipo_mc.plan.state import checkpoint_bytes
+from gipo_mc.plan.state import checkpoint_bytes, model_state
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,9 @@ def grid_of(config: Config, gpus: int, device: Hardware, node: int = 8) -> Grid:
     parallel = config.parallel
     choice = parallel.distributed_optimizer
     sharded = choice == "on" or (choice == "auto" and device.cuda)
-    return Grid(parallel.tensor, parallel.pipeline, data, parallel.sequence and parallel.tensor > 1, sharded, node)
+    overlap = parallel.overlap == "on" or (parallel.overlap == "auto" and device.cuda and sharded)
+    sequence = parallel.sequence and parallel.tensor > 1
+    return Grid(parallel.tensor, parallel.pipeline, data, sequence, sharded, node, overlap)
 
 
 def make_plan(
@@ -90,8 +92,8 @@ def make_plan(
     found = memory(run, grid, device, width)
     saved = sum(checkpoint_bytes(role, grid, width) for role in run.roles if role.trained)
     cost = costs(run, grid, device, width, utilisation, program) if device.flops else None
-    trained = [role for role in run.roles if role.trained]
-    host = sum(host_copies(role, grid, 0, width, on_cpu=not device.cuda) for role in trained)
+    states = [model_state(role, grid, 0, 0, width) for role in run.roles if role.trained]
+    host = host_copies(run, states, cuda=device.cuda)
     return Plan(run, grid, device, width, found, cost, saved, host, _problems(run, found), utilisation)
 
 

@@ -82,7 +82,7 @@ def test_sums_that_scale_with_paper_and_pencil():
     assert held["optimizer"] == pytest.approx(2 * 12 / 2 * model, rel=0.02)
     assert held["weights"] == pytest.approx(4 * 2 * model, rel=0.02)
     assert plan.checkpoint == pytest.approx(187e9, rel=0.005)
-    assert plan.memory.of("save").kinds["temporaries"] == pytest.approx(1.5 * 4 * model, rel=0.02)
+    assert plan.memory.of("save").kinds["temporaries"] == 0
 
 
 def test_what_does_not_fit_is_named_with_the_nearest_change():
@@ -95,11 +95,11 @@ def test_what_does_not_fit_is_named_with_the_nearest_change():
     assert plan_of(SEVEN_B, "parallel.sequence=false", *change.describe().split()).fits
 
 
-def test_the_first_save_of_13b_on_eight_gpus_is_what_does_not_fit():
-    """Training does; gathering the optimizer on the GPU needs more than is left."""
+def test_13b_fits_eight_gpus_because_a_save_gathers_nothing():
     plan = plan_of(SEVEN_B, "parallel.tensor=8", shape="llama-2-13b")
-    others = [peak.total for peak in plan.memory.peaks if peak.phase != "save"]
-    assert not plan.fits and plan.memory.worst.phase == "save" and max(others) < plan.memory.capacity
+    assert plan.fits and plan.memory.worst.phase != "save"
+    kept = plan_of(SEVEN_B, "parallel.tensor=8", "checkpoint.async=true", shape="llama-2-13b")
+    assert kept.host > 50 * plan.host and kept.memory.worst.total == plan.memory.worst.total
 
 
 def test_a_cache_that_cannot_hold_a_sequence_is_a_problem():

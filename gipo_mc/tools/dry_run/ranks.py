@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from gipo_mc.config import Config, OptimizerConfig
 from gipo_mc.models.build import build_model
+from gipo_mc.models.execution import Execution
 from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel.engine import Engine
+from gipo_mc.parallel.megatron.overlap import overlaps
 from gipo_mc.parallel.megatron.pretend import Pretence
 from gipo_mc.plan.parameters import Role, stage_parameters
 from gipo_mc.plan.plan import Plan
@@ -47,14 +49,18 @@ class Shards:
 
 def build(role: Role, config: Config, pretence: Pretence, plan: Plan) -> Engine:
     """The role's engine on this rank, as a start makes it."""
-    dtype = dtype_of(plan)
+    # FP8 is refused where there is no GPU; it changes the arithmetic of linear layers, and nothing that is looked at.
+    execution = replace(Execution.of(config), fp8=False)
     model = build_model(
         role.shape, pretence.layout, head=role.head, groups=role.groups, group_head=role.group_head,  # type: ignore[arg-type]
-        dtype=dtype, trainable=role.trained, initialize=False,
+        dtype=dtype_of(plan), trainable=role.trained, initialize=False, execution=execution,
     )  # fmt: skip
+    shards = plan.grid.distributed_optimizer
+    device = torch.device("cuda" if plan.device.cuda else "cpu")
     return Engine(
-        model, pretence.layout, _optimizer(role, config), distributed_optimizer=plan.grid.distributed_optimizer
-    )
+        model, pretence.layout, _optimizer(role, config), distributed_optimizer=shards,
+        overlap=overlaps(config.parallel, device, shards),
+    )  # fmt: skip
 
 
 def dtype_of(plan: Plan) -> torch.dtype:

@@ -192,9 +192,10 @@ class _Counter:
         return cost
 
     def save(self) -> Cost:
-        """All ranks write about as much. Training waits, but for checkpoint.async, which is not counted here."""
-        written = sum(checkpoint_bytes(role, self.grid, self.width) for role in self.run.roles if role.trained)
-        return Cost(compute=written / self.grid.world / rates.DISK)
+        """All ranks write, about as much each, and training waits (without checkpoint.async)."""
+        grid = self.grid
+        written = sum(checkpoint_bytes(role, grid, self.width) for role in self.run.roles if role.trained)
+        return Cost(compute=written / (grid.tensor * grid.pipeline * grid.data) / rates.DISK)
 
     def _exchange(self, group: str, sent: float, hops: float) -> Cost:
         crosses = self.grid.crosses_nodes(group)

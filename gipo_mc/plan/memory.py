@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gipo_mc.plan.activations import Activations
 from gipo_mc.plan.grid import Grid
 from gipo_mc.plan.hardware import FRAGMENTED, RESERVED, Hardware
-from gipo_mc.plan.parameters import Role
+from gipo_mc.plan.parameters import Role, count, stage_parameters
 from gipo_mc.plan.run import Pass, Run
 from gipo_mc.plan.state import FLOAT, ModelState, model_state
 
@@ -184,7 +183,7 @@ class _Stage:
         return {"temporaries": state.owned * FLOAT if self._cuda else 2 * state.largest * FLOAT}
 
     def _save(self, gone: tuple[str, ...]) -> Peak:
-        """Tensors are written from where they lie."""
+        """Each rank writes its state from where it lies (`gipo_mc.parallel.saving`)."""
         return self._peak("save", {}, gone)
 
     def _activations(self, role: Role) -> Activations:
@@ -194,12 +193,17 @@ class _Stage:
         )
 
 
-def host_copies(run: Run, states: Sequence[ModelState], *, cuda: bool) -> int:
-    """Bytes of host memory that a save takes on a rank, `states` of its trained models.
+def host_copies(role: Role, grid: Grid, stage: int, width: int, *, on_cpu: bool, background: bool = False) -> int:
+    """Bytes of host memory that a save of one model takes on a rank, at most.
 
-    Of a GPU's memory the two tensors that are being written, and with checkpoint.async all that the rank holds; the
-    pages of a CPU that training changes meanwhile are at most as many.
+    A rank writes two files at once, each from a copy of one tensor where that is on a GPU. With checkpoint.async
+    (`background`) it has copied all that it writes; on a CPU device (`on_cpu`) the system copies what training changes.
     """
-    if run.config.checkpoint.asynchronous:
-        return sum(state.weights + state.optimizer for state in states)
-    return 2 * max(state.largest for state in states) * FLOAT if cuda else 0
+    parameters = stage_parameters(role, grid, stage)
+    if not background:
+        return 0 if on_cpu else 2 * FLOAT * max(one.numel for one in parameters)
+    masters = grid.distributed_optimizer or width == 2
+    if on_cpu:
+        optimizer = FLOAT * (3 if width == 2 else 2) // (grid.data if grid.distributed_optimizer else 1)
+        return count(parameters) * (width + FLOAT + optimizer)
+    return count(parameters) * (width + FLOAT * (3 if masters else 2)) // grid.data

@@ -15,7 +15,7 @@ from gipo_mc.plan.hardware import OURS, UTILISATION, Hardware, Program
 from gipo_mc.plan.memory import Memory, host_copies, memory
 from gipo_mc.plan.parameters import Parameter, stage_parameters, whole_model
 from gipo_mc.plan.run import Run
-from gipo_mc.plan.state import checkpoint_bytes, model_state
+from gipo_mc.plan.state import checkpoint_bytes
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,9 @@ def make_plan(
     found = memory(run, grid, device, width)
     saved = sum(checkpoint_bytes(role, grid, width) for role in run.roles if role.trained)
     cost = costs(run, grid, device, width, utilisation, program) if device.flops else None
-    states = [model_state(role, grid, 0, 0, width) for role in run.roles if role.trained]
-    host = host_copies(run, states, cuda=device.cuda)
+    trained = [role for role in run.roles if role.trained]
+    behind = config.checkpoint.asynchronous
+    host = sum(host_copies(role, grid, 0, width, on_cpu=not device.cuda, background=behind) for role in trained)
     return Plan(run, grid, device, width, found, cost, saved, host, _problems(run, found), utilisation)
 
 

@@ -75,14 +75,24 @@ def _optimizer(role: Role, config: Config) -> OptimizerConfig | None:
 
 def measured(engine: Engine) -> Built:
     """Sizes of what is there."""
-    model = engine.model
-    numbers, stored = sum(p.numel() for p in model.parameters()), sum(p.nbytes for p in model.parameters())
+    parameters: list[Any] = list(engine.model.parameters())
+    numbers, weights = sum(p.numel() for p in parameters), _stored(parameters)
     if engine.optimizer is None:
-        return Built(numbers, stored, 0, 0, 0)
-    buffers: Any = engine._wrapped.buffers
-    gradients = sum(buffer.grad_data.nbytes for buffer in buffers)
-    weights = sum(b.param_data.nbytes for b in buffers if b.param_data is not None) or stored
-    return Built(numbers, weights, gradients, _optimizer_bytes(engine), sum(len(b.buckets) for b in buffers))
+        return Built(numbers, weights, 0, 0, 0)
+    return Built(
+        numbers, weights, _stored([p.main_grad for p in parameters]), _optimizer_bytes(engine), _buckets(engine)
+    )
+
+
+def _stored(tensors: list[Tensor]) -> int:
+    """Bytes of the storages that these are parts of."""
+    return sum({one.untyped_storage()._cdata: one.untyped_storage().nbytes() for one in tensors}.values())
+
+
+def _buckets(engine: Engine) -> int:
+    wrapped: Any = engine._wrapped
+    chunks = wrapped if isinstance(wrapped, list) else [wrapped]
+    return sum(len(buffer.buckets) for chunk in chunks for buffer in chunk.buffers)
 
 
 def _optimizer_bytes(engine: Engine) -> int:
@@ -119,7 +129,7 @@ def differences(role: Role, engine: Engine, built: Built, stage: int, plan: Plan
     ]
 
 
-def run_once(engine: Engine, one: Pass, pretence: Pretence, logit_rows: int) -> None:
+def run_once(engine: Engine, one: Pass, pretence: Pretence, logit_rows: int, chunks: int) -> None:
     """The largest micro-batch of a pass through the stage's own modules, and back where the pass goes back."""
     rows, length, response = max(one.parts, key=lambda part: part[0] * part[1])
     layout = pretence.layout
@@ -132,7 +142,8 @@ def run_once(engine: Engine, one: Pass, pretence: Pretence, logit_rows: int) -> 
         state_NH = hidden_LBH.flatten(0, 1)[:tokens]
         return {"loss": sum(part.float().sum() for part in _outputs(model, state_NH, logit_rows))}  # type: ignore[dict-item]
 
-    batch = [Tokens.of(rows, length)]
+    # An interleaved pipeline takes as many micro-batches as it has ranks, or a multiple.
+    batch = [Tokens.of(rows, length)] * (layout.pipeline if chunks > 1 else 1)
     if one.backward:
         engine.forward_backward(batch, last_stage)
     else:

@@ -183,7 +183,7 @@ def _in_time(question: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=work, name="store", daemon=True)
     thread.start()
-    thread.join(_silence)
+    thread.join(_silence + _LOOK)  # a look may take as long by itself
     if not found:
         raise TimeoutError
     answer, error = found[0]

@@ -102,7 +102,7 @@ def _join(kind: Literal["cpu", "cuda"], parallel: ParallelConfig, same: Mapping[
         return
     store, rank, world = greeting.meet(timeout)
     greeting.greet(store, rank, world, same)
-    news.set_silence(parallel.silence_seconds)
+    news.of_several_hosts(parallel.silence_seconds, timeout.total_seconds())
     try:
         dist.init_process_group(
             backend, store=dist.PrefixStore("default_pg", store), rank=rank, world_size=world, timeout=timeout

@@ -4,7 +4,7 @@ gloo sends each message over a TCP connection of the loopback device, which cost
 for a few bytes and more than one for 300 kB; here it is a copy, and a wake-up where the other rank sleeps. `BACKEND` is
 a backend of torch.distributed like any other: Megatron and torch call it, and gloo's own group stays behind it for what
 is not here (gather, scatter, other types and reductions). Where ranks are on several machines, cannot map each other's
-memory, or are more than `MOST_RANKS`, the backend is gloo.
+memory, or are more than `meeting.MOST_RANKS`, the backend is gloo.
 
 Sums are added in the order of the ranks: for two of them that is gloo's result to the bit.
 
@@ -14,32 +14,23 @@ RuntimeError that says "Connection closed by peer", or "Timed out".
 
 from __future__ import annotations
 
-import json
-import os
-import select
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gipo_mc.ops.shared_memory import ELEMENTS, MAX, MIN, SUM, Room, available, new_file
+from gipo_mc.ops.shared_memory import ELEMENTS, MAX, MIN, SUM, Room
+from gipo_mc.parallel.messages.meeting import has_ended, room_of
 
 BACKEND = "gipo_mc_memory"
-#: Most ranks of a job. A room has letters for each pair of ranks, in pages that exist once they are used.
-MOST_RANKS = 32
 #: Milliseconds between two looks at the processes that a rank waits for.
 _LOOK = 100
 _NUMBERS = 2**32
-
-#: Of each global rank of this job, a descriptor that becomes readable when its process ends; -1: there is none. Empty
-#: where the job's ranks do not share memory.
-_processes: list[int] = []
 
 
 def register() -> None:
@@ -50,72 +41,11 @@ def register() -> None:
 
 def _create(options: Any, _: Any = None) -> Any:
     """Called by torch on every rank of a new group."""
-    store, rank, ranks = options.store, options.group_rank, options.group_size
-    gloo = dist.ProcessGroupGloo(store, rank, ranks, timeout=options.timeout)
-    everyone = list(options.global_ranks_in_group)
-    if not everyone:
-        room = _meet(store, rank, ranks)
-        everyone = list(range(ranks))
-    else:
-        room = _open_room(store, rank, ranks) if _processes and ranks > 1 else None
-    if room is None:
-        return gloo
-    return MemoryGroup(gloo, room, [_processes[of] for of in everyone])
-
-
-def _meet(store: dist.Store, rank: int, ranks: int) -> Room | None:
-    """The room of all ranks, where all of them can map it; None on all of them where one cannot."""
-    _forget()
-    if not 1 < ranks <= MOST_RANKS:
-        return None
-    machine = Path("/proc/sys/kernel/random/boot_id")
-    own = {"pid": os.getpid(), "machine": machine.read_text() if available() and machine.exists() else ""}
-    store.set(f"memory/rank{rank}", json.dumps(own))
-    others = [json.loads(store.get(f"memory/rank{other}")) for other in range(ranks)]
-    if not all(other["machine"] and other["machine"] == own["machine"] for other in others):
-        return None
-    room = _open_room(store, rank, ranks)
-    if room is None:
-        return None
-    for other in others:
-        try:
-            _processes.append(os.pidfd_open(other["pid"]))
-        except OSError:  # kernels before 5.3: the time-out alone finds a lost rank
-            _processes.append(-1)
-    return room
-
-
-def _forget() -> None:
-    for process in _processes:
-        if process >= 0:
-            os.close(process)
-    _processes.clear()
-
-
-def _open_room(store: dist.Store, rank: int, ranks: int) -> Room | None:
-    """A new room of a group; None on all its ranks where one of them cannot map it (another container, or user).
-
-    The first rank makes the room's file, which has no name; the others open it among the descriptors of its process.
-    """
-    file, room = -1, None
-    try:
-        if rank == 0:
-            file = new_file(ranks)
-            store.set("memory/room", json.dumps([os.getpid(), file, os.fstat(file).st_ino]))
-        else:
-            process, number, inode = json.loads(store.get("memory/room"))
-            file = os.open(f"/proc/{process}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
-            if os.fstat(file).st_ino != inode:
-                raise OSError(f"the file of process {process} is not the room that was made")
-        room = Room(file, ranks, rank)
-    except OSError:
-        if rank == 0:
-            store.set("memory/room", "[0, 0, 0]")
-    store.set(f"memory/mapped{rank}", "yes" if room else "no")
-    answers = [store.get(f"memory/mapped{other}") for other in range(ranks)]
-    if file >= 0:
-        os.close(file)  # not before all have looked for it
-    return room if all(answer == b"yes" for answer in answers) else None
+    everyone = list(options.global_ranks_in_group)  # none for the first group, of all ranks
+    group = options.store, options.group_rank, options.group_size
+    gloo = dist.ProcessGroupGloo(*group, timeout=options.timeout)
+    room = room_of(*group, everyone)
+    return gloo if room is None else MemoryGroup(gloo, room, everyone or list(range(options.group_size)))
 
 
 #: Goes on with a message for some milliseconds: -1 when it is there, else the rank that it still waits for.
@@ -150,11 +80,11 @@ class MemoryGroup(dist.ProcessGroup):
     several; a message that does not fit among the letters on their way goes through gloo, on both sides.
     """
 
-    def __init__(self, gloo: Any, room: Room, processes: list[int]) -> None:
+    def __init__(self, gloo: Any, room: Room, everyone: list[int]) -> None:
         super().__init__(gloo.rank(), gloo.size())
         self._set_default_backend(dist.ProcessGroup.BackendType.GLOO)
         self._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, gloo)
-        self._gloo, self._room, self._processes = gloo, room, processes
+        self._gloo, self._room, self._everyone = gloo, room, everyone
         self._rank, self._ranks = gloo.rank(), gloo.size()
         self._number = 0
         self._begun = _DONE
@@ -374,13 +304,13 @@ class MemoryGroup(dist.ProcessGroup):
         limit = self._gloo.options._timeout.total_seconds()
         deadline = time.monotonic() + limit - _LOOK / 1000
         while late >= 0:
-            if self._has_ended(late):
+            if has_ended(self._everyone[late]):
                 late = call(*arguments, 0)  # it may have ended after the last thing that it had to say
                 if late < 0:
                     return
-                raise RuntimeError(f"Connection closed by peer: rank {late} of this group has ended.")
+                raise RuntimeError(f"Connection closed by peer: the process of rank {self._everyone[late]} has ended.")
             if time.monotonic() > deadline:
-                raise RuntimeError(f"Timed out waiting {limit * 1000:.0f}ms for rank {late} of this group.")
+                raise RuntimeError(f"Timed out waiting {limit * 1000:.0f}ms for rank {self._everyone[late]}.")
             if has_mail := self._has_mail(call):  # the other rank may be waiting for it
                 for queue in (*self._outgoing, *self._incoming):
                     self._move_on(queue)
@@ -389,13 +319,6 @@ class MemoryGroup(dist.ProcessGroup):
     def _has_mail(self, but: Callable[..., int]) -> bool:
         """Is a message on its way, other than this one?"""
         return any(mail is not but for queue in (*self._outgoing, *self._incoming) for mail in queue)
-
-    def _has_ended(self, rank: int) -> bool:
-        if self._processes[rank] < 0:
-            return False
-        poll = select.poll()
-        poll.register(self._processes[rank], select.POLLIN)
-        return bool(poll.poll(0))
 
 
 def _after(number: int) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gipo_mc.ops.shared_memory import Room
 from gipo_mc.parallel import runtime
+from gipo_mc.parallel.messages import meeting
 from gipo_mc.parallel.messages import shared_memory as memory
 from tests.ranks import run_ranks
 
@@ -162,7 +163,7 @@ def test_a_rank_that_is_late_and_one_that_is_killed() -> None:
 
     def outcome(rank: int) -> None:
         late, gone, peer = _lost(rank)
-        assert "Connection closed by peer: rank 2" in gone and "A rank was lost" in peer
+        assert "Connection closed by peer: the process of rank 2 has ended" in gone and "A rank was lost" in peer
         assert (rank == 0) == ("Timed out waiting 300ms for rank 1" in late)
 
     assert exit_codes(outcome, 3) == [0, 0, -signal.SIGKILL]
@@ -171,15 +172,15 @@ def test_a_rank_that_is_late_and_one_that_is_killed() -> None:
 def _kinds(rank: int, case: str) -> str:
     dist.destroy_process_group()
     if case == "too many ranks":
-        memory.MOST_RANKS = 1
+        meeting.MOST_RANKS = 1
     if case == "cannot be mapped" and rank == 1:
 
         def refuse(*_: object) -> Room:
             raise PermissionError("another user")
 
-        memory.Room = refuse  # type: ignore[assignment,misc]
+        meeting.Room = refuse  # type: ignore[assignment,misc]
     if case == "another machine" and rank == 1:
-        memory.available = lambda: False  # type: ignore[assignment]
+        meeting.available = lambda: False  # type: ignore[assignment]
     store = dist.FileStore(os.environ["MEETING"] + case, 2)
     dist.init_process_group(runtime.cpu_backend(case != "switched off"), store=store, rank=rank, world_size=2)
     one = torch.ones(1)

@@ -7,12 +7,13 @@
 #include "rotate_and_append.h"
 #include "sampling.h"
 #include "shape_and_gae.h"
-#include "shared_memory.h"
 #include "token_objective.h"
 #include "token_statistics.h"
 
 namespace py = pybind11;
 using namespace gipo;
+
+void bind_shared_memory(py::module_& module);  // shared_memory_module.cpp
 
 namespace {
 
@@ -263,52 +264,6 @@ void bind_sample(py::module_& module, const char* name) {
         Release());
 }
 
-#ifdef __linux__
-void bind_shared_memory(py::module_& module) {
-    module.def("room_bytes", &room_bytes);
-    module.attr("ROOM_PIECE") = kPiece;
-    module.attr("ROOM_LETTERS") = kLetters;
-    py::class_<Room>(module, "Room")
-        .def(py::init([](Address base, int64_t ranks, int64_t rank, int64_t spins) {
-            return Room{at<char>(base), ranks, rank, spins};
-        }))
-        .def(
-            "post",
-            [](const Room& room, uint32_t number, Address data, int64_t bytes, int64_t stride, int64_t pieces,
-               int64_t milliseconds) {
-                return post(room, number, at<char>(data), bytes, stride, pieces, milliseconds);
-            },
-            Release())
-        .def(
-            "reduce",
-            [](const Room& room, uint32_t number, Address out, int64_t count, int64_t offset, int element,
-               int reduction, int64_t milliseconds) {
-                return reduce(room, number, at<char>(out), count, offset, Element(element), Reduction(reduction),
-                              milliseconds);
-            },
-            Release())
-        .def(
-            "take",
-            [](const Room& room, uint32_t number, int64_t from, Address out, int64_t bytes, int64_t milliseconds) {
-                return take(room, number, from, at<char>(out), bytes, milliseconds);
-            },
-            Release())
-        .def("finish", &finish, Release())
-        .def(
-            "send",
-            [](const Room& room, uint32_t number, int64_t to, Address data, int64_t bytes, int64_t milliseconds) {
-                return send(room, number, to, at<char>(data), bytes, milliseconds);
-            },
-            Release())
-        .def(
-            "receive",
-            [](const Room& room, uint32_t number, int64_t from, Address out, int64_t bytes, int64_t milliseconds) {
-                return receive(room, number, from, at<char>(out), bytes, milliseconds);
-            },
-            Release());
-}
-#endif
-
 py::dict build_info() {
     py::dict info;
 #ifdef GIPO_MC_WITH_CUDA
@@ -349,9 +304,7 @@ PYBIND11_MODULE(_C, module) {
     bind_token_objective_gradient<token_objective_gradient_cpu, int>(module, "token_objective_gradient_cpu");
     bind_rotate_and_append<rotate_and_append_cpu, int>(module, "rotate_and_append_cpu");
     bind_paged_attention<paged_attention_cpu, int>(module, "paged_attention_cpu");
-#ifdef __linux__
     bind_shared_memory(module);
-#endif
 #ifdef GIPO_MC_WITH_CUDA
     bind_token_partials<token_partials_cuda, Address>(module, "token_partials_cuda");
     bind_token_statistics<token_statistics_cuda, Address>(module, "token_statistics_cuda");

@@ -15,7 +15,6 @@ RuntimeError that says "Connection closed by peer", or "Timed out".
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -81,7 +80,8 @@ class MemoryGroup(dist.ProcessGroup):
     """
 
     def __init__(self, gloo: Any, room: Room, everyone: list[int]) -> None:
-        super().__init__(gloo.rank(), gloo.size())
+        # torch's stubs know another constructor, which does not take subclasses.
+        super().__init__(gloo.rank(), gloo.size())  # type: ignore[call-arg]
         self._set_default_backend(dist.ProcessGroup.BackendType.GLOO)
         self._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, gloo)
         self._gloo, self._room, self._everyone = gloo, room, everyone
@@ -95,7 +95,7 @@ class MemoryGroup(dist.ProcessGroup):
 
     # Collectives
 
-    def allreduce(self, tensors: list[Tensor], opts: Any = None) -> Any:
+    def allreduce(self, tensors: list[Tensor], opts: Any = None) -> Any:  # type: ignore[override]
         found = _reduction(tensors, opts)
         if found is None:
             return self._gloo.allreduce(tensors, opts)
@@ -120,7 +120,7 @@ class MemoryGroup(dist.ProcessGroup):
             self.allreduce([tensor], opts).wait()
         return self.allreduce(tensors[-1:], opts)
 
-    def broadcast(self, tensors: list[Tensor], opts: Any) -> Any:
+    def broadcast(self, tensors: list[Tensor], opts: Any) -> Any:  # type: ignore[override]
         (tensor,), root = tensors, opts.rootRank
         whole = tensor if tensor.is_contiguous() else tensor.contiguous()
 
@@ -140,7 +140,9 @@ class MemoryGroup(dist.ProcessGroup):
 
         return self._start(run(), opts)
 
-    def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> Any:
+    def allgather(  # type: ignore[override]
+        self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None
+    ) -> Any:
         return self._gather(outputs[0], inputs[0], opts)
 
     def _gather(self, outputs: list[Tensor], given: Tensor, opts: Any) -> Any:
@@ -193,9 +195,10 @@ class MemoryGroup(dist.ProcessGroup):
         return work
 
     # What torch calls these up to 2.12.
-    _allgather_base, _reduce_scatter_base = all_gather_single, reduce_scatter_single
-    allgather_into_tensor_coalesced = all_gather_single_coalesced
-    reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
+    _allgather_base = all_gather_single
+    _reduce_scatter_base = reduce_scatter_single  # type: ignore[assignment]
+    allgather_into_tensor_coalesced = all_gather_single_coalesced  # type: ignore[assignment]
+    reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced  # type: ignore[assignment]
 
     def barrier(self, opts: Any = None) -> Any:
         def run() -> Iterator[None]:
@@ -274,7 +277,7 @@ class MemoryGroup(dist.ProcessGroup):
         """`run` begins, and stops once, where all that others wait for is done."""
         self._begun.wait()
         next(run, None)
-        work = _Waiting(lambda: deque(run, maxlen=0) and None)
+        work = _Waiting(lambda: _exhaust(run))
         if getattr(opts, "asyncOp", False):
             self._begun = work
             return work
@@ -319,6 +322,11 @@ class MemoryGroup(dist.ProcessGroup):
     def _has_mail(self, but: Callable[..., int]) -> bool:
         """Is a message on its way, other than this one?"""
         return any(mail is not but for queue in (*self._outgoing, *self._incoming) for mail in queue)
+
+
+def _exhaust(run: Iterator[None]) -> None:
+    for _ in run:
+        pass
 
 
 def _after(number: int) -> int:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from gipo_mc.ops.shared_memory import Room
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.messages import meeting
 from gipo_mc.parallel.messages import shared_memory as memory
-from tests.ranks import run_ranks
+from tests.ranks import exit_codes, run_ranks
 
 PIECE = 1 << 20  # bytes of a room's piece
 SIZES = ((), (1,), (3, 5), (PIECE // 4,), (PIECE // 4 + 1,), (700_001,), (0,))
@@ -159,8 +162,6 @@ def _lost(rank: int) -> tuple[str, str, str]:
 
 
 def test_a_rank_that_is_late_and_one_that_is_killed() -> None:
-    from tests.ranks import exit_codes
-
     def outcome(rank: int) -> None:
         late, gone, peer = _lost(rank)
         assert "Connection closed by peer: the process of rank 2 has ended" in gone and "A rank was lost" in peer
@@ -169,27 +170,42 @@ def test_a_rank_that_is_late_and_one_that_is_killed() -> None:
     assert exit_codes(outcome, 3) == [0, 0, -signal.SIGKILL]
 
 
-def _kinds(rank: int, case: str) -> str:
-    dist.destroy_process_group()
-    if case == "too many ranks":
-        meeting.MOST_RANKS = 1
-    if case == "cannot be mapped" and rank == 1:
-
-        def refuse(*_: object) -> Room:
-            raise PermissionError("another user")
-
-        meeting.Room = refuse  # type: ignore[assignment,misc]
-    if case == "another machine" and rank == 1:
-        meeting.available = lambda: False  # type: ignore[assignment]
-    store = dist.FileStore(os.environ["MEETING"] + case, 2)
-    dist.init_process_group(runtime.cpu_backend(case != "switched off"), store=store, rank=rank, world_size=2)
-    one = torch.ones(1)
-    dist.all_reduce(one)
-    assert one == 2
-    return type(dist.new_group([0, 1])).__name__
+def _kinds(rank: int, folder: str) -> list[str]:
+    """The group that is made in each of `CASES`."""
+    found = []
+    for number, (switched_on, name, value) in enumerate(CASES):
+        dist.destroy_process_group()
+        store = dist.FileStore(f"{folder}/{number}", 2)
+        with _patched(meeting, name, value if rank == 1 or name == "MOST_RANKS" else None):
+            dist.init_process_group(runtime.cpu_backend(switched_on), store=store, rank=rank, world_size=2)
+            found.append(type(dist.new_group([0, 1])).__name__)
+        one = torch.ones(1)
+        dist.all_reduce(one)
+        assert one == 2
+    return found
 
 
-@pytest.mark.parametrize("case", ["too many ranks", "cannot be mapped", "another machine", "switched off", ""])
-def test_ranks_without_shared_memory_use_gloo(case: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MEETING", str(tmp_path / "store"))
-    assert run_ranks(_kinds, 2, case) == [("ProcessGroup" if case else "MemoryGroup")] * 2
+def _refused(*_: object) -> Room:
+    raise PermissionError("another user")
+
+
+#: parallel.shared_memory, and what rank 1 finds instead of a name of `meeting`; all ranks, where there are too many.
+CASES: list[tuple[bool, str, Any]] = [
+    (True, "Room", _refused),
+    (True, "available", lambda: False),  # another machine, or no kernels
+    (True, "MOST_RANKS", 1),
+    (False, "", None),
+    (True, "", None),
+]
+
+
+@contextmanager
+def _patched(module: Any, name: str, value: Any) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if value is not None:
+            patch.setattr(module, name, value)
+        yield
+
+
+def test_ranks_without_shared_memory_use_gloo(tmp_path: Path) -> None:
+    assert run_ranks(_kinds, 2, str(tmp_path)) == [["ProcessGroup"] * 4 + ["MemoryGroup"]] * 2

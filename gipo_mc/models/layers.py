@@ -87,6 +87,9 @@ class RotaryAttention(SelfAttention):
             if others.get(name) is not None:
                 raise ValueError(f"this attention takes padded whole sequences, and does not know {name}")
         query, key, value = self.get_query_key_value_tensors(hidden_states)
+        if self.config.num_query_groups < self.config.tensor_model_parallel_size:
+            # Megatron gathers the projections of all ranks and takes parts of them: let go of the rest.
+            value = value.contiguous()
         query, key = rotate(query, rotary_pos_emb), rotate(key, rotary_pos_emb)
         return self.linear_proj(self.core_attention(query, key, value))  # type: ignore[no-any-return]
 
@@ -96,10 +99,10 @@ def has_transformer_engine(config: TransformerConfig) -> bool:
     return not config.use_cpu_initialization and importlib.util.find_spec("transformer_engine") is not None
 
 
-def block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage and the final norm."""
+def block_spec(config: TransformerConfig, chunk: int | None = None) -> TransformerBlockSubmodules:
+    """The layers of this pipeline stage, or of one chunk of an interleaved pipeline's stage, and the final norm."""
     layer = _engine_layer(config) if has_transformer_engine(config) else _local_layer(config)
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, chunk), layer_norm=RMSNorm)
 
 
 def _local_layer(config: TransformerConfig) -> ModuleSpec:

@@ -26,6 +26,7 @@ from gipo_mc.config import OptimizerConfig
 from gipo_mc.errors import CheckpointError
 from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.layout import Layout
+from gipo_mc.parallel.pipeline.interleaved import Filler, filled_up, group_size
 from gipo_mc.parallel.step_checks import StepProbe, StepResult
 
 
@@ -50,7 +51,8 @@ LastStage = Callable[[Any, Tensor, Any], Outputs]
 class Engine:
     """A stage of a model, trainable when an optimizer configuration is given, frozen otherwise.
 
-    model: the bare Megatron module of this stage (what generation and checkpoints use).
+    model: the bare module of this stage (what generation and checkpoints use): a chunk of layers, or with an
+        interleaved pipeline a module whose `chunks` are several.
     total_steps: optimizer steps of the whole run, for the learning-rate schedule.
     """
 
@@ -69,7 +71,8 @@ class Engine:
         self.scheduler: OptimizerParamScheduler | None = None
         #: What the first optimizer step did, once there was one.
         self.first_step: StepResult | None = None
-        self._wrapped: torch.nn.Module = model
+        #: The chunks of this stage, as the schedules take them.
+        self._wrapped: list[torch.nn.Module] = list(getattr(model, "chunks", [model]))
         if optimizer is None:
             model.requires_grad_(False)
             return
@@ -77,8 +80,12 @@ class Engine:
         ddp = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=distributed_optimizer
         )
-        self._wrapped = DistributedDataParallel(config, ddp, model)
-        config.no_sync_func = self._wrapped.no_sync
+        wrapped = [
+            DistributedDataParallel(config, ddp, chunk, disable_bucketing=number > 0)
+            for number, chunk in enumerate(self._wrapped)
+        ]
+        config.no_sync_func = wrapped[0].no_sync if layout.virtual == 1 else [chunk.no_sync for chunk in wrapped]
+        self._wrapped = [*wrapped]
         # The caller's losses are sums that are already normalised: no division by a token count.
         config.calculate_per_token_loss = True
         config.finalize_model_grads_func = lambda chunks, num_tokens, **kwargs: finalize_model_grads(
@@ -99,7 +106,7 @@ class Engine:
                 params_dtype=config.params_dtype,
                 use_distributed_optimizer=distributed_optimizer,
             ),
-            [self._wrapped],
+            self._wrapped,
         )
         _initialize_moments(self.optimizer)
         self.scheduler = _scheduler(self.optimizer, optimizer, total_steps)
@@ -114,7 +121,8 @@ class Engine:
         """Like `forward`, and back-propagates each "loss"; gradients are then those of the sum over all ranks."""
         assert self.optimizer is not None, "a frozen model has no gradients"
         self.model.train()
-        self._wrapped.zero_grad_buffer()  # type: ignore[operator]
+        for chunk in self._wrapped:
+            chunk.zero_grad_buffer()  # type: ignore[operator]
         self.optimizer.zero_grad()
         return self._run(micro_batches, last_stage, forward_only=False)
 
@@ -124,7 +132,10 @@ class Engine:
             return model(micro_batch.tokens_BL), partial(finish, micro_batch)
 
         def finish(micro_batch: ModelInput, hidden_LBH: Tensor, non_loss_data: bool = False) -> Any:
-            outputs = last_stage(self.model, hidden_LBH, micro_batch)
+            if isinstance(micro_batch, Filler):
+                outputs = {"loss": hidden_LBH[0, 0, 0] * 0}
+            else:
+                outputs = last_stage(self.model, hidden_LBH, micro_batch)
             if non_loss_data:
                 return outputs
             detached = {name: value.detach() for name, value in outputs.items()}
@@ -133,16 +144,20 @@ class Engine:
         # Pipeline stages exchange the shape of each micro-batch (variable_seq_lengths), so the sizes named here only
         # have to be consistent.
         rows, length = micro_batches[0].tokens_BL.shape
-        return get_forward_backward_func()(
+        layout, config, fed = self.layout, self.model.config, filled_up(micro_batches, self.layout)
+        if layout.virtual > 1:
+            config.microbatch_group_size_per_vp_stage = group_size(len(fed), layout.pipeline)  # type: ignore[union-attr]
+        outputs = get_forward_backward_func(layout.pipeline, config.virtual_pipeline_model_parallel_size)(  # type: ignore[union-attr,arg-type]
             forward_step_func=forward_step,
-            data_iterator=iter(micro_batches),
-            model=[self._wrapped],
-            num_microbatches=len(micro_batches),
+            data_iterator=[iter(fed) for _ in self._wrapped],
+            model=self._wrapped,
+            num_microbatches=len(fed),
             seq_length=length,
             micro_batch_size=rows,
             forward_only=forward_only,
             collect_non_loss_data=forward_only,
         )
+        return outputs[len(fed) - len(micro_batches) :]
 
     def step(self) -> StepResult:
         """Clip, check and apply the gradients of the last `forward_backward`, then advance the learning rate.

@@ -26,7 +26,7 @@ from gipo_mc.config import OptimizerConfig
 from gipo_mc.errors import CheckpointError
 from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.layout import Layout
-from gipo_mc.parallel.pipeline.interleaved import Filler, filled_up, group_size
+from gipo_mc.parallel.pipeline.interleaved import Filler, filled_up
 from gipo_mc.parallel.step_checks import StepProbe, StepResult
 
 
@@ -133,7 +133,7 @@ class Engine:
 
         def finish(micro_batch: ModelInput, hidden_LBH: Tensor, non_loss_data: bool = False) -> Any:
             if isinstance(micro_batch, Filler):
-                outputs = {"loss": hidden_LBH[0, 0, 0] * 0}
+                outputs = {"loss": micro_batch.loss(hidden_LBH)}
             else:
                 outputs = last_stage(self.model, hidden_LBH, micro_batch)
             if non_loss_data:
@@ -144,10 +144,9 @@ class Engine:
         # Pipeline stages exchange the shape of each micro-batch (variable_seq_lengths), so the sizes named here only
         # have to be consistent.
         rows, length = micro_batches[0].tokens_BL.shape
-        layout, config, fed = self.layout, self.model.config, filled_up(micro_batches, self.layout)
-        if layout.virtual > 1:
-            config.microbatch_group_size_per_vp_stage = group_size(len(fed), layout.pipeline)  # type: ignore[union-attr]
-        outputs = get_forward_backward_func(layout.pipeline, config.virtual_pipeline_model_parallel_size)(  # type: ignore[union-attr,arg-type]
+        layout, fed = self.layout, filled_up(micro_batches, self.layout)
+        schedule = get_forward_backward_func(layout.pipeline, layout.virtual if layout.virtual > 1 else None)
+        outputs = schedule(
             forward_step_func=forward_step,
             data_iterator=[iter(fed) for _ in self._wrapped],
             model=self._wrapped,

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Grid:
     """data x pipeline x tensor, tensor innermost, then data, as `gipo_mc.parallel.layout` has it.
 
-    node: GPUs of one machine. distributed_optimizer: is optimizer state sharded over data-parallel ranks?
+    node: GPUs of one machine. distributed_optimizer: is optimizer state sharded over data-parallel ranks? virtual:
+    chunks of layers on each pipeline rank.
     """
 
     tensor: int
@@ -18,6 +19,7 @@ class Grid:
     sequence: bool
     distributed_optimizer: bool
     node: int = 8
+    virtual: int = 1
 
     @property
     def world(self) -> int:
@@ -42,5 +44,6 @@ class Grid:
         return span > self.node
 
     def describe(self) -> str:
-        parts = [f"tensor {self.tensor}", f"pipeline {self.pipeline}", f"data {self.data}"]
+        chunks = f" in {self.virtual} chunks" if self.virtual > 1 else ""
+        parts = [f"tensor {self.tensor}", f"pipeline {self.pipeline}{chunks}", f"data {self.data}"]
         return " x ".join(parts) + (", sequence parallel" if self.sequence else "")

@@ -73,7 +73,10 @@ def grid_of(config: Config, gpus: int, device: Hardware, node: int = 8) -> Grid:
     parallel = config.parallel
     choice = parallel.distributed_optimizer
     sharded = choice == "on" or (choice == "auto" and device.cuda)
-    return Grid(parallel.tensor, parallel.pipeline, data, parallel.sequence and parallel.tensor > 1, sharded, node)
+    return Grid(
+        parallel.tensor, parallel.pipeline, data, parallel.sequence and parallel.tensor > 1, sharded, node,
+        parallel.virtual_pipeline,
+    )  # fmt: skip
 
 
 def make_plan(run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisation: float = UTILISATION) -> Plan:
@@ -81,7 +84,7 @@ def make_plan(run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisati
     config = run.config
     grid = grid_of(config, gpus, device, node)
     for role in run.roles:
-        role.shape.check(grid.tensor, grid.pipeline, sequence_length=run.lengths.longest)
+        role.shape.check(grid.tensor, grid.pipeline, grid.virtual, sequence_length=run.lengths.longest)
     width = 2 if config.dtype == "bfloat16" or (config.dtype == "auto" and device.cuda) else 4
     found = memory(run, grid, device, width)
     saved = sum(checkpoint_bytes(role, grid, width) for role in run.roles if role.trained)

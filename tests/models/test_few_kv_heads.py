@@ -31,7 +31,7 @@ from tests.models.test_layouts import (
 from tests.models.tiny import let_this_rank_write, save_lm
 from tests.ranks import parallel_config, run_ranks
 
-#: Family -> what is not `tiny.config`'s: 2 heads of keys for 4 ranks, biases, norms of heads, 1 head with 2 queries each.
+#: Family -> what is not `tiny.config`'s. 2 key-value heads for 4 ranks; with biases; with norms of heads; 1 head.
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},

@@ -34,7 +34,7 @@ def test_key_value_heads_may_be_fewer_than_the_ranks_that_share_them() -> None:
     fits = [n for n in range(1, 25) if _fits(shape, n)]
     assert fits == [1, 2, 4, 8], "12 and 24 do not divide the 256 rows of queries, keys and values"
     assert [shape.kv_heads_on(n) for n in fits] == [4, 2, 1, 1]
-    with pytest.raises(ConfigError, match="tensor=12 does not divide the 256 rows of .* use one of 1, 2, 4, 8"):
+    with pytest.raises(ConfigError, match=r"tensor=12 does not divide the 256 rows of .* use one of 1, 2, 4, 8"):
         shape.check(12, 1)
     with pytest.raises(ConfigError, match="tensor=6 neither divides the model's 4 key-value heads nor is a multiple"):
         shape.check(6, 1)

@@ -1,8 +1,8 @@
 """What Megatron's interleaved schedule asks of micro-batches.
 
-With P ranks and V chunks of layers on each, the schedule runs the micro-batches in groups of P: a group through the first
-chunks of all ranks, then through the second ones, and so on, so that a rank has work until the first micro-batch of the
-group comes round. Their number must be a multiple of P.
+With P ranks and V chunks of layers on each, the schedule runs the micro-batches in groups of P: a group through the
+first chunks of all ranks, then through the second ones, and so on, so that a rank has work until the first micro-batch
+of the group comes round. Their number must be a multiple of P.
 """
 
 from __future__ import annotations

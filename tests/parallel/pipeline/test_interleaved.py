@@ -109,9 +109,7 @@ def _saved(rank: int, folder: Path, out: Path, saved: dict[str, Any], others: li
     expected: dict[str, dict[str, Tensor]] = {}
     found = []
     for sharded in (False, True):
-        engine = _engine(
-            runtime.initialize(parallel_config(**saved)[0], "cpu"), folder, distributed_optimizer=sharded
-        )
+        engine = _engine(runtime.initialize(parallel_config(**saved)[0], "cpu"), folder, distributed_optimizer=sharded)
         engine.forward_backward(_parts(LENGTHS[2]), _loss)
         engine.step()
         if rank == 0:

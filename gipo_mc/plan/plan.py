@@ -172,11 +172,12 @@ def _with(run: Run, options: dict[str, Any]) -> Run:
 
 
 def search(run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisation: float = UTILISATION) -> list[Plan]:
-    """Every layout of the ranks that works, those that fit first and then by time: tensor (within a node), pipeline,
-    data, with and without sequence parallelism."""
+    """Every layout of the ranks that works, those that fit first and then by time: tensor (within a node), pipeline
+    (with 1, 2 and 4 chunks of layers on a rank), data, with and without sequence parallelism."""
     plans = []
-    for tensor, pipeline, sequence in _layouts(gpus, node):
-        other = _with(run, {"tensor": tensor, "pipeline": pipeline, "sequence": sequence})
+    for tensor, pipeline, virtual, sequence in _layouts(gpus, node):
+        sizes = {"tensor": tensor, "pipeline": pipeline, "virtual_pipeline": virtual, "sequence": sequence}
+        other = _with(run, sizes)
         try:
             plans.append(make_plan(other, gpus, device, node=node, utilisation=utilisation))
         except ConfigError:
@@ -184,10 +185,10 @@ def search(run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisation:
     return sorted(plans, key=lambda plan: (not plan.fits, plan.seconds if plan.fits else plan.memory.worst.total))
 
 
-def _layouts(gpus: int, node: int) -> Iterator[tuple[int, int, bool]]:
+def _layouts(gpus: int, node: int) -> Iterator[tuple[int, int, int, bool]]:
     for tensor in range(1, min(gpus, node) + 1):
         for pipeline in range(1, gpus // tensor + 1):
             if gpus % (tensor * pipeline) == 0:
-                yield tensor, pipeline, False
-                if tensor > 1:
-                    yield tensor, pipeline, True
+                for virtual in (1, 2, 4) if pipeline > 1 else (1,):
+                    for sequence in (False, True) if tensor > 1 else (False,):
+                        yield tensor, pipeline, virtual, sequence

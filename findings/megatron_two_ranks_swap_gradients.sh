@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# megatron-core 0.16.1, and 0.19.2 alike (torch 2.13.0, CPU, two processes, gloo): the interleaved pipeline schedule on two pipeline ranks,
-#   with the defaults of its configuration (overlap_p2p_comm=False, batch_p2p_comm=True).
+# megatron-core 0.16.1, and 0.19.2 alike (torch 2.13.0, CPU, two processes, gloo): the interleaved pipeline schedule on
+#   two pipeline ranks, with the defaults of its configuration (overlap_p2p_comm=False, batch_p2p_comm=True).
 #
 # Expected: an activation arrives as an activation and a gradient as a gradient, or the layout is refused.
 # Seen: each rank is handed the other's gradient as its input and the other's activation as its gradient. In the steady

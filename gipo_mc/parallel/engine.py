@@ -26,7 +26,9 @@ from gipo_mc.config import OptimizerConfig
 from gipo_mc.errors import CheckpointError
 from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.layout import Layout
+from gipo_mc.parallel.megatron.overlap import Overlap
 from gipo_mc.parallel.pipeline.interleaved import Filler, filled_up
+from gipo_mc.parallel.saving.optimizer_shards import FORMAT, distributed_part, sharded_pieces
 from gipo_mc.parallel.step_checks import StepProbe, StepResult
 
 
@@ -41,7 +43,7 @@ class ModelInput(Protocol):
 
 #: Whole moments under the names of their parameters, as without a distributed optimizer: any layout can read them.
 #: Megatron's own default is a format that its checkpoints no longer take.
-_OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
+_OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": FORMAT}
 
 Outputs = dict[str, Tensor]
 #: (model, hidden_LBH, micro-batch) -> outputs; the loss to back-propagate, if any, under the key "loss" (a scalar).
@@ -54,6 +56,8 @@ class Engine:
     model: the bare module of this stage (what generation and checkpoints use): a chunk of layers, or with an
         interleaved pipeline a module whose `chunks` are several.
     total_steps: optimizer steps of the whole run, for the learning-rate schedule.
+    overlap: sum gradients and, with the distributed optimizer, gather weights while passes run. Then whoever reads
+        weights of the model itself calls `gather_weights` before.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Engine:
         *,
         total_steps: int = 1,
         distributed_optimizer: bool = False,
+        overlap: bool = False,
     ) -> None:
         self.model = model
         self.layout = layout
@@ -73,24 +78,33 @@ class Engine:
         self.first_step: StepResult | None = None
         #: The chunks of this stage, as the schedules take them.
         self._wrapped: list[torch.nn.Module] = list(getattr(model, "chunks", [model]))
+        self._overlap: Overlap | None = None
         if optimizer is None:
             model.requires_grad_(False)
             return
         config: Any = model.config
+        gather = overlap and distributed_optimizer
         ddp = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=distributed_optimizer
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=overlap,
+            overlap_param_gather=gather,
+            use_distributed_optimizer=distributed_optimizer,
         )
         wrapped = [
             DistributedDataParallel(config, ddp, chunk, disable_bucketing=number > 0)
             for number, chunk in enumerate(self._wrapped)
         ]
-        config.no_sync_func = wrapped[0].no_sync if layout.virtual == 1 else [chunk.no_sync for chunk in wrapped]
         self._wrapped = [*wrapped]
+        config.no_sync_func = [chunk.no_sync for chunk in wrapped] if layout.virtual > 1 else wrapped[0].no_sync
+        if overlap:
+            self._overlap = Overlap(wrapped)
+            # Stages behind the first sum their gradients in the bubble at the end.
+            starts = [chunk.start_grad_sync for chunk in wrapped]
+            config.grad_sync_func = starts if layout.virtual > 1 else starts[0]
+            model.gather_weights = self.gather_weights  # type: ignore[assignment]
         # The caller's losses are sums that are already normalised: no division by a token count.
         config.calculate_per_token_loss = True
-        config.finalize_model_grads_func = lambda chunks, num_tokens, **kwargs: finalize_model_grads(
-            chunks, None, **kwargs
-        )
+        config.finalize_model_grads_func = self._finalize
         low_precision = config.params_dtype == torch.bfloat16
         self.optimizer = get_megatron_optimizer(
             MegatronOptimizerConfig(
@@ -105,11 +119,22 @@ class Engine:
                 bf16=low_precision,
                 params_dtype=config.params_dtype,
                 use_distributed_optimizer=distributed_optimizer,
+                overlap_param_gather=gather,
             ),
             self._wrapped,
         )
         _initialize_moments(self.optimizer)
         self.scheduler = _scheduler(self.optimizer, optimizer, total_steps)
+
+    def _finalize(self, chunks: Any, num_tokens: Any, **kwargs: Any) -> None:
+        if self._overlap is not None:
+            self._overlap.finish_gradients()
+        finalize_model_grads(chunks, None, **kwargs)
+
+    def gather_weights(self) -> None:
+        """Before anything but a pass reads the weights. A collective, where passes gather them (`overlap`)."""
+        if self._overlap is not None:
+            self._overlap.gather_weights()
 
     def forward(self, micro_batches: Sequence[ModelInput], last_stage: LastStage) -> list[Outputs]:
         """Outputs of each micro-batch on the last stage, an empty list on the others. No gradients."""
@@ -135,6 +160,7 @@ class Engine:
             if isinstance(micro_batch, Filler):
                 outputs = {"loss": micro_batch.loss(hidden_LBH)}
             else:
+                self.gather_weights()  # heads are not read through a module's forward alone
                 outputs = last_stage(self.model, hidden_LBH, micro_batch)
             if non_loss_data:
                 return outputs
@@ -171,6 +197,8 @@ class Engine:
         if updated:
             probe = StepProbe(self.optimizer)
             self.optimizer.step()
+            if self._overlap is not None:
+                self._overlap.weights_changed()
             change = probe.change(self.layout.device)
         self.scheduler.step(increment=1)
         result = StepResult(grad_norm, updated, lr, change)
@@ -192,13 +220,16 @@ class Engine:
 
     def sharded_state(self, prefix: str, *, is_loading: bool = False) -> dict[str, Any]:
         """Model, optimizer and schedule as Megatron's sharded state, for dist_checkpointing in any layout."""
+        self.gather_weights()
         model_state = self.model.sharded_state_dict(prefix=f"{prefix}.model.")  # type: ignore[operator]
         state: dict[str, Any] = {f"{prefix}.model": model_state}
         if self.optimizer is not None and self.scheduler is not None:
-            optimizer_state = self.optimizer.sharded_state_dict(
-                model_state, is_loading=is_loading, metadata=_OPTIMIZER_FORMAT
+            own = None if is_loading else distributed_part(self.optimizer)
+            state[f"{prefix}.optimizer"] = (
+                sharded_pieces(own, model_state)
+                if own
+                else self.optimizer.sharded_state_dict(model_state, is_loading=is_loading, metadata=_OPTIMIZER_FORMAT)
             )
-            state[f"{prefix}.optimizer"] = optimizer_state
             state[f"{prefix}.scheduler"] = self.scheduler.state_dict()
         return state
 
@@ -245,11 +276,12 @@ def _steps_taken(optimizer: MegatronOptimizer) -> int:
 def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
     """`load_state_dict`, and two of Megatron's gaps around the step count of torch's Adam."""
     part = getattr(optimizer, "chained_optimizers", [optimizer])[0]
-    inner = getattr(part, "optimizer", None)
+    inner: Any = getattr(part, "optimizer", None)
     _keep_rates(optimizer, state.get("optimizer", state))
     if not (isinstance(part, DistributedOptimizer) and isinstance(inner, (torch.optim.Adam, torch.optim.AdamW))):
-        if moments := state.get("optimizer", state).get("state"):
-            # A step count of 0 is left out of checkpoints.
+        moments = state.get("optimizer", state).get("state")
+        if moments and inner is not None and any("step" in own for own in inner.state.values()):
+            # A step count of 0 is left out of checkpoints. Fused optimizers count in their groups, and take none here.
             moments.setdefault("common_step", torch.zeros(()))
         optimizer.load_state_dict(state)
         return

@@ -15,16 +15,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.config import Config, OptimizerConfig, as_yaml
+from gipo_mc.config import Config, OptimizerConfig, as_yaml, values
 from gipo_mc.data.sets import DataSet
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens, tokens_hash
 from gipo_mc.errors import DataError
+from gipo_mc.models.execution import Execution
 from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.ops import describe_build
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import any_rank, on_main
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
+from gipo_mc.parallel.megatron import transformer_engine
+from gipo_mc.parallel.megatron.overlap import overlaps
+from gipo_mc.parallel.nodes.shared_folder import check_shared
 from gipo_mc.run import checkpoint
 from gipo_mc.run.console import Console
 from gipo_mc.run.folder import RunFolder, State, without_a_word
@@ -34,6 +38,7 @@ from gipo_mc.run.model_files import save_model_files
 from gipo_mc.run.model_sources import ModelSource, load_model, read_as_saved, resolve
 from gipo_mc.run.outcome import outcome_kept, refusal_noted
 from gipo_mc.run.resume import Fixed, changed_options, check_shape, fixed_settings, shape_hash
+from gipo_mc.run.saves.series import Saves
 from gipo_mc.run.watch import Watch, listening
 
 
@@ -57,15 +62,17 @@ class Session:
     step: int = 0
     fixed: Fixed = field(init=False)
     watch: Watch = field(init=False)
+    saves: Saves = field(init=False)
     _resume_from: Path | None = None
     _passed_over: list[str] = field(default_factory=list)
     _sources: dict[str, ModelSource] = field(default_factory=dict)
     _about: list[tuple[str, str]] = field(default_factory=list)
-    #: Warnings of a start that may still be refused, and then leaves the files of the run as they are.
+    #: Warnings of a start that may still be refused: it leaves the files of the run as they are then.
     _held: list[str] | None = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.folder, self.write_status, self.config.run.grace_seconds)
+        self.saves = Saves(self.folder, self.config.checkpoint, self.watch.saving)
         self.fixed = Fixed(
             fixed_settings(self.config, self.folder.command, self.dtype, distributed_optimizer=self.shards_optimizer)
         )
@@ -114,6 +121,8 @@ class Session:
         key: the option that names a frozen model; its weights are to be the same when the run continues.
         """
         algorithm = self.config.algorithm
+        if sentence := transformer_engine.warning(self.layout.device):
+            self.warn(sentence)
         model = load_model(
             source,
             self.layout,
@@ -124,6 +133,7 @@ class Session:
             groups=groups,
             group_head=group_head or algorithm.group_head,
             empty=optimizer is not None and self._resume_from is not None,  # `resume` is going to fill it
+            execution=Execution.of(self.config),
         )
         if optimizer is None:
             self.fixed.frozen[key or source.name] = on_main(source.fingerprint)
@@ -133,9 +143,9 @@ class Session:
 
     def engine(self, model: StageModel, optimizer: OptimizerConfig | None, *, total_steps: int = 1) -> Engine:
         """Engine of a model that exists already."""
-        return Engine(
-            model, self.layout, optimizer, total_steps=total_steps, distributed_optimizer=self.shards_optimizer
-        )
+        shards = self.shards_optimizer
+        ways = {"distributed_optimizer": shards, "overlap": overlaps(self.config.parallel, self.layout.device, shards)}
+        return Engine(model, self.layout, optimizer, total_steps=total_steps, **ways)
 
     @property
     def shards_optimizer(self) -> bool:
@@ -180,14 +190,8 @@ class Session:
 
         if self.logger:
             self.logger.flush()
-        state = {
-            **state,
-            "heads": {role: engine.model.head for role, engine in engines.items()},
-            **self.fixed.stored(),
-        }
-        with self.watch.saving():
-            checkpoint.save(self.folder.checkpoints, step, sharded, state, self.config.checkpoint.keep, extras)
-            on_main(lambda: checkpoint.note(self.folder, step))
+        heads = {role: engine.model.head for role, engine in engines.items()}
+        self.saves.save(step, sharded, {**state, "heads": heads, **self.fixed.stored()}, extras)
 
     def checkpoint_due(self, step: int) -> bool:
         """Is a checkpoint to be written after `step` iterations?"""
@@ -205,8 +209,13 @@ class Session:
 
         save: writes the checkpoint of `step`; called unless there is one. Raises Requeue.
         """
-        if any_rank(bool(self.watch.asked)):
-            self.watch.stop(save if step > self.start and not self.checkpoint_due(step) else None)
+        self.saves.look()
+        if not any_rank(bool(self.watch.asked)):
+            return
+        if step > self.start and not self.checkpoint_due(step):
+            save()
+        self.saves.finish()
+        self.watch.stop()
 
     def resume(self, engines: Mapping[str, Engine]) -> dict[str, Any] | None:
         """Continue from the run folder's newest usable checkpoint: its state, or None for a fresh run.
@@ -325,15 +334,18 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
     with listening(), ExitStack() as at_the_end:
         at_the_end.callback(lambda: folder.close())  # of the folder that `take` opens
         with refusal_noted(lambda: RunFolder(folder.path, command)):
-            layout = runtime.initialize(config.parallel, config.device)
+            same = {**values(config), "kernels": describe_build()}
+            layout = runtime.initialize(config.parallel, config.device, same)
             on_main(take)
+            check_shared(folder.path)
         dtype = runtime.resolve_dtype(config.dtype, layout.device)
         console = Console(name, config.run.iterations, enabled=layout.is_main)
         session = Session(config, layout, folder, console, None, dtype)
         at_the_end.callback(session.close_log)
+        at_the_end.callback(session.saves.abandon)
         with outcome_kept(session.watch):
             on_main(session.open_log)
-            session._resume_from, session._passed_over = checkpoint.find(folder)
+            session._resume_from, session._passed_over = session.saves.newest()
             if newest := session._resume_from:  # checked before models are loaded, which may take minutes
                 state = checkpoint.load_state(newest)
                 session.step = state["step"]
@@ -341,3 +353,4 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
             if earlier.get("state") == "running":
                 session.warn(without_a_word(earlier))
             yield session
+            session.saves.finish()

@@ -46,6 +46,8 @@ def initialize_heads(model: StageModel, seed: int) -> None:
     hidden = model.shape.hidden_size
     *_, (_, last) = model.named_chunks()
     for name, parameter in last.named_parameters():
+        if parameter.is_meta:
+            continue  # a dry run's, which has no storage
         if name in HEADS or (name.startswith("group_head.") and name.endswith(".bias")):
             parameter.zero_()
         elif name.startswith("group_head."):

@@ -9,7 +9,8 @@ __version__ = "0.1.0"
 for _message in (
     "Transformer Engine and Apex are not installed",
     "Apex is not installed",
-    "When using async grad allreduce",  # a hint on CUDA stream order, said on every rank; docs mention it
+    "When using (async grad allreduce|sequence parallelism)",  # of the order of CUDA streams
+    "`torch.distributed.(all_gather_into|reduce_scatter)_tensor` is deprecated",  # torch >= 2.13, of calls in Megatron
     "Please use DTensor instead",  # torch, of the sharded tensors in Megatron's checkpoints
     "`load_state_dict` is deprecated",  # torch, of a call in Megatron's checkpoints
     "full scope is deprecated",  # Megatron's own default of an option (CUDA graphs) that is not used here

@@ -39,6 +39,9 @@ class RunConfig(Section):
 class ParallelConfig(Section):
     tensor: int = changeable(1, ge=1, le=LARGE, description="tensor-parallel ranks (TP)")
     pipeline: int = changeable(1, ge=1, le=LARGE, description="pipeline-parallel ranks (PP)")
+    virtual_pipeline: int = changeable(
+        1, ge=1, le=LARGE, description="chunks of layers on each of these; 2 and more: an interleaved pipeline"
+    )
     sequence: bool = changeable(False, description="sequence parallelism inside the tensor-parallel group")
     micro_batch_size: int = changeable(8, ge=1, le=LARGE, description="most sequences of a pass through the pipeline")
     tokens_per_micro_batch: int = changeable(
@@ -214,6 +217,11 @@ class Config(Section):
             problems.append(
                 f"rollout.engine=vllm has no pipeline, and parallel.pipeline={self.parallel.pipeline}: set it to 1 and "
                 "parallel.tensor higher, or rollout.engine=megatron"
+            )
+        if self.parallel.virtual_pipeline > 1 and self.parallel.pipeline == 1:
+            problems.append(
+                f"parallel.virtual_pipeline={self.parallel.virtual_pipeline} cuts the layers of a pipeline's rank into "
+                "chunks, and there is no pipeline: set parallel.pipeline=2 or more, or parallel.virtual_pipeline=1"
             )
         if self.parallel.sequence and self.parallel.tensor == 1:
             problems.append("parallel.sequence=true needs parallel.tensor > 1: set one of the two")

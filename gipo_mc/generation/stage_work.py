@@ -29,7 +29,10 @@ class StageWork:
 
     def __init__(self, model: StageModel, rows: Rows, cache: KVCache, longest: int, *, capture: bool = False) -> None:
         self.model, self.layout, self.rows, self.cache = model, model.layout, rows, cache
-        self._forward = CachedForward(model, longest)
+        self.chunks: list[CachedForward] = []
+        for _, chunk in model.named_chunks():
+            first = self.chunks[-1].layers.stop if self.chunks else 0
+            self.chunks.append(CachedForward(chunk, longest, first))
         self._captured = CapturedStep(self._decode, cache.slots, rows.nobody) if capture else None
 
     def admit(self, job: Job) -> None:
@@ -37,14 +40,17 @@ class StageWork:
         if isinstance(job, Prefill):
             self.cache.give(list(job.pages), list(job.pages.values()))
 
-    def run(self, job: Job, prompts: Sequence[Sequence[int]], received_NH: Tensor | None) -> Tensor:
-        """This stage's states for a job, [N, H]; on the last stage [n, H], of the prompts' or rows' newest tokens."""
+    def run(self, job: Job, prompts: Sequence[Sequence[int]], received_NH: Tensor | None, number: int = 0) -> Tensor:
+        """The states of chunk `number` of this stage for a job, [N, H]; of the last chunk of the model [n, H], of the
+        prompts' or rows' newest tokens."""
+        chunk = self.chunks[number]
         if isinstance(job, Decode):
             row_n, slot_n = self._index(job.rows), self._index(job.slots)
-            return self._forward(self._newest(row_n, slot_n), received_NH, self.cache)
-        states_NH = self._forward(self._whole_prompts(job, prompts), received_NH, self.cache)
+            return chunk(self._newest(row_n, slot_n), received_NH, self.cache)
+        states_NH = chunk(self._whole_prompts(job, prompts), received_NH, self.cache)
         if job.copies:
-            self.cache.copy(*zip(*job.copies, strict=True))
+            sources, targets = zip(*job.copies, strict=True)
+            self.cache.copy(sources, targets, chunk.layers)
         return states_NH
 
     def finish(self, job: Job, states_nH: Tensor | None) -> None:
@@ -63,7 +69,7 @@ class StageWork:
 
     def _decode(self, row_n: Tensor, slot_n: Tensor) -> None:
         """One step on one stage, without a word to the host."""
-        self._draw(row_n, self._forward(self._newest(row_n, slot_n), None, self.cache), None)
+        self._draw(row_n, self.chunks[0](self._newest(row_n, slot_n), None, self.cache), None)
 
     def _newest(self, row_n: Tensor, slot_n: Tensor) -> Tokens:
         return Tokens(self.rows.token_B[row_n], slot_n, self.rows.position_n(row_n))

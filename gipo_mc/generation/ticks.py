@@ -1,4 +1,8 @@
-"""The loop of a batch: in a tick each stage runs one job, and the job that leaves the last stage gets its tokens."""
+"""The loop of a batch: in a tick each stage runs one job, and the job that leaves the last stage gets its tokens.
+
+The stages of an interleaved pipeline are its chunks of layers, `layout.virtual` on each rank: stage s is on rank s
+modulo the ranks of the pipeline. With no more groups of slots than ranks, a rank still runs one job in a tick.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +39,12 @@ class Ticks:
     def run(self) -> dict[str, float]:
         """Until every row has ended. Returns what it took, see `Generated.counts`. Raises NumericsError."""
         work, schedule, layout = self._work, self._schedule, self._work.layout
-        in_flight: deque[Job | None] = deque([None] * layout.pipeline, maxlen=layout.pipeline)  # newest first
-        received: Tensor | None = None
+        stages = layout.pipeline * layout.virtual
+        in_flight: deque[Job | None] = deque([None] * stages, maxlen=stages)  # newest first
+        received: dict[int, Tensor] = {}
         tick = 0
         while not schedule.is_over:
-            group = tick % layout.pipeline
+            group = tick % stages
             job = schedule.next_job(group) if group < schedule.groups else None
             if job is not None:
                 work.admit(job)
@@ -50,31 +55,35 @@ class Ticks:
                 assert job is not None, "a batch that is not over has something to do"
                 work.run_alone(job, schedule.prompts)
             else:
-                mine = in_flight[layout.pipeline_rank]
-                states = None if mine is None else work.run(mine, schedule.prompts, received)
+                states = {
+                    stage: work.run(job, schedule.prompts, received.get(stage), stage // layout.pipeline)
+                    for stage, job in enumerate(in_flight)
+                    if job is not None and stage % layout.pipeline == layout.pipeline_rank
+                }
                 received = self._pass_on(states, list(in_flight))
                 if leaving is not None:
-                    work.finish(leaving, states if layout.is_last_stage else None)
+                    work.finish(leaving, states.get(stages - 1))
             if leaving is not None:
                 self._look(leaving)
             tick += 1
         return self._result()
 
-    def _pass_on(self, states_NH: Tensor | None, in_flight: list[Job | None]) -> Tensor | None:
-        """States to the next stage, and those of the previous one from it."""
+    def _pass_on(self, states: dict[int, Tensor], in_flight: list[Job | None]) -> dict[int, Tensor]:
+        """The states [N, H] of each stage to the next one: those of this rank's stages in, those for them out."""
         layout, config = self._work.layout, self._work.model.config
         group = parallel_state.get_pipeline_model_parallel_group()
-        received, wanted = None, in_flight[layout.pipeline_rank - 1] if not layout.is_first_stage else None
-        transfers = []
-        if states_NH is not None and not layout.is_last_stage:
-            states_NH = states_NH.to(config.pipeline_dtype).contiguous()
-            following = parallel_state.get_pipeline_model_parallel_next_rank()
-            transfers.append(dist.P2POp(dist.isend, states_NH, following, group=group))
-        if wanted is not None:
-            size = (self._schedule.tokens(wanted), config.hidden_size)
-            received = torch.empty(size, dtype=config.pipeline_dtype, device=layout.device)
-            previous = parallel_state.get_pipeline_model_parallel_prev_rank()
-            transfers.append(dist.P2POp(dist.irecv, received, previous, group=group))
+        following = parallel_state.get_pipeline_model_parallel_next_rank()
+        previous = parallel_state.get_pipeline_model_parallel_prev_rank()
+        transfers, received = [], {}
+        for stage, states_NH in states.items():
+            if stage + 1 < len(in_flight):
+                sent = states_NH.to(config.pipeline_dtype).contiguous()
+                transfers.append(dist.P2POp(dist.isend, sent, following, group=group))
+        for stage, job in enumerate(in_flight[:-1], 1):
+            if job is not None and stage % layout.pipeline == layout.pipeline_rank:
+                size = (self._schedule.tokens(job), config.hidden_size)
+                received[stage] = torch.empty(size, dtype=config.pipeline_dtype, device=layout.device)
+                transfers.append(dist.P2POp(dist.irecv, received[stage], previous, group=group))
         if transfers:
             for transfer in dist.batch_isend_irecv(transfers):
                 transfer.wait()

@@ -8,8 +8,9 @@ import torch
 
 from gipo_mc.errors import ConfigError
 from gipo_mc.models.execution import PLAIN, Execution, check_machine
+from gipo_mc.models.megatron_config import transformer_config
 from gipo_mc.models.shape import ModelShape
-from gipo_mc.models.stage import HeadKind, StageModel
+from gipo_mc.models.stage import ChunkedStage, HeadKind, ModelChunk, StageModel
 from gipo_mc.models.weights.initialisation import initialize_heads, initialize_trunk
 from gipo_mc.parallel.layout import Layout
 
@@ -34,11 +35,18 @@ def build_model(
     groups (`gipo_mc.parallel.runtime.initialize`). Raises ConfigError if the shape does not fit the layout, or the
     machine cannot do what `execution` asks for.
     """
-    shape.check(layout.tensor, layout.pipeline)
+    shape.check(*layout.model_sizes)
     check_machine(execution, shape, layout, dtype)
     if head == "critic" and groups < 1:
         raise ConfigError(f"A critic with a group head needs algorithm.groups >= 1, not {groups}.")
-    model = StageModel(shape, layout, head=head, groups=groups, group_head=group_head, dtype=dtype, execution=execution)
+    config = transformer_config(shape, layout, dtype, execution)
+    chunks = [
+        ModelChunk(
+            config, shape, layout, head=head, groups=groups, group_head=group_head, execution=execution, number=number
+        )
+        for number in range(layout.virtual)
+    ]
+    model: StageModel = chunks[0] if layout.virtual == 1 else ChunkedStage(chunks)
     if initialize:
         initialize_trunk(model, seed)
     initialize_heads(model, seed)

@@ -1,6 +1,6 @@
-"""A stage's forward pass over packed tokens with a KV cache: what generation runs instead of `StageModel.forward`.
+"""A chunk's forward pass over packed tokens with a KV cache: what generation runs instead of `ModelChunk.forward`.
 
-    token, slot, position [N] -> embedding or the previous stage's states -> layers -> states [N, H]
+    token, slot, position [N] -> embedding or the previous chunk's states -> layers -> states [N, H]
 
 Megatron's layers read one length for all rows and launch about eighty torch calls a layer for a single position; here
 a layer is a dozen calls on the same parameters, rows have positions of their own, and nothing is padded. There is no
@@ -22,8 +22,9 @@ from torch import Tensor
 
 from gipo_mc.models.kv_cache import KVCache
 from gipo_mc.models.rotary import rotary_tables
-from gipo_mc.models.stage import StageModel
+from gipo_mc.models.stage import ModelChunk
 from gipo_mc.ops.paged_attention import paged_attention, rotate_and_append
+from gipo_mc.parallel.collectives import gather_in_rank_order
 
 
 @dataclass(frozen=True)
@@ -59,30 +60,33 @@ class _Layer:
 
 
 class CachedForward:
-    """Runs one stage. Its parameters are the model's own. Use it without autograd.
+    """Runs one chunk of a stage, in most layouts the only one. Its parameters are the model's own. Use it without
+    autograd.
 
-    longest: positions of the longest sequence; rotary tables are made for so many, once.
+    longest: positions of the longest sequence; rotary tables are made for so many, once. first: where this chunk's
+    layers begin among those of the stage's cache.
     """
 
-    def __init__(self, model: StageModel, longest: int) -> None:
+    def __init__(self, model: ModelChunk, longest: int, first: int = 0) -> None:
         self.model, self.layout, self.shape = model, model.layout, model.shape
         self._layers = [_layer_of(layer) for layer in model.decoder.layers]
+        self.layers = range(first, first + len(self._layers))
         self._scale = self.shape.head_dim**-0.5
         self._group = parallel_state.get_tensor_model_parallel_group() if self.layout.tensor > 1 else None
         cos_PR, sin_PR = rotary_tables(model.rotary_pos_emb.inv_freq, longest)
         self._tables = cos_PR, sin_PR
 
     def __call__(self, tokens: Tokens, received_NH: Tensor | None, cache: KVCache) -> Tensor:
-        """States of this stage, [N, H]; on the last stage normalised, and [n, H] for `tokens.last_n`.
+        """States of this chunk, [N, H]; of the last one normalised, and [n, H] for `tokens.last_n`.
 
-        received_NH: the previous stage's states; None on the first stage.
+        received_NH: the previous chunk's states; None for the first one.
         """
         x_NH = self._embed(tokens.token_N) if received_NH is None else received_NH
         for number in range(len(self._layers)):
             # Behind the last attention nothing mixes tokens any more: go on with those that are asked for.
-            ends = self.layout.is_last_stage and number == len(self._layers) - 1
+            ends = self.model.post_process and number == len(self._layers) - 1
             x_NH = self._run_layer(number, x_NH, tokens, cache, tokens.last_n if ends else None)
-        if self.layout.is_last_stage:
+        if self.model.post_process:
             return self._norm(x_NH, self.model.decoder.final_layernorm.weight)
         return x_NH
 
@@ -97,7 +101,7 @@ class CachedForward:
 
     def _run_layer(self, number: int, x_NH: Tensor, tokens: Tokens, cache: KVCache, keep_n: Tensor | None) -> Tensor:
         layer = self._layers[number]
-        qkv_NC = F.linear(self._norm(x_NH, layer.attention_norm), layer.qkv, layer.qkv_bias)
+        qkv_NC = self._own_heads(F.linear(self._norm(x_NH, layer.attention_norm), layer.qkv, layer.qkv_bias))
         if layer.query_norm is not None:
             qkv_NC = self._norm_heads(qkv_NC, layer)
         query_NHD = rotate_and_append(
@@ -106,14 +110,14 @@ class CachedForward:
             tokens.slot_N,
             tokens.position_N,
             cache.page_table_SP,
-            *cache.pools[number],
+            *cache.pools[self.layers[number]],
         )
         if tokens.prompts:
-            seen_NC = self._attend_prompts(number, query_NHD, tokens, cache)
+            seen_NC = self._attend_prompts(self.layers[number], query_NHD, tokens, cache)
         else:
             seen_NC = paged_attention(
                 query_NHD,
-                *cache.pools[number],
+                *cache.pools[self.layers[number]],
                 cache.page_table_SP,
                 tokens.slot_N,
                 tokens.position_N + 1,
@@ -124,6 +128,20 @@ class CachedForward:
         x_NH = self._sum(F.linear(seen_NC, layer.proj)).add_(x_NH)
         gate_NF, up_NF = F.linear(self._norm(x_NH, layer.feed_forward_norm), layer.gate_up).chunk(2, dim=-1)
         return self._sum(F.linear(F.silu(gate_NF).mul_(up_NF), layer.down)).add_(x_NH)
+
+    def _own_heads(self, qkv_NC: Tensor) -> Tensor:
+        """Projected heads of this rank. Where there are fewer key-value heads than ranks, a rank has neither a whole
+        one nor its queries in its rows: all rows are gathered, and it takes a key-value head and some of its queries.
+        """
+        shape, tensor = self.shape, self.layout.tensor
+        if shape.kv_heads >= tensor:
+            return qkv_NC
+        gathered_RNC = gather_in_rank_order(qkv_NC, self._group)
+        heads_NGKD = gathered_RNC.transpose(0, 1).reshape(len(qkv_NC), shape.kv_heads, -1, shape.head_dim)
+        sharing, queries = tensor // shape.kv_heads, shape.heads // tensor
+        group, place = divmod(self.layout.tensor_rank, sharing)
+        query_NKD = heads_NGKD[:, group, place * queries : (place + 1) * queries]
+        return torch.cat([query_NKD, heads_NGKD[:, group, -2:]], dim=1).flatten(1)
 
     def _attend_prompts(self, number: int, query_NHD: Tensor, tokens: Tokens, cache: KVCache) -> Tensor:
         """Causal attention within each prompt, by torch's kernels (flash attention on a GPU): no mask, no padding."""
@@ -145,7 +163,7 @@ class CachedForward:
     def _norm_heads(self, qkv_NC: Tensor, layer: _Layer) -> Tensor:
         """Queries and keys normalised head by head, in families that do so."""
         assert layer.query_norm is not None and layer.key_norm is not None
-        groups, width = self.shape.kv_heads // self.layout.tensor, self.shape.head_dim
+        groups, width = self.shape.kv_heads_on(self.layout.tensor), self.shape.head_dim
         heads_NGKD = qkv_NC.view(len(qkv_NC), groups, -1, width)
         query_NGKD, key_NGKD, value_NGKD = heads_NGKD.split([heads_NGKD.shape[2] - 2, 1, 1], dim=2)
         parts = [self._norm(query_NGKD, layer.query_norm), self._norm(key_NGKD, layer.key_norm), value_NGKD]

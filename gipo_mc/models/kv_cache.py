@@ -1,6 +1,6 @@
 """Keys and values of the tokens that a stage has seen, in pages that are handed out as they are needed.
 
-A page holds the keys (or values) of `PAGE` positions of one sequence, for the rank's share of the key-value heads. A
+A page holds the keys (or values) of `PAGE` positions of one sequence, for the key-value heads that the rank reads. A
 sequence owns whole pages and shares the full pages of its prompt with other responses to it, so what is held is what
 was seen, up to a page a sequence. Which page belongs to whom is decided by `gipo_mc.generation.pages`; here are the
 tensors, one layout for prefill and decode.
@@ -27,7 +27,7 @@ def pages_for(tokens: int) -> int:
 
 def page_bytes(shape: ModelShape, layout: Layout, dtype: torch.dtype) -> int:
     """Bytes of one page on one rank, over the layers of its stage, keys and values."""
-    layers, heads = shape.layers // layout.pipeline, shape.kv_heads // layout.tensor
+    layers, heads = shape.layers // layout.pipeline, shape.kv_heads_on(layout.tensor)
     return 2 * layers * heads * PAGE * shape.head_dim * dtype.itemsize
 
 
@@ -43,7 +43,7 @@ class KVCache:
     def __init__(
         self, shape: ModelShape, layout: Layout, *, pages: int, slots: int, longest: int, dtype: torch.dtype
     ) -> None:
-        size = (pages, shape.kv_heads // layout.tensor, PAGE, shape.head_dim)
+        size = (pages, shape.kv_heads_on(layout.tensor), PAGE, shape.head_dim)
         self.pools: list[tuple[Tensor, Tensor]] = [
             (torch.empty(size, dtype=dtype, device=layout.device), torch.empty(size, dtype=dtype, device=layout.device))
             for _ in range(shape.layers // layout.pipeline)
@@ -58,11 +58,11 @@ class KVCache:
         rows = torch.tensor([[*row, *[-1] * (width - len(row))] for row in pages], dtype=torch.int32)
         self.page_table_SP[torch.tensor(slots, device=self.page_table_SP.device)] = rows.to(self.page_table_SP.device)
 
-    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """The content of pages `sources` into pages `targets`, in every layer."""
+    def copy(self, sources: Sequence[int], targets: Sequence[int], layers: range) -> None:
+        """The content of pages `sources` into pages `targets`, in these layers."""
         device = self.page_table_SP.device
         source, target = torch.tensor(sources, device=device), torch.tensor(targets, device=device)
-        for pool in (pool for layer in self.pools for pool in layer):
+        for pool in (pool for layer in layers for pool in self.pools[layer]):
             pool[target] = pool[source]
 
     def read(self, layer: int, slot: int, length: int) -> tuple[Tensor, Tensor]:

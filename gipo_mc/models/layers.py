@@ -86,7 +86,11 @@ class RotaryAttention(SelfAttention):
         for name in ("packed_seq_params", "inference_context"):
             if others.get(name) is not None:
                 raise ValueError(f"this attention takes padded whole sequences, and does not know {name}")
-        parts = (*self.get_query_key_value_tensors(hidden_states), rotary_pos_emb)
+        query, key, value = self.get_query_key_value_tensors(hidden_states)
+        if self.config.num_query_groups < self.config.tensor_model_parallel_size:
+            # Megatron gathers the projections of all ranks and takes parts of them: let go of the rest.
+            value = value.contiguous()
+        parts = (query, key, value, rotary_pos_emb)
         if self.checkpoint_core_attention and self.training:
             seen = checkpoint(self._attend, False, *parts)
         else:
@@ -103,9 +107,9 @@ def has_transformer_engine(config: TransformerConfig) -> bool:
     return not config.use_cpu_initialization and not transformer_engine.problem()
 
 
-def block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage and the final norm."""
-    layers = [_layer(config)] * get_num_layers_to_build(config)
+def block_spec(config: TransformerConfig, chunk: int | None = None) -> TransformerBlockSubmodules:
+    """The layers of this pipeline stage, or of one chunk of an interleaved pipeline's stage, and the final norm."""
+    layers = [_layer(config)] * get_num_layers_to_build(config, chunk)
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
 
 

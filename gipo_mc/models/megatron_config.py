@@ -25,7 +25,7 @@ def transformer_config(
     Losses arrive normalised over the whole mini-batch, so `calculate_per_token_loss` keeps the schedules from dividing
     by the number of micro-batches. Initialisation is a no-op: weights come from a file or from named streams.
     """
-    on_cuda = layout.device.type == "cuda"
+    on_cuda, interleaved = layout.device.type == "cuda", layout.virtual > 1
     with warnings.catch_warnings():
         # Megatron doubts that attention needs recomputation under TransformerEngine, whether that is used or not.
         warnings.filterwarnings("ignore", message=".*core_attn is from transformer_engine")
@@ -53,6 +53,11 @@ def transformer_config(
             bf16=dtype is torch.bfloat16,
             tensor_model_parallel_size=layout.tensor,
             pipeline_model_parallel_size=layout.pipeline,
+            virtual_pipeline_model_parallel_size=layout.virtual if interleaved else None,
+            # The interleaved schedule sends activations and gradients to the same rank where there are two, and tells
+            # them apart only in calls of their own.
+            overlap_p2p_comm=interleaved,
+            batch_p2p_comm=not interleaved,
             sequence_parallel=layout.sequence and layout.tensor > 1,
             calculate_per_token_loss=True,
             # Micro-batches of different lengths travel through the pipeline; Megatron refuses that for any dispatcher
@@ -66,7 +71,8 @@ def transformer_config(
             persist_layer_norm=False,
             apply_rope_fusion=False,
             gradient_accumulation_fusion=False,
-            deallocate_pipeline_outputs=layout.pipeline > 1,
+            # Megatron before 0.19 frees what the interleaved schedule may still be sending.
+            deallocate_pipeline_outputs=layout.pipeline > 1 and not interleaved,
         )
 
 

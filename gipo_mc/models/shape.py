@@ -59,6 +59,11 @@ class ModelShape:
         multiple = math.lcm(VOCAB_MULTIPLE, tensor)
         return -(-self.vocab_size // multiple) * multiple
 
+    def kv_heads_on(self, tensor: int) -> int:
+        """Key-value heads that one of `tensor` ranks reads. Where there are fewer heads than ranks, those that share a
+        head all read it; its weights are shared out between ranks as the others are (`gipo_mc.models.layers`)."""
+        return max(1, self.kv_heads // tensor)
+
     def absurd(self) -> list[str]:
         """Sizes that no model has, a sentence each: below 1, or so large that memory would end before an error came."""
         most = {"vocab_size": 2**24, "hidden_size": 2**20, "intermediate_size": 2**22, "layers": 10_000}
@@ -74,28 +79,26 @@ class ModelShape:
                 found.append(f"{name}={value!r}: a finite number is expected")
         return found
 
-    def check(self, tensor: int, pipeline: int, *, sequence_length: int = 0, tokenizer_size: int = 0) -> None:
+    def check(
+        self, tensor: int, pipeline: int, virtual: int = 1, *, sequence_length: int = 0, tokenizer_size: int = 0
+    ) -> None:
         """Can this model run on `tensor` x `pipeline` ranks, with these tokens? Pure arithmetic, before any group.
 
+        virtual: chunks of layers on each pipeline rank.
         sequence_length: longest prompt + response in tokens; 0: not asked.
         tokenizer_size: one more than the tokenizer's highest id; 0: not asked.
         Raises ConfigError with every problem, its numbers and the fix.
         """
-        problems = []
-        for label, size in (
-            ("attention heads", self.heads),
-            ("key-value heads", self.kv_heads),
-            ("feed-forward columns", self.intermediate_size),
-        ):
-            if size % tensor:
-                problems.append(
-                    f"parallel.tensor={tensor} does not divide the model's {size} {label}: use {_divisors(self)}"
-                )
+        problems = [f"{misfit}: use {_tensor_sizes(self)}" for misfit in _tensor_misfits(self, tensor)]
         if self.layers % pipeline:
-            fits = [n for n in range(1, self.layers + 1) if self.layers % n == 0]
             problems.append(
                 f"parallel.pipeline={pipeline} does not divide the model's {self.layers} layers: "
-                f"use one of {', '.join(map(str, fits))}"
+                f"use {_one_of(_divisors(self.layers))}"
+            )
+        elif self.layers // pipeline % virtual:
+            problems.append(
+                f"parallel.virtual_pipeline={virtual} does not divide the {self.layers // pipeline} layers that each "
+                f"of parallel.pipeline={pipeline} ranks has: use {_one_of(_divisors(self.layers // pipeline))}"
             )
         if sequence_length > self.max_positions:
             problems.append(
@@ -111,9 +114,36 @@ class ModelShape:
             raise ConfigError("The model does not fit the layout or the data:\n" + bullets(problems))
 
 
-def _divisors(shape: ModelShape) -> str:
-    common = math.gcd(shape.heads, shape.kv_heads, shape.intermediate_size)
-    return "one of " + ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
+def _tensor_misfits(shape: ModelShape, tensor: int) -> list[str]:
+    """Why so many tensor-parallel ranks cannot share the model, if they cannot."""
+    misfits = [
+        f"parallel.tensor={tensor} does not divide the model's {size} {label}"
+        for label, size in (("attention heads", shape.heads), ("feed-forward columns", shape.intermediate_size))
+        if size % tensor
+    ]
+    if shape.kv_heads % tensor and tensor % shape.kv_heads:
+        misfits.append(
+            f"parallel.tensor={tensor} neither divides the model's {shape.kv_heads} key-value heads nor is a multiple "
+            "of them"
+        )
+    rows = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    if rows % tensor and not misfits:
+        misfits.append(
+            f"parallel.tensor={tensor} does not divide the {rows} rows of the model's queries, keys and values"
+        )
+    return misfits
+
+
+def _tensor_sizes(shape: ModelShape) -> str:
+    return _one_of([n for n in _divisors(shape.heads) if not _tensor_misfits(shape, n)])
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _one_of(numbers: list[int]) -> str:
+    return "1" if numbers == [1] else "one of " + ", ".join(map(str, numbers))
 
 
 def bullets(lines: list[str]) -> str:

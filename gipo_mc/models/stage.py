@@ -1,4 +1,5 @@
-"""One pipeline stage of a model on Megatron-core, with the head that a role needs.
+"""One pipeline stage of a model on Megatron-core, with the head that a role needs: one chunk of consecutive layers, or
+with an interleaved pipeline several chunks, each of other layers.
 
 Policy and reference are `head="lm"`, the reward model is "reward", the critic is "critic" (value and group head), a
 critic without groups "value". Only "lm" has a vocabulary projection; the others do not hold its memory. A stage returns
@@ -8,7 +9,7 @@ only the positions that a loss needs are ever projected.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
 from torch import Tensor
 
@@ -23,7 +25,6 @@ from gipo_mc.models.execution import Execution
 from gipo_mc.models.families import family_of
 from gipo_mc.models.heads import GroupHead, ScalarHead
 from gipo_mc.models.layers import block_spec
-from gipo_mc.models.megatron_config import transformer_config
 from gipo_mc.models.projection import logits
 from gipo_mc.models.rotary import rotary_tables
 from gipo_mc.models.shape import ModelShape
@@ -32,8 +33,8 @@ from gipo_mc.parallel.layout import Layout
 HeadKind = Literal["lm", "value", "reward", "critic"]
 
 
-class StageModel(GPTModel):
-    """One stage. Build with `gipo_mc.models.build.build_model`.
+class ModelChunk(GPTModel):
+    """One chunk of a stage, in most layouts the only one. Build with `gipo_mc.models.build.build_model`.
 
     Attributes: shape, layout, head, execution; vocab_size (the true vocabulary), padded_vocab, and vocab_start, the
     first global id of this tensor rank's shard of the logits. Columns with a global id >= vocab_size are padding:
@@ -44,26 +45,29 @@ class StageModel(GPTModel):
 
     def __init__(
         self,
+        config: TransformerConfig,
         shape: ModelShape,
         layout: Layout,
         *,
         head: HeadKind,
         groups: int,
         group_head: str,
-        dtype: torch.dtype,
         execution: Execution,
+        number: int = 0,
     ) -> None:
-        config = transformer_config(shape, layout, dtype, execution)
-        padded_vocab = shape.padded_vocab(layout.tensor)
+        """config: one for all chunks of the stage. number: of this chunk among them."""
+        padded_vocab, dtype = shape.padded_vocab(layout.tensor), config.params_dtype
+        place = number if layout.virtual > 1 else None
         super().__init__(
             config=config,
-            transformer_layer_spec=block_spec(config),  # type: ignore[arg-type]
+            transformer_layer_spec=block_spec(config, place),  # type: ignore[arg-type]
             vocab_size=padded_vocab,
             max_sequence_length=shape.max_positions,
-            pre_process=layout.is_first_stage,
-            post_process=layout.is_last_stage,
+            pre_process=layout.is_first_stage and number == 0,
+            post_process=layout.is_last_stage and number == layout.virtual - 1,
             share_embeddings_and_output_weights=shape.tied and head == "lm",
             position_embedding_type="rope",
+            vp_stage=place,
         )
         self.shape, self.layout, self.head, self.groups, self.execution = shape, layout, head, groups, execution
         self.vocab_size, self.padded_vocab = shape.vocab_size, padded_vocab
@@ -71,8 +75,12 @@ class StageModel(GPTModel):
         self.rotary_pos_emb.inv_freq = family_of(shape).rotary_frequencies(shape).to(layout.device)
         #: Before the parameters are read in another way than by `forward`; the engine that trains the model sets it.
         self.gather_weights: Callable[[], None] = lambda: None
-        if layout.is_last_stage:
+        if self.post_process:
             self._build_head(group_head, dtype)
+
+    def named_chunks(self) -> Iterator[tuple[str, ModelChunk]]:
+        """(what precedes the names of its parameters, chunk) of every chunk of the stage, in the order of layers."""
+        yield "", self
 
     def _build_head(self, group_head: str, dtype: torch.dtype) -> None:
         hidden, device = self.shape.hidden_size, self.layout.device
@@ -90,12 +98,12 @@ class StageModel(GPTModel):
             self.group_head = GroupHead(hidden, self.groups, group_head, dtype, device)
 
     def forward(self, tokens_BL: Tensor) -> Tensor:  # type: ignore[override]
-        """Hidden states of this stage for right-padded int64 [B, L] (every stage is given the tokens).
+        """Hidden states of this chunk for right-padded int64 [B, L] (every stage is given the tokens).
 
-        On the last stage [L, B, H] after the final norm, the full sequence on every tensor rank; its gradient is
-        expected complete on each of them, which the heads and `lm_logits` provide. On other stages what the next one
+        Of the last chunk [L, B, H] after the final norm, the full sequence on every tensor rank; its gradient is
+        expected complete on each of them, which the heads and `lm_logits` provide. Of others what the next one
         receives (the rank's share of the sequence under sequence parallelism, L padded to a multiple of the tensor
-        ranks; under FP8, of what its kernels take). Stages but the first read the tensor that `set_input_tensor` was
+        ranks; under FP8, of what its kernels take). Chunks but the first read the tensor that `set_input_tensor` was
         given; Megatron's schedules do so.
         """
         batch, length = tokens_BL.shape
@@ -155,3 +163,73 @@ class StageModel(GPTModel):
         if self.head == "lm":
             return super().sharded_state_dict(prefix, sharded_offsets, metadata)
         return MegatronModule.sharded_state_dict(self, prefix, sharded_offsets, metadata)
+
+
+class ChunkedStage(torch.nn.Module):
+    """The chunks that one rank of an interleaved pipeline holds. With P ranks and V chunks on each, chunk v of rank p
+    has the (v P + p)-th of the P V parts of the layers: a micro-batch passes all ranks V times.
+
+    It answers as its last chunk does, which on the last rank has the head. Names of parameters begin with
+    "chunks.<number>."; in checkpoints they are those of the whole model, as in any layout.
+    """
+
+    def __init__(self, chunks: Sequence[ModelChunk]) -> None:
+        super().__init__()
+        self.chunks = torch.nn.ModuleList(chunks)
+        last = chunks[-1]
+        self.config, self.shape, self.layout, self.head, self.groups, self.execution = (
+            last.config, last.shape, last.layout, last.head, last.groups, last.execution
+        )  # fmt: skip
+        self.vocab_size, self.padded_vocab, self.vocab_start = last.vocab_size, last.padded_vocab, last.vocab_start
+        self.max_sequence_length = last.max_sequence_length
+        #: See `ModelChunk.gather_weights`.
+        self.gather_weights: Callable[[], None] = lambda: None
+
+    @property
+    def _last(self) -> ModelChunk:
+        return self.chunks[-1]  # type: ignore[return-value]
+
+    def named_chunks(self) -> Iterator[tuple[str, ModelChunk]]:
+        """(what precedes the names of its parameters, chunk) of every chunk of the stage, in the order of layers."""
+        for number, chunk in enumerate(self.chunks):
+            yield f"chunks.{number}.", chunk  # type: ignore[misc]
+
+    @property
+    def head_weight(self) -> Tensor:
+        """See `ModelChunk.head_weight`."""
+        return self._last.head_weight
+
+    @property
+    def fp32_logits(self) -> bool:
+        """Are logits float32 while the model is not?"""
+        return self._last.fp32_logits
+
+    def lm_logits(self, hidden_NH: Tensor) -> Tensor:
+        """See `ModelChunk.lm_logits`."""
+        return self._last.lm_logits(hidden_NH)
+
+    def value(self, hidden_NH: Tensor) -> Tensor:
+        """[N, H] -> float32 [N]."""
+        return self._last.value(hidden_NH)
+
+    def reward(self, hidden_NH: Tensor) -> Tensor:
+        """[N, H] -> float32 [N]."""
+        return self._last.reward(hidden_NH)
+
+    def group_logits(self, hidden_NH: Tensor) -> Tensor:
+        """[N, H] -> float32 [N, M]."""
+        return self._last.group_logits(hidden_NH)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> ShardedStateDict:
+        """Megatron's of every chunk. The keys are this module's names, those in the shards the whole model's."""
+        state: ShardedStateDict = {}
+        for own, chunk in self.named_chunks():
+            found = chunk.sharded_state_dict(prefix, sharded_offsets, metadata)
+            state |= {f"{prefix}{own}{name.removeprefix(prefix)}": value for name, value in found.items()}
+        return state
+
+
+#: What a rank holds of a model.
+StageModel = ModelChunk | ChunkedStage

@@ -27,6 +27,7 @@ from gipo_mc.errors import CheckpointError
 from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.megatron.overlap import Overlap
+from gipo_mc.parallel.pipeline.interleaved import Filler, filled_up
 from gipo_mc.parallel.saving.optimizer_shards import FORMAT, distributed_part, sharded_pieces
 from gipo_mc.parallel.step_checks import StepProbe, StepResult
 
@@ -52,7 +53,8 @@ LastStage = Callable[[Any, Tensor, Any], Outputs]
 class Engine:
     """A stage of a model, trainable when an optimizer configuration is given, frozen otherwise.
 
-    model: the bare Megatron module of this stage (what generation and checkpoints use).
+    model: the bare module of this stage (what generation and checkpoints use): a chunk of layers, or with an
+        interleaved pipeline a module whose `chunks` are several.
     total_steps: optimizer steps of the whole run, for the learning-rate schedule.
     overlap: sum gradients and, with the distributed optimizer, gather weights while passes run. Then whoever reads
         weights of the model itself calls `gather_weights` before.
@@ -74,7 +76,8 @@ class Engine:
         self.scheduler: OptimizerParamScheduler | None = None
         #: What the first optimizer step did, once there was one.
         self.first_step: StepResult | None = None
-        self._wrapped: torch.nn.Module = model
+        #: The chunks of this stage, as the schedules take them.
+        self._wrapped: list[torch.nn.Module] = list(getattr(model, "chunks", [model]))
         self._overlap: Overlap | None = None
         if optimizer is None:
             model.requires_grad_(False)
@@ -87,12 +90,17 @@ class Engine:
             overlap_param_gather=gather,
             use_distributed_optimizer=distributed_optimizer,
         )
-        self._wrapped = DistributedDataParallel(config, ddp, model)
-        config.no_sync_func = self._wrapped.no_sync
+        wrapped = [
+            DistributedDataParallel(config, ddp, chunk, disable_bucketing=number > 0)
+            for number, chunk in enumerate(self._wrapped)
+        ]
+        self._wrapped = [*wrapped]
+        config.no_sync_func = [chunk.no_sync for chunk in wrapped] if layout.virtual > 1 else wrapped[0].no_sync
         if overlap:
-            self._overlap = Overlap(self._wrapped)
+            self._overlap = Overlap(wrapped)
             # Stages behind the first sum their gradients in the bubble at the end.
-            config.grad_sync_func = self._wrapped.start_grad_sync
+            starts = [chunk.start_grad_sync for chunk in wrapped]
+            config.grad_sync_func = starts if layout.virtual > 1 else starts[0]
             model.gather_weights = self.gather_weights  # type: ignore[assignment]
         # The caller's losses are sums that are already normalised: no division by a token count.
         config.calculate_per_token_loss = True
@@ -113,7 +121,7 @@ class Engine:
                 use_distributed_optimizer=distributed_optimizer,
                 overlap_param_gather=gather,
             ),
-            [self._wrapped],
+            self._wrapped,
         )
         _initialize_moments(self.optimizer)
         self.scheduler = _scheduler(self.optimizer, optimizer, total_steps)
@@ -138,7 +146,8 @@ class Engine:
         """Like `forward`, and back-propagates each "loss"; gradients are then those of the sum over all ranks."""
         assert self.optimizer is not None, "a frozen model has no gradients"
         self.model.train()
-        self._wrapped.zero_grad_buffer()  # type: ignore[operator]
+        for chunk in self._wrapped:
+            chunk.zero_grad_buffer()  # type: ignore[operator]
         self.optimizer.zero_grad()
         return self._run(micro_batches, last_stage, forward_only=False)
 
@@ -148,8 +157,11 @@ class Engine:
             return model(micro_batch.tokens_BL), partial(finish, micro_batch)
 
         def finish(micro_batch: ModelInput, hidden_LBH: Tensor, non_loss_data: bool = False) -> Any:
-            self.gather_weights()  # heads are not read through a module's forward alone
-            outputs = last_stage(self.model, hidden_LBH, micro_batch)
+            if isinstance(micro_batch, Filler):
+                outputs = {"loss": micro_batch.loss(hidden_LBH)}
+            else:
+                self.gather_weights()  # heads are not read through a module's forward alone
+                outputs = last_stage(self.model, hidden_LBH, micro_batch)
             if non_loss_data:
                 return outputs
             detached = {name: value.detach() for name, value in outputs.items()}
@@ -158,16 +170,19 @@ class Engine:
         # Pipeline stages exchange the shape of each micro-batch (variable_seq_lengths), so the sizes named here only
         # have to be consistent.
         rows, length = micro_batches[0].tokens_BL.shape
-        return get_forward_backward_func()(
+        layout, fed = self.layout, filled_up(micro_batches, self.layout)
+        schedule = get_forward_backward_func(layout.pipeline, layout.virtual if layout.virtual > 1 else None)
+        outputs = schedule(
             forward_step_func=forward_step,
-            data_iterator=iter(micro_batches),
-            model=[self._wrapped],
-            num_microbatches=len(micro_batches),
+            data_iterator=[iter(fed) for _ in self._wrapped],
+            model=self._wrapped,
+            num_microbatches=len(fed),
             seq_length=length,
             micro_batch_size=rows,
             forward_only=forward_only,
             collect_non_loss_data=forward_only,
         )
+        return outputs[len(fed) - len(micro_batches) :]
 
     def step(self) -> StepResult:
         """Clip, check and apply the gradients of the last `forward_backward`, then advance the learning rate.

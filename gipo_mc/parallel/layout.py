@@ -11,7 +11,8 @@ import torch
 class Layout:
     """The grid (pipeline, data, tensor), tensor innermost, as Megatron orders it ("tp-dp-pp" with cp = ep = 1).
 
-    `sequence` is sequence parallelism inside the tensor group; `device` holds this rank's tensors.
+    `sequence` is sequence parallelism inside the tensor group; `device` holds this rank's tensors; `virtual`: chunks of
+    layers on each pipeline rank, more than 1 for an interleaved pipeline.
     """
 
     world_size: int
@@ -24,6 +25,12 @@ class Layout:
     data_rank: int
     sequence: bool
     device: torch.device
+    virtual: int = 1
+
+    @property
+    def model_sizes(self) -> tuple[int, int, int]:
+        """(tensor, pipeline, virtual): the parts that a model is cut into, as `ModelShape.check` takes them."""
+        return self.tensor, self.pipeline, self.virtual
 
     @property
     def is_first_stage(self) -> bool:
@@ -45,7 +52,9 @@ class Layout:
 
     def describe(self) -> str:
         sequence = " with sequence parallelism" if self.sequence else ""
-        return f"data {self.data} x pipeline {self.pipeline} x tensor {self.tensor}{sequence} on {self.device.type}"
+        chunks = f" with {self.virtual} chunks each" if self.virtual > 1 else ""
+        sizes = f"data {self.data} x pipeline {self.pipeline}{chunks} x tensor {self.tensor}"
+        return f"{sizes}{sequence} on {self.device.type}"
 
 
 def split_rows(count: int, parts: int) -> list[range]:

@@ -78,7 +78,7 @@ def initialize(
     sizes = (parallel.tensor, parallel.pipeline)
     if parallel_state.model_parallel_is_initialized():
         # A command may run several trainings one after the other on the same ranks.
-        now = current_layout(parallel.sequence, place)
+        now = current_layout(parallel, place)
         if (now.tensor, now.pipeline) == sizes:
             return now
         parallel_state.destroy_model_parallel()
@@ -88,7 +88,7 @@ def initialize(
         distributed_timeout_minutes=parallel.timeout_minutes,  # becomes a timedelta, which takes fractions too
     )
     tensor_parallel.model_parallel_cuda_manual_seed(_TRACKER_SEED)
-    return current_layout(parallel.sequence, place)
+    return current_layout(parallel, place)
 
 
 def _join(kind: Literal["cpu", "cuda"], parallel: ParallelConfig, same: Mapping[str, object]) -> None:
@@ -125,8 +125,8 @@ def cpu_backend(shared_memory: bool) -> str:
     return memory.BACKEND
 
 
-def current_layout(sequence: bool, device: torch.device) -> Layout:
-    """The layout of the groups that Megatron holds now."""
+def current_layout(parallel: ParallelConfig, device: torch.device) -> Layout:
+    """The layout of the groups that Megatron holds now. Chunks of layers have no groups of their own."""
     return Layout(
         world_size=dist.get_world_size(),
         rank=dist.get_rank(),
@@ -136,8 +136,9 @@ def current_layout(sequence: bool, device: torch.device) -> Layout:
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
         pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
         data_rank=parallel_state.get_data_parallel_rank(),
-        sequence=sequence,
+        sequence=parallel.sequence,
         device=device,
+        virtual=parallel.virtual_pipeline,
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from gipo_mc.models.shape import ModelShape
 from gipo_mc.plan.grid import Grid
+from gipo_mc.plan.shapes import FAMILIES
 from gipo_mc.plan.state import FLOAT
 
 
@@ -40,7 +41,14 @@ class Activations:
 
     @property
     def _keys(self) -> int:
-        return self.shape.kv_heads * self.shape.head_dim // self.grid.tensor
+        return self.shape.kv_heads_on(self.grid.tensor) * self.shape.head_dim
+
+    @property
+    def _gathered(self) -> int:
+        """Projected heads of all tensor ranks, which lie together where there are fewer key-value heads than ranks."""
+        if self.shape.kv_heads >= self.grid.tensor:
+            return 0
+        return (self.shape.heads + 2 * self.shape.kv_heads) * self.shape.head_dim
 
     def states(self, tokens: int) -> int:
         """Hidden states of a micro-batch between two layers: shared between tensor ranks under sequence parallelism."""
@@ -56,11 +64,14 @@ class Activations:
         log-sums, and the feed-forward's middle."""
         norms = 2 * (2 if self.cuda else 3) * self.states(tokens)
         turned = self._heads + self._keys
+        projected = self._heads + 2 * self._keys
+        if self._gathered:  # then the values are copied out of them, and the norms of heads keep their input
+            projected = self._keys + (self._gathered if FAMILIES[self.shape.family][1] else 0)
         sums = tokens * (self.shape.heads // self.grid.tensor) * FLOAT
         if self.recompute == "selective":
             # They are made again. Queries that share keys do not lie side by side in the projection: a copy of them.
             turned, sums = self._heads * (self.shape.heads > self.shape.kv_heads), 0
-        attention = (self._heads + 2 * self._keys) + turned + self._heads
+        attention = projected + turned + self._heads
         middle = self._feed_forward * (3 if self.cuda else 5)
         return norms + tokens * (attention + middle) * self.width + sums
 
@@ -77,7 +88,7 @@ class Activations:
         """Most that lies together while a layer runs without gradients: the states, their norm, and the larger of
         attention and feed-forward."""
         gathered = tokens * self._hidden * self.width if self.grid.sharded_sequence > 1 else 0
-        attention = 3 * self._heads + 3 * self._keys
+        attention = 3 * self._heads + 3 * self._keys + 2 * self._gathered
         middle = self._feed_forward * (3 if self.cuda else 5)
         return 4 * self.states(tokens) + gathered + tokens * max(attention, middle) * self.width
 

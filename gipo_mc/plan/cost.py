@@ -107,7 +107,8 @@ class _Counter:
         host = len(one.parts) * shape.layers / grid.pipeline * launches * rates.LAUNCH
         alone = len(one.parts) * shape.layers / grid.pipeline * (2 if one.backward else 1) * self.program.layer
         compute = max(busy, host) + alone
-        bubble = (grid.pipeline - 1) / len(one.parts) * compute
+        # With V chunks on a rank the first micro-batch passes all ranks in 1/V of the time (arXiv 2104.04473).
+        bubble = (grid.pipeline - 1) / (grid.virtual * len(one.parts)) * compute
         cost = Cost(flops, compute, bubble) + self._layers(one, ways) + self._hops(one)
         if not one.backward:
             return cost
@@ -128,15 +129,22 @@ class _Counter:
         if grid.sequence and ways == 3:
             sums += shape.layers / grid.pipeline  # two gathers, half a sum each
         calls = sums * len(one.parts)
-        return self._exchange("tensor", ring * sums, calls * grid.tensor)
+        found = self._exchange("tensor", ring * sums, calls * grid.tensor)
+        if shape.kv_heads < grid.tensor:
+            # The projections of all ranks are gathered, and their gradients scattered, in each layer.
+            width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+            sent = (grid.tensor - 1) / grid.tensor * one.tokens * width * self.width
+            gathers = shape.layers / grid.pipeline * (2 if ways == 3 else 1)
+            found = found + self._exchange("tensor", sent * gathers, gathers * len(one.parts) * grid.tensor)
+        return found
 
     def _hops(self, one: Pass) -> Cost:
         grid = self.grid
         if grid.pipeline == 1:
             return Cost()
         states = one.tokens // grid.sharded_sequence * one.role.shape.hidden_size * self.width
-        ways = 2 if one.backward else 1
-        return self._exchange("pipeline", float(states * ways), ways * len(one.parts))
+        hops = (2 if one.backward else 1) * grid.virtual
+        return self._exchange("pipeline", float(states * hops), hops * len(one.parts))
 
     def _step(self, role: Role) -> Cost:
         """Gradients summed over the data-parallel ranks in float32, Adam, weights gathered where they are sharded."""
@@ -171,7 +179,7 @@ class _Counter:
         weights = count(stage_parameters(role, replace(grid, pipeline=1), 0))
         if not shape.tied:
             weights -= embedding(shape, grid.tensor)  # a step reads single rows of it
-        keys = 2 * shape.layers * shape.kv_heads * shape.head_dim // grid.tensor
+        keys = 2 * shape.layers * shape.kv_heads_on(grid.tensor) * shape.head_dim
         seen = lengths.prompt + lengths.response / 2
         read = (weights + keys / grid.pipeline * seen * active) * self.width / (rates.MEMORY_SHARE * device.bandwidth)
         decode = flops_of_token(role, seen, projected=1.0)
@@ -188,7 +196,8 @@ class _Counter:
             ring = 2 * (grid.tensor - 1) / grid.tensor * states * 2 * shape.layers / grid.pipeline
             cost = cost + self._exchange("tensor", ring, steps * 2 * shape.layers * grid.tensor)
         if grid.pipeline > 1:
-            cost = cost + self._exchange("pipeline", float(states), steps * grid.pipeline)
+            hops = steps * grid.pipeline * grid.virtual
+            cost = cost + self._exchange("pipeline", float(states * grid.virtual), hops)
         return cost
 
     def save(self) -> Cost:

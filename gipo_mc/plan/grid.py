@@ -10,7 +10,7 @@ class Grid:
     """data x pipeline x tensor, tensor innermost, then data, as `gipo_mc.parallel.layout` has it.
 
     node: GPUs of one machine. distributed_optimizer: is optimizer state sharded over data-parallel ranks? overlap: are
-    gradients summed, and weights gathered, while passes run?
+    gradients summed, and weights gathered, while passes run? virtual: chunks of layers on each pipeline rank.
     """
 
     tensor: int
@@ -20,6 +20,7 @@ class Grid:
     distributed_optimizer: bool
     node: int = 8
     overlap: bool = False
+    virtual: int = 1
 
     @property
     def world(self) -> int:
@@ -50,5 +51,6 @@ class Grid:
         return span > self.node
 
     def describe(self) -> str:
-        parts = [f"tensor {self.tensor}", f"pipeline {self.pipeline}", f"data {self.data}"]
+        chunks = f" in {self.virtual} chunks" if self.virtual > 1 else ""
+        parts = [f"tensor {self.tensor}", f"pipeline {self.pipeline}{chunks}", f"data {self.data}"]
         return " x ".join(parts) + (", sequence parallel" if self.sequence else "")

@@ -99,7 +99,7 @@ class _Stage:
 
     def _pages(self, rows: int) -> int:
         shape, grid = self._run.roles[0].shape, self._grid
-        page = 2 * (shape.layers // grid.pipeline) * (shape.kv_heads // grid.tensor) * PAGE * shape.head_dim
+        page = 2 * (shape.layers // grid.pipeline) * shape.kv_heads_on(grid.tensor) * PAGE * shape.head_dim
         return rows * -(-self._run.lengths.longest // PAGE) * page * self._width
 
     def peaks(self, phases: dict[str, list[Pass]]) -> list[Peak]:
@@ -169,14 +169,25 @@ class _Stage:
             if layer >= top:
                 return {"activations": layer, "communication": hops}
             return {"activations": hidden + head["activations"], "logits": head["logits"], "communication": hops}
-        in_flight = min(grid.pipeline - self._number, len(one.parts))
-        kept = in_flight * act.kept_by_stage(tokens, last=last)
+        kept = self._kept(act, tokens, len(one.parts))
         layer = act.backward_of_layer(tokens)
         if sum(head.values()) > layer:
             return {"activations": kept + head["activations"], "logits": head["logits"], "communication": hops}
         # The head's own are gone by then, and there is the gradient of the hidden states.
         hidden = act.states(tokens) if last else 0
         return {"activations": kept + hidden, "temporaries": layer, "communication": hops}
+
+    def _kept(self, act: Activations, tokens: int, parts: int) -> int:
+        """By the micro-batches that have passed this rank and wait for their backward pass."""
+        grid = self._grid
+        if grid.virtual == 1:
+            return min(grid.pipeline - self._number, parts) * act.kept_by_stage(tokens, last=self._last)
+        # Passes through a chunk, in Megatron's interleaved schedule, of as many real ones as there are. Nothing that
+        # was sent is freed before.
+        waiting = 2 * (grid.pipeline - self._number - 1) + (grid.virtual - 1) * grid.pipeline + 1
+        chunk = act.kept_by_stage(tokens, last=False) // grid.virtual + act.states(tokens)
+        ends = (act.kept_by_stage(tokens, last=True) - act.kept_by_stage(tokens, last=False)) if self._last else 0
+        return min(waiting, parts * grid.virtual) * chunk + min(grid.pipeline, parts) * ends
 
     def _step(self, state: ModelState) -> dict[str, int]:
         """torch's AdamW: on CUDA for all parameters at once, on a CPU one by one."""

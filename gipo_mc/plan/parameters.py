@@ -39,14 +39,25 @@ class Parameter:
 @lru_cache(maxsize=256)
 def stage_parameters(role: Role, grid: Grid, stage: int) -> tuple[Parameter, ...]:
     """Those of pipeline stage `stage` on any rank of its tensor group (all hold as many)."""
+    if grid.virtual == 1:
+        return chunk_parameters(role, grid, stage, 0)
+    return tuple(
+        Parameter(f"chunks.{chunk}.{one.name}", one.numel, one.shared)
+        for chunk in range(grid.virtual)
+        for one in chunk_parameters(role, grid, stage, chunk)
+    )
+
+
+def chunk_parameters(role: Role, grid: Grid, stage: int, chunk: int) -> tuple[Parameter, ...]:
+    """Those of one of the chunks of layers of a stage."""
     shape, tensor = role.shape, grid.tensor
-    first, last = stage == 0, stage == grid.pipeline - 1
+    first, last = stage == chunk == 0, (stage, chunk) == (grid.pipeline - 1, grid.virtual - 1)
     vocabulary = embedding(shape, tensor)
     tied = shape.tied and role.head == "lm"
     found = []
     if first:
         found.append(Parameter("embedding.word_embeddings.weight", vocabulary, tied and grid.pipeline > 1))
-    for layer in range(shape.layers // grid.pipeline):
+    for layer in range(shape.layers // (grid.pipeline * grid.virtual)):
         found += [Parameter(f"decoder.layers.{layer}.{name}", size) for name, size in _layer(shape, tensor)]
     if last:
         found.append(Parameter("decoder.final_layernorm.weight", shape.hidden_size))

@@ -45,7 +45,7 @@ def as_json(plan: Plan, change: Change | None = None) -> dict[str, Any]:
     return {
         "command": run.command,
         "device": plan.device.name,
-        "layout": {name: getattr(grid, name) for name in ("tensor", "pipeline", "data", "sequence")}
+        "layout": {name: getattr(grid, name) for name in ("tensor", "pipeline", "virtual", "data", "sequence")}
         | {"distributed_optimizer": grid.distributed_optimizer},
         "parameters": {
             role.name: {
@@ -76,10 +76,10 @@ def as_json(plan: Plan, change: Change | None = None) -> dict[str, Any]:
 
 def search_text(plans: list[Plan], most: int) -> str:
     """The best layouts, a line each."""
-    lines = [f"{'layout':<56}{'peak GiB':>9}{'fits':>6}{'s':>9}{'bubble':>8}"]
+    lines = [f"{'layout':<68}{'peak GiB':>9}{'fits':>6}{'s':>9}{'bubble':>8}"]
     for plan in plans[:most]:
         peak, fits = plan.memory.worst.total / _GIB, "yes" if plan.fits else "no"
-        line = f"{plan.grid.describe():<56}{peak:>9.1f}{fits:>6}{plan.seconds:>9.3g}{plan.bubble:>8.0%}"
+        line = f"{plan.grid.describe():<68}{peak:>9.1f}{fits:>6}{plan.seconds:>9.3g}{plan.bubble:>8.0%}"
         lines.append("  ".join([line, *plan.relief]))
     if len(plans) > most:
         lines.append(f"and {len(plans) - most} more")

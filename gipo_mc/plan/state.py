@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from gipo_mc.plan.grid import Grid
-from gipo_mc.plan.parameters import Parameter, Role, count, stage_parameters, whole_model
+from gipo_mc.plan.parameters import Parameter, Role, chunk_parameters, count, stage_parameters, whole_model
 
 #: Bytes of the numbers that gradients and optimizer state are made of.
 FLOAT = 4
@@ -46,8 +46,12 @@ def model_state(role: Role, grid: Grid, stage: int, data_rank: int, width: int) 
     if not grid.distributed_optimizer:
         buffer, owned, tensors, stored = numbers, numbers, len(parameters), numbers
     else:
-        buckets = _buckets(parameters, grid.data, grid.bucket if stage == 0 else 0)
-        buffer = stored = buckets[-1].stop
+        by_chunk = [
+            _buckets(chunk_parameters(role, grid, stage, n), grid.data, grid.bucket if stage == n == 0 else 0)
+            for n in range(grid.virtual)
+        ]
+        buffer = stored = sum(buckets[-1].stop for buckets in by_chunk)
+        buckets = [bucket for buckets in by_chunk for bucket in buckets]
         shares = [_overlap(bucket, place, grid.data, data_rank) for bucket in buckets for place in bucket.places]
         owned, tensors = sum(shares), sum(share > 0 for share in shares)
     # Two moments; a float32 copy of weights that are bfloat16; torch's Adam counts steps for each tensor.
@@ -70,8 +74,8 @@ class _Bucket:
 
 
 def _buckets(parameters: Sequence[Parameter], data: int, most: int) -> list[_Bucket]:
-    """The buffer of the distributed optimizer: parameters from the last to the first. A shared embedding has a bucket
-    of its own; others end once they hold `most` numbers (0: never)."""
+    """The buffer of a chunk under the distributed optimizer: parameters from the last to the first. A shared embedding
+    has a bucket of its own; others end once they hold `most` numbers (0: never)."""
     found: list[_Bucket] = []
     start = place = 0
     places: list[tuple[int, int]] = []

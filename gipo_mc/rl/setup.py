@@ -128,7 +128,7 @@ def _find_sources(session: Session) -> _Sources:
         session.tokenizer(source, config.model.tokenizer or str(policy.folder))
     longest = longest_sequence(config)
     for source in (policy, reference, critic):
-        source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=longest, tokenizer_size=0)
+        source.shape.check(*session.layout.model_sizes, sequence_length=longest, tokenizer_size=0)
     return _Sources(policy, reference, critic, tokenizer)
 
 
@@ -204,7 +204,7 @@ def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenize
     own = session.tokenizer(source)
     if same_tokens(own, tokenizer):
         longest = longest_sequence(config)
-        source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=longest)
+        source.shape.check(*session.layout.model_sizes, sequence_length=longest)
     data = config.data
     engine = session.load(source, "reward", key=key)
     return ModelReward(engine, own, tokenizer, config.parallel, data.chat_template, data, config.rollout.stop)

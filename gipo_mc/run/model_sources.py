@@ -235,7 +235,7 @@ def _load_run_weights(model: StageModel, source: ModelSource, *, fresh_head: boo
         )
     wanted: dict[str, Any] = {}
     for name, tensor in sharded.items():
-        local = name.removeprefix(prefix)
+        local = tensor.key.removeprefix(prefix)
         if local.startswith("value_head.") and saved == "reward":
             tensor.key = tensor.key.replace("value_head.", "reward_head.")
         elif local.startswith(("value_head.", "reward_head.")) and saved not in _HOLDING[local.split("_")[0]]:

@@ -84,7 +84,7 @@ class Session:
         found = resolve(name, key, together=True, warn=self.warn)
         if not found.folder.exists():
             found = resolve(name, key)  # a hub name, on a node that does not share the first one's cache
-        found.shape.check(self.layout.tensor, self.layout.pipeline)
+        found.shape.check(*self.layout.model_sizes)
         self._sources[name] = found
         return found
 

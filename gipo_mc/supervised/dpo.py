@@ -60,8 +60,7 @@ class DPOTask(Task):
         if not self._starts_as_reference:
             _check_reads_the_same(source, tokenizer, config)
             session.tokenizer(source, config.model.tokenizer or str(policy.folder))
-        sizes = session.layout.tensor, session.layout.pipeline
-        source.shape.check(*sizes, sequence_length=config.data.sequence_length)
+        source.shape.check(*session.layout.model_sizes, sequence_length=config.data.sequence_length)
         self.pairs = Pairs(session, tokenizer)
         self.train_size, self.held_out_size = self.pairs.train_size, self.pairs.held_out_size
         self._reference_name = source.name

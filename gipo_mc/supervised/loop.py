@@ -110,7 +110,7 @@ def train_supervised(config: Config, command: str, head: HeadKind, make_task: Ta
     with open_session(config, command) as session:
         source = session.source(config.model.policy, "model.policy")
         tokenizer = session.tokenizer(source, config.model.tokenizer)
-        source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=config.data.sequence_length)
+        source.shape.check(*session.layout.model_sizes, sequence_length=config.data.sequence_length)
         task = make_task(session, tokenizer)
         engine = session.load(source, head, config.policy, total_steps=config.run.iterations)
         session.header([("model", source.name), *task.describe()])

@@ -60,7 +60,7 @@ def respond(
     check_vocabulary(tokenizer, source.shape.vocab_size, source.name)
     prompts = _given(texts, config.data, tokenizer, tell) if texts else _of_data(config, tokenizer, tell)
     longest = max(len(prompt.token_ids) for prompt in prompts) + config.rollout.max_new_tokens
-    source.shape.check(layout.tensor, layout.pipeline, sequence_length=longest)
+    source.shape.check(*layout.model_sizes, sequence_length=longest)
     check_engine(config.rollout.engine, source.shape, layout)
     dtype = runtime.resolve_dtype(config.dtype, layout.device)
     model = load_model(

@@ -55,8 +55,8 @@ def as_hf(model: StageModel, value: str) -> dict[str, Tensor]:
         shards = gather_in_rank_order(shard, parallel_state.get_tensor_model_parallel_group())
         for tensor, whole in mapping.merge(list(shards.unbind())).items():
             # Tied: both copies on first and last stage; they must agree.
-            found["lm_head copy" if tensor in found or name == "output_layer.weight" else tensor] = whole.clone()
-    return found | {n: getattr(p, value).clone() for n, p in parameters.items() if n.startswith("group_head.")}
+            found["lm_head copy" if tensor in found or name.endswith("output_layer.weight") else tensor] = whole.clone()
+    return found | {n: getattr(p, value).clone() for n, p in parameters.items() if "group_head." in n}
 
 
 def loss_on_last_stage(model: StageModel, hidden_LBH: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from tests.ranks import parallel_config, run_ranks
 
 #: A vocabulary that needs padding (to 128), sizes that are no multiples of 64 beside each other, grouped queries.
 SIZES: dict[str, Any] = {
-    "vocab_size": 77, "hidden_size": 24, "intermediate_size": 20, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 6,
+    "vocab_size": 77, "hidden_size": 24, "intermediate_size": 20, "layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 6,
 }  # fmt: skip
 ROLES = [
     Role("policy", ModelShape(**SIZES), "lm", True),
@@ -48,7 +48,7 @@ def _built(rank: int, layout: dict[str, Any], sharded: bool, dtype: torch.dtype)
         bytes_of = {"weights": sum(storages.values()), "gradients": 0, "optimizer": 0}
         saved = 0
         if role.trained:
-            buffers = engine._wrapped.buffers  # type: ignore[union-attr]
+            buffers = [buffer for chunk in engine._wrapped for buffer in chunk.buffers]  # type: ignore[union-attr]
             bytes_of["gradients"] = sum(b.grad_data.nbytes for b in buffers)  # type: ignore[union-attr]
             bytes_of["optimizer"] = _optimizer_bytes(engine)
             saved = sharded_files.bytes_needed(engine.sharded_state("x"))
@@ -74,6 +74,7 @@ def _optimizer_bytes(engine: Engine) -> int:
         ({"tensor": 2}, False, torch.bfloat16),
         ({"tensor": 2, "pipeline": 2}, False, torch.float32),
         ({"pipeline": 2}, True, torch.bfloat16),
+        ({"pipeline": 2, "virtual_pipeline": 2}, True, torch.bfloat16),
         ({"data": 2}, True, torch.float32),
         ({"data": 3, "tensor": 2, "sequence": True}, True, torch.bfloat16),
     ],
@@ -82,7 +83,7 @@ def _optimizer_bytes(engine: Engine) -> int:
 def test_built_models_hold_what_is_planned(layout: dict[str, Any], sharded: bool, dtype: torch.dtype):
     config, ranks = parallel_config(**dict(layout))
     data = ranks // (config.tensor * config.pipeline)
-    grid = Grid(config.tensor, config.pipeline, data, config.sequence, sharded)
+    grid = Grid(config.tensor, config.pipeline, data, config.sequence, sharded, virtual=config.virtual_pipeline)
     built = run_ranks(_built, ranks, layout, sharded, dtype)
     for rank, of_rank in enumerate(built):
         stage, data_rank = rank // (config.tensor * data), rank // config.tensor % data

@@ -31,6 +31,7 @@ CHANGEABLE = {
     "parallel": (
         "tensor",
         "pipeline",
+        "virtual_pipeline",
         "sequence",
         "micro_batch_size",
         "tokens_per_micro_batch",

@@ -28,6 +28,7 @@ from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.models.weights.hf_load import INDEX
 from gipo_mc.models.weights.table import EMBEDDING, OUTPUT, SCORE, stage_mappings, trunk_tensors
 from gipo_mc.parallel.collectives import gather_in_rank_order
+from gipo_mc.parallel.layout import Layout
 
 #: Largest file, unless one tensor is larger.
 SHARD_BYTES = 4 * 2**30
@@ -52,7 +53,7 @@ def export_hf_weights(
     if model.head == "critic":
         raise ConfigError("A critic with a group head has no Hugging Face form: export the policy or the reward model.")
     folder, dtype = Path(folder), dtype or model.config.params_dtype
-    plan = _plan(model.shape, model.head, model.layout.pipeline, dtype, shard_bytes)
+    plan = _plan(model.shape, model.head, model.layout, dtype, shard_bytes)
     failure = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +68,7 @@ def export_hf_weights(
 
 
 def _plan(
-    shape: ModelShape, head: str, pipeline: int, dtype: torch.dtype, shard_bytes: int
+    shape: ModelShape, head: str, layout: Layout, dtype: torch.dtype, shard_bytes: int
 ) -> dict[str, dict[str, tuple[int, ...]]]:
     """File name -> tensor name -> shape, for all stages."""
     tensors = trunk_tensors(shape)
@@ -78,7 +79,7 @@ def _plan(
     files: list[dict[str, tuple[int, ...]]] = []
     size, stage = 0, -1
     for name, dims in tensors.items():
-        owner, count = _stage(name, shape.layers, pipeline), torch.Size(dims).numel() * dtype.itemsize
+        owner, count = _stage(name, shape.layers, layout), torch.Size(dims).numel() * dtype.itemsize
         if owner != stage or size + count > shard_bytes:
             files.append({})
             size, stage = 0, owner
@@ -89,10 +90,11 @@ def _plan(
     return {f"model-{i:05d}-of-{len(files):05d}.safetensors": names for i, names in enumerate(files, start=1)}
 
 
-def _stage(name: str, layers: int, pipeline: int) -> int:
+def _stage(name: str, layers: int, layout: Layout) -> int:
     if name.startswith("model.layers."):
-        return int(name.split(".")[2]) // (layers // pipeline)
-    return 0 if name == EMBEDDING else pipeline - 1
+        chunk = layers // (layout.pipeline * layout.virtual)
+        return int(name.split(".")[2]) // chunk % layout.pipeline
+    return 0 if name == EMBEDDING else layout.pipeline - 1
 
 
 def _write_stage(

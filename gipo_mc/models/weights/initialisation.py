@@ -44,7 +44,8 @@ def initialize_heads(model: StageModel, seed: int) -> None:
     random preference to unlearn; the group head small, so that p_phi starts near uniform but not symmetric, which
     would give every group the same gradient for ever."""
     hidden = model.shape.hidden_size
-    for name, parameter in model.named_parameters():
+    *_, (_, last) = model.named_chunks()
+    for name, parameter in last.named_parameters():
         if parameter.is_meta:
             continue  # a dry run's, which has no storage
         if name in HEADS or (name.startswith("group_head.") and name.endswith(".bias")):

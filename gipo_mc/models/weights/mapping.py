@@ -1,8 +1,9 @@
 """How a Megatron parameter is made of Hugging Face tensors, in both directions, for any layout.
 
 Megatron fuses and reorders: linear_qkv holds, for each key-value head, its query heads, then the key, then the value;
-linear_fc1 holds the gate, then the up projection, of the rank's columns. A tensor rank owns whole key-value heads and
-contiguous slices of everything else, so it can read just its slices from a file. The same mapping serves three uses:
+linear_fc1 holds the gate, then the up projection, of the rank's columns. A tensor rank owns contiguous rows of
+linear_qkv, which are whole key-value heads where there are as many as ranks, and contiguous slices of everything else,
+so it can read just its slices from a file. The same mapping serves three uses:
 loading, exporting, and initialising (from random tensors under Hugging Face names, which makes the initial model the
 same in every layout). Which parameter has which mapping is said in `gipo_mc.models.weights.table`.
 """
@@ -139,7 +140,8 @@ class GateUp(Mapping):
 
 @dataclass(frozen=True)
 class QueryKeyValue(Mapping):
-    """linear_qkv: for each key-value head of the rank, its query heads, the key head, the value head.
+    """linear_qkv: for each key-value head, its query heads, the key head, the value head; a rank has an equal part of
+    all these rows, which may begin and end inside a head where there are more ranks than key-value heads.
 
     columns: (hidden size,) for the matrices, () for the biases.
     """
@@ -164,9 +166,27 @@ class QueryKeyValue(Mapping):
         return {name: (heads * self.head_dim, *self.columns) for name, heads in parts}
 
     def load(self, source: WeightSource, rank: Rank) -> Tensor:
+        if self.kv_heads % rank.size:
+            return self._load_rows(source, rank.share((self.heads + 2 * self.kv_heads) * self.head_dim))
         own = self.kv_heads // rank.size
         parts = [source.read(name, rank.share(size[0])) for name, size in self.tensors().items()]
         return torch.cat([part.reshape(own, -1, *self.columns) for part in parts], dim=1).flatten(0, 1)
+
+    def _load_rows(self, source: WeightSource, wanted: slice) -> Tensor:
+        """Rows `wanted` of the whole linear_qkv, piece by piece."""
+        queries = self.heads // self.kv_heads * self.head_dim
+        blocks = [
+            (name, head * rows, rows)
+            for head in range(self.kv_heads)
+            for name, rows in ((self.query, queries), (self.key, self.head_dim), (self.value, self.head_dim))
+        ]
+        pieces, place = [], 0
+        for name, begin, rows in blocks:
+            first, stop = max(wanted.start, place), min(wanted.stop, place + rows)
+            if first < stop:
+                pieces.append(source.read(name, slice(begin + first - place, begin + stop - place)))
+            place += rows
+        return torch.cat(pieces)
 
     def merge(self, shards: list[Tensor]) -> dict[str, Tensor]:
         per_kv_head = torch.cat(shards).reshape(self.kv_heads, -1, *self.columns)

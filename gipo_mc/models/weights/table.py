@@ -6,7 +6,7 @@ import torch
 
 from gipo_mc.models.families import family_of
 from gipo_mc.models.shape import ModelShape
-from gipo_mc.models.stage import StageModel
+from gipo_mc.models.stage import ModelChunk, StageModel
 from gipo_mc.models.weights.mapping import Mapping, Rank, TensorShapes, VocabRows, WeightSource, Whole
 
 EMBEDDING, OUTPUT, FINAL_NORM, SCORE = (
@@ -28,6 +28,14 @@ _WITHOUT_ENGINE = {
 def stage_mappings(model: StageModel) -> dict[str, Mapping]:
     """Parameter name of this stage -> its mapping, in the order of the network. The group head, which Hugging Face's
     models do not have, is left out; the output projection of a tied model on a later stage reads the embedding."""
+    return {
+        prefix + name: mapping
+        for prefix, chunk in model.named_chunks()
+        for name, mapping in _chunk_mappings(chunk).items()
+    }
+
+
+def _chunk_mappings(model: ModelChunk) -> dict[str, Mapping]:
     shape = model.shape
     mappings: dict[str, Mapping] = {}
     for name, _ in model.named_parameters():
@@ -47,7 +55,7 @@ def stage_mappings(model: StageModel) -> dict[str, Mapping]:
     return mappings
 
 
-def _layer_mapping(model: StageModel, name: str) -> Mapping:
+def _layer_mapping(model: ModelChunk, name: str) -> Mapping:
     _, _, local, part = name.split(".", 3)
     layer = model.decoder.layers[int(local)].layer_number - 1
     table = family_of(model.shape).layer_tensors(model.shape, f"model.layers.{layer}.")
@@ -69,7 +77,8 @@ def trunk_tensors(shape: ModelShape) -> TensorShapes:
 def load_parameters(model: StageModel, source: WeightSource, *, skip: frozenset[str] = frozenset()) -> None:
     """Fill the parameters of this stage from a source, one at a time, except those named in `skip`."""
     rank = Rank(model.layout.tensor_rank, model.layout.tensor)
-    parameters = dict(model.named_parameters())
-    for name, mapping in stage_mappings(model).items():
-        if name not in skip:
-            parameters[name].copy_(mapping.load(source, rank))
+    for _, chunk in model.named_chunks():
+        parameters = dict(chunk.named_parameters())
+        for name, mapping in _chunk_mappings(chunk).items():
+            if name not in skip:
+                parameters[name].copy_(mapping.load(source, rank))

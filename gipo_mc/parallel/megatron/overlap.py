@@ -8,6 +8,7 @@ does not reach, and everything that reads weights in other ways than through a m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,16 +25,16 @@ def sharing(parallel: ParallelConfig, device: torch.device) -> dict[str, bool]:
 
 
 class Overlap:
-    """Of one model. wrapped: its DistributedDataParallel."""
+    """Of one model. wrapped: the DistributedDataParallel of each of its chunks."""
 
-    def __init__(self, wrapped: Any) -> None:
-        self._groups: list[Any] = wrapped.bucket_groups
+    def __init__(self, wrapped: Sequence[Any]) -> None:
+        self._groups: list[Any] = [group for chunk in wrapped for group in chunk.bucket_groups]
         for group in self._groups:
             # Megatron counts in a first pass how often each parameter becomes ready, and overlaps nothing then. Here
             # each does once, and `finish_gradients` holds that.
             group.golden_per_param_grad_ready_counts = dict.fromkeys(group.params, 1)
             group.is_first_batch = False
-        config = wrapped.ddp_config
+        config = wrapped[0].ddp_config
         self._gathers = config.use_distributed_optimizer and config.overlap_param_gather
 
     def finish_gradients(self) -> None:

@@ -1,0 +1,1 @@
+"""Pipelines whose ranks hold several chunks of layers."""

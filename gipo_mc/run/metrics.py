@@ -65,6 +65,13 @@ class MetricsLogger:
                     self._tensorboard().add_scalar(printable(name), value, step)
             self._tensorboard().flush()
 
+    def histograms(self, step: int, name: str, values_B: Tensor, domains: Sequence[str]) -> None:
+        """The distribution of `values_B` [B], whole and by domain; domains: of each value."""
+        self.histogram(step, name, values_B)
+        for domain in sorted(set(domains)):
+            rows = [row for row, own in enumerate(domains) if own == domain]
+            self.histogram(step, f"{name}/domain/{domain}", values_B[rows])
+
     def histogram(self, step: int, name: str, values: Tensor | np.ndarray | Sequence[float]) -> None:
         """Keep the distribution of `values` (any shape), for TensorBoard and for the report.
 

@@ -269,16 +269,14 @@ class Session:
 
     def header(self, lines: Sequence[tuple[str, str]]) -> None:
         """What runs, and where; also kept for the report."""
-        algorithm = [("resumed from", str(self._resume_from))] if self._resume_from else []
-        rows = [
+        self._about = [
             *((label, part) for label, text in lines for part in text.splitlines()),
             ("layout", self.layout.describe()),
             ("numbers", f"{str(self.dtype).removeprefix('torch.')}, ops: {describe_build(self.layout.device.type)}"),
             ("run folder", str(self.folder.path)),
-            *algorithm,
+            *([("resumed from", str(self._resume_from))] if self._resume_from else []),
         ]
-        self.console.header(rows)
-        self._about = rows
+        self.console.header(self._about)
 
     def log(self, step: int, metrics: Mapping[str, float], *, show: bool = True) -> None:
         """Metrics of finished iteration `step` (1, 2, ...), or of the state before the first one (0).
@@ -295,10 +293,7 @@ class Session:
     def distribution(self, step: int, name: str, values_B: Tensor, domains: Sequence[str]) -> None:
         """The distribution of `values_B` [B] in iteration `step`, whole and by domain."""
         if self.logger:
-            self.logger.histogram(step, name, values_B)
-            for domain in sorted(set(domains)):
-                rows = [row for row, own in enumerate(domains) if own == domain]
-                self.logger.histogram(step, f"{name}/domain/{domain}", values_B[rows])
+            self.logger.histograms(step, name, values_B, domains)
 
     def warn(self, text: str) -> None:
         """A warning on the console and in the report."""
@@ -328,8 +323,7 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
     with listening(), ExitStack() as at_the_end:
         at_the_end.callback(lambda: folder.close())  # of the folder that `take` opens
         with refusal_noted(lambda: RunFolder(folder.path, command)):
-            same = {**values(config), "kernels": describe_build()}
-            layout = runtime.initialize(config.parallel, config.device, same)
+            layout = runtime.initialize(config.parallel, config.device, values(config) | {"kernels": describe_build()})
             on_main(take)
             check_shared(folder.path)
         dtype = runtime.resolve_dtype(config.dtype, layout.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gipo_mc.config.schema import options
 
-_RL_ONLY = ("rollout", "algorithm", "critic", "model.critic", "model.reward", "eval.reward")
+_RL_ONLY = ("rollout", "algorithm", "critic", "model.critic", "model.reward", "eval.reward", "memory.offload")
 _RL_DATA = ("data.prompts", "data.prompt_length", "data.reward_chat_template")
 _SFT_DATA = ("data.demonstrations", "data.turns")
 
@@ -17,7 +17,7 @@ UNREAD: dict[str, tuple[str, ...]] = {
     "generate": (
         *("run.dir", "run.name", "run.iterations", "run.resume", "run.grace_seconds"),
         *("parallel.micro_batch_size", "parallel.tokens_per_micro_batch", "parallel.logit_rows"),
-        *("parallel.distributed_optimizer",),
+        *("parallel.distributed_optimizer", "memory.offload"),
         *("model.reference", "model.critic", "model.reward", "rollout.batch_size", "rollout.samples_per_prompt"),
         "rollout.refusals",
         *("data.sequence_length", "data.turns", "data.join", "data.reward_chat_template"),

@@ -1,5 +1,5 @@
 """The configuration: every key with its type, bounds, default and meaning. The sections `data` (`data.py`), `rollout`
-and `algorithm` (`rl.py`) have files of their own.
+and `algorithm` (`rl.py`) have files of their own, and so has `memory` (`memory.py`).
 
 Combinations of keys that have no meaning are found here too; what depends on the ranks is in `layout.py`, what depends
 on a model's shape in `gipo_mc.models.shape`.
@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, PrivateAttr, field_validator, model_valid
 from pydantic.fields import FieldInfo
 
 from gipo_mc.config.data import DataConfig
+from gipo_mc.config.memory import MemoryConfig
 from gipo_mc.config.rl import AlgorithmConfig, RolloutConfig
 from gipo_mc.config.section import LARGE, ResumeRule, Section, changeable, fixed_by_content, on_or_off
 
@@ -132,6 +133,7 @@ class Config(Section):
     device: Literal["auto", "cpu", "cuda"] = changeable("auto", description="auto: CUDA where there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA")
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    memory: MemoryConfig = Field(default_factory=MemoryConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)

@@ -9,7 +9,8 @@ result does not depend on how the mini-batch was split.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -26,6 +27,8 @@ from gipo_mc.config import OptimizerConfig
 from gipo_mc.errors import CheckpointError
 from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.layout import Layout
+from gipo_mc.parallel.memory.offload import Offloader, Resident
+from gipo_mc.parallel.memory.snapshot import optimizer_tensors, to_host
 from gipo_mc.parallel.step_checks import StepProbe, StepResult
 
 
@@ -69,7 +72,11 @@ class Engine:
         self.scheduler: OptimizerParamScheduler | None = None
         #: What the first optimizer step did, once there was one.
         self.first_step: StepResult | None = None
+        #: What of this model may leave the device; None: nothing does.
+        self.resident: Resident | None = None
         self._wrapped: torch.nn.Module = model
+        #: Megatron's, of weights and gradients.
+        self._buffers: list[Any] = []
         if optimizer is None:
             model.requires_grad_(False)
             return
@@ -78,6 +85,7 @@ class Engine:
             grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=distributed_optimizer
         )
         self._wrapped = DistributedDataParallel(config, ddp, model)
+        self._buffers = self._wrapped.buffers
         config.no_sync_func = self._wrapped.no_sync
         # The caller's losses are sums that are already normalised: no division by a token count.
         config.calculate_per_token_loss = True
@@ -104,8 +112,29 @@ class Engine:
         _initialize_moments(self.optimizer)
         self.scheduler = _scheduler(self.optimizer, optimizer, total_steps)
 
+    def offload(self, offloader: Offloader, name: str) -> None:
+        """Let the offloader have this model, which leaves at once what may leave. name: in messages."""
+        self.resident = offloader.take(
+            name,
+            self.model.parameters,
+            lambda: (buffer.grad_data for buffer in self._buffers),
+            lambda: optimizer_tensors(self.optimizer) if self.optimizer else (),
+        )
+
+    @contextmanager
+    def whole(self, *, changes: bool = False) -> Iterator[None]:
+        """Weights and optimizer state are on the device, for `sharded_state` and, with `changes`, for
+        `load_sharded_state`."""
+        if self.resident is None:
+            yield
+            return
+        with self.resident.whole(changes=changes):
+            yield
+
     def forward(self, micro_batches: Sequence[ModelInput], last_stage: LastStage) -> list[Outputs]:
         """Outputs of each micro-batch on the last stage, an empty list on the others. No gradients."""
+        if self.resident is not None:
+            self.resident.score()
         self.model.eval()
         with torch.no_grad():
             return self._run(micro_batches, last_stage, forward_only=True)
@@ -113,6 +142,8 @@ class Engine:
     def forward_backward(self, micro_batches: Sequence[ModelInput], last_stage: LastStage) -> list[Outputs]:
         """Like `forward`, and back-propagates each "loss"; gradients are then those of the sum over all ranks."""
         assert self.optimizer is not None, "a frozen model has no gradients"
+        if self.resident is not None:
+            self.resident.train()
         self.model.train()
         self._wrapped.zero_grad_buffer()  # type: ignore[operator]
         self.optimizer.zero_grad()
@@ -150,6 +181,8 @@ class Engine:
         A gradient norm that is not finite changes no parameter on any rank (the norm is global, so all ranks agree).
         """
         assert self.optimizer is not None and self.scheduler is not None, "a frozen model cannot step"
+        if self.resident is not None:
+            self.resident.step()
         self.optimizer.prepare_grads()
         grad_norm = float(self.optimizer.get_grad_norm())
         updated = math.isfinite(grad_norm)
@@ -187,6 +220,13 @@ class Engine:
             state[f"{prefix}.optimizer"] = optimizer_state
             state[f"{prefix}.scheduler"] = self.scheduler.state_dict()
         return state
+
+    def snapshot(self, prefix: str) -> dict[str, Any]:
+        """`sharded_state` for a save. Where parts of the model leave the device it is made of copies on the host, so
+        that a save needs the room of one model after the other."""
+        with self.whole():
+            state = self.sharded_state(prefix)
+            return state if self.resident is None else to_host(state)
 
     def load_sharded_state(self, prefix: str, state: dict[str, Any]) -> None:
         """Take over what dist_checkpointing loaded into the structure of `sharded_state(is_loading=True)`."""

@@ -68,7 +68,7 @@ def train(config: Config) -> None:
 def iterate(session: Session, setup: RLSetup, state: RLState, step: int) -> tuple[RLState, dict[str, float]]:
     """One iteration. Returns the state after it, and the metrics."""
     config, models = session.config, setup.models
-    phases = Phases(session.layout)
+    phases = Phases(session.layout, session.offloader.apart)
 
     prompts = take_prompts(setup.prompts, config, step)
     with phases("rollout"), session.console.share("rollout", len(prompts)) as tell:

@@ -25,6 +25,7 @@ from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import any_rank, on_main
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
+from gipo_mc.parallel.memory.offload import Offloader
 from gipo_mc.run import checkpoint
 from gipo_mc.run.console import Console
 from gipo_mc.run.folder import RunFolder, State, without_a_word
@@ -57,6 +58,10 @@ class Session:
     step: int = 0
     fixed: Fixed = field(init=False)
     watch: Watch = field(init=False)
+    #: Moves models that are loaded; by itself none.
+    offloader: Offloader = field(default_factory=Offloader)
+    #: Called when the session ends, the last one first.
+    at_the_end: ExitStack = field(default_factory=ExitStack)
     _resume_from: Path | None = None
     _passed_over: list[str] = field(default_factory=list)
     _sources: dict[str, ModelSource] = field(default_factory=dict)
@@ -129,7 +134,9 @@ class Session:
             self.fixed.frozen[key or source.name] = on_main(source.fingerprint)
             self.fixed.earlier[key or source.name] = source.earlier_fingerprint
             self.fixed.frozen[f"{key or source.name} (config.json)"] = shape_hash(source.shape)
-        return self.engine(model, optimizer, total_steps=total_steps)
+        engine = self.engine(model, optimizer, total_steps=total_steps)
+        engine.offload(self.offloader, f"{source.name} ({head})")
+        return engine
 
     def engine(self, model: StageModel, optimizer: OptimizerConfig | None, *, total_steps: int = 1) -> Engine:
         """Engine of a model that exists already."""
@@ -172,7 +179,7 @@ class Session:
         state: dict[str, Any],
     ) -> None:
         """Checkpoint after `step` iterations. state: what else the next iteration depends on, JSON-able."""
-        sharded = {key: part for role, engine in engines.items() for key, part in engine.sharded_state(role).items()}
+        sharded = {key: part for role, engine in engines.items() for key, part in engine.snapshot(role).items()}
 
         def extras(path: Path) -> None:
             for role, engine in engines.items():
@@ -228,12 +235,10 @@ class Session:
         for role, engine in engines.items():
             check_shape(engine.model.shape, path / role)  # type: ignore[arg-type]
             read_as_saved(engine.model, path, role)  # type: ignore[arg-type]
-        sharded: dict[str, Any] = {}
         for role, engine in engines.items():
-            sharded |= engine.sharded_state(role, is_loading=True)
-        loaded = checkpoint.load_shards(path, sharded)
-        for role, engine in engines.items():
-            engine.load_sharded_state(role, loaded)
+            with engine.whole(changes=True):
+                loaded = checkpoint.load_shards(path, engine.sharded_state(role, is_loading=True))
+                engine.load_sharded_state(role, loaded)
         self.start = self.step = state["step"]
         return state
 
@@ -329,7 +334,7 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
             on_main(take)
         dtype = runtime.resolve_dtype(config.dtype, layout.device)
         console = Console(name, config.run.iterations, enabled=layout.is_main)
-        session = Session(config, layout, folder, console, None, dtype)
+        session = Session(config, layout, folder, console, None, dtype, at_the_end=at_the_end)
         at_the_end.callback(session.close_log)
         with outcome_kept(session.watch):
             on_main(session.open_log)

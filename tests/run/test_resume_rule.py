@@ -37,6 +37,7 @@ CHANGEABLE = {
         "logit_rows",
         "timeout_minutes",
     ),
+    "memory": ("offload",),
     "model": ("policy", "critic"),
     "data": ("evaluation",),
     "rollout": ("engine", "slots", "prefill_tokens", "kv_cache_gib", "refusals"),

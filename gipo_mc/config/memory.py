@@ -1,0 +1,15 @@
+"""The section `memory`: what a run spends time or host memory on to need less memory of the device."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from gipo_mc.config.section import Section, changeable
+
+
+class MemoryConfig(Section):
+    offload: list[Literal["frozen", "optimizer", "idle"]] = changeable(
+        default_factory=list,
+        description="RL: what is on the device only while it works: frozen (reference, reward model), optimizer (its "
+        "state), idle (trained models between turns, gradients, KV cache)",
+    )

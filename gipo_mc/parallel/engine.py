@@ -85,7 +85,7 @@ class Engine:
             grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=distributed_optimizer
         )
         self._wrapped = DistributedDataParallel(config, ddp, model)
-        self._buffers = self._wrapped.buffers
+        self._buffers = self._wrapped.buffers  # type: ignore[assignment]  # hides the method of modules
         config.no_sync_func = self._wrapped.no_sync
         # The caller's losses are sums that are already normalised: no division by a token count.
         config.calculate_per_token_loss = True

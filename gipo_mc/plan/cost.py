@@ -13,6 +13,7 @@ from gipo_mc.models.shape import ModelShape
 from gipo_mc.plan import hardware as rates
 from gipo_mc.plan.grid import Grid
 from gipo_mc.plan.hardware import Hardware
+from gipo_mc.plan.offload import kinds_of, moved_bytes
 from gipo_mc.plan.parameters import Role, count, embedding, stage_parameters
 from gipo_mc.plan.run import Pass, Run
 from gipo_mc.plan.state import FLOAT, checkpoint_bytes, model_state
@@ -54,6 +55,8 @@ def costs(run: Run, grid: Grid, device: Hardware, width: int, utilisation: float
         for one in dict.fromkeys(passes):
             total = total + _times(counter.of_pass(one), passes.count(one))
         found[name] = total
+    if kinds_of(run):
+        found["offload"] = Cost(compute=moved_bytes(run, grid, width) / (rates.LINK_SHARE * device.host))
     found["save"] = counter.save()
     return found
 

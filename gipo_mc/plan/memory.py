@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from gipo_mc.plan.activations import Activations
 from gipo_mc.plan.grid import Grid
 from gipo_mc.plan.hardware import FRAGMENTED, RESERVED, Hardware
+from gipo_mc.plan.offload import kinds_of, state_on_device
 from gipo_mc.plan.parameters import Role, count, stage_parameters
 from gipo_mc.plan.run import Pass, Run
 from gipo_mc.plan.state import FLOAT, ModelState, model_state
@@ -82,7 +83,7 @@ class _Stage:
         self._states: dict[str, ModelState] = {
             role.name: model_state(role, grid, stage, 0, width) for role in run.roles
         }
-        held = sum(s.weights + s.gradients + s.optimizer for s in self._states.values())
+        held = sum(state_on_device(run, self._states, "rollout").values())
         self.cache_least = self._cache = 0
         self.cache_limit = math.inf
         if run.command == "train_gi_ppo":
@@ -125,12 +126,8 @@ class _Stage:
 
     def _peak(self, phase: str, extra: dict[str, int], gone: tuple[str, ...] = ()) -> Peak:
         kinds = dict.fromkeys(KINDS, 0)
-        for name, state in self._states.items():
-            if name not in gone:
-                kinds["weights"] += state.weights
-                kinds["gradients"] += state.gradients
-                kinds["optimizer"] += state.optimizer
-        if self._cuda:
+        kinds |= state_on_device(self._run, {n: s for n, s in self._states.items() if n not in gone}, phase)
+        if self._cuda and "idle" not in kinds_of(self._run):
             kinds["kv_cache"] = self._cache  # kept between iterations there
         for kind, value in extra.items():
             kinds[kind] = value
@@ -190,6 +187,8 @@ class _Stage:
         if self._grid.distributed_optimizer and self._cuda:
             buffers = [self._states[role.name].buffer * FLOAT for role in trained]
             extra = max(buffers) * (self._grid.data + 1) // self._grid.data
+        elif not self._cuda and kinds_of(self._run):  # of each model a copy is taken while it is there
+            extra = sum(self._states[role.name].weights + self._states[role.name].optimizer for role in trained)
         elif not self._cuda:
             extra = sum(host_copies(role, self._grid, self._number, self._width, on_cpu=True) for role in trained)
         return self._peak("save", {"temporaries": extra}, gone)

@@ -162,7 +162,9 @@ class FileCopy:
                 except OSError as error:
                     raise self._no_room(error) from error
                 if not moved:
-                    raise StorageError(f"The file of {self._name} in {self._folder} has become shorter (memory.offload).")
+                    raise StorageError(
+                        f"The file of {self._name} in {self._folder} has become shorter (memory.offload)."
+                    )
                 done += moved
             place += size
 

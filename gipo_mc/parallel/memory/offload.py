@@ -13,7 +13,7 @@ device. Contents are the same bits afterwards, so no result depends on any of th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -35,9 +35,7 @@ class Part:
     kept: does their content matter? That of gradients does not, once a step is taken.
     """
 
-    def __init__(
-        self, name: str, find: Callable[[], list[UntypedStorage]], mover: Mover, *, kept: bool = True
-    ) -> None:
+    def __init__(self, name: str, find: Callable[[], list[UntypedStorage]], mover: Mover, *, kept: bool = True) -> None:
         self._name, self._find, self._mover, self._kept = name, find, mover, kept
         self._storages = find()
         self._sizes = [storage.nbytes() for storage in self._storages]
@@ -192,9 +190,7 @@ class Offloader:
         comes out of order is only not expected."""
         self._order, self._place = [resident for resident in order if resident is not None], 0
 
-    def use(
-        self, resident: Resident, *, gradients: bool = False, optimizer: bool = False, ahead: bool = False
-    ) -> None:
+    def use(self, resident: Resident, *, gradients: bool = False, optimizer: bool = False, ahead: bool = False) -> None:
         """Make room, and bring in what this model needs; see `Resident`."""
         with self._timed():
             own = [part for part in (resident.weights, resident.gradients if gradients else None) if part]
@@ -202,7 +198,7 @@ class Offloader:
             if resident is not self._now:
                 self._now = resident
                 self._step_to(resident)
-                coming = self._next(resident)
+                coming = self._next(resident) if ahead else None
                 self._leave(part for other in self._residents for part in other.parts if part is not coming)
             for part in own:
                 part.fetch()

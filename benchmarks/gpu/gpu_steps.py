@@ -105,7 +105,7 @@ def _decode(options: argparse.Namespace, figures: Path) -> Step:
 
 
 def _offload(options: argparse.Namespace, figures: Path) -> Step:
-    """Peak memory and time of an iteration of 1B models with memory.offload and without; fails where a result differs."""
+    """Peak memory and time of an iteration with memory.offload and without; fails where a result differs."""
     command = [sys.executable, "benchmarks/gpu/offload.py", "--device", options.device, "--out", str(figures)]
     command += ["--tiny"] if options.quick else []
     return Step("offload", [command], 100, lambda _: {"record": json.loads(figures.read_text())})

@@ -38,6 +38,12 @@ class RunConfig(Section):
 class ParallelConfig(Section):
     tensor: int = changeable(1, ge=1, le=LARGE, description="tensor-parallel ranks (TP)")
     pipeline: int = changeable(1, ge=1, le=LARGE, description="pipeline-parallel ranks (PP)")
+    frozen_tensor: int = changeable(
+        0, ge=0, le=LARGE, description="tensor-parallel ranks of frozen models (reference, reward); 0: as the others"
+    )
+    frozen_pipeline: int = changeable(
+        0, ge=0, le=LARGE, description="pipeline-parallel ranks of frozen models; 0: as the others"
+    )
     sequence: bool = changeable(False, description="sequence parallelism inside the tensor-parallel group")
     micro_batch_size: int = changeable(8, ge=1, le=LARGE, description="most sequences of a pass through the pipeline")
     tokens_per_micro_batch: int = changeable(

@@ -164,16 +164,17 @@ class Engine:
         # Pipeline stages exchange the shape of each micro-batch (variable_seq_lengths), so the sizes named here only
         # have to be consistent.
         rows, length = micro_batches[0].tokens_BL.shape
-        return get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=iter(micro_batches),
-            model=[self._wrapped],
-            num_microbatches=len(micro_batches),
-            seq_length=length,
-            micro_batch_size=rows,
-            forward_only=forward_only,
-            collect_non_loss_data=forward_only,
-        )
+        with self.layout.active():
+            return get_forward_backward_func()(
+                forward_step_func=forward_step,
+                data_iterator=iter(micro_batches),
+                model=[self._wrapped],
+                num_microbatches=len(micro_batches),
+                seq_length=length,
+                micro_batch_size=rows,
+                forward_only=forward_only,
+                collect_non_loss_data=forward_only,
+            )
 
     def step(self) -> StepResult:
         """Clip, check and apply the gradients of the last `forward_backward`, then advance the learning rate.

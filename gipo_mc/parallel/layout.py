@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
+
+
+class ProcessGroups(Protocol):
+    """Groups that are not always those that Megatron finds (`megatron.second_layout`)."""
+
+    def active(self) -> AbstractContextManager[None]:
+        """Let Megatron find these."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -12,6 +22,8 @@ class Layout:
     """The grid (pipeline, data, tensor), tensor innermost, as Megatron orders it ("tp-dp-pp" with cp = ep = 1).
 
     `sequence` is sequence parallelism inside the tensor group; `device` holds this rank's tensors.
+    beside: another layout of the same ranks, for frozen models. groups: its process groups; None: those that Megatron
+    finds.
     """
 
     world_size: int
@@ -24,6 +36,17 @@ class Layout:
     data_rank: int
     sequence: bool
     device: torch.device
+    beside: Layout | None = None
+    groups: ProcessGroups | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def of_frozen(self) -> Layout:
+        """The layout of models that only score."""
+        return self.beside or self
+
+    def active(self) -> AbstractContextManager[None]:
+        """Models of this layout are built, and run, inside it."""
+        return nullcontext() if self.groups is None else self.groups.active()
 
     @property
     def is_first_stage(self) -> bool:
@@ -45,7 +68,8 @@ class Layout:
 
     def describe(self) -> str:
         sequence = " with sequence parallelism" if self.sequence else ""
-        return f"data {self.data} x pipeline {self.pipeline} x tensor {self.tensor}{sequence} on {self.device.type}"
+        sizes = f"data {self.data} x pipeline {self.pipeline} x tensor {self.tensor}{sequence} on {self.device.type}"
+        return sizes + (f"; frozen models {self.beside.describe()}" if self.beside else "")
 
 
 def split_rows(count: int, parts: int) -> list[range]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import timedelta
 from typing import Literal
 
@@ -15,11 +16,14 @@ from gipo_mc.errors import ConfigError, PeerError
 from gipo_mc.parallel import limits
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.megatron import cpu_adapter, versions
+from gipo_mc.parallel.megatron.second_layout import Groups
 from gipo_mc.parallel.news import first_error
 
 # Megatron wants a seed for its own random tracker. Nothing draws from it (dropout is 0, weights come from named
 # streams, sampling from counter-based ones), so it is a constant and not an option.
 _TRACKER_SEED = 1
+#: Of layouts beside the first one, by (tensor, pipeline); kept, for a command that runs several trainings.
+_groups_beside: dict[tuple[int, int], Groups] = {}
 
 
 def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
@@ -74,15 +78,32 @@ def initialize(parallel: ParallelConfig, device: Literal["auto", "cpu", "cuda"] 
         # A command may run several trainings one after the other on the same ranks.
         now = current_layout(parallel.sequence, place)
         if (now.tensor, now.pipeline) == sizes:
-            return now
+            return _with_frozen(now, parallel)
         parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=parallel.tensor,
-        pipeline_model_parallel_size=parallel.pipeline,
-        distributed_timeout_minutes=parallel.timeout_minutes,  # becomes a timedelta, which takes fractions too
-    )
+    _make_groups(*sizes, parallel.timeout_minutes)
     tensor_parallel.model_parallel_cuda_manual_seed(_TRACKER_SEED)
-    return current_layout(parallel.sequence, place)
+    return _with_frozen(current_layout(parallel.sequence, place), parallel)
+
+
+def _with_frozen(layout: Layout, parallel: ParallelConfig) -> Layout:
+    """The layout, with one beside it where frozen models have another (parallel.frozen_tensor, .frozen_pipeline)."""
+    sizes = (parallel.frozen_tensor or parallel.tensor, parallel.frozen_pipeline or parallel.pipeline)
+    if sizes == (layout.tensor, layout.pipeline):
+        return layout
+    groups = _groups_beside.setdefault(sizes, Groups())
+    with groups.active():
+        if not parallel_state.model_parallel_is_initialized():
+            _make_groups(*sizes, parallel.timeout_minutes)
+        own = current_layout(parallel.sequence and sizes[0] > 1, layout.device)
+    return replace(layout, beside=replace(own, groups=groups))
+
+
+def _make_groups(tensor: int, pipeline: int, timeout_minutes: float) -> None:
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor,
+        pipeline_model_parallel_size=pipeline,
+        distributed_timeout_minutes=timeout_minutes,  # becomes a timedelta, which takes fractions too
+    )
 
 
 def current_layout(sequence: bool, device: torch.device) -> Layout:
@@ -125,5 +146,6 @@ def timed_out(error: BaseException) -> bool:
 def shutdown() -> None:
     """Leave all groups. Idempotent."""
     parallel_state.destroy_model_parallel()
+    _groups_beside.clear()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -107,7 +107,7 @@ def _learn(
     with phases("advantages"):
         experience, state = shape(sifted.rollout, sifted.outputs, state, config, setup.group_source)
     if step == 0 and setup.starts_as_reference:
-        check_start(experience, session.dtype)
+        check_start(experience, session.dtype, one_layout=session.layout.beside is None)
     with phases("update_critic"), session.console.share("critic", len(experience)) as tell:
         critic_metrics = update_critic(models, experience, config, step, tell)
     policy_metrics: dict[str, float] = {}

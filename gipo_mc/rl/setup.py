@@ -147,8 +147,9 @@ def _find_sources(session: Session) -> _Sources:
     for source in (critic, reference):
         session.tokenizer(source, config.model.tokenizer or str(policy.folder))
     longest = longest_sequence(config)
-    for source in (policy, reference, critic):
-        source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=longest, tokenizer_size=0)
+    layout = session.layout
+    for source, own in ((policy, layout), (reference, layout.of_frozen), (critic, layout)):
+        source.shape.check(own.tensor, own.pipeline, sequence_length=longest, tokenizer_size=0)
     return _Sources(policy, reference, critic, tokenizer)
 
 
@@ -224,7 +225,8 @@ def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenize
     own = session.tokenizer(source)
     if same_tokens(own, tokenizer):
         longest = longest_sequence(config)
-        source.shape.check(session.layout.tensor, session.layout.pipeline, sequence_length=longest)
+        own_layout = session.layout.of_frozen
+        source.shape.check(own_layout.tensor, own_layout.pipeline, sequence_length=longest)
     data = config.data
     engine = session.load(source, "reward", key=key)
     return ModelReward(engine, own, tokenizer, config.parallel, data.chat_template, data, config.rollout.stop)

@@ -36,6 +36,8 @@ from gipo_mc.run.hashes import content_of
 
 #: To a user who set one option more and meets an empty one.
 NO_BUILTIN = "Only a command that names neither a model nor data runs the built-in task."
+#: Options that name models that only score.
+FROZEN = ("model.reference", "model.reward", "eval.reward", "dpo.group_model")
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.jinja"]
 
 
@@ -185,6 +187,29 @@ def load_model(
     A critic takes the reward head of a reward model as its value head. `empty`: do not read the source, the caller
     fills the model. Raises CheckpointError where tensors are missing or of another shape.
     """
+    if layout.groups is not None:
+        try:
+            source.shape.check(layout.tensor, layout.pipeline)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{source.name} on parallel.frozen_tensor x parallel.frozen_pipeline ranks, 0 meaning as the others: "
+                f"{error}"
+            ) from error
+    with layout.active():
+        return _load_model(source, layout, head, dtype, trainable, seed, groups, group_head, empty)
+
+
+def _load_model(
+    source: ModelSource,
+    layout: Layout,
+    head: HeadKind,
+    dtype: torch.dtype,
+    trainable: bool,
+    seed: int,
+    groups: int,
+    group_head: Literal["mlp", "linear"],
+    empty: bool,
+) -> StageModel:
     model = build_model(
         source.shape_for(head),
         layout,

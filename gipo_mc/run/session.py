@@ -32,7 +32,7 @@ from gipo_mc.run.folder import RunFolder, State, without_a_word
 from gipo_mc.run.jsonl import write_atomically
 from gipo_mc.run.metrics import MetricsLogger
 from gipo_mc.run.model_files import save_model_files
-from gipo_mc.run.model_sources import ModelSource, load_model, read_as_saved, resolve
+from gipo_mc.run.model_sources import FROZEN, ModelSource, load_model, read_as_saved, resolve
 from gipo_mc.run.outcome import outcome_kept, refusal_noted
 from gipo_mc.run.resume import Fixed, changed_options, check_shape, fixed_settings, shape_hash
 from gipo_mc.run.watch import Watch, listening
@@ -83,7 +83,8 @@ class Session:
         found = resolve(name, key, together=True, warn=self.warn)
         if not found.folder.exists():
             found = resolve(name, key)  # a hub name, on a node that does not share the first one's cache
-        found.shape.check(self.layout.tensor, self.layout.pipeline)
+        if key not in FROZEN:  # the others are checked where they are loaded, in a layout that may be another
+            found.shape.check(self.layout.tensor, self.layout.pipeline)
         self._sources[name] = found
         return found
 
@@ -121,7 +122,7 @@ class Session:
         algorithm = self.config.algorithm
         model = load_model(
             source,
-            self.layout,
+            self.layout if optimizer is not None else self.layout.of_frozen,
             head=head,
             dtype=self.dtype,
             trainable=optimizer is not None,
@@ -141,7 +142,7 @@ class Session:
     def engine(self, model: StageModel, optimizer: OptimizerConfig | None, *, total_steps: int = 1) -> Engine:
         """Engine of a model that exists already."""
         return Engine(
-            model, self.layout, optimizer, total_steps=total_steps, distributed_optimizer=self.shards_optimizer
+            model, model.layout, optimizer, total_steps=total_steps, distributed_optimizer=self.shards_optimizer
         )
 
     @property

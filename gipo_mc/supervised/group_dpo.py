@@ -167,7 +167,7 @@ def _load_classifier(session: Session, tokenizer: PreTrainedTokenizerBase) -> tu
     source, settings = found
     if not same_tokens(session.tokenizer(source, config.model.tokenizer), tokenizer):
         raise ConfigError(f"dpo.group_model={name} has another tokenizer than the policy: it cannot read the pairs.")
-    sizes = session.layout.tensor, session.layout.pipeline
+    sizes = session.layout.of_frozen.tensor, session.layout.of_frozen.pipeline
     source.shape.check(*sizes, sequence_length=config.data.sequence_length)
     head = {"groups": settings.groups, "group_head": settings.group_head}
     return session.load(source, "critic", key="dpo.group_model", **head), settings  # type: ignore[arg-type]

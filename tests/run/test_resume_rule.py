@@ -31,6 +31,8 @@ CHANGEABLE = {
     "parallel": (
         "tensor",
         "pipeline",
+        "frozen_tensor",
+        "frozen_pipeline",
         "sequence",
         "micro_batch_size",
         "tokens_per_micro_batch",

@@ -3,9 +3,9 @@
     python benchmarks/gpu/offload.py [--device cuda] [--tiny] [--rounds 3] [--out FILE.json]
 
 The passes of an iteration, without a rollout: policy, reference and critic score a batch, then critic and policy take a
-step each. Every side is a process of its own. Reported of each: the peak of the allocator, which on a CPU is that of the
-models' weights instead, bytes on the device between iterations, seconds of an iteration and of it those of waiting for
-copies, and the sum of the policy's weights in the end: it has to be the same for all.
+step each. Every side is a process of its own. Reported of each: the peak of the allocator (on a CPU that of the models'
+weights), bytes on the device between iterations, seconds of an iteration and of it those of waiting for copies, and the
+sum of the policy's weights in the end: it has to be the same for all.
 """
 
 from __future__ import annotations

@@ -93,6 +93,9 @@ class _Counter:
 
     def of_pass(self, one: Pass) -> Cost:
         """All micro-batches of one pass, and the optimizer step behind it."""
+        own = self.grid.of(one.role.trained)
+        if own is not self.grid:
+            return replace(self, grid=own).of_pass(one)
         grid, shape, ways = self.grid, one.role.shape, 3 if one.backward else 1
         lengths = one.parts[0][1]
         share = sum(rows * response for rows, _, response in one.parts) / one.tokens if one.logits else 0.0

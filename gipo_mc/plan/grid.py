@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -10,6 +10,7 @@ class Grid:
     """data x pipeline x tensor, tensor innermost, then data, as `gipo_mc.parallel.layout` has it.
 
     node: GPUs of one machine. distributed_optimizer: is optimizer state sharded over data-parallel ranks?
+    frozen: (tensor, pipeline) of frozen models.
     """
 
     tensor: int
@@ -18,6 +19,16 @@ class Grid:
     sequence: bool
     distributed_optimizer: bool
     node: int = 8
+    frozen: tuple[int, int] = (0, 0)
+
+    def of(self, trained: bool) -> Grid:
+        """The grid of trained or of frozen models: these may have another on the same ranks."""
+        tensor, pipeline = self.frozen[0] or self.tensor, self.frozen[1] or self.pipeline
+        if trained or (tensor, pipeline) == (self.tensor, self.pipeline):
+            return self
+        data = self.world // (tensor * pipeline)
+        sequence = self.sequence and tensor > 1
+        return replace(self, tensor=tensor, pipeline=pipeline, data=data, sequence=sequence, frozen=(0, 0))
 
     @property
     def world(self) -> int:

@@ -80,9 +80,7 @@ class _Stage:
     def __init__(self, run: Run, grid: Grid, device: Hardware, width: int, stage: int, room: float) -> None:
         self._run, self._grid, self._width, self._number = run, grid, width, stage
         self._cuda, self._last = device.cuda, stage == grid.pipeline - 1
-        self._states: dict[str, ModelState] = {
-            role.name: model_state(role, grid, stage, 0, width) for role in run.roles
-        }
+        self._states = {role.name: self._state(role) for role in run.roles}
         held = sum(state_on_device(run, self._states, "rollout").values())
         self.cache_least = self._cache = 0
         self.cache_limit = math.inf
@@ -91,6 +89,14 @@ class _Stage:
             free = CACHE_SHARE * max(room - held, 0.0) if room else math.inf
             self.cache_limit = run.config.rollout.kv_cache_gib * 2**30 or free
             self._cache = int(max(min(self._pages(self._slots), self.cache_limit), self.cache_least))
+
+    def _state(self, role: Role) -> ModelState:
+        """Of a frozen model in a layout of its own: the largest stage's, wherever this rank stands there."""
+        own = self._grid.of(role.trained)
+        if own is self._grid:
+            return model_state(role, own, self._number, 0, self._width)
+        stages = (model_state(role, own, stage, 0, self._width) for stage in range(own.pipeline))
+        return max(stages, key=lambda state: state.weights)
 
     @property
     def _slots(self) -> int:
@@ -152,7 +158,8 @@ class _Stage:
         return max(candidates, key=lambda found: sum(found.values()))
 
     def _pass(self, one: Pass) -> dict[str, int]:
-        act, grid, last = self._activations(one.role), self._grid, self._last
+        act, grid = self._activations(one.role), self._grid.of(one.role.trained)
+        last = self._last or grid is not self._grid
         tokens = max(rows * length for rows, length, _ in one.parts)
         responses = max(rows * response for rows, _, response in one.parts)
         logit_rows = self._run.config.parallel.logit_rows
@@ -194,7 +201,7 @@ class _Stage:
         return self._peak("save", {"temporaries": extra}, gone)
 
     def _activations(self, role: Role) -> Activations:
-        return Activations(role.shape, self._grid, self._width, self._cuda)
+        return Activations(role.shape, self._grid.of(role.trained), self._width, self._cuda)
 
 
 def host_copies(role: Role, grid: Grid, stage: int, width: int, *, on_cpu: bool) -> int:

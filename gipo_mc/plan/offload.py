@@ -42,7 +42,7 @@ def moved_bytes(run: Run, grid: Grid, width: int) -> int:
     changed; the policy is there already when it scores."""
     kinds, moved = kinds_of(run), 0
     for role in run.roles:
-        state = model_state(role, grid, 0, 0, width)
+        state = model_state(role, grid.of(role.trained), 0, 0, width)
         if role.trained:
             moved += 3 * state.weights * ("idle" in kinds) + 2 * state.optimizer * ("optimizer" in kinds)
         elif role.name != "eval reward":

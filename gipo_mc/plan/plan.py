@@ -73,7 +73,8 @@ def grid_of(config: Config, gpus: int, device: Hardware, node: int = 8) -> Grid:
     parallel = config.parallel
     choice = parallel.distributed_optimizer
     sharded = choice == "on" or (choice == "auto" and device.cuda)
-    return Grid(parallel.tensor, parallel.pipeline, data, parallel.sequence and parallel.tensor > 1, sharded, node)
+    sequence, frozen = parallel.sequence and parallel.tensor > 1, (parallel.frozen_tensor, parallel.frozen_pipeline)
+    return Grid(parallel.tensor, parallel.pipeline, data, sequence, sharded, node, frozen)
 
 
 def make_plan(run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisation: float = UTILISATION) -> Plan:
@@ -81,7 +82,8 @@ def make_plan(run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisati
     config = run.config
     grid = grid_of(config, gpus, device, node)
     for role in run.roles:
-        role.shape.check(grid.tensor, grid.pipeline, sequence_length=run.lengths.longest)
+        own = grid.of(role.trained)
+        role.shape.check(own.tensor, own.pipeline, sequence_length=run.lengths.longest)
     width = 2 if config.dtype == "bfloat16" or (config.dtype == "auto" and device.cuda) else 4
     found = memory(run, grid, device, width)
     saved = sum(checkpoint_bytes(role, grid, width) for role in run.roles if role.trained)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gipo_mc.config import load_config
+from gipo_mc.errors import ConfigError
 from gipo_mc.plan.hardware import hardware
 from gipo_mc.plan.plan import Plan, make_plan
 from gipo_mc.plan.run import read_run
@@ -55,3 +56,17 @@ def test_copies_take_time_and_the_cache_is_the_rollouts() -> None:
     assert plain.memory.of("policy update").kinds["kv_cache"] > 0 == moved.memory.of("policy update").kinds["kv_cache"]
     assert moved.memory.cache_limit > plain.memory.cache_limit
     assert moved.memory.worst.total < 0.6 * plain.memory.worst.total
+
+
+def test_frozen_models_in_a_layout_of_their_own() -> None:
+    """At TP1 a rank has all numbers of both, runs a quarter of the rows, and sends nothing."""
+    plain, apart = _plan(), _plan("parallel.frozen_tensor=1")
+    assert _bytes_a_number(apart, "policy update") == pytest.approx([4 + 4 * 4, 8, 12], rel=0.04)
+    assert plain.cost is not None and apart.cost is not None
+    assert apart.cost["reference_logprob"].flops == pytest.approx(plain.cost["reference_logprob"].flops, rel=0.02), (
+        "but for the padding of sequence parallelism"
+    )
+    assert plain.cost["reference_logprob"].sent and not apart.cost["reference_logprob"].sent
+    assert apart.cost["update_policy"] == plain.cost["update_policy"]
+    with pytest.raises(ConfigError, match="frozen_tensor=3"):
+        _plan("parallel.frozen_tensor=3")

@@ -155,6 +155,7 @@ class Offloader:
         self._order: list[Resident] = []
         self._place = 0
         self._now: Resident | None = None
+        self._training = False
         self.seconds = 0.0
 
     def take(self, name: str, weights: Tensors, gradients: Tensors, optimizer: Tensors) -> Resident | None:
@@ -196,7 +197,7 @@ class Offloader:
             own = [part for part in (resident.weights, resident.gradients if gradients else None) if part]
             state = resident.optimizer
             if resident is not self._now:
-                self._now = resident
+                self._now, self._training = resident, False
                 self._step_to(resident)
                 coming = self._next(resident) if ahead else None
                 self._leave(part for other in self._residents for part in other.parts if part is not coming)
@@ -206,14 +207,14 @@ class Offloader:
                 state.fetch()
             for part in own + ([state] if state is not None and optimizer else []):
                 part.settle()
-        training = resident.gradients is not None and resident.gradients.here
-        if ahead and not training and (coming := self._next(resident)) is not None:
+        self._training |= gradients
+        if ahead and not self._training and (coming := self._next(resident)) is not None:
             coming.fetch()
 
     def rest(self, but: Part | None = None) -> None:
         """Send everything out that may leave, one part excepted."""
         with self._timed():
-            self._now = None
+            self._now, self._training = None, False
             self._leave(part for other in self._residents for part in other.parts if part is not but)
 
     def close(self) -> None:

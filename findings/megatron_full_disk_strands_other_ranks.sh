@@ -12,7 +12,7 @@
 # Why it matters: a caller that catches OSError on rank 0 ("could not save, going on") runs one collective ahead of the
 #   others. One that does not catch it and is not watched by a launcher leaves them waiting, 30 minutes by default.
 #   Whoever reads the log of another rank looks for a network fault.
-# Here: gipo_mc keeps the error of rank 0 until all ranks are past the broadcast (_Writer.finish in
+# Here: gipo_mc writes shards and index itself, and the ranks agree after each (all_or_fail and on_main_or_fail in
 #   gipo_mc/parallel/sharded_files.py; tests/run/test_saving.py, test_a_full_disk_is_an_error_on_every_rank_...).
 # A link to /dev/full is the full disk. torch.cuda.synchronize and current_device, which a save calls without a GPU,
 # too, are replaced.

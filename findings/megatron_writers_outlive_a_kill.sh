@@ -11,7 +11,8 @@
 # Why it matters: the out-of-memory killer and the end of a grace time are SIGKILLs, and a save is when memory is
 #   highest. The next start finds the folder locked by a job that is gone; writers also keep the weights in memory, and
 #   a pipe to `tee` or to a launcher open. A model of test size never shows it.
-# Here: gipo_mc writes the files in threads (gipo_mc/parallel/sharded_files.py).
+# Here: gipo_mc writes the files itself, in threads, or in a process that dies with its rank and keeps no descriptor
+#   (gipo_mc/parallel/saving).
 # torch.cuda.synchronize, which a save calls even without a GPU, is replaced. Needs 0.5 GB of disk and 1 GB of memory.
 set -euo pipefail
 folder=$(mktemp -d)

@@ -2,6 +2,7 @@
 
     python scripts/plan.py --config configs/paper/hh_rl.yaml --gpus 8 --gpu h100
     python scripts/plan.py --config configs/paper/hh_rl.yaml --gpus 16 --search
+    python scripts/plan.py --config configs/paper/hh_rl.yaml --gpus 8 --scale-to 4096 --grow-batch
 
 By arithmetic from the configuration and the models' sizes; no weights are read, and torch is not imported. A model is a
 folder, a run, a published name, or what --shape says. Exit code 0: it fits; 2: it does not, or the configuration is
@@ -12,11 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from gipo_mc.config import load_config
 from gipo_mc.errors import ConfigError, GipoError
 from gipo_mc.run.arguments import Parser, name, number, say_error
+
+if TYPE_CHECKING:
+    from gipo_mc.plan.hardware import Hardware
+    from gipo_mc.plan.run import Run
 
 #: Of layouts that --search shows.
 SHOWN = 12
@@ -35,7 +43,26 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompt", type=number(1, 2**20), default=0, help="usual prompt tokens, for times [the most]")
     parser.add_argument("--response", type=number(1, 2**20), default=0, help="usual response tokens [the most]")
     parser.add_argument("--utilisation", type=_share, help="share of the bf16 peak that is reached [0.4]")
+    parser.add_argument(
+        "--layer-ms", type=_milliseconds, default=0.0, metavar="MS",
+        help="ms that a layer takes in each way of a pass, beside the arithmetic [0]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--row-ms", type=_milliseconds, default=0.0, metavar="MS",
+        help="ms of the host for a row of a decoding step [0]",
+    )  # fmt: skip
     parser.add_argument("--search", action="store_true", help="rank the layouts of these ranks by time")
+    parser.add_argument(
+        "--scale-to", type=number(1, 2**20), default=0, metavar="GPUS",
+        help="the best layout on --gpus, twice as many, ... up to GPUS, and what failures cost there",
+    )  # fmt: skip
+    parser.add_argument("--grow-batch", action="store_true", help="with --scale-to: batches grow with the GPUs")
+    parser.add_argument(
+        "--failure-hours", type=_positive, default=None, help="hours of one GPU between failures of a job [50,676]"
+    )
+    parser.add_argument(
+        "--restart-seconds", type=_positive, default=None, help="from a failure until the checkpoint is read [300]"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override an option")
     options = parser.parse_intermixed_args(argv)
@@ -46,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from gipo_mc.plan.hardware import UTILISATION, hardware
+    from gipo_mc.plan.hardware import OURS, UTILISATION, hardware
     from gipo_mc.plan.plan import make_plan, nearest_change, search
     from gipo_mc.plan.run import COMMANDS, read_run
     from gipo_mc.plan.show import as_json, as_text, search_text
@@ -58,7 +85,10 @@ def _plan(options: argparse.Namespace) -> int:
         config, options.command, config_file=options.config, shape=options.shape, prompt=options.prompt,
         response=options.response,
     )  # fmt: skip
-    share = {"node": options.gpus_per_node, "utilisation": options.utilisation or UTILISATION}
+    program = replace(OURS, layer=options.layer_ms / 1e3, row=options.row_ms / 1e3)
+    share = {"node": options.gpus_per_node, "utilisation": options.utilisation or UTILISATION, "program": program}
+    if options.scale_to:
+        return _scale(options, run, device, share)
     if options.search:
         plans = search(run, options.gpus, device, **share)
         if not plans:
@@ -71,6 +101,33 @@ def _plan(options: argparse.Namespace) -> int:
     return 0 if plan.fits else ConfigError.exit_code
 
 
+def _scale(options: argparse.Namespace, run: Run, device: Hardware, share: dict[str, Any]) -> int:
+    from gipo_mc.plan.goodput import FAILURE_HOURS, RESTART, scale, sizes
+    from gipo_mc.plan.show_scale import scale_json, scale_text
+
+    if not device.cuda:
+        raise ConfigError("--scale-to needs times, and nobody stated a CPU's rates: name a GPU with --gpu.")
+    if options.scale_to < options.gpus:
+        raise ConfigError(f"--scale-to {options.scale_to} is less than --gpus {options.gpus}: swap them.")
+    hours, restart = options.failure_hours or FAILURE_HOURS, options.restart_seconds or RESTART
+    found = scale(
+        run, sizes(options.gpus, options.scale_to), device, grow=options.grow_batch, failure_hours=hours,
+        restart=restart, **share,
+    )  # fmt: skip
+    print(json.dumps(scale_json(found), indent=2) if options.json else scale_text(found, hours, restart))
+    return 0
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number above 0")
+    return value
+
+
 def _share(text: str) -> float:
     try:
         value = float(text)
@@ -78,6 +135,16 @@ def _share(text: str) -> float:
         value = 0.0
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is no share above 0 and up to 1")
+    return value
+
+
+def _milliseconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of milliseconds from 0 to 1,000,000")
     return value
 
 

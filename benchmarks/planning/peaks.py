@@ -1,6 +1,7 @@
 """The plan's peaks of memory beside those of a real run on the CPU, by phase, for five layouts and for bfloat16.
 
     python benchmarks/planning/peaks.py [--layouts 1,bf16,TP2,PP2,TP2xPP2,DP2] [--record]
+    python benchmarks/planning/peaks.py --layouts selective,full,logits
 
 A Llama of ten million parameters is made, and two iterations of GI-PPO run with it (policy, critic with a group
 head, reference; a function as reward). A dispatch mode sees every tensor that an operator returns, in backward passes
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,12 @@ LAYOUTS: dict[str, tuple[list[str], int]] = {
     "PP2": (["parallel.pipeline=2"], 2),
     "TP2xPP2": (["parallel.tensor=2", "parallel.pipeline=2"], 4),
     "DP2": (["parallel.distributed_optimizer=on"], 2),
+}
+#: As `LAYOUTS`: what trades time for memory, or memory for precision. Shown, and not recorded.
+TRADES: dict[str, tuple[list[str], int]] = {
+    "selective": (["memory.recompute=selective"], 1),
+    "full": (["memory.recompute=full"], 1),
+    "logits": (["dtype=bfloat16", "precision.fp32_logits=true"], 1),
 }
 TITLES = {
     "1": "one rank", "bf16": "one rank, bfloat16", "TP2": "TP2, sequence parallel", "PP2": "PP2",
@@ -77,13 +84,13 @@ def config_of(folder: Path, layout: str) -> Config:
             f"data.prompts={folder / 'prompts.jsonl'}", f"data.prompt_length={PROMPT}",
             "rollout.batch_size=16", f"rollout.max_new_tokens={RESPONSE}", "algorithm.mini_batch_size=8",
             "parallel.micro_batch_size=4", "parallel.logit_rows=64", "eval.prompts=0", "checkpoint.every=0",
-            *LAYOUTS[layout][0],
+            *(LAYOUTS | TRADES)[layout][0],
         ],
     )  # fmt: skip
 
 
-def make_material(folder: Path, **sizes: int) -> None:
-    """The model and prompts of equal length. sizes: those of the model that are not `SIZES`."""
+def make_material(folder: Path, *, prompt: int = PROMPT, rows: int = 32, **sizes: int) -> None:
+    """The model and `rows` prompts of about `prompt` tokens. sizes: those of the model that are not `SIZES`."""
     from transformers.utils import logging
 
     from gipo_mc.data.tokenizer import train_bpe_tokenizer
@@ -93,13 +100,13 @@ def make_material(folder: Path, **sizes: int) -> None:
     words = [f"{first}{second}" for first in "bdfgklmnprst" for second in "aeiou"]
     tokenizer = train_bpe_tokenizer([" ".join(words)] * 4, 400, str(folder))
     create_model(folder / "model", tokenizer, 1, **SIZES | sizes)
-    rows = []
-    for number in range(32):
+    lines = []
+    for number in range(rows):
         text = ""
-        while len(tokenizer(text)["input_ids"]) < PROMPT - 2:
+        while len(tokenizer(text)["input_ids"]) < prompt - 2:
             text = f"{text} {words[(number * 7 + len(text)) % len(words)]}".strip()
-        rows.append(json.dumps({"prompt": text}))
-    (folder / "prompts.jsonl").write_text("\n".join(rows) + "\n")
+        lines.append(json.dumps({"prompt": text}))
+    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
 
 
 class Held(TorchDispatchMode):
@@ -111,6 +118,10 @@ class Held(TorchDispatchMode):
         self.most: dict[str, int] = {}
         self._known: set[int] = set()
         self._spans: list[str] = []
+
+    def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Tensors that were there before: an operator may return a view of them, or what it changed in place."""
+        self._known.update(tensor.untyped_storage()._cdata for tensor in tensors)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -169,7 +180,7 @@ def peaks_of(config: Config) -> dict[str, int]:
 
 def measure(folder: Path, layout: str) -> list[dict[str, int]]:
     """The ranks' peaks of a real run."""
-    ranks = LAYOUTS[layout][1]
+    ranks = (LAYOUTS | TRADES)[layout][1]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command += [__file__, "--worker", layout, "--folder", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -179,7 +190,7 @@ def measure(folder: Path, layout: str) -> list[dict[str, int]]:
 
 def compare(folder: Path, layout: str) -> list[dict[str, Any]]:
     """Phase and stage: planned and measured bytes."""
-    config, ranks = config_of(folder, layout), LAYOUTS[layout][1]
+    config, ranks = config_of(folder, layout), (LAYOUTS | TRADES)[layout][1]
     return rows_of(make_plan(read_run(config), ranks, hardware("cpu")), measure(folder, layout), layout)
 
 

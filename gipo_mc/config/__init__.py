@@ -15,7 +15,9 @@ from gipo_mc.config.load import (
     validate,
     values,
 )
+from gipo_mc.config.memory import MemoryConfig
 from gipo_mc.config.names import check_name, check_regular, name_problem
+from gipo_mc.config.precision import PrecisionConfig
 from gipo_mc.config.rl import AlgorithmConfig, RolloutConfig
 from gipo_mc.config.schema import (
     CheckpointConfig,
@@ -40,9 +42,11 @@ __all__ = [
     "DPOConfig",
     "DataConfig",
     "EvalConfig",
+    "MemoryConfig",
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "PrecisionConfig",
     "RolloutConfig",
     "RunConfig",
     "TrainConfig",

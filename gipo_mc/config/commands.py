@@ -18,7 +18,7 @@ UNREAD: dict[str, tuple[str, ...]] = {
     "generate": (
         *("run.dir", "run.name", "run.iterations", "run.resume", "run.grace_seconds"),
         *("parallel.micro_batch_size", "parallel.tokens_per_micro_batch", "parallel.logit_rows"),
-        *("parallel.distributed_optimizer", "memory.offload", *_FROZEN),
+        *("parallel.distributed_optimizer", "parallel.overlap", "memory", "precision.fp8", *_FROZEN),
         *("model.reference", "model.critic", "model.reward", "rollout.batch_size", "rollout.samples_per_prompt"),
         "rollout.refusals",
         *("data.sequence_length", "data.turns", "data.join", "data.reward_chat_template"),

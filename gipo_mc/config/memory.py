@@ -8,6 +8,10 @@ from gipo_mc.config.section import Section, changeable
 
 
 class MemoryConfig(Section):
+    recompute: Literal["none", "selective", "full"] = changeable(
+        "none",
+        description="what the backward pass computes again: nothing, attention between its projections, whole layers",
+    )
     offload: list[Literal["frozen", "optimizer", "idle"]] = changeable(
         default_factory=list,
         description="RL: what is on the device only while it works: frozen (reference, reward model), optimizer (its "

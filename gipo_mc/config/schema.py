@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from gipo_mc.config.data import DataConfig
 from gipo_mc.config.memory import MemoryConfig
+from gipo_mc.config.precision import PrecisionConfig
 from gipo_mc.config.rl import AlgorithmConfig, RolloutConfig
 from gipo_mc.config.section import LARGE, ResumeRule, Section, changeable, fixed_by_content, on_or_off
 
@@ -61,12 +62,22 @@ class ParallelConfig(Section):
         le=10**6,
         description="a wait for another rank, or a call of a reward function, that takes longer ends the job",
     )
+    silence_seconds: float = changeable(
+        60.0,
+        ge=0,
+        le=10**6,
+        description="of several hosts, one that gives no sign of life for so long ends the job; 0: never",
+    )
     distributed_optimizer: Literal["auto", "on", "off"] = Field(
         "auto",
         description="shard optimizer state over data-parallel ranks (ZeRO-1); auto: on CUDA",
     )
+    overlap: Literal["auto", "on", "off"] = changeable(
+        "auto",
+        description="sum gradients and gather weights during the passes; auto: on CUDA, with distributed_optimizer",
+    )
 
-    @field_validator("distributed_optimizer", mode="before")
+    @field_validator("distributed_optimizer", "overlap", mode="before")
     @classmethod
     def _yaml_bool(cls, value: object) -> object:
         return on_or_off(value)
@@ -122,6 +133,17 @@ class DPOConfig(Section):
 class CheckpointConfig(Section):
     every: int = changeable(10, ge=0, le=10**9, description="iterations between checkpoints; 0: only the last")
     keep: int = changeable(2, ge=2, description="checkpoints kept, damaged ones not counted")
+    # A word of Python, so that the field cannot be written as the others are.
+    __annotations__["async"] = bool
+    vars()["async"] = changeable(False, description="write a checkpoint while training goes on; costs host memory")
+    verify: Literal["content", "size"] = changeable(
+        "content", description="what a start compares: all bytes that no start has read yet, or names and sizes alone"
+    )
+
+    @property
+    def asynchronous(self) -> bool:
+        """`checkpoint.async`."""
+        return bool(getattr(self, "async"))
 
 
 class EvalConfig(Section):
@@ -140,6 +162,7 @@ class Config(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA")
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     memory: MemoryConfig = Field(default_factory=MemoryConfig)
+    precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
@@ -197,6 +220,11 @@ class Config(Section):
             )
         if self.parallel.sequence and self.parallel.tensor == 1:
             problems.append("parallel.sequence=true needs parallel.tensor > 1: set one of the two")
+        if self.precision.fp8 != "off" and (self.device == "cpu" or self.dtype == "float32"):
+            problems.append(
+                f"precision.fp8={self.precision.fp8} needs a GPU and bfloat16, and device={self.device}, "
+                f"dtype={self.dtype}: set it to off, or device=cuda and dtype=bfloat16"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self

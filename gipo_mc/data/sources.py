@@ -61,12 +61,18 @@ def read_rows(source: str) -> Iterator[RawRow | BadRow]:
     if path.is_dir():
         raise DataError(f"{source} is a folder: name the files in it ({', '.join(_SUFFIXES)}).")
     hub = _HUB.match(source)
-    if not hub or source.endswith(_SUFFIXES) or source.startswith("."):
+    if not hub or not on_hub(source):
         raise DataError(
             f"There is no file {source}. Data is a local {', '.join(_SUFFIXES)} file, a hub data set written "
             "owner/name, owner/name:subset@split or owner/name/folder@split, or 'builtin'."
         )
     yield from _hub(source, hub)
+
+
+def on_hub(source: str) -> bool:
+    """Would `read_rows` ask the hub for it?"""
+    here = Path(os.path.expanduser(source)).exists() or source.endswith(_SUFFIXES) or source.startswith(".")
+    return not here and bool(_HUB.match(source))
 
 
 def domain_of_source(source: str) -> str:

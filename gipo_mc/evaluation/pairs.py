@@ -10,7 +10,7 @@ from typing import Any
 
 from gipo_mc.errors import DataError
 from gipo_mc.evaluation.games import Game, Outcome
-from gipo_mc.evaluation.responses import Response, check_aligned, chosen_prompts, conversation_of, text_hash
+from gipo_mc.evaluation.responses import Response, check_aligned, chosen_prompts, conversation_of, is_count, text_hash
 from gipo_mc.run.jsonl import encode, read_file, write_atomically
 
 FILE = "pairs.jsonl"
@@ -159,4 +159,9 @@ def _checked(row: Any) -> Pair:
     for entry in fields(Pair):
         if type(getattr(pair, entry.name)) not in _KINDS[str(entry.type)]:
             raise ValueError(f"{entry.name} is no {entry.type}")
+    for name in ("ours_tokens", "theirs_tokens"):
+        if not is_count(getattr(pair, name)):
+            raise ValueError(f"{name} is no count")
+    if pair.group is not None and not is_count(pair.group):
+        raise ValueError("group is neither null nor the number of one")
     return pair

@@ -87,6 +87,11 @@ def conversation_of(prompt: str, named: str = "") -> str:
     return named or text_hash(first)
 
 
+def is_count(value: object) -> bool:
+    """Is this a number of tokens, or of a group?"""
+    return type(value) is int and 0 <= value < 2**31
+
+
 def is_response(line: str) -> bool:
     """Is this a response as a line of JSON?"""
     try:
@@ -169,9 +174,9 @@ def _response(row: Any) -> Response:
     for name, kind in {**kinds, "truncated": bool, "sampling": dict, "messages": list}.items():
         if not isinstance(row.get(name, kind()), kind):
             raise ValueError(f"{name} is no {kind.__name__}")
-    if type(row["tokens"]) is not int or row["tokens"] < 0:
+    if not is_count(row["tokens"]):
         raise ValueError("tokens is no count")
-    if row.get("group") is not None and (type(row["group"]) is not int or row["group"] < 0):
+    if row.get("group") is not None and not is_count(row["group"]):
         raise ValueError("group is neither null nor the number of one")
     for message in row.get("messages", ()):
         if (

@@ -34,7 +34,7 @@ from gipo_mc.parallel.layout import Layout
 
 
 class MegatronEngine:
-    """Generates with the model that is trained, where it is: `sync_weights` has nothing to do.
+    """Generates with the model that is trained, where it is: `sync_weights` copies nothing.
 
     model: this rank's stage of a `StageModel` with an LM head, not wrapped.
     limits: slots, tokens of a prefill, memory of the cache.
@@ -64,7 +64,8 @@ class MegatronEngine:
         return self.model.shape.end_ids
 
     def sync_weights(self) -> None:
-        """The weights are the policy's own."""
+        """The weights are the policy's own; some may still be on their way from other replicas."""
+        self.model.gather_weights()
 
     @torch.no_grad()  # and not inference_mode: what is generated goes into training
     def generate(

@@ -127,6 +127,7 @@ class VLLMEngine:
     @torch.no_grad()
     def sync_weights(self) -> None:
         """Copy the policy's weights of now into vLLM's, and forget the prefixes that the old ones computed."""
+        self.model.gather_weights()
         with undisturbed(self.layout.device):
             if self._asleep:
                 self._vllm.wake_up(tags=["weights"])

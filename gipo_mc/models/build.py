@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from gipo_mc.errors import ConfigError
+from gipo_mc.models.execution import PLAIN, Execution, check_machine
 from gipo_mc.models.shape import ModelShape
 from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.models.weights.initialisation import initialize_heads, initialize_trunk
@@ -24,17 +25,20 @@ def build_model(
     trainable: bool,
     seed: int = 1,
     initialize: bool = True,
+    execution: Execution = PLAIN,
 ) -> StageModel:
     """This rank's stage, on `layout.device`, in train mode if `trainable`, else frozen and in eval mode.
 
     Weights are drawn from one stream a parameter, keyed by (seed, name): the same model in every layout. Heads are
     always initialised; `initialize=False` leaves the trunk to `load_hf_weights` or a checkpoint. Needs the process
-    groups (`gipo_mc.parallel.runtime.initialize`). Raises ConfigError if the shape does not fit the layout.
+    groups (`gipo_mc.parallel.runtime.initialize`). Raises ConfigError if the shape does not fit the layout, or the
+    machine cannot do what `execution` asks for.
     """
     shape.check(layout.tensor, layout.pipeline)
+    check_machine(execution, shape, layout, dtype)
     if head == "critic" and groups < 1:
         raise ConfigError(f"A critic with a group head needs algorithm.groups >= 1, not {groups}.")
-    model = StageModel(shape, layout, head=head, groups=groups, group_head=group_head, dtype=dtype)
+    model = StageModel(shape, layout, head=head, groups=groups, group_head=group_head, dtype=dtype, execution=execution)
     if initialize:
         initialize_trunk(model, seed)
     initialize_heads(model, seed)

@@ -69,7 +69,8 @@ class CachedForward:
         self._layers = [_layer_of(layer) for layer in model.decoder.layers]
         self._scale = self.shape.head_dim**-0.5
         self._group = parallel_state.get_tensor_model_parallel_group() if self.layout.tensor > 1 else None
-        self._tables = rotary_tables(model.rotary_pos_emb.inv_freq, longest)
+        cos_PR, sin_PR = rotary_tables(model.rotary_pos_emb.inv_freq, longest)
+        self._tables = cos_PR, sin_PR
 
     def __call__(self, tokens: Tokens, received_NH: Tensor | None, cache: KVCache) -> Tensor:
         """States of this stage, [N, H]; on the last stage normalised, and [n, H] for `tokens.last_n`.

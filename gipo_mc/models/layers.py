@@ -7,14 +7,13 @@ flash attention on a GPU. With TransformerEngine its linear layers (norm fused i
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.random import checkpoint
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -27,6 +26,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from gipo_mc.models.rotary import rotate
+from gipo_mc.parallel.megatron import transformer_engine
 from gipo_mc.parallel.megatron.versions import mlp
 
 
@@ -86,58 +86,61 @@ class RotaryAttention(SelfAttention):
         for name in ("packed_seq_params", "inference_context"):
             if others.get(name) is not None:
                 raise ValueError(f"this attention takes padded whole sequences, and does not know {name}")
-        query, key, value = self.get_query_key_value_tensors(hidden_states)
-        query, key = rotate(query, rotary_pos_emb), rotate(key, rotary_pos_emb)
-        return self.linear_proj(self.core_attention(query, key, value))  # type: ignore[no-any-return]
+        parts = (*self.get_query_key_value_tensors(hidden_states), rotary_pos_emb)
+        if self.checkpoint_core_attention and self.training:
+            seen = checkpoint(self._attend, False, *parts)
+        else:
+            seen = self._attend(*parts)
+        return self.linear_proj(seen)  # type: ignore[no-any-return]
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, tables: Tensor) -> Tensor:
+        """All between the two projections, which is what selective recomputation computes again."""
+        return self.core_attention(rotate(query, tables), rotate(key, tables), value)  # type: ignore[no-any-return]
 
 
 def has_transformer_engine(config: TransformerConfig) -> bool:
-    """TransformerEngine is used where it is installed and the model lives on a GPU."""
-    return not config.use_cpu_initialization and importlib.util.find_spec("transformer_engine") is not None
+    """TransformerEngine is used where it can be imported and the model lives on a GPU."""
+    return not config.use_cpu_initialization and not transformer_engine.problem()
 
 
 def block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage and the final norm."""
-    layer = _engine_layer(config) if has_transformer_engine(config) else _local_layer(config)
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+    layers = [_layer(config)] * get_num_layers_to_build(config)
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
 
 
-def _local_layer(config: TransformerConfig) -> ModuleSpec:
+def _layer(config: TransformerConfig) -> ModuleSpec:
+    column, row, norm = ColumnParallelLinear, RowParallelLinear, RMSNorm
+    # Checkpoints carry TransformerEngine's names, so that one written without it loads with it.
+    names = {
+        "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+        "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+    }
+    if has_transformer_engine(config):
+        # Its column-parallel linear has the norm in it.
+        (column, row), norm, names = transformer_engine.linears(), IdentityOp, {}
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=norm,
             self_attention=ModuleSpec(
                 module=RotaryAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
+                    linear_qkv=column,
                     core_attention=CausalAttention,
-                    linear_proj=RowParallelLinear,
+                    linear_proj=row,
                     q_layernorm=_head_norm(config),
                     k_layernorm=_head_norm(config),
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=RMSNorm,
-            mlp=mlp(MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)),
+            pre_mlp_layernorm=norm,
+            mlp=mlp(MLPSubmodules(linear_fc1=column, linear_fc2=row)),
             mlp_bda=get_bias_dropout_add,
-            # Checkpoints carry TransformerEngine's names, so that one written without it loads with it.
-            sharded_state_dict_keys_map={
-                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-            },
+            sharded_state_dict_keys_map=names,
         ),
     )
-
-
-def _engine_layer(config: TransformerConfig) -> ModuleSpec:
-    spec = get_gpt_layer_with_transformer_engine_spec()
-    attention = spec.submodules.self_attention
-    attention.module = RotaryAttention
-    attention.submodules.core_attention = CausalAttention
-    attention.submodules.q_layernorm = attention.submodules.k_layernorm = _head_norm(config)
-    return spec
 
 
 def _head_norm(config: TransformerConfig) -> type[torch.nn.Module]:

@@ -92,9 +92,15 @@ class Packer:
             else:
                 low = middle + 1
         parts = self._cut(low)
+        divisible = [(-self._size(part), number) for number, part in enumerate(parts) if len(part) > 1]
+        heapq.heapify(divisible)
         while len(parts) < count:
-            largest = max((part for part in parts if len(part) > 1), key=self._size)
+            _, number = heapq.heappop(divisible)
+            largest = parts[number]
             parts.append([largest.pop() for _ in range(len(largest) // 2)][::-1])
+            for half in (number, len(parts) - 1):
+                if len(parts[half]) > 1:
+                    heapq.heappush(divisible, (-self._size(parts[half]), half))
         plan: Plan = [[] for _ in range(replicas)]
         loads = [(0, replica) for replica in range(replicas)]
         for part in sorted(parts, key=lambda part: (-self._size(part), part)):

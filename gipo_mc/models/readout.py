@@ -6,15 +6,13 @@ from the same pieces, so that scoring and training cannot differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from megatron.core import parallel_state
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from gipo_mc.models.micro_batch import MicroBatch
+from gipo_mc.models.projection import in_parts
 from gipo_mc.ops import TokenStatistics, token_statistics
 from gipo_mc.parallel.engine import LastStage, Outputs
 
@@ -34,13 +32,13 @@ def response_statistics(
 ) -> TokenStatistics:
     """Log-prob and entropy of each packed response token, [N] each, at `temperature`.
 
-    logit_rows: tokens whose logits exist at a time, see `by_rows`; 0: all.
+    logit_rows: tokens whose logits exist at a time, see `in_parts`; 0: all.
     """
     group = None if holds_the_vocabulary() else parallel_state.get_tensor_model_parallel_group()
 
-    def statistics(state_nH: Tensor, target_n: Tensor) -> tuple[Tensor, Tensor]:
-        found = token_statistics(
-            model.lm_logits(state_nH),
+    def statistics(logits_nV: Tensor, target_n: Tensor) -> TokenStatistics:
+        return token_statistics(
+            logits_nV,
             target_n,
             vocab_start=model.vocab_start,
             vocab_size=model.vocab_size,
@@ -49,36 +47,20 @@ def response_statistics(
             # The logits are made here and used by nobody else: their gradient may take their place.
             inplace_backward=True,
         )
-        return found.logp_N, found.entropy_N
 
     state_NH = response_states(hidden_LBH, batch)
-    return TokenStatistics(*by_rows(statistics, state_NH, batch.target_N, rows=logit_rows))
-
-
-def by_rows(
-    function: Callable[..., tuple[Tensor, ...]], state_NH: Tensor, *others_N: Tensor, rows: int
-) -> tuple[Tensor, ...]:
-    """`function(state_NH, *others_N)` -> tensors [N], computed on at most `rows` rows at a time (0: all at once).
-
-    What `function` holds between its input and its output, logits above all, exists for one part at a time. Where a
-    gradient is wanted, all parts but the last are computed a second time in the backward pass, and their gradients of
-    the weights are added to Megatron's float32 buffer part by part, as those of micro-batches are. Parts differ in
-    size by at most one row, and are the same on every tensor-parallel rank.
-    """
-    count = -(-len(state_NH) // rows) if rows else 1
-    if count <= 1:
-        return function(state_NH, *others_N)
-    outputs = []
-    parts = zip(*(tensor.tensor_split(count) for tensor in (state_NH, *others_N)))
-    for number, part in enumerate(parts, 1):
-        # The backward pass begins with the last part, so what that one holds can wait for it.
-        if torch.is_grad_enabled() and number < count:
-            # Reentrant on purpose: the other kind sums the weight gradients of all parts in the model's dtype before
-            # Megatron is given them. Nothing here draws random numbers.
-            outputs.append(checkpoint(function, *part, use_reentrant=True, preserve_rng_state=False))
-        else:
-            outputs.append(function(*part))
-    return tuple(torch.cat(columns) for columns in zip(*outputs))
+    if not logit_rows or len(state_NH) <= logit_rows:
+        return statistics(model.lm_logits(state_NH), batch.target_N)
+    found = in_parts(
+        statistics,
+        state_NH,
+        model.head_weight,
+        batch.target_N,
+        rows=logit_rows,
+        float32=model.fp32_logits,
+        group=group,
+    )
+    return TokenStatistics(*found)
 
 
 def response_values(model: Any, hidden_LBH: Tensor, batch: MicroBatch) -> Tensor:

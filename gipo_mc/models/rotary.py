@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: cos and sin of every position, float32 [positions, D/2] each.
-Tables = tuple[Tensor, Tensor]
+#: cos and sin of every position, float32 [2, positions, D/2]: one tensor, as recomputation takes no others.
+Tables = Tensor
 
 
 def rotary_tables(frequency_R: Tensor, positions: int) -> Tables:
     """Those of positions 0 to `positions` - 1. frequency_R: float32 [D/2], radians a position."""
     position_P = torch.arange(positions, dtype=torch.float32, device=frequency_R.device)
     angle_PR = torch.outer(position_P, frequency_R)
-    return angle_PR.cos(), angle_PR.sin()
+    return torch.stack([angle_PR.cos(), angle_PR.sin()])
 
 
 def rotate(x_LBHD: Tensor, tables: Tables) -> Tensor:

@@ -8,6 +8,7 @@ only the positions that a loss needs are ever projected.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -18,10 +19,12 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
 from torch import Tensor
 
+from gipo_mc.models.execution import Execution
 from gipo_mc.models.families import family_of
 from gipo_mc.models.heads import GroupHead, ScalarHead
 from gipo_mc.models.layers import block_spec
 from gipo_mc.models.megatron_config import transformer_config
+from gipo_mc.models.projection import logits
 from gipo_mc.models.rotary import rotary_tables
 from gipo_mc.models.shape import ModelShape
 from gipo_mc.parallel.layout import Layout
@@ -32,17 +35,25 @@ HeadKind = Literal["lm", "value", "reward", "critic"]
 class StageModel(GPTModel):
     """One stage. Build with `gipo_mc.models.build.build_model`.
 
-    Attributes: shape, layout, head; vocab_size (the true vocabulary), padded_vocab, and vocab_start, the first global
-    id of this tensor rank's shard of the logits. Columns with a global id >= vocab_size are padding: consumers treat
-    them as -inf (`gipo_mc.ops.token_statistics(vocab_start=, vocab_size=)` does).
+    Attributes: shape, layout, head, execution; vocab_size (the true vocabulary), padded_vocab, and vocab_start, the
+    first global id of this tensor rank's shard of the logits. Columns with a global id >= vocab_size are padding:
+    consumers treat them as -inf (`gipo_mc.ops.token_statistics(vocab_start=, vocab_size=)` does).
     """
 
     output_layer: Any  # None where there is no vocabulary projection
 
     def __init__(
-        self, shape: ModelShape, layout: Layout, *, head: HeadKind, groups: int, group_head: str, dtype: torch.dtype
+        self,
+        shape: ModelShape,
+        layout: Layout,
+        *,
+        head: HeadKind,
+        groups: int,
+        group_head: str,
+        dtype: torch.dtype,
+        execution: Execution,
     ) -> None:
-        config = transformer_config(shape, layout, dtype)
+        config = transformer_config(shape, layout, dtype, execution)
         padded_vocab = shape.padded_vocab(layout.tensor)
         super().__init__(
             config=config,
@@ -54,10 +65,12 @@ class StageModel(GPTModel):
             share_embeddings_and_output_weights=shape.tied and head == "lm",
             position_embedding_type="rope",
         )
-        self.shape, self.layout, self.head, self.groups = shape, layout, head, groups
+        self.shape, self.layout, self.head, self.groups, self.execution = shape, layout, head, groups, execution
         self.vocab_size, self.padded_vocab = shape.vocab_size, padded_vocab
         self.vocab_start = layout.tensor_rank * (padded_vocab // layout.tensor)
         self.rotary_pos_emb.inv_freq = family_of(shape).rotary_frequencies(shape).to(layout.device)
+        #: Before the parameters are read in another way than by `forward`; the engine that trains the model sets it.
+        self.gather_weights: Callable[[], None] = lambda: None
         if layout.is_last_stage:
             self._build_head(group_head, dtype)
 
@@ -82,10 +95,11 @@ class StageModel(GPTModel):
         On the last stage [L, B, H] after the final norm, the full sequence on every tensor rank; its gradient is
         expected complete on each of them, which the heads and `lm_logits` provide. On other stages what the next one
         receives (the rank's share of the sequence under sequence parallelism, L padded to a multiple of the tensor
-        ranks). Stages but the first read the tensor that `set_input_tensor` was given; Megatron's schedules do so.
+        ranks; under FP8, of what its kernels take). Stages but the first read the tensor that `set_input_tensor` was
+        given; Megatron's schedules do so.
         """
         batch, length = tokens_BL.shape
-        extra = -length % self.layout.tensor if self.config.sequence_parallel else 0
+        extra = -length % self.execution.length_multiple(self.layout)
         if extra:
             tokens_BL = torch.cat([tokens_BL, tokens_BL.new_zeros(batch, extra)], dim=1)
         hidden = self.decoder(
@@ -101,10 +115,25 @@ class StageModel(GPTModel):
             )
         return hidden[:length]
 
+    @property
+    def head_weight(self) -> Tensor:
+        """[padded_vocab / tensor, H]: this rank's shard of the projection on the vocabulary."""
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()
+        return self.output_layer.weight
+
+    @property
+    def fp32_logits(self) -> bool:
+        """Are logits float32 while the model is not?"""
+        return self.execution.fp32_logits and self.head_weight.dtype in (torch.bfloat16, torch.float16)
+
     def lm_logits(self, hidden_NH: Tensor) -> Tensor:
-        """[N, H] -> [N, padded_vocab / tensor] in the model's dtype, this rank's shard of the vocabulary."""
-        tied = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        return self.output_layer(hidden_NH, weight=tied)[0]
+        """[N, H] -> [N, padded_vocab / tensor] in the model's dtype, or float32 as `execution` has it: this rank's
+        shard of the vocabulary."""
+        if self.fp32_logits:
+            group = self.tp_group if self.layout.tensor > 1 else None
+            return logits(hidden_NH, self.head_weight, float32=True, group=group)
+        return self.output_layer(hidden_NH, weight=self.head_weight)[0]
 
     def value(self, hidden_NH: Tensor) -> Tensor:
         """[N, H] -> float32 [N]."""

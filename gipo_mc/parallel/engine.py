@@ -18,7 +18,6 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
@@ -27,8 +26,11 @@ from gipo_mc.config import OptimizerConfig
 from gipo_mc.errors import CheckpointError
 from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.layout import Layout
+from gipo_mc.parallel.megatron.overlap import Overlap
 from gipo_mc.parallel.memory.offload import Offloader, Resident
 from gipo_mc.parallel.memory.snapshot import optimizer_tensors, to_host
+from gipo_mc.parallel.optimizer import initialize_moments, load_optimizer, make_scheduler, steps_taken
+from gipo_mc.parallel.saving.optimizer_shards import FORMAT, distributed_part, sharded_pieces
 from gipo_mc.parallel.step_checks import StepProbe, StepResult
 
 
@@ -43,7 +45,7 @@ class ModelInput(Protocol):
 
 #: Whole moments under the names of their parameters, as without a distributed optimizer: any layout can read them.
 #: Megatron's own default is a format that its checkpoints no longer take.
-_OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable"}
+_OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": FORMAT}
 
 Outputs = dict[str, Tensor]
 #: (model, hidden_LBH, micro-batch) -> outputs; the loss to back-propagate, if any, under the key "loss" (a scalar).
@@ -55,6 +57,8 @@ class Engine:
 
     model: the bare Megatron module of this stage (what generation and checkpoints use).
     total_steps: optimizer steps of the whole run, for the learning-rate schedule.
+    overlap: sum gradients and, with the distributed optimizer, gather weights while passes run. Then whoever reads
+        weights of the model itself calls `gather_weights` before.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Engine:
         *,
         total_steps: int = 1,
         distributed_optimizer: bool = False,
+        overlap: bool = False,
     ) -> None:
         self.model = model
         self.layout = layout
@@ -77,21 +82,29 @@ class Engine:
         self._wrapped: torch.nn.Module = model
         #: Megatron's, of weights and gradients.
         self._buffers: list[Any] = []
+        self._overlap: Overlap | None = None
         if optimizer is None:
             model.requires_grad_(False)
             return
         config: Any = model.config
+        gather = overlap and distributed_optimizer
         ddp = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=distributed_optimizer
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=overlap,
+            overlap_param_gather=gather,
+            use_distributed_optimizer=distributed_optimizer,
         )
         self._wrapped = DistributedDataParallel(config, ddp, model)
         self._buffers = self._wrapped.buffers  # type: ignore[assignment]  # hides the method of modules
         config.no_sync_func = self._wrapped.no_sync
+        if overlap:
+            self._overlap = Overlap(self._wrapped)
+            # Stages behind the first sum their gradients in the bubble at the end.
+            config.grad_sync_func = self._wrapped.start_grad_sync
+            model.gather_weights = self.gather_weights  # type: ignore[assignment]
         # The caller's losses are sums that are already normalised: no division by a token count.
         config.calculate_per_token_loss = True
-        config.finalize_model_grads_func = lambda chunks, num_tokens, **kwargs: finalize_model_grads(
-            chunks, None, **kwargs
-        )
+        config.finalize_model_grads_func = self._finalize
         low_precision = config.params_dtype == torch.bfloat16
         self.optimizer = get_megatron_optimizer(
             MegatronOptimizerConfig(
@@ -106,20 +119,36 @@ class Engine:
                 bf16=low_precision,
                 params_dtype=config.params_dtype,
                 use_distributed_optimizer=distributed_optimizer,
+                overlap_param_gather=gather,
             ),
             [self._wrapped],
         )
-        _initialize_moments(self.optimizer)
-        self.scheduler = _scheduler(self.optimizer, optimizer, total_steps)
+        initialize_moments(self.optimizer)
+        self.scheduler = make_scheduler(self.optimizer, optimizer, total_steps)
+
+    def _finalize(self, chunks: Any, num_tokens: Any, **kwargs: Any) -> None:
+        if self._overlap is not None:
+            self._overlap.finish_gradients()
+        finalize_model_grads(chunks, None, **kwargs)
+
+    def gather_weights(self) -> None:
+        """Before anything but a pass reads the weights. A collective, where passes gather them (`overlap`)."""
+        if self._overlap is not None:
+            self._overlap.gather_weights()
 
     def offload(self, offloader: Offloader, name: str) -> None:
         """Let the offloader have this model, which leaves at once what may leave. name: in messages."""
         self.resident = offloader.take(
             name,
-            self.model.parameters,
+            self._gathered,
             lambda: (buffer.grad_data for buffer in self._buffers),
             lambda: optimizer_tensors(self.optimizer) if self.optimizer else (),
         )
+
+    def _gathered(self) -> Iterator[torch.nn.Parameter]:
+        """The weights as they leave: whole, where the passes would gather them."""
+        self.gather_weights()
+        return self.model.parameters()
 
     @contextmanager
     def whole(self, *, changes: bool = False) -> Iterator[None]:
@@ -155,6 +184,7 @@ class Engine:
             return model(micro_batch.tokens_BL), partial(finish, micro_batch)
 
         def finish(micro_batch: ModelInput, hidden_LBH: Tensor, non_loss_data: bool = False) -> Any:
+            self.gather_weights()  # heads are not read through a module's forward alone
             outputs = last_stage(self.model, hidden_LBH, micro_batch)
             if non_loss_data:
                 return outputs
@@ -191,6 +221,8 @@ class Engine:
         if updated:
             probe = StepProbe(self.optimizer)
             self.optimizer.step()
+            if self._overlap is not None:
+                self._overlap.weights_changed()
             change = probe.change(self.layout.device)
         self.scheduler.step(increment=1)
         result = StepResult(grad_norm, updated, lr, change)
@@ -201,7 +233,7 @@ class Engine:
         """Optimizer steps that changed the model, those before a restart included; 0: it is the one that was loaded. A
         collective."""
         assert self.optimizer is not None, "a frozen model has no steps"
-        taken = torch.tensor(_steps_taken(self.optimizer), device=self.layout.device)
+        taken = torch.tensor(steps_taken(self.optimizer), device=self.layout.device)
         return int(gather_in_rank_order(taken).max())
 
     @property
@@ -212,13 +244,16 @@ class Engine:
 
     def sharded_state(self, prefix: str, *, is_loading: bool = False) -> dict[str, Any]:
         """Model, optimizer and schedule as Megatron's sharded state, for dist_checkpointing in any layout."""
+        self.gather_weights()
         model_state = self.model.sharded_state_dict(prefix=f"{prefix}.model.")  # type: ignore[operator]
         state: dict[str, Any] = {f"{prefix}.model": model_state}
         if self.optimizer is not None and self.scheduler is not None:
-            optimizer_state = self.optimizer.sharded_state_dict(
-                model_state, is_loading=is_loading, metadata=_OPTIMIZER_FORMAT
+            own = None if is_loading else distributed_part(self.optimizer)
+            state[f"{prefix}.optimizer"] = (
+                sharded_pieces(own, model_state)
+                if own
+                else self.optimizer.sharded_state_dict(model_state, is_loading=is_loading, metadata=_OPTIMIZER_FORMAT)
             )
-            state[f"{prefix}.optimizer"] = optimizer_state
             state[f"{prefix}.scheduler"] = self.scheduler.state_dict()
         return state
 
@@ -242,81 +277,5 @@ class Engine:
                 f"{' and more' if len(lost) > 5 else ''} are in only one of the two. It was made for another model."
             )
         if self.optimizer is not None and self.scheduler is not None:
-            _load_optimizer(self.optimizer, state[f"{prefix}.optimizer"])
+            load_optimizer(self.optimizer, state[f"{prefix}.optimizer"])
             self.scheduler.load_state_dict(state[f"{prefix}.scheduler"])
-
-
-def _initialize_moments(optimizer: MegatronOptimizer) -> None:
-    """Make Adam's moments now, and not at its first step: a checkpoint may come before that (critic warm-up)."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        inner = getattr(part, "optimizer", None)
-        if inner is None:
-            continue  # a rank without parameters
-        part.init_state_fn(inner, part.config)
-        if isinstance(inner, (torch.optim.Adam, torch.optim.AdamW)):
-            for state in inner.state.values():
-                state.setdefault("step", torch.zeros((), dtype=torch.float32))
-
-
-def _steps_taken(optimizer: MegatronOptimizer) -> int:
-    """As Adam counts them: torch's with each weight's moments, fused ones for a group of weights."""
-    counts = [0]
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        inner = getattr(part, "optimizer", None)
-        if inner is not None:  # else a rank without parameters
-            counts += [int(own["step"]) for own in inner.state.values() if "step" in own]
-            counts += [int(group["step"]) for group in inner.param_groups if "step" in group]
-    return max(counts)
-
-
-def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
-    """`load_state_dict`, and two of Megatron's gaps around the step count of torch's Adam."""
-    part = getattr(optimizer, "chained_optimizers", [optimizer])[0]
-    inner = getattr(part, "optimizer", None)
-    _keep_rates(optimizer, state.get("optimizer", state))
-    if not (isinstance(part, DistributedOptimizer) and isinstance(inner, (torch.optim.Adam, torch.optim.AdamW))):
-        if moments := state.get("optimizer", state).get("state"):
-            # A step count of 0 is left out of checkpoints.
-            moments.setdefault("common_step", torch.zeros(()))
-        optimizer.load_state_dict(state)
-        return
-    # The distributed optimizer gives all parameters one tensor as their count, which each of them then advances, and
-    # looks for the count among the moments.
-    moments = state.pop("param_state")
-    optimizer.load_state_dict(state)
-    counts = [float(own.pop("step")) for own in inner.state.values()]
-    part.load_parameter_state_from_fully_reshardable(moments)
-    for own, count in zip(inner.state.values(), counts, strict=True):
-        own["step"] = torch.tensor(count, dtype=torch.float32)
-
-
-def _keep_rates(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
-    """Give loaded groups of parameters the limits of the learning rate that the configuration has now.
-
-    Megatron's schedule takes them from the groups, before its own. So up to 0.18 a run went on with the limits of its
-    checkpoint, and since 0.19, where groups are found by them, a checkpoint with others is refused.
-    """
-    for own in optimizer.param_groups[:1]:  # all groups have the same; a rank without parameters has none
-        for group in loaded.get("param_groups", []):
-            group.update({name: own[name] for name in ("max_lr", "min_lr")})
-
-
-def _scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig, total_steps: int) -> OptimizerParamScheduler:
-    return OptimizerParamScheduler(
-        optimizer,
-        # Megatron counts warm-up from 0, which would waste the first step at a learning rate of 0.
-        init_lr=config.lr / (config.warmup + 1),
-        max_lr=config.lr,
-        min_lr=config.min_lr,
-        lr_warmup_steps=config.warmup,
-        lr_decay_steps=max(total_steps, config.warmup + 1),
-        lr_decay_style=config.schedule,
-        start_wd=config.weight_decay,
-        end_wd=config.weight_decay,
-        wd_incr_steps=max(total_steps, 1),
-        wd_incr_style="constant",
-        # A resumed run takes its position from the checkpoint and its schedule from the configuration, so that more
-        # iterations may be asked for than at first.
-        use_checkpoint_opt_param_scheduler=False,
-        override_opt_param_scheduler=True,
-    )

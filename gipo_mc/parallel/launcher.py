@@ -1,17 +1,37 @@
-"""How many ranks were started. Those that `srun` started without torchrun find in Slurm's variables what torchrun
-would have told them."""
+"""How many ranks were started, and with which environment. Those that `srun` started without torchrun find in Slurm's
+variables what torchrun would have told them. Nothing here needs torch, which reads some of them when it is imported."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import MutableMapping
 
+from gipo_mc.config import Config
 from gipo_mc.errors import ConfigError
 
 
 def world_size() -> int:
     """Ranks of this job: torchrun's WORLD_SIZE, 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def several_hosts() -> bool:
+    """Do the ranks of this job run on more than one host? Whoever sets RANK without LOCAL_WORLD_SIZE has one."""
+    return world_size() > int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
+def suit_cuda(config: Config, environment: MutableMapping[str, str] | None = None) -> None:
+    """Set what CUDA and torch's allocator read when they begin, where the user has not; the CPU heeds none of it.
+
+    One connection to the device lets the collectives of tensor parallelism start before the matrix products they
+    overlap with, as Megatron's schedules assume. Expandable segments keep the memory of rollouts of ever other lengths
+    from falling to pieces; vLLM's memory pool refuses them.
+    """
+    env = os.environ if environment is None else environment
+    if config.parallel.tensor > 1:
+        env.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    if config.rollout.engine != "vllm" and "PYTORCH_ALLOC_CONF" not in env:
+        env.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 def adopt_slurm(environment: MutableMapping[str, str] | None = None) -> None:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from itertools import count
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -25,27 +26,49 @@ T = TypeVar("T")
 _LOOK = 2.0
 _calls = count()
 _lost = False
+_silence = 0.0
+_unanswered = False
 
 
 @dataclass(frozen=True)
 class RankError:
     """The first error of a job: on which rank, with which exit code and message.
 
-    hang: somebody did not answer in time; every rank then shows where it is.
+    hang: somebody did not answer in time; every rank then shows where it is. place: added to the message where ranks
+    run on several hosts.
     """
 
     rank: int
     exit_code: int
     message: str
     hang: bool = False
+    place: str = ""
 
 
-def record_error(exit_code: int, message: str, *, hang: bool = False, store: dist.Store | None = None) -> None:
+def set_silence(seconds: float) -> None:
+    """What the store may take for an answer, before `unanswered` says that it gave none; 0: any time."""
+    global _silence
+    _silence = seconds
+
+
+def silence() -> float:
+    """Seconds without a sign of life after which a host of a job of several is taken for lost; 0: never."""
+    return _silence
+
+
+def unanswered() -> bool:
+    """Has the store, which is there, given no answer for so long? (One whose process ended is only lost.)"""
+    return _unanswered
+
+
+def record_error(
+    exit_code: int, message: str, *, hang: bool = False, place: str = "", store: dist.Store | None = None
+) -> None:
     """Tell the job that this rank is about to fail; the first rank to do so is remembered.
 
     store: of this thread (`own_store`), where it is not the main one.
     """
-    error = RankError(dist.get_rank(), exit_code, message, hang)
+    error = RankError(dist.get_rank(), exit_code, message, hang, place)
 
     def tell(to: dist.Store) -> None:
         if to.add(_key("first_error/claimed"), 1) == 1:
@@ -56,7 +79,7 @@ def record_error(exit_code: int, message: str, *, hang: bool = False, store: dis
 
 def first_error(store: dist.Store | None = None) -> RankError | None:
     """The first error that a rank announced, or None."""
-    text = _read("first_error", store)
+    text = read("first_error", store)
     return RankError(**json.loads(text)) if text else None
 
 
@@ -73,7 +96,7 @@ def announce_stop(why: str, store: dist.Store | None = None) -> None:
 
 def announced_stop(store: dist.Store | None = None) -> str:
     """Why the job is asked to stop, or "" where no rank said that it is."""
-    return _read("stop", store)
+    return read("stop", store) or ""
 
 
 def announce_end(message: str, store: dist.Store | None = None) -> None:
@@ -83,7 +106,7 @@ def announce_end(message: str, store: dist.Store | None = None) -> None:
 
 def announced_end() -> str:
     """The message of a rank that ended because no step ended in time, or ""."""
-    return _read("end")
+    return read("end") or ""
 
 
 def while_others_wait(work: Callable[[], None]) -> None:
@@ -99,6 +122,11 @@ def while_others_wait(work: Callable[[], None]) -> None:
     while not _ask(lambda to: _is_set(to, done), True):
         if first_error() is not None:
             return  # the collective behind this one says who was lost
+
+
+def count_up(name: str, store: dist.Store) -> None:
+    """Add 1 to what the job knows under `name`."""
+    _ask(lambda to: to.add(_key(name), 1), 0, store)
 
 
 def own_store() -> dist.Store:
@@ -117,24 +145,51 @@ def _is_set(store: dist.Store, key: str) -> bool:
     return True
 
 
-def _read(name: str, store: dist.Store | None = None) -> str:
+def read(name: str, store: dist.Store | None = None) -> str | None:
+    """What the job knows under `name`, "" for nothing; None where the store is lost."""
     if not dist.is_initialized():
         return ""
     key = _key(name)
-    return _ask(lambda of: of.get(key).decode() if of.check([key]) else "", "", store)
+    return _ask(lambda of: of.get(key).decode() if of.check([key]) else "", None, store)
 
 
 def _ask(question: Callable[[dist.Store], T], otherwise: T, store: dist.Store | None = None) -> T:
     """The store's answer, or `otherwise` where the store is gone, or does not answer within the time-out. It is not
     asked again then: each time torch would print the C++ frames of the lost connection, or wait as long again."""
-    global _lost
+    global _lost, _unanswered
     if _lost:
         return otherwise
     try:
-        return question(store or _store())
+        return _in_time(lambda: question(store or _store()))
+    except TimeoutError:
+        _lost = _unanswered = True
+        return otherwise
     except (dist.DistNetworkError, dist.DistStoreError):
         _lost = True
         return otherwise
+
+
+def _in_time(question: Callable[[], T]) -> T:
+    """The answer, or TimeoutError: torch waits without end for a store whose host is cut off."""
+    if not _silence:
+        return question()
+    found: list[Any] = []
+
+    def work() -> None:
+        try:
+            found.append((question(), None))
+        except BaseException as error:
+            found.append((None, error))
+
+    thread = threading.Thread(target=work, name="store", daemon=True)
+    thread.start()
+    thread.join(_silence)
+    if not found:
+        raise TimeoutError
+    answer, error = found[0]
+    if error is not None:
+        raise error
+    return answer  # type: ignore[no-any-return]
 
 
 def _key(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Literal
@@ -13,11 +14,13 @@ from megatron.core import parallel_state, tensor_parallel
 
 from gipo_mc.config import ParallelConfig
 from gipo_mc.errors import ConfigError, PeerError
-from gipo_mc.parallel import limits
+from gipo_mc.parallel import limits, news
+from gipo_mc.parallel.launcher import several_hosts
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.megatron import cpu_adapter, versions
 from gipo_mc.parallel.megatron.second_layout import Groups
 from gipo_mc.parallel.news import first_error
+from gipo_mc.parallel.nodes import greeting, network
 
 # Megatron wants a seed for its own random tracker. Nothing draws from it (dropout is 0, weights come from named
 # streams, sampling from counter-based ones), so it is a constant and not an option.
@@ -47,12 +50,19 @@ def resolve_dtype(dtype: Literal["auto", "float32", "bfloat16"], device: torch.d
     return torch.bfloat16 if dtype == "bfloat16" else torch.float32
 
 
-def initialize(parallel: ParallelConfig, device: Literal["auto", "cpu", "cuda"] = "auto") -> Layout:
+def initialize(
+    parallel: ParallelConfig,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    same: Mapping[str, object] | None = None,
+) -> Layout:
     """Join the process group, build Megatron's groups, and say where this rank stands.
 
     Reads RANK, WORLD_SIZE, LOCAL_RANK as torchrun sets them; without them this is a job of one rank that opens no
     connection. Collectives that take longer than `parallel.timeout_minutes` end the job. The layout must have been
     checked before (`gipo_mc.config.check_layout`).
+
+    same: what has to be the same on all hosts, where there are several, by name; versions and code are in any case.
+    Raises the errors of `nodes.greeting.greet`, and PeerError where ranks do not reach each other.
     """
     kind = resolve_device(device)
     versions.keep_notices_to_developers()
@@ -67,12 +77,7 @@ def initialize(parallel: ParallelConfig, device: Literal["auto", "cpu", "cuda"] 
         place = torch.device("cpu")
         cpu_adapter.apply()
     if not dist.is_initialized():
-        # Both backends on CUDA: metrics and checkpoints also move CPU tensors.
-        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-        if "RANK" in os.environ:
-            dist.init_process_group(backend, timeout=timeout)
-        else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        _join(kind, parallel, {"device": kind, **(same or {})})
     sizes = (parallel.tensor, parallel.pipeline)
     if parallel_state.model_parallel_is_initialized():
         # A command may run several trainings one after the other on the same ranks.
@@ -106,6 +111,31 @@ def _make_groups(tensor: int, pipeline: int, timeout_minutes: float) -> None:
     )
 
 
+def _join(kind: Literal["cpu", "cuda"], parallel: ParallelConfig, same: Mapping[str, object]) -> None:
+    timeout = timedelta(minutes=parallel.timeout_minutes)
+    # Both backends on CUDA: metrics and checkpoints also move CPU tensors.
+    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+    if "RANK" not in os.environ:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    if not several_hosts():
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    store, rank, world = greeting.meet(timeout)
+    greeting.greet(store, rank, world, same)
+    news.set_silence(parallel.silence_seconds)
+    try:
+        dist.init_process_group(
+            backend, store=dist.PrefixStore("default_pg", store), rank=rank, world_size=world, timeout=timeout
+        )
+    except RuntimeError as error:
+        raise PeerError(
+            f"The ranks have met and do not reach each other: {greeting.host_at(str(error))}{network.VARIABLE} (gloo) "
+            "and NCCL_SOCKET_IFNAME (NCCL) name the interface of each host that the others are reached by; no "
+            f"firewall may stand between them. It said: {error}"
+        ) from error
+
+
 def current_layout(sequence: bool, device: torch.device) -> Layout:
     """The layout of the groups that Megatron holds now."""
     return Layout(
@@ -127,11 +157,16 @@ def lost_peer(error: RuntimeError) -> PeerError | None:
 
     gloo reports a dead or silent peer as a plain RuntimeError, NCCL as a DistBackendError.
     """
-    signs = ("Connection closed by peer", "Connection reset", "Timed out", "gloo")
+    # The last is what gloo says to those who ask again after a time-out; it names no file of gloo's.
+    signs = ("Connection closed by peer", "Connection reset", "Timed out", "gloo", "timeout caused pair closure")
     if not isinstance(error, dist.DistBackendError) and not any(sign in str(error) for sign in signs):
         return None
     first = first_error()
-    cause = f"Rank {first.rank} failed first: {first.message}" if first else f"The collective said: {error}."
+    cause = (
+        f"Rank {first.rank} failed first: {first.message}{first.place}"
+        if first
+        else f"{greeting.host_at(str(error))}The collective said: {str(error).split(' This is typically')[0]}."
+    )
     return PeerError(
         f"A rank was lost, or did not answer within parallel.timeout_minutes. {cause} The same command continues from "
         "the last checkpoint, if there is one."

@@ -9,12 +9,14 @@ lie anywhere in the index's own folder and nowhere else.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -23,10 +25,38 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from gipo_mc.errors import CheckpointError
+from gipo_mc.parallel.disk import write_synced
+from gipo_mc.parallel.saving.files import Written
+from gipo_mc.parallel.saving.plan import Chunk
 
 FILE = ".metadata"
 #: Modules whose names an index gives: torch's classes of the index, and of the plans that Megatron stores with it.
 _NAMED = ("torch.distributed.checkpoint", "megatron.core.dist_checkpointing", "torch.serialization", "pathlib")
+
+
+def write_index(folder: Path, chunks: Iterable[Chunk], files: Iterable[Written]) -> None:
+    """Write the index of all ranks' files: what torch and Megatron write, without what changes from save to save.
+    chunks: in order, each once. Raises OSError."""
+    tensors: dict[str, Any] = {}
+    # The same objects for the same names: a pickle stores an object that it knows already by its number.
+    indexes: dict[tuple[str, tuple[int, ...]], MetadataIndex] = {}
+    for chunk in chunks:
+        if chunk.dtype is None:
+            tensors[chunk.key] = BytesStorageMetadata()
+            indexes[chunk.key, chunk.offset] = MetadataIndex(chunk.key)
+            continue
+        entry = tensors.setdefault(
+            chunk.key, TensorStorageMetadata(TensorProperties(dtype=chunk.dtype), torch.Size(chunk.shape), [])
+        )
+        offset = torch.Size(chunk.offset)
+        indexes[chunk.key, chunk.offset] = MetadataIndex(chunk.key, offset, len(entry.chunks))
+        entry.chunks.append(ChunkStorageMetadata(offset, torch.Size(chunk.sizes)))
+    places = {
+        indexes[key, tuple(offset)]: _StorageInfo(file.name, begin, length)
+        for file in files
+        for key, offset, begin, length in file.places
+    }
+    write_synced(folder / FILE, pickle.dumps(Metadata(tensors, storage_data=places)))
 
 
 def read_index(folder: Path) -> Metadata:

@@ -10,9 +10,7 @@ The files are the same under every version of Megatron-core. (Its own saves put 
 from __future__ import annotations
 
 import io
-import queue
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,15 +18,8 @@ import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, CheckpointingException, save_config
 from megatron.core.dist_checkpointing.dict_utils import extract_matching_values, merge, nested_values
-from megatron.core.dist_checkpointing.mapping import (
-    ShardedObject,
-    ShardedTensor,
-    ShardedTensorFactory,
-    apply_factory_merges,
-    is_main_replica,
-)
-from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess, save_preprocess
-from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factory_merges
+from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.dist_checkpointing.strategies import torch as torch_dist
 from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from megatron.core.dist_checkpointing.utils import extract_sharded_base, force_all_tensors_to_non_fp8
@@ -40,8 +31,10 @@ from torch.distributed.checkpoint.metadata import Metadata
 from gipo_mc.errors import CheckpointError, StorageError
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.disk import write_synced
-from gipo_mc.parallel.megatron.versions import save_with
-from gipo_mc.parallel.shard_index import read_index
+from gipo_mc.parallel.saving.files import Written, write_chunks
+from gipo_mc.parallel.saving.patience import patient
+from gipo_mc.parallel.saving.plan import plan
+from gipo_mc.parallel.shard_index import read_index, write_index
 
 _FORMAT = ("torch_dist", 1)
 
@@ -52,24 +45,24 @@ class WriteFailed(StorageError):
 
 def bytes_needed(sharded: dict[str, Any]) -> int:
     """Bytes of the tensors that the ranks are going to write, over all ranks; every rank calls it."""
-    own = 0
-    for value in nested_values(sharded):
-        if isinstance(value, ShardedTensor | ShardedTensorFactory) and is_main_replica(value.replica_id):
-            own += value.data.numel() * value.data.element_size()
-    parts: list[int] = [0] * dist.get_world_size()
-    dist.all_gather_object(parts, own)
-    return sum(parts)
+    return plan(sharded).needed
 
 
 def write(sharded: dict[str, Any], folder: Path) -> None:
     """Save sharded state in an existing, empty folder; every rank calls it. Raises WriteFailed."""
-    # Megatron would start a manager process a rank to hand results over, which would import everything anew.
-    filesystem_async._results_queue = queue.Queue()
-    save_with(_Writer)
-    # Megatron's `save`, with an agreement of the ranks wherever rank 0 writes alone: the others would wait for it.
-    sharded, common = save_preprocess(sharded)
-    on_main_or_fail(lambda: _write_common(common, folder))
-    all_or_fail(lambda: _write_shards(sharded, folder))
+    whole = plan(sharded)
+    on_main_or_fail(lambda: write_common(whole.common, folder))
+    files = gathered(lambda: write_chunks(whole.own, folder, dist.get_rank()))
+    on_main_or_fail(lambda: write_index(folder, whole.chunks, files))
+
+
+def gathered(own: Callable[[], list[Written]]) -> list[Written]:
+    """The files of all ranks on rank 0, those of this rank elsewhere; every rank calls it. Raises WriteFailed."""
+    found: list[Written] = []
+    all_or_fail(lambda: found.extend(own()))
+    ranks: list[list[Written]] | None = [[]] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(found, ranks, group=patient())
+    return [file for of_rank in ranks for file in of_rank] if ranks else found
 
 
 def on_main_or_fail(work: Callable[[], Any]) -> Any:
@@ -93,7 +86,7 @@ def all_or_fail(work: Callable[[], None]) -> None:
         # What a full disk raises depends on the writer: torch's CheckpointException around a RuntimeError, or either.
         error = _in_words(problem)
     errors: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, error)
+    dist.all_gather_object(errors, error, group=patient())
     if found := [f"rank {rank}: {message}" for rank, message in enumerate(errors) if message]:
         raise WriteFailed("; ".join(found))
 
@@ -102,55 +95,13 @@ def _in_words(problem: BaseException) -> str:
     return " ".join(f"{type(problem).__name__}: {problem}".split())[-400:]
 
 
-def _write_common(common: dict[str, Any], folder: Path) -> None:
+def write_common(common: dict[str, Any], folder: Path) -> None:
+    """Write what is no part of a tensor, on one rank. Raises OSError."""
     # Through memory: torch.save on a full disk does not say that the disk is full.
     memory = io.BytesIO()
     torch.save(common, memory)
     write_synced(folder / COMMON_STATE_FNAME, memory.getvalue())
     save_config(CheckpointingConfig(*_FORMAT), str(folder))
-
-
-def _write_shards(sharded: dict[str, Any], folder: Path) -> None:
-    _Writer.failure = None
-    torch_dist.TorchDistSaveShardedStrategy(*_FORMAT).save(sharded, folder)
-    if _Writer.failure is not None:
-        raise _Writer.failure
-
-
-class _Writer(filesystem_async.FileSystemWriterAsync):
-    """Megatron's writer, without its processes, and with a last step on which no rank waits in vain.
-
-    Megatron forks a process for each file. Where a rank is killed, these stay for ever, with its lock on the run
-    folder: nobody could start the run again.
-    """
-
-    failure: OSError | None = None
-
-    @staticmethod
-    def write_preloaded_data_multiproc(
-        transform_list: list[Any], use_msc: bool, rank: int, write_buckets: list[Any], global_results_queue: Any
-    ) -> None:
-        """Write this rank's files, each in a thread, and put {number: results} or an exception into the queue."""
-        results: queue.Queue[tuple[int, Any]] = queue.Queue()
-        with ThreadPoolExecutor(len(write_buckets)) as pool:
-            for number, bucket in enumerate(write_buckets):
-                running: queue.Queue[int] = queue.Queue()
-                running.put(number)
-                write = filesystem_async.FileSystemWriterAsync.write_preloaded_data
-                pool.submit(write, transform_list, number, bucket, results, running, True)
-        found = dict(results.get_nowait() for _ in write_buckets)
-        failed = [result for result in found.values() if isinstance(result, Exception)]
-        global_results_queue.put(failed[0] if failed else found)
-
-    #: Its name since Megatron-core 0.17.
-    write_preloaded_data_multithread = write_preloaded_data_multiproc
-
-    def finish(self, metadata: Metadata, results: Any) -> None:
-        """Write the index. Rank 0 does, and the others wait for it, so that a failure is kept for later."""
-        try:
-            super().finish(metadata, results)
-        except OSError as error:
-            _Writer.failure = error
 
 
 def read(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -199,7 +150,7 @@ def _load_shards(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
         shapes_validation_sharded_tensors=[value for value in tensors if not value.allow_shape_mismatch],
         allow_shape_mismatch_sharded_tensors={v.key: v for v in tensors if v.allow_shape_mismatch},
     )
-    dcp.load_state_dict(state, _Reader(folder), planner=planner)  # type: ignore[arg-type]
+    dcp.load_state_dict(state, _Reader(folder), process_group=patient(), planner=planner)  # type: ignore[arg-type]
     found = {key: torch_dist._unwrap_pyt_sharded_tensor(value) for key, value in state.items()}
     found = torch_dist._replace_sharded_keys_with_state_dict_keys(found, flat, renamed)  # type: ignore[arg-type]
     torch_dist._restore_dict_types(found, sharded)

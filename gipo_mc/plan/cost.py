@@ -1,7 +1,8 @@
 """Operations, bytes on the links and seconds of each phase.
 
 Arithmetic takes its operations over `utilisation` of the device's bf16 peak; collectives take their bytes over a share
-of the link's rate, and nothing of them is hidden behind arithmetic, because the code overlaps nothing yet. A pass takes
+of the link's rate. Only the sums and gathers of the data-parallel ranks are hidden behind arithmetic, where
+parallel.overlap says so: as far as one micro-batch takes, because they wait for the last. A pass takes
 at least the time that the host needs to start its kernels.
 """
 
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from gipo_mc.models.shape import ModelShape
 from gipo_mc.plan import hardware as rates
 from gipo_mc.plan.grid import Grid
-from gipo_mc.plan.hardware import Hardware
+from gipo_mc.plan.hardware import OURS, Hardware, Program
 from gipo_mc.plan.offload import kinds_of, moved_bytes
 from gipo_mc.plan.parameters import Role, count, embedding, stage_parameters
 from gipo_mc.plan.run import Pass, Run
@@ -46,9 +47,11 @@ class Cost:
         )  # fmt: skip
 
 
-def costs(run: Run, grid: Grid, device: Hardware, width: int, utilisation: float) -> dict[str, Cost]:
+def costs(
+    run: Run, grid: Grid, device: Hardware, width: int, utilisation: float, program: Program = OURS
+) -> dict[str, Cost]:
     """Phase -> its cost in one iteration, under the names that a run logs as time/<phase>, and "save"."""
-    counter = _Counter(run, grid, device, width, utilisation)
+    counter = _Counter(run, grid, device, width, utilisation, program)
     found = {"rollout": counter.rollout()} if run.command == "train_gi_ppo" else {}
     for name, passes in run.phases(grid, longest=False).items():
         total = Cost()
@@ -90,6 +93,7 @@ class _Counter:
     device: Hardware
     width: int
     utilisation: float
+    program: Program
 
     def of_pass(self, one: Pass) -> Cost:
         """All micro-batches of one pass, and the optimizer step behind it."""
@@ -101,14 +105,26 @@ class _Counter:
         share = sum(rows * response for rows, _, response in one.parts) / one.tokens if one.logits else 0.0
         each = flops_of_token(one.role, lengths / 2, projected=share)
         flops = ways * each * one.tokens * grid.data
+        if one.backward and self.run.config.memory.recompute == "full":
+            flops += flops_of_token(one.role, lengths / 2) * one.tokens * grid.data
         # The first and the last stage hold more than others; a stage's share is taken as equal.
         busy = flops / grid.world / (self.utilisation * self.device.flops)
         launches = rates.LAUNCHES_BOTH if one.backward else rates.LAUNCHES_FORWARD
         host = len(one.parts) * shape.layers / grid.pipeline * launches * rates.LAUNCH
-        compute = max(busy, host)
+        alone = len(one.parts) * shape.layers / grid.pipeline * (2 if one.backward else 1) * self.program.layer
+        compute = max(busy, host) + alone
         bubble = (grid.pipeline - 1) / len(one.parts) * compute
         cost = Cost(flops, compute, bubble) + self._layers(one, ways) + self._hops(one)
-        return cost + self._step(one.role) if one.backward else cost
+        if not one.backward:
+            return cost
+        hidden = compute / len(one.parts) if self._overlaps else 0.0
+        step = self._step(one.role)
+        return cost + replace(step, exchange=max(step.exchange - hidden, 0.0))
+
+    @property
+    def _overlaps(self) -> bool:
+        choice = self.run.config.parallel.overlap
+        return choice == "on" or (choice == "auto" and self.device.cuda and self.grid.distributed_optimizer)
 
     def _layers(self, one: Pass, ways: int) -> Cost:
         """Tensor-parallel sums: two in a layer each way. With sequence parallelism a gather and a scatter each, as many
@@ -118,7 +134,8 @@ class _Counter:
             return Cost()
         states = one.tokens * shape.hidden_size * self.width
         ring = 2 * (grid.tensor - 1) / grid.tensor * states
-        sums = 2 * shape.layers / grid.pipeline * (2 if ways == 3 else 1)
+        again = ways == 3 and self.run.config.memory.recompute == "full"
+        sums = 2 * shape.layers / grid.pipeline * ((2 if ways == 3 else 1) + again)
         if grid.sequence and ways == 3:
             sums += shape.layers / grid.pipeline  # two gathers, half a sum each
         calls = sums * len(one.parts)
@@ -171,9 +188,10 @@ class _Counter:
         decode = flops_of_token(role, seen, projected=1.0)
         work = decode * active / grid.tensor / (self.utilisation * device.flops)
         # Of one stage the steps are captured in CUDA graphs; stages of a pipeline start their kernels one by one.
-        host = shape.layers * rates.LAUNCHES_CACHED * rates.LAUNCH if grid.pipeline > 1 else 0.0
+        eager = grid.pipeline > 1 or not self.program.captured
+        host = shape.layers * rates.LAUNCHES_CACHED * rates.LAUNCH if eager else 0.0
         # All groups pass all stages in a step, and every stage is busy; each group reads the weights anew.
-        compute = prefill + steps * max(read, work / grid.pipeline, host)
+        compute = prefill + steps * (max(read, work / grid.pipeline, host) + active * self.program.row)
         flops += decode * rows * lengths.response
         cost = Cost(flops * grid.data, compute)
         states = (lengths.prompt * prompts + lengths.response * rows) * shape.hidden_size * self.width

@@ -29,6 +29,24 @@ class Hardware:
     cuda: bool = True
 
 
+@dataclass(frozen=True)
+class Program:
+    """What a program's host adds to the arithmetic.
+
+    layer: seconds that nothing hides, for each layer of a pass and each of its ways (forward, backward). row: seconds
+    of the host for each row of a decoding step. captured: are decoding steps CUDA graphs? Else the host starts their
+    kernels one by one.
+    """
+
+    name: str
+    layer: float = 0.0
+    row: float = 0.0
+    captured: bool = True
+
+
+#: This package: nothing beside the launches below, which arithmetic may hide, because nothing was measured yet.
+OURS = Program("gipo_mc")
+
 #: NVIDIA's data sheets: "A100 80GB SXM" (2021), "H100 SXM" (2023), "H200 SXM" (2024), "HGX B200" (2025); dense rates,
 #: NVLink's total halved for one direction. The network is a port for each GPU as in DGX systems: 200 Gb/s (A100) and
 #: 400 Gb/s (the others). The host is behind PCIe of 16 lanes: generation 4 (A100) or 5. Memory is what CUDA reports of

@@ -201,7 +201,15 @@ class _Stage:
         return self._peak("save", {"temporaries": extra}, gone)
 
     def _activations(self, role: Role) -> Activations:
-        return Activations(role.shape, self._grid.of(role.trained), self._width, self._cuda)
+        config = self._run.config
+        return Activations(
+            role.shape,
+            self._grid.of(role.trained),
+            self._width,
+            self._cuda,
+            config.memory.recompute,
+            config.precision.fp32_logits,
+        )
 
 
 def host_copies(role: Role, grid: Grid, stage: int, width: int, *, on_cpu: bool) -> int:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from gipo_mc.config import Config, check_layout
+from gipo_mc.config import Config, check_layout, options
 from gipo_mc.errors import ConfigError
 from gipo_mc.plan.cost import Cost, costs
 from gipo_mc.plan.grid import Grid
-from gipo_mc.plan.hardware import UTILISATION, Hardware
+from gipo_mc.plan.hardware import OURS, UTILISATION, Hardware, Program
 from gipo_mc.plan.memory import Memory, host_copies, memory
 from gipo_mc.plan.parameters import Parameter, stage_parameters, whole_model
 from gipo_mc.plan.run import Run
@@ -20,7 +20,8 @@ from gipo_mc.plan.state import checkpoint_bytes
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run needs on `grid`. width: bytes of a weight. cost: None on a CPU, whose rates nobody stated."""
+    """What a run needs on `grid`. width: bytes of a weight. cost: None on a CPU, whose rates nobody stated. relief: the
+    options that the search changed to make it fit, as they are written."""
 
     run: Run
     grid: Grid
@@ -32,6 +33,7 @@ class Plan:
     host: int
     problems: tuple[str, ...]
     utilisation: float
+    relief: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -77,7 +79,9 @@ def grid_of(config: Config, gpus: int, device: Hardware, node: int = 8) -> Grid:
     return Grid(parallel.tensor, parallel.pipeline, data, sequence, sharded, node, frozen)
 
 
-def make_plan(run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisation: float = UTILISATION) -> Plan:
+def make_plan(
+    run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisation: float = UTILISATION, program: Program = OURS
+) -> Plan:
     """Raises ConfigError where the layout or a model does not work on so many ranks."""
     config = run.config
     grid = grid_of(config, gpus, device, node)
@@ -87,7 +91,7 @@ def make_plan(run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisati
     width = 2 if config.dtype == "bfloat16" or (config.dtype == "auto" and device.cuda) else 4
     found = memory(run, grid, device, width)
     saved = sum(checkpoint_bytes(role, grid, width) for role in run.roles if role.trained)
-    cost = costs(run, grid, device, width, utilisation) if device.flops else None
+    cost = costs(run, grid, device, width, utilisation, program) if device.flops else None
     trained = [role for role in run.roles if role.trained]
     host = sum(host_copies(role, grid, 0, width, on_cpu=not device.cuda) for role in trained)
     return Plan(run, grid, device, width, found, cost, saved, host, _problems(run, found), utilisation)
@@ -108,7 +112,7 @@ def _problems(run: Run, found: Memory) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Change:
-    """Other values of options of `parallel`, on `gpus` GPUs in place of `before`, and the plan with them."""
+    """Other values of some options, on `gpus` GPUs in place of `before`, and the plan with them."""
 
     options: dict[str, Any]
     gpus: int
@@ -116,77 +120,117 @@ class Change:
     plan: Plan
 
     def describe(self) -> str:
-        words = [f"parallel.{name}={_word(value)}" for name, value in self.options.items()]
-        return " ".join([*words, *([f"on {self.gpus} GPUs"] if self.gpus != self.before else [])])
+        return " ".join([*words(self.options), *([f"on {self.gpus} GPUs"] if self.gpus != self.before else [])])
+
+
+def words(options: dict[str, Any]) -> list[str]:
+    """Options as they are written on a command line."""
+    return [f"{key}={_word(value)}" for key, value in options.items()]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_word, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+#: What makes room on a GPU, the least loss of time first. The search asks for it where a layout does not fit; options
+#: that the configuration does not have are passed over.
+RELIEF: tuple[dict[str, Any], ...] = (
+    {"memory.recompute": "selective"},
+    {"memory.offload": ["frozen"]},
+    {"memory.recompute": "selective", "memory.offload": ["frozen"]},
+    {"memory.recompute": "full"},
+    {"memory.recompute": "full", "memory.offload": ["frozen"]},
+    {"memory.recompute": "full", "memory.offload": ["frozen", "optimizer"]},
+)
+#: Chunks of layers on a rank of a pipeline that the search tries.
+CHUNKS = ("parallel.virtual_pipeline", (1, 2, 4))
+
+
+def known(changes: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those whose options a configuration has."""
+    return [change for change in changes if change.keys() <= options().keys()]
 
 
 def nearest_change(plan: Plan) -> Change | None:
     """What makes a plan fit on the fewest GPUs, with the fewest changes: none, one or two of these, in this order:
-    sharing the sequence and the optimizer, smaller parts of a batch, more tensor and pipeline ranks. None where up to
-    16 times the GPUs do not."""
+    sharing the sequence and the optimizer, smaller parts of a batch, `RELIEF`, more tensor and pipeline ranks. None
+    where up to 16 times the GPUs do not."""
     gpus, changes = plan.grid.world, _changes(plan.run.config)
     for factor in (1, 2, 4, 8, 16):
         for number in (0, 1, 2):
             for chosen in combinations(changes, number):
-                options = dict(chosen)
-                if len(options) < number:
+                both = {key: value for change in chosen for key, value in change.items()}
+                if len(both) < sum(map(len, chosen)):
                     continue  # one option twice
                 try:
-                    other = make_plan(_with(plan.run, options), gpus * factor, plan.device, node=plan.grid.node)
+                    other = make_plan(_with(plan.run, both), gpus * factor, plan.device, node=plan.grid.node)
                 except ConfigError:
                     continue
                 if other.fits:
-                    return Change(options, gpus * factor, gpus, other)
+                    return Change(both, gpus * factor, gpus, other)
     return None
 
 
-def _changes(config: Config) -> list[tuple[str, Any]]:
-    """Options of `parallel` and other values of theirs, the least change first."""
+def _changes(config: Config) -> list[dict[str, Any]]:
+    """Options and other values of theirs, the least change first."""
     parallel = config.parallel
-    found: list[tuple[str, Any]] = []
+    found: list[dict[str, Any]] = []
     if parallel.tensor > 1 and not parallel.sequence:
-        found.append(("sequence", True))
+        found.append({"parallel.sequence": True})
     if parallel.distributed_optimizer == "off":
-        found.append(("distributed_optimizer", "on"))
+        found.append({"parallel.distributed_optimizer": "on"})
     for part in (2, 4, 8, 16):
         if parallel.tokens_per_micro_batch >= part * 256:
-            found.append(("tokens_per_micro_batch", parallel.tokens_per_micro_batch // part))
+            found.append({"parallel.tokens_per_micro_batch": parallel.tokens_per_micro_batch // part})
         if parallel.micro_batch_size >= part:
-            found.append(("micro_batch_size", parallel.micro_batch_size // part))
+            found.append({"parallel.micro_batch_size": parallel.micro_batch_size // part})
     if parallel.logit_rows == 0 or parallel.logit_rows > 1024:
-        found.append(("logit_rows", 1024))
+        found.append({"parallel.logit_rows": 1024})
+    found += [change for change in known(RELIEF) if len(change) == 1]
     for factor in (2, 4, 8):
-        found += [("tensor", parallel.tensor * factor), ("pipeline", parallel.pipeline * factor)]
+        found += [{"parallel.tensor": parallel.tensor * factor}, {"parallel.pipeline": parallel.pipeline * factor}]
     return found
 
 
-def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _with(run: Run, changed: dict[str, Any]) -> Run:
+    """The run with other values of some options."""
+    config = run.config
+    for key, value in changed.items():
+        section, _, name = key.partition(".")
+        config = config.model_copy(update={section: getattr(config, section).model_copy(update={name: value})})
+    return replace(run, config=config)
 
 
-def _with(run: Run, options: dict[str, Any]) -> Run:
-    """The run with other values of some options of `parallel`."""
-    parallel = run.config.parallel.model_copy(update=options)
-    return replace(run, config=run.config.model_copy(update={"parallel": parallel}))
-
-
-def search(run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisation: float = UTILISATION) -> list[Plan]:
+def search(
+    run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisation: float = UTILISATION, program: Program = OURS
+) -> list[Plan]:
     """Every layout of the ranks that works, those that fit first and then by time: tensor (within a node), pipeline,
-    data, with and without sequence parallelism."""
+    data, with and without sequence parallelism, in several chunks; with what of `RELIEF` makes it fit."""
     plans = []
-    for tensor, pipeline, sequence in _layouts(gpus, node):
-        other = _with(run, {"tensor": tensor, "pipeline": pipeline, "sequence": sequence})
-        try:
-            plans.append(make_plan(other, gpus, device, node=node, utilisation=utilisation))
-        except ConfigError:
-            continue
+    for layout in _layouts(gpus, node):
+        tried: list[Plan] = []
+        for relief in ({}, *known(RELIEF)):
+            try:
+                other = _with(run, layout | relief)
+                plan = make_plan(other, gpus, device, node=node, utilisation=utilisation, program=program)
+            except ConfigError:
+                break
+            tried.append(replace(plan, relief=tuple(words(relief))))
+            if plan.fits:
+                break
+        if tried:
+            plans.append(tried[-1] if tried[-1].fits else tried[0])
     return sorted(plans, key=lambda plan: (not plan.fits, plan.seconds if plan.fits else plan.memory.worst.total))
 
 
-def _layouts(gpus: int, node: int) -> Iterator[tuple[int, int, bool]]:
+def _layouts(gpus: int, node: int) -> Iterator[dict[str, Any]]:
+    chunked = known([{CHUNKS[0]: number} for number in CHUNKS[1]])
     for tensor in range(1, min(gpus, node) + 1):
         for pipeline in range(1, gpus // tensor + 1):
             if gpus % (tensor * pipeline) == 0:
-                yield tensor, pipeline, False
-                if tensor > 1:
-                    yield tensor, pipeline, True
+                for sequence in (False, True)[: min(tensor, 2)]:
+                    sizes = {"parallel.tensor": tensor, "parallel.pipeline": pipeline, "parallel.sequence": sequence}
+                    for chunks in (chunked if pipeline > 1 else chunked[:1]) or [{}]:
+                        yield sizes | chunks

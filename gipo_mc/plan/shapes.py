@@ -86,8 +86,9 @@ def _config_in(folder: Path) -> Path | None:
 
 def _start_of_run(name: str, folder: Path) -> str:
     """What the run of this name starts from, by its configuration in `folder`; "" where there is none."""
-    for path in sorted(folder.glob("*.yaml")):
-        if re.search(rf"name:\s*[\"']?{re.escape(name)}\b", path.read_text(encoding="utf-8")):
+    for path in sorted(filter(Path.is_file, folder.glob("*.yaml"))):
+        # Whatever else lies in the folder: it is looked through, not read as a configuration.
+        if re.search(rf"name:\s*[\"']?{re.escape(name)}\b", path.read_text(encoding="utf-8", errors="replace")):
             config = load_config(str(path), [])
             if config.run.name == name:
                 return config.model.policy

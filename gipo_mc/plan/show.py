@@ -57,6 +57,7 @@ def as_json(plan: Plan, change: Change | None = None) -> dict[str, Any]:
             ],
         },
         "fits": plan.fits,
+        "relief": list(plan.relief),
         "problems": list(plan.problems),
         "nearest_change": change.describe() if change else None,
         "checkpoint_bytes": plan.checkpoint,
@@ -73,7 +74,8 @@ def search_text(plans: list[Plan], most: int) -> str:
     lines = [f"{'layout':<56}{'peak GiB':>9}{'fits':>6}{'s':>9}{'bubble':>8}"]
     for plan in plans[:most]:
         peak, fits = plan.memory.worst.total / _GIB, "yes" if plan.fits else "no"
-        lines.append(f"{plan.grid.describe():<56}{peak:>9.1f}{fits:>6}{plan.seconds:>9.3g}{plan.bubble:>8.0%}")
+        line = f"{plan.grid.describe():<56}{peak:>9.1f}{fits:>6}{plan.seconds:>9.3g}{plan.bubble:>8.0%}"
+        lines.append("  ".join([line, *plan.relief]))
     if len(plans) > most:
         lines.append(f"and {len(plans) - most} more")
     return "\n".join(lines)
@@ -117,19 +119,28 @@ def _memory(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def _room(plan: Plan) -> str:
+    return (
+        f"{_size(plan.memory.capacity)} of a GPU's {_size(plan.device.memory)} ({rates.RESERVED / _GIB:.0f} GiB for "
+        f"CUDA and NCCL and {rates.FRAGMENTED:.0%} for fragmentation are set aside)"
+    )
+
+
+def reasons(plan: Plan) -> list[str]:
+    """Why a plan does not fit, a sentence each; none where it does."""
+    said, worst = list(plan.problems), plan.memory.worst
+    if not plan.memory.fits:
+        said.append(f"It does not fit: {_size(worst.total)} in the {worst.phase}, and there are {_room(plan)}.")
+    return said
+
+
 def _verdict(plan: Plan, change: Change | None) -> str:
     worst = plan.memory.worst
     if not plan.memory.capacity:
         return f"The most that lies together is {_size(worst.total)}, in the {worst.phase}."
-    room = (
-        f"{_size(plan.memory.capacity)} of a GPU's {_size(plan.device.memory)} ({rates.RESERVED / _GIB:.0f} GiB for "
-        f"CUDA and NCCL and {rates.FRAGMENTED:.0%} for fragmentation are set aside)"
-    )
     if plan.fits:
-        return f"It fits: {_size(worst.total)} at most, in the {worst.phase}, and there are {room}."
-    said = list(plan.problems)
-    if not plan.memory.fits:
-        said.append(f"It does not fit: {_size(worst.total)} in the {worst.phase}, and there are {room}.")
+        return f"It fits: {_size(worst.total)} at most, in the {worst.phase}, and there are {_room(plan)}."
+    said = reasons(plan)
     if change:
         said.append(
             f"The nearest change that fits: {change.describe()}, {_size(change.plan.memory.worst.total)} at most."

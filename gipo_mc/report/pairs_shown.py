@@ -1,4 +1,4 @@
-"""Samples of an evaluation, side by side: both responses, every verdict on them in both orders, and its reason."""
+"""Samples of an evaluation, side by side: both responses, every verdict on them in each order, and its reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gipo_mc.evaluation.games import Game
-from gipo_mc.evaluation.judges.journal import Entry, read_entries, read_setups
+from gipo_mc.evaluation.judges.journal import Entry, Setup, read_entries, read_setups
 from gipo_mc.evaluation.pairs import Pair
 from gipo_mc.evaluation.reading import games_of
 from gipo_mc.evaluation.statistics.outcomes import by_evaluator, design_of, is_person, results
@@ -21,7 +21,8 @@ _SHOWN = {"Ours wins": 2, "Theirs wins": 2, "The verdict flips with the order": 
 
 @dataclass(frozen=True)
 class ShownVerdict:
-    """One verdict of a judge. order: which response was shown first. verdict: "ours", "theirs" or "tie"."""
+    """One verdict of a judge. order: which response was shown first, "" to a judge that sees none. verdict: "ours",
+    "theirs" or "tie"."""
 
     evaluator: str
     order: str
@@ -50,11 +51,13 @@ def chosen_pairs(folder: Path, pairs: Sequence[Pair]) -> list[ShownPair]:
     says most. Raises DataError where the journal is damaged."""
     games = games_of(folder)
     kinds = _kinds(games)
-    setups = {setup.setup for setup in read_setups(folder)}
+    setups = {setup.setup: setup for setup in read_setups(folder)}
     verdicts: dict[str, list[Entry]] = {}
     for entry in read_entries(folder):
         if entry.setup in setups:
             verdicts.setdefault(entry.pair, []).append(entry)
+    for found in verdicts.values():
+        found.sort(key=lambda entry: (entry.evaluator, entry.repeat, not entry.ours_first))
     votes: dict[str, list[str]] = {}
     for game in games:
         if is_person(game.evaluator):
@@ -64,7 +67,8 @@ def chosen_pairs(folder: Path, pairs: Sequence[Pair]) -> list[ShownPair]:
         own = [pair for pair in pairs if pair.opponent == opponent]
         for why, count in _SHOWN.items():
             for pair in _in_turn([pair for pair in own if kinds.get(pair.pair) == why])[:count]:
-                shown.append(_shown(why, pair, verdicts.get(pair.pair, []), votes.get(pair.pair, [])))
+                said = [_verdict(entry, setups[entry.setup]) for entry in verdicts.get(pair.pair, [])]
+                shown.append(_shown(why, pair, said, votes.get(pair.pair, [])))
     return shown
 
 
@@ -92,7 +96,17 @@ def _in_turn(pairs: Sequence[Pair]) -> list[Pair]:
     return [pair for _, pair in sorted(zip(keys, pairs), key=lambda item: item[0])]
 
 
-def _shown(why: str, pair: Pair, verdicts: Sequence[Entry], votes: Sequence[str]) -> ShownPair:
+def _verdict(entry: Entry, setup: Setup) -> ShownVerdict:
+    order = "ours first" if entry.ours_first else "theirs first"
+    return ShownVerdict(
+        readable(entry.evaluator),
+        order if setup.sees_order else "",
+        entry.verdict or "",
+        _cut(entry.reason.strip(), REASON_SHOWN),
+    )
+
+
+def _shown(why: str, pair: Pair, verdicts: Sequence[ShownVerdict], votes: Sequence[str]) -> ShownPair:
     counts = [(votes.count(side), side) for side in ("ours", "tie", "theirs") if side in votes]
     return ShownPair(
         why=why,
@@ -103,15 +117,7 @@ def _shown(why: str, pair: Pair, verdicts: Sequence[Entry], votes: Sequence[str]
         theirs=_cut(pair.theirs.strip(), RESPONSE_SHOWN),
         ours_tokens=pair.ours_tokens,
         theirs_tokens=pair.theirs_tokens,
-        verdicts=[
-            ShownVerdict(
-                readable(entry.evaluator),
-                "ours first" if entry.ours_first else "theirs first",
-                entry.verdict or "",
-                _cut(entry.reason.strip(), REASON_SHOWN),
-            )
-            for entry in sorted(verdicts, key=lambda e: (e.evaluator, e.repeat, not e.ours_first))
-        ],
+        verdicts=list(verdicts),
         people=", ".join(f"{count} for {side}" if side != "tie" else f"{count} tie" for count, side in counts),
     )
 

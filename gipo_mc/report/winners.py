@@ -11,9 +11,9 @@ from typing import Any
 from gipo_mc.errors import DataError
 from gipo_mc.evaluation.pairs import read_pairs
 from gipo_mc.evaluation.statistics.bootstrap import Interval
-from gipo_mc.evaluation.statistics.outcomes import SELF
+from gipo_mc.evaluation.statistics.outcomes import SELF, Design
 from gipo_mc.evaluation.tables.model import Cell, Evaluator, Table, read_table
-from gipo_mc.evaluation.tables.text import bracketed, p_value, part_name, points
+from gipo_mc.evaluation.tables.text import TIES, bracketed, p_value, part_name, points
 from gipo_mc.report import plots
 from gipo_mc.report.pairs_shown import ShownPair, chosen_pairs
 from gipo_mc.report.plots import Bar
@@ -28,13 +28,6 @@ _DESIGN = {
     "one order": "A judge that was shown every pair in one order.",
     "no order": "A judge that scored every response alone: a pair is won by the higher score.",
     "people": "People, each pair in a random order; a pair is won by the side with more votes.",
-}
-_TIES = {
-    "both": "both orders tie",
-    "one": "one order ties",
-    "flipped": "flipped with the order",
-    "identical": "identical texts",
-    "split": "split votes",
 }
 
 
@@ -83,11 +76,13 @@ class ShownAgreement:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation as the page shows it. policies: what their responses look like."""
+    """An evaluation as the page shows it. both_orders: was an evaluator shown pairs in both? policies: what their
+    responses look like."""
 
     name: str
     path: str
     summary: str
+    both_orders: bool
     evaluators: list[ShownEvaluator]
     agreement: list[ShownAgreement]
     pairs: list[ShownPair]
@@ -106,6 +101,7 @@ def load_evaluation(folder: Path) -> Evaluation:
             f"{len(pairs):,} pairs on {prompts:,} prompts of {table.conversations:,} conversations. Intervals: "
             f"{table.confidence:.0%}, from {table.draws:,} draws of whole conversations (seed {table.seed})."
         ),
+        both_orders=any(each.design == "both orders" for each in table.evaluators),
         evaluators=[_evaluator(each, table) for each in table.evaluators],
         agreement=_agreement(folder / "agreement.json"),
         pairs=chosen_pairs(folder, pairs),
@@ -170,7 +166,7 @@ def _elo(found: Interval) -> str:
 def _opponent(name: str, cells: Sequence[Cell], found: Evaluator, table: Table) -> ShownOpponent:
     domains = sum(cell.scope == "domain" for cell in cells)
     shown = [cell for cell in cells if cell.scope == "all" or (cell.scope == "domain" and domains > 1)]
-    lines = [_ties(cells[0])] if cells[0].tied else []
+    lines = [_ties(cells[0], found.design)] if cells[0].tied else []
     first = cells[0].first
     if first is not None:
         shares = f"{100 * first.value:.0f} % [{100 * first.low:.0f}, {100 * first.high:.0f}]"
@@ -183,7 +179,8 @@ def _opponent(name: str, cells: Sequence[Cell], found: Evaluator, table: Table) 
     ]
     left = cells[0].left_out
     if left.invalid_pairs or left.other_order:
-        lines.append(f"Left out: {left.invalid_pairs + left.other_order:,} pairs without valid verdicts in each order.")
+        what = "valid verdicts in each order" if found.design == "both orders" else "a valid verdict"
+        lines.append(f"Left out: {left.invalid_pairs + left.other_order:,} pairs without {what}.")
     if cells[0].not_controlled:
         lines.append(f"No margin at equal length: {readable(cells[0].not_controlled)}.")
     return ShownOpponent(
@@ -194,8 +191,9 @@ def _opponent(name: str, cells: Sequence[Cell], found: Evaluator, table: Table) 
     )
 
 
-def _ties(cell: Cell) -> str:
-    causes = [f"{getattr(cell.ties, name):,} {words}" for name, words in _TIES.items() if getattr(cell.ties, name)]
+def _ties(cell: Cell, design: Design) -> str:
+    counts = {words: getattr(cell.ties, name) for name, (_, words) in TIES[design].items()}
+    causes = [f"{count:,} {words}" for words, count in counts.items() if count]
     return f"Of the {cell.tied:,} ties: {', '.join(causes)}."
 
 

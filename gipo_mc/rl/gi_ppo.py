@@ -19,6 +19,7 @@ from gipo_mc.parallel.timing import Phases
 from gipo_mc.rl.evaluate import evaluate_policy
 from gipo_mc.rl.experience import Experience
 from gipo_mc.rl.hacking.alarms import count_hacking, hacking_examples, hacking_warnings
+from gipo_mc.rl.hacking.metrics import Looks, looks
 from gipo_mc.rl.metrics import (
     check_health,
     check_learned,
@@ -55,12 +56,11 @@ def train(config: Config) -> None:
             state, _ = iterate(session, setup, state, step)
             if session.checkpoint_due(step + 1):
                 _save(session, setup, state, step + 1)
-        folder = session.folder
         session.console.done(
             [
-                ("metrics", str(folder.metrics)),
-                ("checkpoints", str(folder.checkpoints)),
-                ("report", f"python scripts/report.py {folder.path}"),
+                ("metrics", str(session.folder.metrics)),
+                ("checkpoints", str(session.folder.checkpoints)),
+                ("report", f"python scripts/report.py {session.folder.path}"),
             ]
         )
 
@@ -76,18 +76,17 @@ def iterate(session: Session, setup: RLSetup, state: RLState, step: int) -> tupl
     outputs = score(models, prompts, rollout, config, phases)
     session.stop_point(step, partial(_save, session, setup, state, step))  # nothing was updated yet: as it began
     sifted, health = sift(prompts, rollout, outputs, state.health, config, setup.tokenizer)
-    state, experience = replace(state, health=health), None
+    state, seen = replace(state, health=health), None
     metrics: dict[str, float] = {}
     if len(sifted.prompts) >= session.layout.data:
-        experience, state, metrics = _learn(session, setup, sifted, state, step, phases)
+        seen, state, metrics = _learn(session, setup, sifted, state, step, phases)
     metrics |= sifted.metrics
     if session.evaluation_due(step + 1) and setup.held_out is not None:
         with phases("evaluation"):
             metrics |= evaluate_policy(setup, config)
     metrics |= phases.metrics()
-    tokens = float(rollout.sequences.response_length_B.sum())
-    metrics["throughput/tokens_per_second"] = tokens / metrics["time/total"]
-    _show(session, setup, sifted, experience, metrics, state, step)
+    metrics["throughput/tokens_per_second"] = int(rollout.sequences.response_length_B.sum()) / metrics["time/total"]
+    _show(session, setup, sifted, seen, metrics, state, step)
     check_health(state.health, sifted.cause, config)
     if step + 1 == config.run.iterations:
         check_learned({role: engine.updates() for role, engine in setup.engines.items()}, sifted.cause, config)
@@ -101,8 +100,8 @@ def _save(session: Session, setup: RLSetup, state: RLState, step: int) -> None:
 
 def _learn(
     session: Session, setup: RLSetup, sifted: Sifted, state: RLState, step: int, phases: Phases
-) -> tuple[Experience, RLState, dict[str, float]]:
-    """Shaping and both updates, with what remains of the rollout batch."""
+) -> tuple[tuple[Experience, Looks], RLState, dict[str, float]]:
+    """Shaping and both updates, with what remains of the rollout batch, and a look at its responses."""
     config, models = session.config, setup.models
     with phases("advantages"):
         experience, state = shape(sifted.rollout, sifted.outputs, state, config, setup.group_source)
@@ -114,17 +113,18 @@ def _learn(
     if step >= config.algorithm.critic_warmup:
         with phases("update_policy"), session.console.share("policy", len(experience)) as tell:
             policy_metrics = update_policy(models.policy, experience, config, step, tell)
-    metrics = iteration_metrics(experience, state, config, step, setup.tokenizer) | critic_metrics | policy_metrics
+    look = looks(experience.rollout.sequences, setup.tokenizer, config.rollout.refusals)
+    metrics = iteration_metrics(experience, state, config, step, look) | critic_metrics | policy_metrics
     alarms = count_alarms(state.alarms, metrics, config.algorithm.inferred)
     health = follow(count_steps(state.health, metrics), spreads(experience, metrics, config))
-    return experience, replace(state, alarms=alarms, health=count_hacking(health, metrics)), metrics
+    return (experience, look), replace(state, alarms=alarms, health=count_hacking(health, metrics)), metrics
 
 
 def _show(
     session: Session,
     setup: RLSetup,
     sifted: Sifted,
-    experience: Experience | None,
+    seen: tuple[Experience, Looks] | None,
     metrics: dict[str, float],
     state: RLState,
     step: int,
@@ -133,11 +133,11 @@ def _show(
     texts = [sifted.cause]
     if session.logger:
         session.logger.samples(step + 1, sifted.bad_rows)
-    if experience is not None:
+    if seen is not None:
+        experience, look = seen
         session.distribution(step + 1, "reward", experience.outputs.reward_B, experience.rollout.domain_B)
-        examples: list[dict[str, object]] = []
+        examples = hacking_examples(sifted.prompts, experience, setup.tokenizer, metrics, look)
         if session.logger:
-            examples = hacking_examples(sifted.prompts, experience, setup.tokenizer, metrics, session.config)
             kept = sample_rows(sifted.prompts, experience, setup.tokenizer, KEPT_RESPONSES)
             session.logger.samples(step + 1, kept + examples)
         texts += hacking_warnings(state.health, metrics, examples)

@@ -17,7 +17,7 @@ from gipo_mc.algorithms.state import Health, RLState
 from gipo_mc.config import Config
 from gipo_mc.errors import NumericsError
 from gipo_mc.rl.experience import Experience
-from gipo_mc.rl.hacking.metrics import domain_rows, response_metrics
+from gipo_mc.rl.hacking.metrics import Looks, domain_rows, response_metrics
 from gipo_mc.rl.rewards import responses
 from gipo_mc.rl.sifting import Sifted
 from gipo_mc.types import Prompt
@@ -59,9 +59,9 @@ def tail(reward_B: Tensor, domains: Sequence[str]) -> dict[str, float]:
 
 
 def iteration_metrics(
-    experience: Experience, state: RLState, config: Config, step: int, tokenizer: PreTrainedTokenizerBase
+    experience: Experience, state: RLState, config: Config, step: int, seen: Looks
 ) -> dict[str, float]:
-    """Metrics of an iteration's rollout batch. step: iterations finished before it."""
+    """Metrics of an iteration's rollout batch. step: iterations finished before it. seen: `looks` of its responses."""
     rollout, outputs, settings = experience.rollout, experience.outputs, config.algorithm
     length_B = rollout.sequences.response_length_B
     mask_BT = response_mask(length_B, rollout.width)
@@ -86,7 +86,7 @@ def iteration_metrics(
         **worst_domain(outputs.reward_B, rollout.domain_B, "worst/domain_reward"),
         "response/length": float(length_B.float().mean()),
         "response/truncated": float(rollout.truncated_B.float().mean()),
-        **response_metrics(experience, tokenizer, config.rollout.refusals),
+        **response_metrics(experience, seen),
     }
     if settings.advantage == "gae":
         metrics["value/mean"] = float(outputs.values_BT[mask_BT].mean())

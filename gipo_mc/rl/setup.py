@@ -77,7 +77,6 @@ def set_up(session: Session) -> RLSetup:
     groups = group_source(config, prompts)
     if config.memory.offload:
         session.offloader = Offloader(config.memory.offload, mover_for(session.layout.device, session.folder.path))
-        session.at_the_end.callback(session.offloader.close)
     gold = _reward(session, config.eval.reward, "eval.reward", tokenizer) if config.eval.reward else None
     models = _load_models(session, sources)
     for reward in (models.reward, gold):

@@ -15,9 +15,6 @@ the manifest has vouched for it, and what is read then can only become tensors a
 from __future__ import annotations
 
 import json
-import re
-import secrets
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,23 +22,21 @@ from typing import Any
 from megatron.core import dist_checkpointing
 from torch.distributed.checkpoint import CheckpointException
 
-from gipo_mc.config import hide, saved_values
-from gipo_mc.errors import CheckpointError, ConfigError, StorageError
+from gipo_mc.config import saved_values
+from gipo_mc.errors import CheckpointError, ConfigError
 from gipo_mc.parallel import sharded_files
 from gipo_mc.parallel.collectives import on_main
-from gipo_mc.parallel.disk import sync, write_synced
 from gipo_mc.parallel.megatron.versions import INSTALLED, reads
 from gipo_mc.parallel.runtime import lost_peer
-from gipo_mc.parallel.sharded_files import WriteFailed, on_main_or_fail
 from gipo_mc.run import manifest
 from gipo_mc.run.folder import RunFolder
-from gipo_mc.run.jsonl import read_jsonl, storage_errors, write_atomically
+from gipo_mc.run.jsonl import read_jsonl, write_atomically
 from gipo_mc.run.manifest import FORMAT, STATE, verify
+from gipo_mc.run.saves.places import SHARDS, place_of, steps
+from gipo_mc.run.saves.removal import prune
+from gipo_mc.run.saves.saving import begin
 
-SHARDS = "shards"
-_PREFIX = "step_"
-_STEP = re.compile(_PREFIX + "([0-9]{8,18})")
-_TEMPORARY = ".tmp-"
+__all__ = ["SHARDS", "begin", "find", "latest", "load_shards", "load_state", "note", "prune", "save", "steps", "verify"]
 
 
 def save(
@@ -53,127 +48,30 @@ def save(
     files (model configuration, tokenizer). Afterwards older checkpoints are removed, see `prune`.
     Raises StorageError on every rank, leaving earlier checkpoints untouched.
     """
-    final = folder / f"{_PREFIX}{step:08d}"
-    # A name of its own: processes that write for a rank outlive it a little where it is killed.
-    nonce: str = on_main(lambda: secrets.token_hex(4))
-    temporary = folder / f"{_TEMPORARY}{step:08d}-{nonce}"
-    needed = sharded_files.bytes_needed(sharded)
-    head = {"format": FORMAT, "step": step, manifest.WRITER: INSTALLED}
-    content = hide(json.dumps({**head, **state}, indent=1)).encode()
-
-    def add_the_rest() -> None:
-        extras(temporary)
-        write_synced(temporary / STATE, content)
-
-    def publish() -> None:
-        manifest.write(temporary, step, files)
-        for inner in [path for path in temporary.rglob("*") if path.is_dir()]:
-            sync(inner)
-        sync(temporary)
-        if final.exists():  # one that was passed over because it is damaged
-            _remove(final)
-        temporary.rename(final)
-        sync(folder)
-        sync(folder.parent)
-        manifest.remember(final)
-
-    try:
-        on_main_or_fail(lambda: _prepare(final, temporary, needed))
-        sharded_files.write(sharded, temporary / SHARDS)
-        on_main_or_fail(add_the_rest)
-        files = manifest.describe(temporary)
-        on_main_or_fail(publish)
-    except WriteFailed as error:
-        reason = str(error)
-        on_main(lambda: _give_up(final, temporary, needed, reason))
+    saving = begin(folder, step, sharded, state, extras)
+    final = saving.finish()
     prune(folder, keep)
     return final
 
 
-def _prepare(final: Path, temporary: Path, needed: int) -> None:
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    for stale in temporary.parent.glob(f"{_TEMPORARY}*"):  # of a save or a removal that was cut off
-        shutil.rmtree(stale, ignore_errors=True)
-    disk = shutil.disk_usage(temporary.parent)
-    if disk.total and disk.free < needed:
-        raise StorageError(
-            f"The checkpoint {final} needs {needed:,} bytes or a little more, and {disk.free:,} are free on its disk: "
-            "nothing was written. Earlier checkpoints are kept; free space, or choose another run.dir."
-        )
-    (temporary / SHARDS).mkdir(parents=True)
-
-
-def _give_up(final: Path, temporary: Path, needed: int, reason: str) -> None:
-    shutil.rmtree(temporary, ignore_errors=True)
-    free = shutil.disk_usage(next(path for path in final.parents if path.exists())).free
-    raise StorageError(
-        f"The checkpoint {final} could not be written ({reason}). It needs {needed:,} bytes or a little more, and "
-        f"{free:,} are free on its disk. Earlier checkpoints are kept; free space, or choose another run.dir."
-    )
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Remove what is older than the newest `keep` checkpoints that verify. Every rank calls it.
-
-    A damaged one does not count: it stays where it is, to be looked at, until `keep` newer ones verify. What this
-    process wrote or verified is not read again unless its files changed; the rest is read by all ranks together.
-    Raises StorageError.
-    """
-    found: list[int] = on_main(lambda: steps(folder))
-    usable, outdated = 0, []
-    for step in reversed(found if len(found) > keep else []):
-        path = folder / f"{_PREFIX}{step:08d}"
-        if usable == keep:
-            outdated.append(path)
-        elif _verifies(path):
-            usable += 1
-    on_main(lambda: _remove_all(outdated))
-
-
-def _remove_all(paths: list[Path]) -> None:
-    for path in paths:
-        with storage_errors(path):
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    """Remove a checkpoint, so that no part of it is ever visible as one."""
-    aside = path.with_name(f"{_TEMPORARY}removed-{path.name}")
-    path.rename(aside)
-    shutil.rmtree(aside)
-
-
-def _verifies(path: Path) -> bool:
-    if on_main(lambda: manifest.known(path)):
-        return True
-    try:
-        verify(path, together=True)
-    except CheckpointError:
-        return False
-    return True
-
-
-def latest(folder: Path, *, together: bool = False) -> tuple[Path | None, list[str]]:
+def latest(
+    folder: Path, *, together: bool = False, content: bool = True, keep: bool = False
+) -> tuple[Path | None, list[str]]:
     """(the newest checkpoint that verifies or None, why newer ones were passed over).
 
-    Called on one rank; together: on every rank, which share the reading and get the same answer.
+    Called on one rank; together: on every rank, which share the reading and get the same answer. content, keep: as of
+    `verify`.
     """
     reasons: list[str] = []
     found: list[int] = on_main(lambda: steps(folder)) if together else steps(folder)
     for step in reversed(found):
-        path = folder / f"{_PREFIX}{step:08d}"
+        path = place_of(folder, step)
         try:
-            verify(path, together=together)
+            verify(path, together=together, content=content, keep=keep)
             return path, reasons
         except CheckpointError as error:
             reasons.append(str(error))
     return None, reasons
-
-
-def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in `folder`, ascending, verified or not."""
-    found = [_STEP.fullmatch(path.name) for path in folder.glob(f"{_PREFIX}*")] if folder.is_dir() else []
-    return sorted(int(match[1]) for match in found if match)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -216,13 +114,14 @@ def note(folder: RunFolder, step: int) -> None:
     write_atomically(folder.saved, json.dumps({"step": step}) + "\n")
 
 
-def find(folder: RunFolder) -> tuple[Path | None, list[str]]:
+def find(folder: RunFolder, *, content: bool = True) -> tuple[Path | None, list[str]]:
     """(where a run continues from or None for a new one, why newer checkpoints were passed over). Every rank calls it.
+    content: as of `verify`.
 
     Raises CheckpointError where none of its checkpoints is usable, or where there were some and are none: a start from
     0 would erase what the run has logged.
     """
-    newest, reasons = latest(folder.checkpoints, together=True)
+    newest, reasons = latest(folder.checkpoints, together=True, content=content, keep=True)
     if newest is None and reasons:
         raise CheckpointError(
             "No checkpoint of this run can be used:\n"
@@ -248,9 +147,12 @@ def _had_checkpoints(folder: RunFolder) -> str:
     # A run of before that file was kept.
     rows = read_jsonl(folder.metrics).rows if folder.metrics.exists() else []
     try:
-        every = saved_values(folder.config).get("checkpoint.every")
+        saved = saved_values(folder.config)
     except ConfigError:
         return ""
+    if saved.get("checkpoint.async") is True:
+        return ""  # it trains on while its first checkpoint is being written
+    every = saved.get("checkpoint.every")
     last = int(rows[-1]["step"]) if rows else 0
     if isinstance(every, int) and 0 < every < last:
         return f"{folder.metrics} goes to step {last}, and checkpoint.every was {every}"

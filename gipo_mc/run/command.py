@@ -17,15 +17,15 @@ from typing import Any
 from gipo_mc import presets
 from gipo_mc.config import Config, check_layout, help_lines, load_config, names_nothing, read_by, run_folder
 from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, ConfigError, GipoError, Requeue
-from gipo_mc.parallel.launcher import adopt_slurm, world_size
+from gipo_mc.parallel.launcher import adopt_slurm, several_hosts, suit_cuda, world_size
 from gipo_mc.run.arguments import Parser, say_error
 from gipo_mc.run.folder import RunFolder, now
 from gipo_mc.run.jsonl import printable_lines
 from gipo_mc.run.outcome import exit_called, note_end, refusal_noted
 
-#: Seconds that other ranks leave to rank 0, to say why a start was refused, before they end: torchrun ends all ranks
-#: with the first.
-_LAST_WORDS = 2.0
+#: Seconds that other ranks leave to the first of their host, to say why a start was refused, before they end: torchrun
+#: ends all ranks with the first. On several hosts that one imports torch first, to tell the others.
+_LAST_WORDS = {False: 2.0, True: 30.0}
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ def run_command(
     except KeyboardInterrupt as stop:
         _say(f"Interrupted. {stop}".strip())
         return EXIT_INTERRUPTED
+    except BaseException as error:
+        _tell_other_hosts(f"{type(error).__name__}: {error}", 1)
+        raise
 
 
 def _run(work: Callable[[], None], ended: Callable[[str], None]) -> int:
@@ -114,6 +117,7 @@ class _Start:
             self._base = self._task.base() if self._task else None
             config = load_config(self._path, self._overrides, self._base)
             check_layout(config, world_size())
+            suit_cuda(config)
         return config
 
     def prepared(self, config: Config) -> Config:
@@ -140,6 +144,11 @@ def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _speaks() -> bool:
+    """Does this rank say why a start was refused? Perhaps the ranks of one host alone know."""
+    return os.environ.get("LOCAL_RANK" if several_hosts() else "RANK", "0") == "0"
+
+
 def _say(text: str) -> None:
     """Once for the whole job, because every rank has something like it to say."""
     if _is_first():
@@ -161,11 +170,21 @@ def _no_memory(error: RuntimeError | MemoryError) -> ConfigError | None:
 
 def refuse(error: GipoError) -> int:
     """Say what all ranks find before they are joined, once, and return the exit code."""
-    if _is_first():
-        return say_error(error)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        time.sleep(_LAST_WORDS)
+    if not _speaks():
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            time.sleep(_LAST_WORDS[several_hosts()])
+        return error.exit_code
+    say_error(error)
+    _tell_other_hosts(str(error), error.exit_code)
     return error.exit_code
+
+
+def _tell_other_hosts(message: str, exit_code: int) -> None:
+    """Ranks of other hosts may wait for this one, to begin the run together."""
+    if several_hosts():
+        from gipo_mc.parallel.nodes.greeting import tell_refusal
+
+        tell_refusal(message, exit_code)
 
 
 def report_error(error: GipoError) -> int:

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -56,6 +57,7 @@ class RunFolder:
         self.command = command
         self.set_aside: Path | None = None
         self._lock: int | None = None
+        self._holder = b""
         self._started = started or now()
         self._status: dict[str, Any] = {}
         self._writes = threading.Lock()
@@ -168,7 +170,20 @@ class RunFolder:
                 self._put_status()
 
     def _put_status(self) -> None:
+        self.still_ours()
         write_atomically(self.status, json.dumps(self._status, indent=2) + "\n")
+
+    def still_ours(self) -> None:
+        """Raises StorageError where another job has taken the folder in spite of the lock: some network file systems
+        give locks that hold on one host only. Nothing may be written then."""
+        if self._lock is None:
+            return
+        with suppress(OSError):  # what is written next says what the file system has
+            if read_file(self.path / ".lock") != self._holder:
+                raise StorageError(
+                    f"The run folder {self.path} was taken over by {_holder(self.path / '.lock')}: its file system "
+                    "gives locks that other hosts do not see. This job leaves it to that one: start one at a time."
+                )
 
     def note(self, state: State, exit_code: int, message: str) -> None:
         """Write the status of a start that never came to run here. Does nothing where there is no such folder, another
@@ -233,8 +248,9 @@ class RunFolder:
         descriptor = lock_file(self.path / ".lock", self._not_locked)
         try:
             holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": self._started})
+            self._holder = holder.encode()
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, holder.encode(), 0)
+            os.pwrite(descriptor, self._holder, 0)
         except OSError as error:
             os.close(descriptor)
             raise StorageError(self._not_locked(error)) from error

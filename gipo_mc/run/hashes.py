@@ -16,6 +16,7 @@ from typing import Any
 from blake3 import blake3
 
 from gipo_mc.errors import StorageError
+from gipo_mc.parallel.saving.files import PART
 from gipo_mc.run.jsonl import read_file, write_atomically
 
 #: Fits a core's cache, so that the hash does not fetch from memory what was just read.
@@ -33,7 +34,7 @@ class Algorithm:
 
 #: By the name that manifests use. BLAKE3 is what is written; SHA-256 of whole files is read for ever.
 ALGORITHMS = {
-    "blake3": Algorithm("BLAKE3", blake3, 1 << 26),
+    "blake3": Algorithm("BLAKE3", blake3, PART),
     "sha256": Algorithm("SHA-256", hashlib.sha256, sys.maxsize),
 }
 

@@ -57,7 +57,8 @@ def _storage_sentence(path: Path, error: OSError, needed: int | None) -> str:
     wanted = f", {needed:,} bytes were needed" if needed is not None else ""
     return (
         f"{path} cannot be written: {error.strerror or error}; {free}{wanted}. Make room or give permission, or choose "
-        "another disk with run.dir; the same command then continues from the last checkpoint."
+        "another place (run.dir of a run, --out of other commands); the same command then goes on with what was kept, "
+        "a run from the last checkpoint."
     )
 
 

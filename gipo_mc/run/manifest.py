@@ -11,7 +11,7 @@ remembered for as long as the process runs and the files stay as they are.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,18 @@ from gipo_mc.errors import CheckpointError
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.disk import sync, write_synced
 from gipo_mc.parallel.megatron.versions import INSTALLED
-from gipo_mc.parallel.sharded_files import all_or_fail, on_main_or_fail
+from gipo_mc.parallel.saving.patience import patient
 from gipo_mc.run.hashes import ALGORITHMS, Part, parts_of, shares, signature, sum_of
 from gipo_mc.run.jsonl import read_file
+from gipo_mc.run.saves import verified
+from gipo_mc.run.saves.verified import Reading
 
 FORMAT = 1
 FILE = "MANIFEST.json"
 STATE = "state.json"
 WRITER = "megatron-core"
-_WRITTEN = "blake3"
+#: The hash of what is written.
+WRITTEN = "blake3"
 
 _verified: dict[Path, list[Any]] = {}
 
@@ -52,40 +55,53 @@ def write(path: Path, step: int, files: dict[str, Entry]) -> None:
     write_synced(path / FILE, json.dumps(stated, indent=1).encode())
 
 
-def describe(path: Path) -> dict[str, Entry]:
-    """Size and sums of every file under `path`, all of which are on the disk then. Every rank calls it and reads a
-    share; all get the whole. Raises WriteFailed."""
-    sizes: dict[str, int] = on_main_or_fail(lambda: {name: (path / name).stat().st_size for name in files_of(path)})
-    parts = {name: parts_of(name, size, _WRITTEN) for name, size in sizes.items()}
-    own: dict[Part, str] = {}
+def describe(path: Path, written: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Size and sums of every file under `path`, all of which are on the disk then. Raises OSError.
 
-    def work() -> None:
-        for part in _own_share(parts):
-            if part.begin == 0:
-                sync(path / part.name)
-            own[part] = sum_of(path / part.name, part.begin, part.size, _WRITTEN)
-
-    all_or_fail(work)
-    gathered: list[dict[Part, str]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(gathered, own)
-    sums = {part: found for one in gathered for part, found in one.items()}
-    return {name: Entry(size, _WRITTEN, [sums[part] for part in parts[name]]) for name, size in sorted(sizes.items())}
+    written: of the files that were summed while they were written, and are on the disk; the others are read.
+    """
+    found = {}
+    for name in files_of(path):
+        size = (path / name).stat().st_size
+        if name in written and written[name].size != size:
+            raise OSError(f"{path / name} has {size:,} bytes, and {written[name].size:,} were written")
+        found[name] = written.get(name) or _read(path, name, size)
+    if lost := sorted(written.keys() - found.keys()):
+        raise OSError(f"{path / lost[0]} was written and is not there")
+    return found
 
 
-def verify(path: Path, *, together: bool = False) -> None:
+def _read(path: Path, name: str, size: int) -> Entry:
+    sync(path / name)
+    return Entry(
+        size, WRITTEN, [sum_of(path / name, part.begin, part.size, WRITTEN) for part in parts_of(name, size, WRITTEN)]
+    )
+
+
+def verify(path: Path, *, together: bool = False, content: bool = True, keep: bool = False) -> None:
     """Check every file of a checkpoint against its manifest. Raises CheckpointError naming the first that differs.
 
-    together: every rank calls it and reads a share of the files; all of them raise.
+    together: every rank calls it and reads a share of the files; all of them raise. content: compare sums of what was
+    not read before, or has changed since; else names and sizes alone. keep: remember what was read for later starts.
     """
-    if not together:
-        stated = _stated(path)
-        _finish(path, _wrong(path, stated, [part for name in stated for part in _parts(name, stated[name])]))
-        return
-    stated = on_main(lambda: _stated(path))
-    found: list[list[str]] = [[]] * dist.get_world_size()
-    share = _own_share({name: _parts(name, entry) for name, entry in stated.items()})
-    dist.all_gather_object(found, _wrong(path, stated, share))
-    on_main(lambda: _finish(path, [message for part in found for message in part]))
+    on_one: Callable[[Callable[[], Any]], Any] = on_main if together else lambda work: work()
+    stated, reading = on_one(lambda: _opened(path, content))
+    parts = {name: _parts(name, stated[name]) for name in reading.names}
+    if together:
+        found: list[list[str]] = [[]] * dist.get_world_size()
+        dist.all_gather_object(found, _wrong(path, stated, _own_share(parts)), group=patient())
+        wrong = [message for part in found for message in part]
+    else:
+        wrong = _wrong(path, stated, [part for of_file in parts.values() for part in of_file])
+    on_one(lambda: _finish(path, wrong, reading if keep and content else None))
+
+
+def _opened(path: Path, content: bool) -> tuple[dict[str, Entry], Reading]:
+    stated = _stated(path)
+    try:
+        return stated, verified.begin(path, stated, FILE, content=content)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): the checkpoint is damaged.") from error
 
 
 def known(path: Path) -> bool:
@@ -180,12 +196,14 @@ def _wrong(path: Path, stated: dict[str, Entry], parts: Sequence[Part]) -> list[
     return []
 
 
-def _finish(path: Path, wrong: list[str]) -> None:
+def _finish(path: Path, wrong: list[str], reading: Reading | None) -> None:
     if wrong:
         raise CheckpointError(wrong[0])
     manifest, state = (_json(path / name) for name in (FILE, STATE))
     if any(manifest.get(name) != state.get(name) for name in ("format", "step", WRITER)):
         raise CheckpointError(f"{path / FILE} does not agree with {STATE}: the checkpoint is damaged.")
+    if reading:
+        reading.keep()
     remember(path)
 
 

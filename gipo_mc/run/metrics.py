@@ -95,6 +95,13 @@ class MetricsLogger:
             edges = finite.clip(-_EDGE, _EDGE)
             self._tensorboard().add_histogram(f"distribution/{printable(name)}", edges, step)
 
+    def distribution(self, step: int, name: str, values_B: Tensor, domains: Sequence[str]) -> None:
+        """Histograms of `values_B` [B], whole and by domain."""
+        self.histogram(step, name, values_B)
+        for domain in sorted(set(domains)):
+            rows = [row for row, own in enumerate(domains) if own == domain]
+            self.histogram(step, f"{name}/domain/{domain}", values_B[rows])
+
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append sampled responses: prompt, response, reward, domain, group_probs, kl, length (more is allowed)."""
         self._samples.append(*({"step": step, **row} for row in rows))

@@ -23,6 +23,7 @@ import torch
 from gipo_mc.config import AlgorithmConfig, load_config
 from gipo_mc.errors import CheckpointError, ConfigError
 from gipo_mc.models.build import build_model
+from gipo_mc.models.execution import PLAIN, Execution
 from gipo_mc.models.families import family_of, read_shape
 from gipo_mc.models.shape import ModelShape
 from gipo_mc.models.stage import HeadKind, StageModel
@@ -165,9 +166,20 @@ def _find(name: str, key: str) -> ModelSource:
             f"{key}={name} is neither a Hugging Face folder (no config.json) nor a run (no checkpoints/) nor a "
             "checkpoint (no MANIFEST.json)."
         )
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ConfigError(f"{key}={name}: there is no such folder.")
+    if not on_hub(name):
+        raise no_folder(name, key)
     return ModelSource(name, "hf", _download(name, key))
+
+
+def on_hub(name: str) -> bool:
+    """Would `resolve` ask the hub for it?"""
+    here = Path(os.path.expanduser(name)).exists() or name.startswith((".", "/", "~"))
+    return not here and name.count("/") == 1
+
+
+def no_folder(name: str, key: str) -> ConfigError:
+    """Option `key` names nothing that is on this machine."""
+    return ConfigError(f"{key}={name}: there is no such folder.")
 
 
 def load_model(
@@ -181,6 +193,7 @@ def load_model(
     groups: int = 0,
     group_head: Literal["mlp", "linear"] = "mlp",
     empty: bool = False,
+    execution: Execution = PLAIN,
 ) -> StageModel:
     """Build this rank's stage and fill it from the source; heads that the source does not have start fresh.
 
@@ -196,38 +209,23 @@ def load_model(
                 f"{error}"
             ) from error
     with layout.active():
-        return _load_model(source, layout, head, dtype, trainable, seed, groups, group_head, empty)
-
-
-def _load_model(
-    source: ModelSource,
-    layout: Layout,
-    head: HeadKind,
-    dtype: torch.dtype,
-    trainable: bool,
-    seed: int,
-    groups: int,
-    group_head: Literal["mlp", "linear"],
-    empty: bool,
-) -> StageModel:
-    model = build_model(
-        source.shape_for(head),
-        layout,
-        head=head,
-        groups=groups,
-        group_head=group_head,
-        dtype=dtype,
-        trainable=trainable,
-        seed=seed,
-        initialize=False,
-    )
-    if empty:
+        model = build_model(
+            source.shape_for(head),
+            layout,
+            head=head,
+            groups=groups,
+            group_head=group_head,
+            dtype=dtype,
+            trainable=trainable,
+            seed=seed,
+            initialize=False,
+            execution=execution,
+        )
+        if not empty and source.kind == "hf":
+            load_hf_weights(model, source.folder)
+        elif not empty:
+            _load_run_weights(model, source, fresh_head=trainable)
         return model
-    if source.kind == "hf":
-        load_hf_weights(model, source.folder)
-    else:
-        _load_run_weights(model, source, fresh_head=trainable)
-    return model
 
 
 def read_as_saved(model: StageModel, path: Path, role: str) -> None:

@@ -23,6 +23,7 @@ def outcome_kept(watch: Watch) -> Iterator[None]:
     """Around a run: its status is written at the end. A collective's error comes out as PeerError or Requeue, Ctrl-C
     with a sentence on what stands."""
     from gipo_mc.parallel.news import record_error
+    from gipo_mc.parallel.nodes.greeting import place
     from gipo_mc.parallel.runtime import lost_peer
 
     try:
@@ -38,7 +39,7 @@ def outcome_kept(watch: Watch) -> Iterator[None]:
             raise _lost(error, lost, watch) from error
         state, code, message = how_it_ended(error)
         if state == "failed":
-            record_error(code, message)
+            record_error(code, message, place=place())
         _leave(watch, state, code, message)
         raise
     watch.close()
@@ -56,7 +57,7 @@ def _lost(error: BaseException, lost: PeerError, watch: Watch) -> GipoError:
         return Requeue(message)
     # What another rank failed of says more than that it is gone.
     cause = first_error()
-    code, message = (cause.exit_code, cause.message) if cause else (lost.exit_code, str(lost))
+    code, message = (cause.exit_code, cause.message + cause.place) if cause else (lost.exit_code, str(lost))
     if timed_out(error):
         show_stack(traceback.format_tb(error.__traceback__))
         record_error(code, message, hang=True)

@@ -15,17 +15,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.config import Config, OptimizerConfig, as_yaml
+from gipo_mc.config import Config, OptimizerConfig, as_yaml, values
 from gipo_mc.data.sets import DataSet
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens, tokens_hash
 from gipo_mc.errors import DataError
+from gipo_mc.models.execution import Execution
 from gipo_mc.models.stage import HeadKind, StageModel
 from gipo_mc.ops import describe_build
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import any_rank, on_main
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
+from gipo_mc.parallel.megatron import transformer_engine
+from gipo_mc.parallel.megatron.overlap import overlaps
 from gipo_mc.parallel.memory.offload import Offloader
+from gipo_mc.parallel.nodes.shared_folder import check_shared
 from gipo_mc.run import checkpoint
 from gipo_mc.run.console import Console
 from gipo_mc.run.folder import RunFolder, State, without_a_word
@@ -35,6 +39,7 @@ from gipo_mc.run.model_files import save_model_files
 from gipo_mc.run.model_sources import FROZEN, ModelSource, load_model, read_as_saved, resolve
 from gipo_mc.run.outcome import outcome_kept, refusal_noted
 from gipo_mc.run.resume import Fixed, changed_options, check_shape, fixed_settings, shape_hash
+from gipo_mc.run.saves.series import Saves
 from gipo_mc.run.watch import Watch, listening
 
 
@@ -58,19 +63,19 @@ class Session:
     step: int = 0
     fixed: Fixed = field(init=False)
     watch: Watch = field(init=False)
+    saves: Saves = field(init=False)
     #: Moves models that are loaded; by itself none.
     offloader: Offloader = field(default_factory=Offloader)
-    #: Called when the session ends, the last one first.
-    at_the_end: ExitStack = field(default_factory=ExitStack)
     _resume_from: Path | None = None
     _passed_over: list[str] = field(default_factory=list)
     _sources: dict[str, ModelSource] = field(default_factory=dict)
     _about: list[tuple[str, str]] = field(default_factory=list)
-    #: Warnings of a start that may still be refused, and then leaves the files of the run as they are.
+    #: Warnings of a start that may still be refused: it leaves the files of the run as they are then.
     _held: list[str] | None = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.folder, self.write_status, self.config.run.grace_seconds)
+        self.saves = Saves(self.folder, self.config.checkpoint, self.watch.saving)
         self.fixed = Fixed(
             fixed_settings(self.config, self.folder.command, self.dtype, distributed_optimizer=self.shards_optimizer)
         )
@@ -120,6 +125,8 @@ class Session:
         key: the option that names a frozen model; its weights are to be the same when the run continues.
         """
         algorithm = self.config.algorithm
+        if sentence := transformer_engine.warning(self.layout.device):
+            self.warn(sentence)
         model = load_model(
             source,
             self.layout if optimizer is not None else self.layout.of_frozen,
@@ -130,6 +137,7 @@ class Session:
             groups=groups,
             group_head=group_head or algorithm.group_head,
             empty=optimizer is not None and self._resume_from is not None,  # `resume` is going to fill it
+            execution=Execution.of(self.config),
         )
         if optimizer is None:
             self.fixed.frozen[key or source.name] = on_main(source.fingerprint)
@@ -141,9 +149,9 @@ class Session:
 
     def engine(self, model: StageModel, optimizer: OptimizerConfig | None, *, total_steps: int = 1) -> Engine:
         """Engine of a model that exists already."""
-        return Engine(
-            model, model.layout, optimizer, total_steps=total_steps, distributed_optimizer=self.shards_optimizer
-        )
+        shards = self.shards_optimizer
+        ways = {"distributed_optimizer": shards, "overlap": overlaps(self.config.parallel, self.layout.device, shards)}
+        return Engine(model, model.layout, optimizer, total_steps=total_steps, **ways)
 
     @property
     def shards_optimizer(self) -> bool:
@@ -188,14 +196,8 @@ class Session:
 
         if self.logger:
             self.logger.flush()
-        state = {
-            **state,
-            "heads": {role: engine.model.head for role, engine in engines.items()},
-            **self.fixed.stored(),
-        }
-        with self.watch.saving():
-            checkpoint.save(self.folder.checkpoints, step, sharded, state, self.config.checkpoint.keep, extras)
-            on_main(lambda: checkpoint.note(self.folder, step))
+        heads = {role: engine.model.head for role, engine in engines.items()}
+        self.saves.save(step, sharded, {**state, "heads": heads, **self.fixed.stored()}, extras)
 
     def checkpoint_due(self, step: int) -> bool:
         """Is a checkpoint to be written after `step` iterations?"""
@@ -213,8 +215,13 @@ class Session:
 
         save: writes the checkpoint of `step`; called unless there is one. Raises Requeue.
         """
-        if any_rank(bool(self.watch.asked)):
-            self.watch.stop(save if step > self.start and not self.checkpoint_due(step) else None)
+        self.saves.look()
+        if not any_rank(bool(self.watch.asked)):
+            return
+        if step > self.start and not self.checkpoint_due(step):
+            save()
+        self.saves.finish()
+        self.watch.stop()
 
     def resume(self, engines: Mapping[str, Engine]) -> dict[str, Any] | None:
         """Continue from the run folder's newest usable checkpoint: its state, or None for a fresh run.
@@ -236,7 +243,6 @@ class Session:
         for role, engine in engines.items():
             check_shape(engine.model.shape, path / role)  # type: ignore[arg-type]
             read_as_saved(engine.model, path, role)  # type: ignore[arg-type]
-        for role, engine in engines.items():
             with engine.whole(changes=True):
                 loaded = checkpoint.load_shards(path, engine.sharded_state(role, is_loading=True))
                 engine.load_sharded_state(role, loaded)
@@ -256,15 +262,6 @@ class Session:
         self.folder.write_about(self._about)
 
     # ---------------------------------------------------------------- showing
-    def open_log(self) -> None:
-        """On rank 0. Raises DataError where a log file is damaged."""
-        self.logger = MetricsLogger(self.folder)
-
-    def close_log(self) -> None:
-        """Does nothing where there is none."""
-        if self.logger:
-            self.logger.close()
-
     def write_status(self, state: State, exit_code: int | None = None, message: str = "") -> None:
         """run_status.json, with the iterations that have finished."""
         if self.layout.is_main:
@@ -298,10 +295,7 @@ class Session:
     def distribution(self, step: int, name: str, values_B: Tensor, domains: Sequence[str]) -> None:
         """The distribution of `values_B` [B] in iteration `step`, whole and by domain."""
         if self.logger:
-            self.logger.histogram(step, name, values_B)
-            for domain in sorted(set(domains)):
-                rows = [row for row, own in enumerate(domains) if own == domain]
-                self.logger.histogram(step, f"{name}/domain/{domain}", values_B[rows])
+            self.logger.distribution(step, name, values_B, domains)
 
     def warn(self, text: str) -> None:
         """A warning on the console and in the report."""
@@ -331,15 +325,19 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
     with listening(), ExitStack() as at_the_end:
         at_the_end.callback(lambda: folder.close())  # of the folder that `take` opens
         with refusal_noted(lambda: RunFolder(folder.path, command)):
-            layout = runtime.initialize(config.parallel, config.device)
+            same = {**values(config), "kernels": describe_build()}
+            layout = runtime.initialize(config.parallel, config.device, same)
             on_main(take)
+            check_shared(folder.path)
         dtype = runtime.resolve_dtype(config.dtype, layout.device)
         console = Console(name, config.run.iterations, enabled=layout.is_main)
-        session = Session(config, layout, folder, console, None, dtype, at_the_end=at_the_end)
-        at_the_end.callback(session.close_log)
+        session = Session(config, layout, folder, console, None, dtype)
+        at_the_end.callback(lambda: session.logger and session.logger.close())
+        at_the_end.callback(lambda: session.offloader.close())
+        at_the_end.callback(session.saves.abandon)
         with outcome_kept(session.watch):
-            on_main(session.open_log)
-            session._resume_from, session._passed_over = checkpoint.find(folder)
+            on_main(lambda: setattr(session, "logger", MetricsLogger(folder)))  # DataError: a damaged file
+            session._resume_from, session._passed_over = session.saves.newest()
             if newest := session._resume_from:  # checked before models are loaded, which may take minutes
                 state = checkpoint.load_state(newest)
                 session.step = state["step"]
@@ -347,3 +345,4 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
             if earlier.get("state") == "running":
                 session.warn(without_a_word(earlier))
             yield session
+            session.saves.finish()

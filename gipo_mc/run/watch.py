@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from gipo_mc.errors import EXIT_REQUEUE, PeerError, Requeue, StorageError
 from gipo_mc.parallel import limits, news
+from gipo_mc.parallel.nodes.beats import Beats
 from gipo_mc.run import checkpoint
 from gipo_mc.run.folder import RunFolder, State
 from gipo_mc.run.jsonl import printable_lines
@@ -58,6 +59,7 @@ class Watch:
         self._saving = False
         self._asked_at = self._failed_at = 0.0
         self._beaten_at = time.monotonic()
+        self._beats = Beats(self._store, self._beaten_at)
         self._ends = threading.Lock()  # of the one thread that ends the run
         self.closed = False
         self._signals, self._wake = os.pipe()
@@ -72,10 +74,8 @@ class Watch:
         """Ask the run to stop; the first reason stays."""
         self.asked = self.asked or why
 
-    def stop(self, save: Callable[[], None] | None) -> NoReturn:
-        """All ranks stop here. save: saves what is to be saved before (in `saving`). Raises Requeue."""
-        if save:
-            save()
+    def stop(self) -> NoReturn:
+        """All ranks stop here, and what they are going to continue from is saved. Raises Requeue."""
         why = self.asked or news.announced_stop() or "a signal to another rank"
         raise Requeue(f"Asked to stop by {why}. {self.what_stands()}")
 
@@ -104,6 +104,7 @@ class Watch:
         self.closed = True
         os.write(self._wake, b"\0")
         self._thread.join()
+        self._beats.leave()
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(-1)
         os.close(self._signals)
@@ -117,6 +118,7 @@ class Watch:
             self._look_for_a_stop(now)
             self._look_for_errors(now)
             self._look_for_hangs()
+            self._look_for_silence(now)
             if now - self._beaten_at > BEAT:
                 self._beaten_at = now
                 with suppress(StorageError):  # what the run writes next will say so
@@ -159,7 +161,7 @@ class Watch:
             if error.hang:
                 self._show_stack()
         if now - self._failed_at > PATIENCE:
-            self._end("failed", error.exit_code, error.message)
+            self._end("failed", error.exit_code, error.message, error.place)
 
     def _look_for_hangs(self) -> None:
         if late := limits.overdue():
@@ -168,18 +170,23 @@ class Watch:
             time.sleep(LAST_WORDS)
             self._end("failed", PeerError.exit_code, late)
 
+    def _look_for_silence(self, now: float) -> None:
+        if lost := self._beats.look(now):
+            news.record_error(PeerError.exit_code, lost, store=self._store)
+            self._end("failed", PeerError.exit_code, lost)
+
     def _show_stack(self) -> None:
         frame = sys._current_frames().get(threading.main_thread().ident or 0)
         show_stack(traceback.format_stack(frame))
 
-    def _end(self, state: State, exit_code: int, message: str) -> None:
-        """End the process, whatever the main thread does."""
+    def _end(self, state: State, exit_code: int, message: str, place: str = "") -> None:
+        """End the process, whatever the main thread does. place: of the rank whose message it is."""
         if not self._ends.acquire(blocking=False):
             return  # the main thread ends it already
         try:
-            self.write_status(state, exit_code, message)
+            self.write_status(state, exit_code, message + place)
             if news.first_to_say(message, self._store):
-                said = message if state == "requeue" else f"error: {message}"
+                said = message if state == "requeue" else f"error: {message}{place}"
                 print(f"\n{printable_lines(said)}", file=sys.stderr, flush=True)
             sys.stdout.flush()
         finally:

@@ -6,13 +6,19 @@ import sys
 from collections.abc import Sequence
 
 from gipo_mc.run.arguments import Parser
+from gipo_mc.tools.dry_run import command as dry_run
 from gipo_mc.tools.evaluate import command as evaluate
+
+_COMMANDS = {"evaluate": evaluate, "dry-run": dry_run}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = Parser(prog="gipo-mc", usage="%(prog)s evaluate COMMAND ...")
-    parser.add_argument("command", choices=["evaluate"], help="compare responses: judges, people, tables")
-    parser.parse_args(words[:1])
-    return evaluate.main(words[1:], description=evaluate.__doc__, prog="gipo-mc evaluate")
+    parser = Parser(prog="gipo-mc", usage="%(prog)s COMMAND ...")
+    parser.add_argument(
+        "command", choices=list(_COMMANDS), help="evaluate: judges, people, tables; dry-run: a start without its GPUs"
+    )
+    chosen = parser.parse_args(words[:1]).command
+    module = _COMMANDS[chosen]
+    return module.main(words[1:], description=module.__doc__, prog=f"gipo-mc {chosen}")

@@ -61,7 +61,7 @@ def defaults() -> dict[str, str]:
 
     cuda = runtime.resolve_device("auto") == "cuda"
     ranks = torch.cuda.device_count() if cuda else len(_affinity())
-    te = cuda and importlib.util.find_spec("transformer_engine") is not None
+    te = cuda and not _engine_problem()
     reference = os.environ.get("GIPO_MC_OPS") == "reference"
     return {
         "device": "cuda" if cuda else "cpu",
@@ -278,16 +278,10 @@ def _cgroup(name: str) -> str:
 
 
 def _optional() -> Iterator[Finding]:
-    """Optional libraries by name only: importing them may take long, and a run imports them only where it uses them."""
+    """Optional libraries by name only: importing them may take long, and a run imports them only where it uses them.
+    TransformerEngine is tried, where a run would use it."""
     torch, error = _import("torch")
-    cuda = not error and torch.cuda.is_available()
-    if importlib.util.find_spec("transformer_engine"):
-        unused = "" if cuda else ", not used on CPU"
-        yield Finding("transformer-engine", "ok", f"{_version('transformer-engine')}{unused}")
-    elif cuda:
-        yield Finding("transformer-engine", "note", "not installed", "faster layers: pip install -e '.[te]'")
-    else:
-        yield Finding("transformer-engine", "ok", "not installed (optional, CUDA only)")
+    yield _transformer_engine(cuda=not error and torch.cuda.is_available())
     wandb = importlib.util.find_spec("wandb")
     yield Finding("wandb", "ok", _version("wandb") if wandb else "not installed (optional: pip install -e '.[wandb]')")
     offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if os.environ.get(name, "") not in ("", "0")]
@@ -297,6 +291,29 @@ def _optional() -> Iterator[Finding]:
         yield Finding("Hugging Face hub", "note", f"{' and '.join(offline)} set; only the cache {cache}", advice)
     else:
         yield Finding("Hugging Face hub", "ok", f"asked only for hub names (not probed here); cache {cache}")
+
+
+def _transformer_engine(cuda: bool) -> Finding:
+    name, there = "transformer-engine", importlib.util.find_spec("transformer_engine") is not None
+    if not cuda:
+        return Finding(
+            name, "ok", f"{_version(name)}, not used on CPU" if there else "not installed (optional, CUDA only)"
+        )
+    problem = _engine_problem()
+    if not there:
+        return Finding(name, "note", problem, "faster layers: pip install -e '.[te]'")
+    if problem:
+        advice = (
+            "runs use Megatron-core's own layers; install one that fits this torch and CUDA: pip install -e '.[te]'"
+        )
+        return Finding(name, "note", f"{_version(name)}: {problem}", advice)
+    return Finding(name, "ok", _version(name))
+
+
+def _engine_problem() -> str:
+    """Why a run on CUDA does without TransformerEngine; "" where it does not."""
+    tried, error = _import("gipo_mc.parallel.megatron.transformer_engine")
+    return error or str(tried.problem())
 
 
 def _version(name: str) -> str:

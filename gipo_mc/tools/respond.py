@@ -18,6 +18,7 @@ from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer
 from gipo_mc.errors import ConfigError, DataError
 from gipo_mc.evaluation.responses import Response, conversation_of
 from gipo_mc.generation.choose import check_engine, rollout_engine
+from gipo_mc.models.execution import Execution
 from gipo_mc.models.micro_batch import micro_batches, run_forward
 from gipo_mc.models.readout import groups_alone
 from gipo_mc.parallel import runtime
@@ -62,7 +63,15 @@ def respond(
     source.shape.check(layout.tensor, layout.pipeline, sequence_length=longest)
     check_engine(config.rollout.engine, source.shape, layout)
     dtype = runtime.resolve_dtype(config.dtype, layout.device)
-    model = load_model(source, layout, head="lm", dtype=dtype, trainable=False, seed=config.run.seed)
+    model = load_model(
+        source,
+        layout,
+        head="lm",
+        dtype=dtype,
+        trainable=False,
+        seed=config.run.seed,
+        execution=Execution(fp32_logits=config.precision.fp32_logits),
+    )
     engine = rollout_engine(config.rollout.engine, model, limits_of(config), longest)
     rollout = roll_out(engine, tokenizer, prompts, config, 0, purpose="generate", greedy=greedy, on_step=on_step)
     del engine, model  # room for the classifier

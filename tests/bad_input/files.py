@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tests.bad_input.evaluation_files import write_bad_evaluations
 from tests.runs import save_models
 
 DEEP = 20_000
@@ -25,6 +26,7 @@ def write_bad_files(folder: Path) -> None:
     _models(folder, policy)
     _data(folder)
     _runs(folder)
+    write_bad_evaluations(folder, NASTY, DEEP)
     (folder / "folder").mkdir()
     for name in ("fifo", "fifo.jsonl", "fifo.yaml"):
         os.mkfifo(folder / name)

@@ -15,7 +15,6 @@ import signal
 import tempfile
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,9 @@ from gipo_mc.rl import gi_ppo
 from gipo_mc.run.command import run_command
 from gipo_mc.supervised import dpo, reward_model, sft
 from gipo_mc.tools import builtin
+from tests.bad_input.evaluation_rows import EVALUATION_ROWS
 from tests.bad_input.files import NASTY, write_bad_files
+from tests.bad_input.lines import BAD_CONFIGS, LONG, Bad, each
 from tests.source_rules import ROOT
 
 #: No answer takes longer; what hangs (a named pipe without a writer) is stopped.
@@ -39,42 +40,17 @@ _TRAINERS: dict[str, tuple[Callable[..., None], Any]] = {
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-@dataclass(frozen=True)
-class Bad:
-    """A command line that is wrong. code: of the answer. says: part of it."""
-
-    command: str
-    words: list[str]
-    code: int
-    says: str = ""
-
-    @property
-    def name(self) -> str:
-        return f"{self.command} {' '.join(self.words)}".encode("unicode_escape").decode()[:90]
-
-
-def _each(command: str, code: int, *lines: str, says: str = "") -> list[Bad]:
-    return [Bad(command, line.split(" "), code, says) for line in lines]
-
-
 def _models(names: str, code: int, says: str = "") -> list[Bad]:
     """A model in every place where one is read: converted, continued and sampled from."""
     found = []
     for name in names.split():
-        found += _each("convert_checkpoint", code, f"--check {{}}/{name}", says=says)
-        found += _each(
-            "generate", code, f"model.policy={{}}/{name} --prompt {WORD} rollout.max_new_tokens=2", says=says
-        )
+        found += each("convert_checkpoint", code, f"--check {{}}/{name}", says=says)
+        found += each("generate", code, f"model.policy={{}}/{name} --prompt {WORD} rollout.max_new_tokens=2", says=says)
     return found
 
 
 #: A word of the built-in tokenizer.
 WORD = "s0"
-LONG = "a" * 300
-_BAD_CONFIGS = (
-    "bomb", "itself", "deep", "twice", "list", "number", "open", "nul", "object", "set", "circle", "absent", "large",
-    "nasty", "latin", "huge",
-)  # fmt: skip
 _BAD_DATA = (
     "none.jsonl", "fifo.jsonl", "folder", "deep.jsonl", "deep_array.jsonl", "nasty.jsonl", "empty.jsonl", "not.parquet",
     "cut.gz", "fifo",
@@ -82,24 +58,22 @@ _BAD_DATA = (
 _SIZE = "model.policy={}/policy data.sequence_length=24"
 TABLE: list[Bad] = [
     # ------------------------------------------------------------------------------------------------- configuration
-    *(bad for name in _BAD_CONFIGS for bad in _each("train_sft", 2, f"--config {{}}/{name}.yaml")),
-    *_each("train_gi_ppo", 2, "--config {}/preset.yaml", says="write the name itself"),
-    *_each(
-        "train_sft", 2, "--config {}/fifo.yaml", "--config {}/folder", "--config /dev/zero", "--config {}/none.yaml"
-    ),
-    *_each("train_sft", 2, f"--config {LONG}", f"run.name={LONG}", f"run.dir={LONG}", says=""),
-    *_each("train_reward", 2, f"data.preferences=[{LONG}]", f"model.policy={LONG}", f"model.reward={'a/' * 3000}"),
-    *_each("train_dpo", 2, "data.preferences=['https://me:secret@host/x']", says="password in a URL"),
+    *(bad for name in BAD_CONFIGS for bad in each("train_sft", 2, f"--config {{}}/{name}.yaml")),
+    *each("train_gi_ppo", 2, "--config {}/preset.yaml", says="write the name itself"),
+    *each("train_sft", 2, "--config {}/fifo.yaml", "--config {}/folder", "--config /dev/zero", "--config {}/none.yaml"),
+    *each("train_sft", 2, f"--config {LONG}", f"run.name={LONG}", f"run.dir={LONG}", says=""),
+    *each("train_reward", 2, f"data.preferences=[{LONG}]", f"model.policy={LONG}", f"model.reward={'a/' * 3000}"),
+    *each("train_dpo", 2, "data.preferences=['https://me:secret@host/x']", says="password in a URL"),
     Bad("train_sft", [f"run.name={NASTY}"], 2),
     Bad("train_sft", [f"{NASTY}=1"], 2),
     Bad("train_sft", [f"--{NASTY}"], 2),
     Bad("train_sft", [NASTY], 2),
     Bad("train_sft", [f"run.seed={NASTY}"], 2),
     Bad("train_sft", ["run.name=../x"], 2),
-    *_each(
+    *each(
         "train_sft", 2, "run=3", "=3", "[=1", "run.seed[0]=1", "run.seed=1e400", "run.seed=" + "1" * 5000, "a." * 3000
     ),
-    *_each(
+    *each(
         "train_sft",
         2,
         "a." * 3000 + "b=1",
@@ -108,8 +82,8 @@ TABLE: list[Bad] = [
         "run.seed=-1",
         "run.seed=2147483648",
     ),
-    *_each("train_gi_ppo", 2, "policy.lr=nan", "policy.lr=0", "policy.lr=-1", "policy.lr=inf", "rollout.batch_size=0"),
-    *_each(
+    *each("train_gi_ppo", 2, "policy.lr=nan", "policy.lr=0", "policy.lr=-1", "policy.lr=inf", "rollout.batch_size=0"),
+    *each(
         "train_gi_ppo",
         2,
         "rollout.batch_size=1000000000000000000",
@@ -137,40 +111,40 @@ TABLE: list[Bad] = [
         bad
         for name in ("cut", "list", "deep", "empty", "config_list", "config_deep")
         for bad in [
-            *_each("generate", 2, f"model.policy={{}}/tokenizer_{name} --prompt {WORD} rollout.max_new_tokens=2"),
-            *_each("convert_checkpoint", 2, f"--from-hf {{}}/tokenizer_{name} {{}}/imported"),
+            *each("generate", 2, f"model.policy={{}}/tokenizer_{name} --prompt {WORD} rollout.max_new_tokens=2"),
+            *each("convert_checkpoint", 2, f"--from-hf {{}}/tokenizer_{name} {{}}/imported"),
         ]
     ),
     *_models("fifo_config", 2),
     *_models("fifo_weights", 2),
-    *_each(
+    *each(
         "generate",
         2,
         f"--prompt {WORD}",
         f"model.policy={{}}/none --prompt {WORD}",
         f"model.policy={LONG} --prompt {WORD}",
     ),
-    *_each("generate", 2, f"model.policy={{}}/folder --prompt {WORD}", f"model.policy=/dev/zero --prompt {WORD}"),
-    *_each(
+    *each("generate", 2, f"model.policy={{}}/folder --prompt {WORD}", f"model.policy=/dev/zero --prompt {WORD}"),
+    *each(
         "generate", 6, f"model.policy={{}}/policy --prompt {WORD} rollout.max_new_tokens=2 --out {{}}/none/out.jsonl"
     ),
-    *_each("generate", 6, f"model.policy={{}}/policy --prompt {WORD} rollout.max_new_tokens=2 --out {{}}/folder"),
+    *each("generate", 6, f"model.policy={{}}/policy --prompt {WORD} rollout.max_new_tokens=2 --out {{}}/folder"),
     # ---------------------------------------------------------------------------------------------------- conversion
-    *_each(
+    *each(
         "convert_checkpoint", 2, "", "--check {}/none", "--check {}/folder", f"--check {LONG}", "--tensor 0 --check x"
     ),
-    *_each("convert_checkpoint", 2, "--to-hf {}/policy {}/out", "--to-hf {}/none {}/out", "--from-hf {}/none {}/out"),
-    *_each("convert_checkpoint", 4, "--to-hf {}/runs/manifest_deep {}/out", "--to-hf {}/runs/manifest_list {}/out"),
-    *_each("convert_checkpoint", 4, "--to-hf {}/runs/manifest_types {}/out"),
-    *_each("convert_checkpoint", 6, "--from-hf {}/policy {}/policy/config.json/x"),
-    *_each("convert_checkpoint", 2, "--check ~nobody-here/x", "--from-hf {}/policy ~nobody-here/x"),
-    *_each("generate", 2, f"model.policy=~nobody-here/x --prompt {WORD}"),
-    *_each("train_sft", 3, f"{_SIZE} data.demonstrations=[~nobody-here/x.jsonl] run.name=sft-nobody"),
-    *_each("train_sft", 2, f"{_SIZE} model.tokenizer=~nobody-here/x run.name=sft-nobody"),
-    *_each("convert_checkpoint", 2, "--tensor 1000000000000000000000 --check {}/policy"),
+    *each("convert_checkpoint", 2, "--to-hf {}/policy {}/out", "--to-hf {}/none {}/out", "--from-hf {}/none {}/out"),
+    *each("convert_checkpoint", 4, "--to-hf {}/runs/manifest_deep {}/out", "--to-hf {}/runs/manifest_list {}/out"),
+    *each("convert_checkpoint", 4, "--to-hf {}/runs/manifest_types {}/out"),
+    *each("convert_checkpoint", 6, "--from-hf {}/policy {}/policy/config.json/x"),
+    *each("convert_checkpoint", 2, "--check ~nobody-here/x", "--from-hf {}/policy ~nobody-here/x"),
+    *each("generate", 2, f"model.policy=~nobody-here/x --prompt {WORD}"),
+    *each("train_sft", 3, f"{_SIZE} data.demonstrations=[~nobody-here/x.jsonl] run.name=sft-nobody"),
+    *each("train_sft", 2, f"{_SIZE} model.tokenizer=~nobody-here/x run.name=sft-nobody"),
+    *each("convert_checkpoint", 2, "--tensor 1000000000000000000000 --check {}/policy"),
     Bad("convert_checkpoint", ["--check", NASTY], 2),
     # ----------------------------------------------------------------------------------------------------- new models
-    *_each(
+    *each(
         "new_model",
         2,
         "",
@@ -178,12 +152,12 @@ TABLE: list[Bad] = [
         "--out {}/new --data x --vocab 1000000000000",
         "--out x --data y --hidden 0",
     ),
-    *_each("new_model", 2, "--out x --data y --layers -1", "--out x --data y --heads 0", "--out x --data y --seed -1"),
-    *_each(
+    *each("new_model", 2, "--out x --data y --layers -1", "--out x --data y --heads 0", "--out x --data y --seed -1"),
+    *each(
         "new_model", 2, "--out x --data y --heads 3", "--out x --data y --kv-heads 3", "--out x --data y --hidden nan"
     ),
-    *_each("new_model", 2, "--out {}/new --data y --hidden 65536 --layers 1024 --heads 64", says="memory"),
-    *_each(
+    *each("new_model", 2, "--out {}/new --data y --hidden 65536 --layers 1024 --heads 64", says="memory"),
+    *each(
         "new_model",
         3,
         "--out {}/new --data {}/none.jsonl",
@@ -195,12 +169,12 @@ TABLE: list[Bad] = [
         bad
         for name in _BAD_DATA
         for bad in [
-            *_each(
+            *each(
                 "train_sft",
                 3,
                 f"{_SIZE} data.demonstrations=[{{}}/{name}] run.name=sft-{name}",
             ),
-            *_each(
+            *each(
                 "train_dpo",
                 3,
                 f"{_SIZE} data.preferences=[{{}}/{name}] run.name=dpo-{name}",
@@ -208,21 +182,22 @@ TABLE: list[Bad] = [
         ]
     ),
     # --------------------------------------------------------------------------------------------------------- report
-    *_each("report", 2, "", f"{LONG}", "{}/runs/text --out " + LONG),
-    *_each(
+    *each("report", 2, "", f"{LONG}", "{}/runs/text --out " + LONG),
+    *each(
         "report", 3, "{}/none", "{}/folder", "{}/policy/config.json", "{}/runs/text", "{}/runs/large", "{}/runs/step"
     ),
-    *_each("report", 3, "{}/runs/deep", "{}/runs/nasty", "{}/runs/distributions", "{}/runs/fifo", "/dev/null"),
-    *_each("report", 6, "{}/runs/good --out {}/folder", "{}/runs/good --out /dev/null/x"),
-    *_each("report", 3, "{}/runs/good --note {}/none", "{}/runs/good --note {}/fifo", "{}/runs/good --note {}/folder"),
+    *each("report", 3, "{}/runs/deep", "{}/runs/nasty", "{}/runs/distributions", "{}/runs/fifo", "/dev/null"),
+    *each("report", 6, "{}/runs/good --out {}/folder", "{}/runs/good --out /dev/null/x"),
+    *each("report", 3, "{}/runs/good --note {}/none", "{}/runs/good --note {}/fifo", "{}/runs/good --note {}/folder"),
     Bad("report", ["{}/" + NASTY], 3),
     Bad("report", [f"--{NASTY}"], 2),
-    *_each("run_status", 2, "", LONG, "{}/runs/good --since x"),
+    *each("run_status", 2, "", LONG, "{}/runs/good --since x"),
     Bad("run_status", [f"--{NASTY}"], 2),
+    *EVALUATION_ROWS,
     # ---------------------------------------------------------------------------------------------- doctor, the demo
-    *_each("doctor", 2, "x", "--json=3"),
+    *each("doctor", 2, "x", "--json=3"),
     Bad("doctor", [f"--{NASTY}"], 2),
-    *_each("demo", 2, "--iterations -1", "--iterations 1.5", f"--dir {LONG}", "x"),
+    *each("demo", 2, "--iterations -1", "--iterations 1.5", f"--dir {LONG}", "x"),
     Bad("demo", [NASTY], 2),
 ]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from gipo_mc.config import load_config
 from gipo_mc.errors import ConfigError
-from gipo_mc.parallel.launcher import adopt_slurm, world_size
+from gipo_mc.parallel.launcher import adopt_slurm, several_hosts, suit_cuda, world_size
 
 TASK = {
     "SLURM_JOB_ID": "12", "SLURM_STEP_ID": "3", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8",
@@ -47,3 +48,28 @@ def test_the_ranks_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> Non
     assert world_size() == 1
     monkeypatch.setenv("WORLD_SIZE", "6")
     assert world_size() == 6
+
+
+def test_ranks_on_one_host_or_on_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    for here, several in (("6", False), ("2", True)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+        assert several_hosts() == several
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert not several_hosts(), "whoever sets RANK without it has one host"
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "added"),
+    [
+        ([], {}, {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}),
+        (["parallel.tensor=2"], {"PYTORCH_ALLOC_CONF": "x"}, {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}),
+        (["parallel.tensor=2", "rollout.engine=vllm"], {"CUDA_DEVICE_MAX_CONNECTIONS": "8"}, {}),
+    ],
+)
+def test_cuda_is_suited_where_the_user_has_not(
+    options: list[str], given: dict[str, str], added: dict[str, str]
+) -> None:
+    environment = dict(given)
+    suit_cuda(load_config(None, options), environment)
+    assert environment == given | added

@@ -25,17 +25,21 @@ from gipo_mc.plan.plan import make_plan
 from gipo_mc.plan.run import read_run
 from tests.ranks import run_ranks
 
+#: One of `LAYOUTS` and one of `TRADES`.
+SMALL = ("1", "full")
 
-def _run(rank: int, folder: str) -> dict[str, int]:
-    return peaks_of(config_of(Path(folder), "1"))
+
+def _run(rank: int, folder: str) -> dict[str, dict[str, int]]:
+    return {layout: peaks_of(config_of(Path(folder), layout)) for layout in SMALL}
 
 
 def test_every_phase_of_a_run_is_within_a_tenth(tmp_path: Path):
     make_material(tmp_path, vocab_size=2048, hidden_size=128, intermediate_size=352, num_hidden_layers=4)
-    measured = run_ranks(_run, 1, str(tmp_path))
-    plan = make_plan(read_run(config_of(tmp_path, "1")), 1, hardware("cpu"))
-    for row in rows_of(plan, measured, "1"):
-        assert abs(row["planned"] / row["measured"] - 1) < 0.1, row
+    (measured,) = run_ranks(_run, 1, str(tmp_path))
+    for layout in SMALL:
+        plan = make_plan(read_run(config_of(tmp_path, layout)), 1, hardware("cpu"))
+        for row in rows_of(plan, [measured[layout]], layout):
+            assert abs(row["planned"] / row["measured"] - 1) < 0.1, row
 
 
 def test_the_record_of_five_layouts_is_of_this_plan(tmp_path: Path):

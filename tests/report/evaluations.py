@@ -7,7 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gipo_mc.evaluation.judges.journal import Entry, Journal, Setup
+from gipo_mc.evaluation.judges.journal import Entry, Journal, Setup, Side
+from gipo_mc.evaluation.judges.questions import comparisons
+from gipo_mc.evaluation.pairs import read_pairs
 from gipo_mc.evaluation.people.agree import agreement_of
 from gipo_mc.evaluation.reading import games_of
 from gipo_mc.evaluation.tables.build import build_table
@@ -33,6 +35,25 @@ def evaluation(folder: Path, prompts: int = 40, opponents: tuple[str, ...] = ("s
         journal.note(setup)
         journal.add([entry for place, row in enumerate(rows) for entry in _verdicts(place, row)])
     write_table(folder, build_table(games_of(folder), draws=200))
+    return folder
+
+
+def scored_alone(folder: Path) -> Path:
+    """A reward model on 40 pairs: every fourth ties, and one in ten has no verdict."""
+    write_pairs(folder, [pair(number, "sft") for number in range(40)])
+    setup = Setup("reward", "reward", "reward model 1", "runs/r", "", "", {}, "seeded", 1, 0, "r" * 16)
+    sides: tuple[Side, ...] = ("ours", "theirs", "ours", "tie")
+    with Journal(folder) as journal:
+        journal.note(setup)
+        for place, shown in enumerate(comparisons(read_pairs(folder), setup)):
+            bad = place % 10 == 4
+            entry = Entry(
+                shown.pair.pair, "r" * 16, shown.pair.pair, "sft", "reward", shown.ours_first, 0,
+                None if bad else sides[place % 4], problem="a reward is no number" if bad else "",
+                reason="rewards 1.0 and 0.5",
+            )  # fmt: skip
+            journal.add([entry])
+    write_table(folder, build_table(games_of(folder), draws=200, designs={"reward": "no order"}))
     return folder
 
 

@@ -14,7 +14,7 @@ from gipo_mc.evaluation.tables.model import read_table
 from gipo_mc.report.policies_shown import policies
 from gipo_mc.report.report import build_report, save_charts
 from gipo_mc.report.winners import load_evaluation
-from tests.report.evaluations import LONG, SAME, evaluation, with_agreement
+from tests.report.evaluations import LONG, SAME, evaluation, scored_alone, with_agreement
 from tests.report.pages import Page
 from tests.scripts import run_script
 
@@ -93,6 +93,15 @@ def test_runs_and_an_evaluation_stand_on_one_page(runs: Any, folder: Path, tmp_p
     assert "Supervised fine-tuning" in page.text and page.text.index("Who wins: e") < page.text.index("Learning rate")
     plain = build_report([runs["sft"]], tmp_path / "s.html").read_text(encoding="utf-8")
     assert 'id="evaluation' not in plain and "Who wins" not in plain
+
+
+def test_no_order_is_spoken_of_where_a_reward_model_judged(tmp_path: Path) -> None:
+    html = build_report([], tmp_path / "r.html", evaluation=scored_alone(tmp_path / "e"))
+    text = Page(html.read_text(encoding="utf-8")).text
+    text = text[text.index("Who wins") :]
+    assert "scored every response alone" in text and "Of the 10 ties: 10 equal scores." in text
+    assert "Left out: 4 pairs without a valid verdict." in text
+    assert not any(words in text for words in ("order", "flip", "shown first", "ours first")), text
 
 
 def test_the_command_takes_an_evaluation_alone_and_draws_its_bars(folder: Path, tmp_path: Path) -> None:

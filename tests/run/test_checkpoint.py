@@ -316,9 +316,9 @@ def _keep(rank: int, folder: Path) -> Any:
         _save(folder, step, engines, keep=2, extras=say)
     errors = []
     for attempt in (full, None):
-        if attempt is None and rank == 0:  # the replica that writes the shards cannot write any more
+        if attempt is None and rank == 0:  # one of the replicas, each of which writes a part, cannot
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         try:
             _save(folder, 8, engines, keep=2, extras=attempt or say)
         except StorageError as error:

@@ -173,3 +173,17 @@ def test_a_run_elsewhere_is_believed_by_its_last_sign_of_life(seconds):
     updated = datetime.now(UTC) + timedelta(seconds=seconds)
     status = {"state": "running", "host": "elsewhere", "pid": 1, "step": 4, "updated": updated.isoformat()}
     assert ("ended without a word after step 4" in fell_silent(status)) == (abs(seconds) > SILENCE)
+
+
+def test_a_job_whose_folder_was_taken_in_spite_of_its_lock_writes_nothing_more(tmp_path):
+    """As on a network file system whose locks hold on one host only."""
+    with RunFolder.open(tmp_path, "toy", "train_sft", resume=True) as folder:
+        folder.write_status("running", step=3)
+        (folder.path / ".lock").write_text(json.dumps({"pid": 7, "host": "node9", "since": "now"}))
+        with pytest.raises(StorageError, match=r"taken over by process 7 on node9 .*locks that other hosts do not see"):
+            folder.write_status("running", step=4)
+        with pytest.raises(StorageError, match="taken over"):
+            folder.still_ours()
+        assert folder.read_status()["step"] == 3
+    with RunFolder.open(tmp_path, "toy", "train_sft", resume=True) as folder:
+        folder.write_status("done", 0)

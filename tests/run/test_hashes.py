@@ -97,9 +97,8 @@ def write_as_before(path: Path) -> None:
 
 
 def _describe(rank: int, path: Path) -> None:
-    files = manifest.describe(path)
     if rank == 0:
-        manifest.write(path, 7, files)
+        manifest.write(path, 7, manifest.describe(path, {}))
 
 
 def _write(path: Path, algorithm: str, ranks: int = 1) -> None:

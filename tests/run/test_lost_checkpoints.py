@@ -69,8 +69,12 @@ def place(tmp_path: Path, finished: Path) -> Path:
 
 
 def _content(run: Path) -> dict[str, bytes]:
-    """Every file of a run but its status, its lock and what may have been thrown away."""
-    files = [path for path in run.rglob("*") if path.is_file() and path.name not in ("run_status.json", ".lock")]
+    """Every file of a run but its status, its lock, what was verified, and what may have been thrown away."""
+    files = [
+        path
+        for path in run.rglob("*")
+        if path.is_file() and path.name not in ("run_status.json", ".lock", ".verified.json")
+    ]
     return {str(path.relative_to(run)): path.read_bytes() for path in files if "previous" not in str(path)}
 
 

@@ -38,15 +38,17 @@ CHANGEABLE = {
         "tokens_per_micro_batch",
         "logit_rows",
         "timeout_minutes",
+        "silence_seconds",
+        "overlap",
     ),
-    "memory": ("offload",),
+    "memory": ("recompute", "offload"),
     "model": ("policy", "critic"),
     "data": ("evaluation",),
     "rollout": ("engine", "slots", "prefill_tokens", "kv_cache_gib", "refusals"),
     "algorithm": ("outlier", "invalid_patience"),
     "policy": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
     "critic": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
-    "checkpoint": ("every", "keep"),
+    "checkpoint": ("every", "keep", "async", "verify"),
     "eval": ("every", "prompts", "reward"),
 }
 CONTENT = {
@@ -57,7 +59,7 @@ CONTENT = {
 
 
 #: Other values of keys whose default, auto, stands for one of the others.
-SPECIAL = {"dtype": "bfloat16", "parallel.distributed_optimizer": "on"}
+SPECIAL = {"dtype": "bfloat16", "parallel.distributed_optimizer": "on", "parallel.overlap": "on"}
 
 
 def _keys(sections: dict[str, tuple[str, ...]]) -> set[str]:

@@ -149,15 +149,15 @@ def test_where_no_step_ends_within_the_grace_time_the_last_checkpoint_stands(
 
 def _slow_save(rank: int, config: Any) -> str:
     """Train; the signal comes as the save that is due after step 2 begins, which then takes longer than the grace."""
-    write = checkpoint.save
+    write = checkpoint.begin
 
-    def slow(folder: Path, step: int, *rest: Any) -> Path:
+    def slow(folder: Path, step: int, *rest: Any) -> Any:
         if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1.5)
         return write(folder, step, *rest)
 
-    checkpoint.save = slow
+    checkpoint.begin = slow
     try:
         gi_ppo.train(config)
     except GipoError as error:

@@ -94,7 +94,7 @@ def test_a_documented_command_is_taken(place: str, command: str, monkeypatch: py
     # A trainer reads its arguments in two steps and then its configuration; the others take what argparse takes.
     if path.name.startswith("train_") or path.name == "generate.py":
         monkeypatch.setattr("gipo_mc.parallel.runtime.resolve_device", stop)
-    elif path.name == "plan.py":
+    elif path.name in ("plan.py", "dry_run.py"):
         monkeypatch.setattr("gipo_mc.plan.run.read_run", stop)  # its configuration was read, too
     else:
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", read)

@@ -7,7 +7,8 @@ SFT, reward model, DPO, PPO and GI-PPO on the built-in task, in the layouts 1, T
 a random rank to SIGKILL at a random moment, one to three times, wherever it is then: reading, training, logging, in a
 save or in a start. The other ranks are ended two seconds later, if they have not left, as torchrun does. Then every
 checkpoint that can be seen has to verify; and the run, started again with the same command, has to end with the bytes
-of the undisturbed one: shards, state, metrics, samples.
+of the undisturbed one: shards, state, metrics, samples. Every other run writes its checkpoints in the background
+(checkpoint.async); the undisturbed ones wait for theirs.
 
 Exit code: 0 all ended so, 1 one did not (its folder is kept and named).
 """
@@ -92,13 +93,15 @@ class Case:
     models: dict[str, str]
     expected: Any = None
     seconds: float = 0.0
+    asynchronous: bool = False
 
     def config(self, name: str) -> Config:
         models = {"policy": self.models["policy"]}
         if self.trainer in ("ppo", "gi_ppo"):
             models["reward"] = self.models["reward"]
         base = _BASE | {"model": models, "run": _BASE["run"] | {"dir": str(self.folder), "name": name}}
-        return load_config(None, [*TRAINERS[self.trainer][1], *LAYOUTS[self.layout][1]], base)
+        saves = f"checkpoint.async={str(self.asynchronous).lower()}"
+        return load_config(None, [*TRAINERS[self.trainer][1], *LAYOUTS[self.layout][1], saves], base)
 
     def undisturbed(self) -> None:
         """The run that the others have to equal."""
@@ -243,10 +246,12 @@ def soak(
         case = prepared.get((trainer, layout))
         if case is None:
             case = prepared[trainer, layout] = Case(trainer, layout, folder, models)
-            case.undisturbed()
+            case.undisturbed()  # whose saves are waited for
+        case.asynchronous = runs % 2 == 0
         done = case.disturbed(min(choice.choice(in_a_run), kills - made), choice)
         made, runs = made + done, runs + 1
-        say(f"{made:4} of {kills} kills: {trainer} {layout}, killed {done} times, ended as the undisturbed one")
+        how = "in the background" if case.asynchronous else "waited for"
+        say(f"{made:4} of {kills} kills: {trainer} {layout}, saves {how}, killed {done} times, ended as undisturbed")
     return runs
 
 

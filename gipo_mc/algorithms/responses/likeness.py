@@ -12,7 +12,7 @@ only its subject in common is far below. The work is two matrix products of [B, 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,7 @@ FEWEST_OTHERS = 8
 BINS = 128
 _BIN_BITS = (40, 48)  # where in a hash the number of its bin begins, the first and the second time
 _NONE = 2**31  # in a bin that no shingle fell into; above every hash
+_ROWS = 64  # looked at at a time: what that takes stays in a cache, where a batch at once needs new memory
 _PAD = -1  # behind a response, so that one of fewer tokens than a shingle is a shingle too
 _ODD = -7046029254386353131  # 2^64 over the golden ratio: its multiples spread over all bits
 
@@ -53,7 +54,8 @@ class Likeness:
         there are fewer than `FEWEST_OTHERS`. rows: the part of the batch to look at, all of it by default."""
         near_bb, other_bb = self.near_BB, self.other_BB
         if rows is not None:
-            near_bb, other_bb = near_bb[rows][:, rows], other_bb[rows][:, rows]
+            rows_b = torch.tensor(rows, device=near_bb.device)
+            near_bb, other_bb = near_bb[rows_b][:, rows_b], other_bb[rows_b][:, rows_b]
         others_b = other_bb.sum(1)
         return torch.where(others_b >= FEWEST_OTHERS, near_bb.sum(1).double() / others_b.clamp(min=1), 0.0)
 
@@ -69,19 +71,23 @@ def likeness(sequences: Sequences) -> Likeness:
     prompt_ends, ends = prompt_B.tolist(), (prompt_B + sequences.response_length_B).tolist()
     prompts = _numbered([row[:end].tobytes() for row, end in zip(ids, prompt_ends)])
     texts = _numbered([row[start:end].tobytes() for row, start, end in zip(ids, prompt_ends, ends)])
-    prompt_id_B, text_B = (torch.tensor(number, device=tokens_BL.device) for number in (prompts, texts))
+    numbers = (torch.tensor(number, dtype=torch.int32, device=tokens_BL.device) for number in (prompts, texts))
+    prompt_id_B, text_B = numbers
     other_BB = prompt_id_B[:, None] != prompt_id_B[None]
     same_BB = (text_B[:, None] == text_B[None]) & other_BB
-    sign_BN = _signatures(response_tokens(sequences), sequences.response_length_B)
+    sign_BN = torch.cat([_signatures(*part) for part in _parts(sequences)])
     return Likeness(same_BB.any(1), other_BB, (_near(sign_BN) & other_BB) | same_BB)
 
 
 def repetition(sequences: Sequences) -> Tensor:
     """Share of the `REPEATED`-token pieces of each response that it has had before, float64 [B]: 0 where all differ,
     near 1 in a loop, 0 of a response of fewer tokens."""
-    length_B = sequences.response_length_B
-    hash_BW, is_piece_BW = _pieces(response_tokens(sequences), length_B, REPEATED)
-    hash_BW = hash_BW.masked_fill(~is_piece_BW, torch.iinfo(torch.int64).max)  # what is no piece stands last
+    return torch.cat([_repetition(*part) for part in _parts(sequences)])
+
+
+def _repetition(tokens_BT: Tensor, length_B: Tensor) -> Tensor:
+    hash_BW, is_piece_BW = _pieces(tokens_BT, length_B, REPEATED)
+    hash_BW.masked_fill_(~is_piece_BW, torch.iinfo(torch.int64).max)  # what is no piece stands last
     # Not torch.sort, which also wants the places and takes 15 times as long.
     sorted_BW = torch.from_numpy(np.sort(hash_BW.cpu().numpy(), axis=1)).to(length_B.device)
     again_BW = (sorted_BW[:, 1:] == sorted_BW[:, :-1]) & is_piece_BW[:, 1:]
@@ -97,6 +103,11 @@ def response_tokens(sequences: Sequences) -> Tensor:
     return sequences.tokens_BL.gather(1, place_BT).masked_fill(time_T >= length_B[:, None], _PAD)
 
 
+def _parts(sequences: Sequences) -> Iterator[tuple[Tensor, Tensor]]:
+    """(`response_tokens`, their lengths) of `_ROWS` responses at a time."""
+    return zip(response_tokens(sequences).split(_ROWS), sequences.response_length_B.split(_ROWS))
+
+
 def _numbered(keys: Sequence[Hashable]) -> list[int]:
     numbers: dict[Hashable, int] = {}
     return [numbers.setdefault(key, len(numbers)) for key in keys]
@@ -108,9 +119,9 @@ def _pieces(tokens_BT: Tensor, length_B: Tensor, size: int) -> tuple[Tensor, Ten
     tokens_BT = torch.nn.functional.pad(tokens_BT, (0, short), value=_PAD)
     width = tokens_BT.shape[1] - size + 1
     hash_BW = torch.zeros_like(tokens_BT[:, :width])
-    for offset in range(size):  # integers wrap around
-        hash_BW = (hash_BW ^ tokens_BT[:, offset : offset + width]) * _ODD
-        hash_BW = hash_BW ^ (hash_BW >> 29)
+    for offset in range(size):  # integers wrap around; in place, because new memory costs more than the arithmetic
+        hash_BW.bitwise_xor_(tokens_BT[:, offset : offset + width]).mul_(_ODD)
+        hash_BW.bitwise_xor_(hash_BW >> 29)
     count_B = (length_B - size + 1).clamp(min=1)
     return hash_BW, torch.arange(width, device=length_B.device) < count_B[:, None]
 
@@ -118,16 +129,18 @@ def _pieces(tokens_BT: Tensor, length_B: Tensor, size: int) -> tuple[Tensor, Ten
 def _signatures(tokens_BT: Tensor, length_B: Tensor) -> Tensor:
     """The sign of each bin's least hash, float32 [B, 2 BINS]: 1 or -1, 0 in an empty bin."""
     hash_BW, is_piece_BW = _pieces(tokens_BT, length_B, SHINGLE)
-    value_BW = (hash_BW & 0x7FFFFFFF).masked_fill(~is_piece_BW, _NONE)
-    bin_BW = torch.cat([((hash_BW >> bits) & (BINS - 1)) + BINS * time for time, bits in enumerate(_BIN_BITS)], dim=1)
-    empty_BN = value_BW.new_full((len(tokens_BT), BINS * len(_BIN_BITS)), _NONE)
-    least_BN = empty_BN.scatter_reduce(1, bin_BW, value_BW.repeat(1, len(_BIN_BITS)), "amin")
-    return torch.where(least_BN < _NONE, 1 - 2 * (least_BN & 1), 0).float()
+    value_BW = (hash_BW & 0x7FFFFFFF).masked_fill_(~is_piece_BW, _NONE)
+    least_BN = value_BW.new_full((len(tokens_BT), BINS * len(_BIN_BITS)), _NONE)
+    for time, bits in enumerate(_BIN_BITS):
+        bin_BW = (hash_BW >> bits).bitwise_and_(BINS - 1)
+        least_BN[:, BINS * time : BINS * (time + 1)].scatter_reduce_(1, bin_BW, value_BW, "amin")
+    return (1 - 2 * (least_BN & 1)).masked_fill_(least_BN == _NONE, 0).float()
 
 
 def _near(sign_BN: Tensor) -> Tensor:
     """bool [B, B]: is the estimated Jaccard index at least `NEAR`?"""
     filled_BN = sign_BN.abs()
-    filled_B = filled_BN.sum(1)
-    either_BB = filled_B[:, None] + filled_B[None] - filled_BN @ filled_BN.T
-    return sign_BN @ sign_BN.T >= NEAR * either_BB
+    least_B = NEAR * filled_BN.sum(1)
+    # Products of signs, and NEAR of the bins that both fill, added to what either fills: one product, exact in float32.
+    both_BB = torch.cat([sign_BN, NEAR * filled_BN], dim=1) @ torch.cat([sign_BN, filled_BN], dim=1).T
+    return both_BB.sub_(least_B) >= least_B[:, None]

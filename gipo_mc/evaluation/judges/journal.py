@@ -78,6 +78,11 @@ class Setup:
     seed: int
     setup: str
 
+    @property
+    def sees_order(self) -> bool:
+        """Is it shown two responses, one before the other? A reward model scores each alone."""
+        return self.kind != "reward"
+
 
 _ENTRY = TypeAdapter(Entry)
 _SETUPS = TypeAdapter(dict[str, Setup])

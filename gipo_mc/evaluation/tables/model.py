@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -162,11 +163,11 @@ def write_table(folder: Path, table: Table) -> None:
 
 def read_table(folder: Path) -> Table:
     """The table of an evaluation's folder. Raises DataError where there is none, or none of this version."""
-    path = folder / FILE
+    path, place = folder / FILE, shlex.quote(str(folder))
     try:
         text = read_file(path).decode("utf-8")
     except FileNotFoundError as error:
-        raise DataError(f"{path} is not there: run `scripts/evaluate.py table {folder}` first.") from error
+        raise DataError(f"{path} is not there: run `scripts/evaluate.py table {place}` first.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     try:
@@ -174,11 +175,11 @@ def read_table(folder: Path) -> Table:
         if isinstance(found, dict) and found.get("version") != VERSION:
             raise DataError(
                 f"{path} is of version {found.get('version')!r}, this program reads {VERSION}: run "
-                f"`scripts/evaluate.py table {folder}` again."
+                f"`scripts/evaluate.py table {place}` again."
             )
         return TypeAdapter(Table).validate_python(found)
     except (ValueError, RecursionError) as error:
         problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise DataError(
-            f"{path} is no table of this program ({problem}): run `scripts/evaluate.py table {folder}` again."
+            f"{path} is no table of this program ({problem}): run `scripts/evaluate.py table {place}` again."
         ) from error

@@ -7,34 +7,37 @@ from collections.abc import Sequence
 from gipo_mc.evaluation.games import Game
 from gipo_mc.evaluation.statistics.outcomes import SELF, Design
 from gipo_mc.evaluation.tables.model import Cell
+from gipo_mc.run.jsonl import printable
 
 #: From this share of flipped pairs on, order decides too much to leave it unsaid; published judges flip about 13 %.
 _MANY_FLIPS = 0.25
 #: Fewer conversations than this: the intervals rest on too little.
 _FEW = 30
+#: Fewer events than this: chance alone may show none (with 2.5 %, where 3.7 are expected), so that the upper end of the
+#: share's interval cannot be too low, and the interval holds the truth more often than it says.
+_RARE = 4
 
 
 def notes_of(design: Design, cells: Sequence[Cell], games: Sequence[Game], unasked: int) -> list[str]:
     """Notes of one evaluator. unasked: comparisons without an answer yet."""
     whole = [cell for cell in cells if cell.scope == "all"]
     return [
-        *_without_verdict(games),
+        *_without_verdict(design, games),
         *_unasked(unasked),
         *_orders(design, whole),
         *_first(design, whole),
         *_itself(whole),
         *_small(whole),
+        *_rare(whole),
     ]
 
 
-def _without_verdict(games: Sequence[Game]) -> list[str]:
+def _without_verdict(design: Design, games: Sequence[Game]) -> list[str]:
     invalid = sum(game.outcome == "invalid" for game in games)
     if not invalid:
         return []
-    return [
-        f"{invalid:,} of {len(games):,} games have no valid verdict. They, and the pairs of which they were an order, "
-        "are in no other figure."
-    ]
+    whose = ", and the pairs of which they were an order," if design == "both orders" else ""
+    return [f"{invalid:,} of {len(games):,} games have no valid verdict. They{whose} are in no other figure."]
 
 
 def _unasked(unasked: int) -> list[str]:
@@ -100,3 +103,19 @@ def _small(whole: Sequence[Cell]) -> list[str]:
     if least >= _FEW:
         return []
     return [f"An opponent was met in {least} conversation{'s' * (least != 1)} only: its intervals are rough."]
+
+
+def _rare(whole: Sequence[Cell]) -> list[str]:
+    rare = [
+        f"{count} {verb} against {printable(cell.opponent)}"
+        for cell in whole
+        if cell.conversations >= _FEW and cell.wins + cell.losses
+        for count, verb in ((cell.wins, "won"), (cell.losses, "lost"))
+        if count < _RARE
+    ]
+    if not rare:
+        return []
+    return [
+        f"Pairs {', '.join(rare)}: intervals of shares with so few pairs hold the truth more often than 95 %, and "
+        "cannot be narrower and still hold it so often."
+    ]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from gipo_mc.evaluation.statistics.bootstrap import Interval
-from gipo_mc.evaluation.statistics.outcomes import SELF
+from gipo_mc.evaluation.statistics.outcomes import SELF, Design
 from gipo_mc.evaluation.tables.model import Cell, Evaluator, Extreme, Table, Unjudged
 from gipo_mc.run.jsonl import printable
 
@@ -21,6 +21,22 @@ _DESIGN = {
     "one order": "every pair in one order",
     "no order": "every response scored alone",
     "people": "pairs in a random order",
+}
+#: The causes of ties that there are for each design, as fields of `Ties`: (title of a column, words of a sentence).
+TIES: Mapping[Design, Mapping[str, tuple[str, str]]] = {
+    "both orders": {
+        "both": ("both tie", "both orders tie"),
+        "one": ("one ties", "one order ties"),
+        "flipped": ("flipped", "flipped with the order"),
+        "identical": ("identical", "identical texts"),
+    },
+    "one order": {"both": ("tied", "called a tie"), "identical": ("identical", "identical texts")},
+    "no order": {"both": ("equal scores", "equal scores"), "identical": ("identical", "identical texts")},
+    "people": {
+        "both": ("all tie", "every vote a tie"),
+        "split": ("split", "split votes"),
+        "identical": ("identical", "identical texts"),
+    },
 }
 
 
@@ -68,10 +84,12 @@ def _evaluator(found: Evaluator) -> Iterator[str]:
         ["against", "part", "pairs", "win", "tie", "lose", "margin [95 %]", "at equal length", "p"],
         [*map(_row, found.cells), *_unjudged(found)],
     )
-    yield _grid(["in per cent", "win [95 %]", "tie [95 %]", "lose [95 %]", "first shown wins"], map(_shares, whole))
     yield _grid(
-        ["ties", "both tie", "one ties", "flipped", "identical", "split", "tokens ours", "theirs"], map(_ties, whole)
+        ["in per cent", "win [95 %]", "tie [95 %]", "lose [95 %]", *_first_title(found.design)],
+        (_shares(cell, found.design) for cell in whole),
     )
+    causes = [title for title, _ in TIES[found.design].values()]
+    yield _grid(["ties", *causes, "tokens ours", "theirs"], (_ties(cell, found.design) for cell in whole))
     if found.extremes:
         rows = [[_label(e.opponent), e.end, part_name(e), f"{e.pairs:,}", aligned(e.margin)] for e in found.extremes]
         yield _grid(["against", "end", "part", "pairs", "margin [95 %]"], rows)
@@ -98,14 +116,19 @@ def _unjudged(found: Evaluator) -> list[list[str]]:
     ]
 
 
-def _shares(cell: Cell) -> list[str]:
-    found = (cell.win, cell.tie, cell.lose, cell.first)
+def _first_title(design: Design) -> list[str]:
+    """Nothing is shown first to a judge that scores each response alone."""
+    return [] if design == "no order" else ["first shown wins"]
+
+
+def _shares(cell: Cell, design: Design) -> list[str]:
+    first = [cell.first for _ in _first_title(design)]
+    found = (cell.win, cell.tie, cell.lose, *first)
     return [_label(cell.opponent), *(_per_cent(share) if share else "" for share in found)]
 
 
-def _ties(cell: Cell) -> list[str]:
-    ties = cell.ties
-    counts = (ties.both, ties.one, ties.flipped, ties.identical, ties.split)
+def _ties(cell: Cell, design: Design) -> list[str]:
+    counts = [getattr(cell.ties, cause) for cause in TIES[design]]
     lengths = (cell.ours_length, cell.theirs_length)
     return [_label(cell.opponent), *(f"{count:,}" for count in counts), *(f"{length:.0f}" for length in lengths)]
 
@@ -139,9 +162,11 @@ def _grid(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _legend(table: Table) -> str:
+    both = any(evaluator.design == "both orders" for evaluator in table.evaluators)
+    orders = "; a pair seen in both orders is won where both agree" if both else ""
     text = (
         f"Intervals: 95 %, {table.draws:,} draws of the {table.conversations:,} conversations, seed {table.seed}. win, "
-        "tie, lose: per cent of the pairs; a pair seen in both orders is won where both agree. margin: points by which "
+        f"tie, lose: per cent of the pairs{orders}. margin: points by which "
         "the mean of all games is ours, 0 at parity; unlike the ties it compares across judges. at equal length: the "
         "same, by logistic regression. p: exact sign test over conversations, Holm over this evaluator's rows of a "
         f"kind. worst and best: of at least {table.least_pairs} pairs; domains with intervals that hold for all at "

@@ -45,6 +45,8 @@ def initialize_heads(model: StageModel, seed: int) -> None:
     would give every group the same gradient for ever."""
     hidden = model.shape.hidden_size
     for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            continue  # a dry run's, which has no storage
         if name in HEADS or (name.startswith("group_head.") and name.endswith(".bias")):
             parameter.zero_()
         elif name.startswith("group_head."):

@@ -21,6 +21,7 @@ import torch
 
 from gipo_mc.parallel.megatron.versions import CURRENT_STREAM
 
+#: What takes CUDA's place. `pretend` lets it be the device without storage for a while.
 CPU = torch.device("cpu")
 
 #: Modules that create small tensors with device="cuda": token counters, gradient norms, overflow flags.
@@ -96,7 +97,7 @@ def apply() -> None:
     def type_(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs:
             return plain_type(self, *args, **kwargs)
-        return plain_type(self).replace("torch.", "torch.cuda.", 1)
+        return f"torch.cuda.{plain_type(self).rpartition('.')[2]}"
 
     torch.Tensor.type = type_  # type: ignore[assignment,method-assign]
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.dist_checkpointing.strategies import torch as torch_dist
 from megatron.core.package_info import __version__
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -49,13 +47,6 @@ class Difference:
         return minor(INSTALLED) >= minor(self.since)
 
 
-WRITER = Difference(
-    "0.17",
-    "megatron.core.dist_checkpointing.strategies.filesystem_async",
-    "def write_preloaded_data_multithread(",
-    "A save takes the writer's class from the writer's own module, no longer from that of the strategy, and calls "
-    "write_preloaded_data_multithread, which was write_preloaded_data_multiproc while it forked processes.",
-)
 MLP_BUILDER = Difference(
     "0.18",
     "megatron.core.transformer.mlp",
@@ -74,12 +65,6 @@ CURRENT_STREAM = Difference(
     "megatron.core.distributed.param_and_grad_buffer",
     "current_stream = torch.cuda.current_stream()",
     "Each synchronisation of gradients asks for the CUDA stream, used or not: the CPU adapter answers.",
-)
-SAVE_NOTICE = Difference(
-    "0.17",
-    "megatron.core.dist_checkpointing.strategies.torch",
-    "MCore's async save is deprecated",
-    "Said at the first save, synchronous ones too, and in favour of a package that is no condition here.",
 )
 GPT_NOTICE = Difference(
     "0.19",
@@ -107,11 +92,9 @@ MIMO_NOTICE = Difference(
 )
 
 DIFFERENCES = {
-    "WRITER": WRITER,
     "MLP_BUILDER": MLP_BUILDER,
     "TRITON": TRITON,
     "CURRENT_STREAM": CURRENT_STREAM,
-    "SAVE_NOTICE": SAVE_NOTICE,
     "GPT_NOTICE": GPT_NOTICE,
     "LAYOUT_NOTICE": LAYOUT_NOTICE,
     "TOOLKIT_NOTICE": TOOLKIT_NOTICE,
@@ -128,12 +111,6 @@ def reads(writer: Any) -> bool:
         return False
 
 
-def save_with(writer: type[filesystem_async.FileSystemWriterAsync]) -> None:
-    """Let saves of shards write with this class."""
-    place: Any = filesystem_async if WRITER.here else torch_dist
-    place.FileSystemWriterAsync = writer
-
-
 def mlp(submodules: MLPSubmodules) -> Callable[..., MLP] | ModuleSpec:
     """The `mlp` field of a layer's submodules."""
     if MLP_BUILDER.here:
@@ -143,7 +120,7 @@ def mlp(submodules: MLPSubmodules) -> Callable[..., MLP] | ModuleSpec:
 
 def keep_notices_to_developers() -> None:
     """Keep what Megatron logs about its own plans from the user's console; other records pass. Idempotent."""
-    for notice in (SAVE_NOTICE, GPT_NOTICE, LAYOUT_NOTICE):
+    for notice in (GPT_NOTICE, LAYOUT_NOTICE):
         logger = logging.getLogger(notice.module)
         if notice.here and not any(isinstance(known, _Without) for known in logger.filters):
             logger.addFilter(_Without(notice.line))

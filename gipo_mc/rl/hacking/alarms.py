@@ -12,9 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.algorithms.group_diagnostics import REPEAT
 from gipo_mc.algorithms.state import Health
-from gipo_mc.config import Config
 from gipo_mc.rl.experience import Experience
-from gipo_mc.rl.hacking.metrics import Looks, domain_rows, looks
+from gipo_mc.rl.hacking.metrics import Looks, domain_rows
 from gipo_mc.rl.metrics import sample_row
 from gipo_mc.rl.rewards import responses
 from gipo_mc.run.jsonl import printable
@@ -112,9 +111,10 @@ def hacking_examples(
     experience: Experience,
     tokenizer: PreTrainedTokenizerBase,
     metrics: Mapping[str, float],
-    config: Config,
+    seen: Looks,
 ) -> list[dict[str, object]]:
     """Rows for samples.jsonl: for each alarm whose metric is at half its limit the response that shows it best.
+    seen: what `metrics` were computed of.
 
     Beside the columns of every sample: "hacking", the alarm's name; "share", the metric where it is largest; "count",
     the responses like this one in that part of the batch; "prompts", some prompts of the others.
@@ -124,7 +124,6 @@ def hacking_examples(
     if not due:
         return []
     rollout = experience.rollout
-    seen = looks(rollout.sequences, tokenizer, config.rollout.refusals)
     rows = []
     for name, (share, domain) in due.items():
         part = domain_rows(rollout.domain_B)[domain] if domain else list(range(len(experience)))

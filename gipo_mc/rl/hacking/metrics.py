@@ -36,10 +36,8 @@ def looks(sequences: Sequences, tokenizer: PreTrainedTokenizerBase, phrases: Seq
     return Looks(likeness(sequences), repetition(sequences), refuses_B)
 
 
-def response_metrics(
-    experience: Experience, tokenizer: PreTrainedTokenizerBase, phrases: Sequence[str] = ()
-) -> dict[str, float]:
-    """Metrics of `looks` over a rollout batch, which is the same on every rank.
+def response_metrics(experience: Experience, seen: Looks) -> dict[str, float]:
+    """Metrics of what was seen (`looks`) of a rollout batch, which is the same on every rank.
 
     response/identical, response/near_identical: share of the responses that are that, to another prompt.
     response/commonest: the largest share of the other prompts' responses that one response is near-identical to.
@@ -48,7 +46,6 @@ def response_metrics(
     weighted by p, 0 for an empty group. reward/length_correlation: of reward and length.
     """
     rollout = experience.rollout
-    seen = looks(rollout.sequences, tokenizer, phrases)
     length_B = rollout.sequences.response_length_B.double()
     values = {
         "identical": seen.alike.identical_B.double(),
@@ -60,7 +57,8 @@ def response_metrics(
     metrics = {f"response/{name}": float(of_B.mean()) for name, of_B in values.items() if name != "length"}
     metrics["response/commonest"] = seen.alike.commonest()
     for domain, rows in domain_rows(rollout.domain_B).items():
-        metrics |= {f"response/{name}/domain/{domain}": float(of_B[rows].mean()) for name, of_B in values.items()}
+        rows_b = torch.tensor(rows, device=length_B.device)
+        metrics |= {f"response/{name}/domain/{domain}": float(of_B[rows_b].mean()) for name, of_B in values.items()}
         metrics[f"response/commonest/domain/{domain}"] = seen.alike.commonest(rows)
     metrics["reward/length_correlation"] = correlation(experience.outputs.reward_B, length_B)
     return metrics | _by_group(experience.inputs.group_probs_BM, values)

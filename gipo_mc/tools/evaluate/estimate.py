@@ -34,7 +34,7 @@ def _judge_lines(config: AnyJudge, judge: Judge, pairs: Sequence[Pair], entries:
     setup = judge.setup
     title = ", ".join(filter(None, (setup.kind, setup.model, setup.prompt and f"prompt {setup.prompt}")))
     orders = "both orders" if setup.orders == "both" else "one order each, drawn by seed"
-    if setup.kind == "reward":
+    if not setup.sees_order:
         orders = "no order"
     lines = [f"{setup.evaluator} ({title}): {tally.total} comparisons, {orders}"]
     lines.append(

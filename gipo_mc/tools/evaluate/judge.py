@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -81,6 +82,8 @@ def run(own: argparse.Namespace) -> int:
     from gipo_mc.evaluation.reading import unasked
     from gipo_mc.tools.evaluate import estimate
 
+    if abs(sum(own.expect) - 100) > 2:  # they are rounded
+        raise ConfigError(f"--expect {' '.join(f'{share:g}' for share in own.expect)}: win, tie and lose make up 100.")
     configs = _judges(own.judge)
     pairs = _pairs(own)
     if own.dry_run:
@@ -105,7 +108,7 @@ def run(own: argparse.Namespace) -> int:
                         f"{config.name}: {left} comparisons have no answer yet; the same command asks for them."
                     )
     if first is None and configs:
-        _say(f"python scripts/evaluate.py table {own.out}")
+        _say(f"python scripts/evaluate.py table {shlex.quote(own.out)}")
     return first.exit_code if first else 0
 
 

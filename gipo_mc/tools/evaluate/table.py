@@ -37,6 +37,6 @@ def run(own: argparse.Namespace) -> int:
 
 
 def _design(setup: Setup) -> Design:
-    if setup.kind == "reward":
+    if not setup.sees_order:
         return "no order"
     return "both orders" if setup.orders == "both" else "one order"

@@ -93,10 +93,10 @@ def _show_agreement(found: Agreement) -> None:
         return
     width = max(len(row[0]) for row in rows)
     print(f"\n{'agreement':{width}}  pairs  {'percent':22}{'without ties':22}", end="")
-    print(f"{'kappa':20}{'alpha':20}ordinal alpha")
+    print(f"{'kappa':22}{'alpha':22}ordinal alpha")
     for who, pairs, percent, decided, *others in rows:
         shares = "".join(f"{_text(each, 100):22}" for each in (percent, decided))
-        kappas = "".join(f"{_text(each, 1):20}" for each in others)
+        kappas = "".join(f"{_text(each, 1):22}" for each in others)
         print(f"{printable(who):{width}}  {pairs:5}  {shares}{kappas}".rstrip())
     print("kappa is Fleiss' for all people, Cohen's for two; in brackets 95 % intervals by conversation.")
 

@@ -222,7 +222,8 @@ def test_a_policy_that_differs_from_itself_is_noticed():
     fair = [own for place in range(60) for own in pair(("ww", "ll")[place % 2], f"p{place}", opponent="self")]
     assert evaluator(fair).notes == []
     unfair = [own for place in range(60) for own in pair("ww", f"p{place}", opponent="self")]
-    (note,) = evaluator(unfair).notes
+    note, rare = evaluator(unfair).notes
+    assert "0 lost against self" in rare
     assert "differs from its own second sample by +100.0 points" in note
     assert evaluator(unfair).strengths == [] and evaluator(unfair).extremes == []
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
+from gipo_mc.errors import DataError
 from gipo_mc.evaluation.tables.build import build_table
+from gipo_mc.evaluation.tables.model import read_table
 from gipo_mc.evaluation.tables.text import points, show
 from tests.evaluation.made_games import pair, tournament
 
@@ -46,3 +50,32 @@ def test_no_valid_pair_and_no_cell():
 
 def test_points():
     assert [points(value) for value in (0.1449, -0.0001, 0.0, 1.0, -0.5)] == ["+14.5", "0.0", "0.0", "+100.0", "-50.0"]
+
+
+def test_no_order_is_spoken_of_where_there_is_none():
+    games = [game for place in range(40) for game in pair("wtx"[place % 3], f"p{place}", evaluator="reward")]
+    text = show(build_table(games, 100, designs={"reward": "no order"}))
+    assert "reward: every response scored alone" in text and "equal scores" in text
+    words = ("first shown", "flipped", "both", "one ties", "split", "they were an order")
+    assert not any(word in text for word in words)
+
+
+def test_the_causes_of_ties_are_those_of_the_evaluator():
+    games = [game for place in range(4) for game in pair("t", f"p{place}", evaluator="seeded")]
+    games += [game for place in range(4) for game in pair("t", f"p{place}", evaluator="people:Ann")]
+    seeded, people = show(build_table(games, 100)).split("People:")
+    assert "tied" in seeded and "flipped" not in seeded and "both tie" not in seeded and "first shown wins" in seeded
+    assert "all tie" in people and "split" in people and "flipped" not in people
+
+
+def test_a_share_with_too_few_pairs_is_named():
+    games = [own for place in range(60) for own in pair("ll" if place < 2 else "ww", f"p{place}")]
+    text = " ".join(show(build_table(games, 100)).split())
+    assert "! Pairs 2 lost against sft: intervals of shares with so few pairs" in text
+    flips = [own for place in range(60) for own in pair("wl", f"p{place}")]
+    assert "so few pairs" not in show(build_table(flips, 100))
+
+
+def test_the_command_to_run_first_can_be_pasted(tmp_path):
+    with pytest.raises(DataError, match=r"scripts/evaluate\.py table '.*/my eval'` first"):
+        read_table(tmp_path / "my eval")

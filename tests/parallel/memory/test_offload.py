@@ -270,7 +270,7 @@ def test_a_run_is_the_same_to_the_bit_and_its_models_take_less(tmp_path: Path) -
 def test_layouts_are_the_same_to_the_bit(tmp_path: Path) -> None:
     """Tensor parallelism; the distributed optimizer in bfloat16, whose weights lie in one buffer, tied ones too."""
     models = save_models(tmp_path / "models", model_type="qwen2")
-    sharded = ["parallel.distributed_optimizer=on", "dtype=bfloat16"]
+    sharded = ["parallel.distributed_optimizer=on", "parallel.overlap=on", "dtype=bfloat16"]
     attempts = [
         ("model", ["parallel.tensor=2"]),
         ("model_moved", ["parallel.tensor=2", EVERYTHING]),

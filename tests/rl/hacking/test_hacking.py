@@ -14,7 +14,7 @@ from gipo_mc.data.synthetic import builtin_tokenizer
 from gipo_mc.ops import ObjectiveInputs
 from gipo_mc.rl.experience import Experience, ModelOutputs
 from gipo_mc.rl.hacking.alarms import ALARMS, count_hacking, hacking_examples, hacking_warnings, worst
-from gipo_mc.rl.hacking.metrics import response_metrics
+from gipo_mc.rl.hacking.metrics import Looks, looks, response_metrics
 from gipo_mc.types import Prompt, Rollout, Sequences
 
 TOKENIZER = builtin_tokenizer()
@@ -37,6 +37,10 @@ def experience_of(rows: list[tuple[str, str, str, float]]) -> tuple[list[Prompt]
     return prompts, Experience(rollout, outputs, inputs, zero_BT, zero_B)
 
 
+def seen_of(experience: Experience) -> Looks:
+    return looks(experience.rollout.sequences, TOKENIZER, CONFIG.rollout.refusals)
+
+
 def batch() -> tuple[list[Prompt], Experience]:
     """Ten harmless prompts, nine of them given one sentence (a refusal); ten helpful ones, each with its own."""
     same = "f3 f3 c1 c2 c3 c4"
@@ -47,7 +51,7 @@ def batch() -> tuple[list[Prompt], Experience]:
 
 def test_the_metrics_of_a_batch_by_domain_and_by_group() -> None:
     _, experience = batch()
-    metrics = response_metrics(experience, TOKENIZER, CONFIG.rollout.refusals)
+    metrics = response_metrics(experience, seen_of(experience))
     for name in ("identical", "near_identical", "refusals"):
         assert metrics[f"response/{name}"] == pytest.approx(9 / 20)
         assert metrics[f"response/{name}/domain/harmless"] == pytest.approx(0.9)
@@ -66,13 +70,13 @@ def test_the_metrics_of_a_batch_by_domain_and_by_group() -> None:
 def test_without_groups_there_are_no_metrics_of_them() -> None:
     _, experience = batch()
     one = replace(experience, inputs=experience.inputs._replace(group_probs_BM=torch.ones(20, 1)))
-    assert not [name for name in response_metrics(one, TOKENIZER) if name.startswith("group/")]
+    assert not [name for name in response_metrics(one, seen_of(one)) if name.startswith("group/")]
 
 
 def test_a_warning_comes_after_some_iterations_and_again_after_many_more() -> None:
     prompts, experience = batch()
-    metrics = response_metrics(experience, TOKENIZER, CONFIG.rollout.refusals)
-    examples = hacking_examples(prompts, experience, TOKENIZER, metrics, CONFIG)
+    metrics = response_metrics(experience, seen_of(experience))
+    examples = hacking_examples(prompts, experience, TOKENIZER, metrics, seen_of(experience))
     health, said = Health(), []
     for step in range(1, 40):
         health = count_hacking(health, metrics)
@@ -88,22 +92,22 @@ def test_a_warning_comes_after_some_iterations_and_again_after_many_more() -> No
 
 def test_the_examples_name_the_response_and_the_prompts_it_was_given_to() -> None:
     prompts, experience = batch()
-    metrics = response_metrics(experience, TOKENIZER, CONFIG.rollout.refusals)
-    rows = hacking_examples(prompts, experience, TOKENIZER, metrics, CONFIG)
+    metrics = response_metrics(experience, seen_of(experience))
+    rows = hacking_examples(prompts, experience, TOKENIZER, metrics, seen_of(experience))
     assert [row["hacking"] for row in rows] == ["alike", "refuses"]
     assert rows[0]["response"] == "f3 f3 c1 c2 c3 c4" and rows[0]["domain"] == "harmless" and rows[0]["count"] == 9
     assert rows[0]["share"] == pytest.approx(8 / 9) and len(rows[0]["prompts"]) == 3  # type: ignore[arg-type]
     assert rows[0]["prompt"] not in rows[0]["prompts"]  # type: ignore[operator]
     healthy = dict.fromkeys(metrics, 0.0)
-    assert hacking_examples(prompts, experience, TOKENIZER, healthy, CONFIG) == []
+    assert hacking_examples(prompts, experience, TOKENIZER, healthy, seen_of(experience)) == []
 
 
 def test_repetition_alone_is_said_of_the_whole_batch() -> None:
     prompts, experience = experience_of([("all", f"s0 c{i}", f"c{i} f0 " * 8, 1.0) for i in range(8)])
-    metrics = response_metrics(experience, TOKENIZER)
+    metrics = response_metrics(experience, seen_of(experience))
     assert worst(metrics, "response/repetition")[0] == pytest.approx(11 / 13)
     health = Health(counts={"repetitive": 4})
-    examples = hacking_examples(prompts, experience, TOKENIZER, metrics, CONFIG)
+    examples = hacking_examples(prompts, experience, TOKENIZER, metrics, seen_of(experience))
     (text,) = hacking_warnings(count_hacking(health, metrics), metrics, examples)
     assert text.startswith("The responses repeat themselves: for 5 iterations 85%") and "c0 f0 c0 f0" in text
 

@@ -1,0 +1,68 @@
+"""The saves of a run, one at a time: each begins when the one before stands, or has failed and ended the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from gipo_mc.config import CheckpointConfig
+from gipo_mc.parallel.collectives import on_main
+from gipo_mc.parallel.saving.snapshot import HostCopies
+from gipo_mc.run import checkpoint
+from gipo_mc.run.folder import RunFolder
+from gipo_mc.run.saves.saving import Saving
+
+
+class Saves:
+    """Every rank calls its methods, at the same points of a run, but for `abandon`."""
+
+    def __init__(
+        self, folder: RunFolder, config: CheckpointConfig, saving: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        """saving: around what training waits for, so that it does not count as grace time."""
+        self._folder, self._config, self._saving = folder, config, saving
+        self._copies = HostCopies() if config.asynchronous else None
+        self._open: tuple[int, Saving] | None = None
+
+    def newest(self) -> tuple[Path | None, list[str]]:
+        """Where the run continues from, as `checkpoint.find` says it."""
+        return checkpoint.find(self._folder, content=self._config.verify == "content")
+
+    def save(self, step: int, sharded: dict[str, Any], state: dict[str, Any], extras: Callable[[Path], None]) -> None:
+        """Save as `checkpoint.save` does. With checkpoint.async the files are written while training goes on, and it is
+        a checkpoint after one of the next calls. Raises StorageError, of the save before, too."""
+        self.finish()
+        with self._saving():
+            on_main(self._folder.still_ours)
+            self._open = step, checkpoint.begin(self._folder.checkpoints, step, sharded, state, extras, self._copies)
+        if self._copies is None:
+            self.finish()
+
+    def look(self) -> None:
+        """Make a checkpoint of a save whose files are there by now. Raises StorageError where they cannot be."""
+        if self._open and self._open[1].written():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until the save that is open stands. Raises StorageError."""
+        if self._open is None:
+            return
+        (step, open_one), self._open = self._open, None
+        with self._saving():
+            on_main(self._folder.still_ours)
+            open_one.finish()
+            checkpoint.prune(
+                self._folder.checkpoints,
+                self._config.keep,
+                content=self._config.verify == "content",
+                wait=self._copies is None,
+            )
+            on_main(lambda: checkpoint.note(self._folder, step))
+
+    def abandon(self) -> None:
+        """At an end without agreement of the ranks: what is open is dropped, and the checkpoint before stands."""
+        if self._open:
+            self._open[1].abandon()
+            self._open = None

@@ -1,0 +1,1 @@
+"""A start without its GPUs: every rank's modules on tensors without storage, its groups, its schedules."""

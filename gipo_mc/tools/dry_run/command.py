@@ -1,0 +1,71 @@
+"""A start without its GPUs: builds every kind of rank on tensors without storage, and steps the schedules.
+
+    gipo-mc dry-run --config configs/paper/hh_rl.yaml --gpus 8
+
+One process, no GPU, no weights: the real modules, optimizers, process groups and schedules of a rank of each stage,
+compared with the plan. Fails on what a start of so many ranks would fail on. Exit code 0: it would start; 2: it would
+not, with the reasons.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from gipo_mc.errors import ConfigError, GipoError
+from gipo_mc.run.arguments import Parser, name, number, say_error
+
+
+def main(argv: Sequence[str] | None = None, *, description: str | None = __doc__, prog: str | None = None) -> int:
+    """Returns the exit code."""
+    parser = Parser(description=description, prog=prog)
+    parser.add_argument("--config", type=name, metavar="FILE", required=True, help="YAML file of the run")
+    parser.add_argument("--gpus", type=number(1, 2**16), default=8, help="ranks, one on each GPU [8]")
+    parser.add_argument("--gpu", default="h100", help="a100, h100, h200, b200, or cpu (memory is not judged) [h100]")
+    parser.add_argument("--gpus-per-node", type=number(1, 1024), default=8, help="GPUs of one machine [8]")
+    parser.add_argument(
+        "--command", default="", help="train_gi_ppo, train_sft, train_reward or train_dpo [by the data]"
+    )
+    parser.add_argument("--shape", default="", help="config.json, folder or published name of all models [their own]")
+    parser.add_argument("--without-files", action="store_true", help="models, tokenizers and data need not be here")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override an option")
+    options = parser.parse_intermixed_args(argv)
+    try:
+        return _dry_run(options)
+    except GipoError as error:
+        say_error(error)
+        return ConfigError.exit_code
+
+
+def _dry_run(options: argparse.Namespace) -> int:
+    from gipo_mc.config import check_layout, load_config
+    from gipo_mc.plan.hardware import hardware
+    from gipo_mc.plan.plan import make_plan
+    from gipo_mc.plan.run import COMMANDS, command_of, read_run
+    from gipo_mc.plan.show import reasons
+
+    if options.command and options.command not in COMMANDS:
+        raise ConfigError(f"--command {options.command} is no trainer: write one of {', '.join(COMMANDS)}.")
+    device, config = hardware(options.gpu), load_config(options.config, options.overrides)
+    command = options.command or command_of(config)
+    check_layout(config, options.gpus)
+
+    from gipo_mc.tools.dry_run.files import look
+    from gipo_mc.tools.dry_run.rehearsal import refused, rehearse
+    from gipo_mc.tools.dry_run.show import as_json, as_text
+
+    problems, notes = ([], []) if options.without_files else look(config, command)
+    try:
+        run = read_run(config, command, config_file=options.config, shape=options.shape)
+        found = rehearse(make_plan(run, options.gpus, device, node=options.gpus_per_node))
+    except ConfigError as error:
+        # Of a model that is not here nothing is known: what a start says of it comes first.
+        raise refused(problems) or error from error
+    found.problems += [*reasons(found.plan), *problems]
+    found.notes += notes
+    print(json.dumps(as_json(found), indent=2) if options.json else as_text(found))
+    if refusal := refused(found.problems):
+        raise refusal
+    return 0

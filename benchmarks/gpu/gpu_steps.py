@@ -50,6 +50,7 @@ def steps(options: argparse.Namespace, gpu: dict[str, Any], work: Path) -> list[
         *_small_cases(device),
         *_trainings(device, work / "runs"),
         _decode(options, work / "decode.json"),
+        _offload(options, work / "offload.json"),
         _benchmark(options, work / "kernels.json"),
         _sampling(options, work / "sampling.json"),
         Step("cpp_tests", [[*pytest, "tests/csrc"]], 180, read_pytest),
@@ -109,6 +110,13 @@ def _decode(options: argparse.Namespace, figures: Path) -> Step:
     command = [sys.executable, "benchmarks/gpu/decode.py", "--device", options.device, "--out", str(figures)]
     command += ["--tiny"] if options.quick else []
     return Step("decode", [command], 120, lambda _: {"record": json.loads(figures.read_text())})
+
+
+def _offload(options: argparse.Namespace, figures: Path) -> Step:
+    """Peak memory and time of an iteration with memory.offload and without; fails where a result differs."""
+    command = [sys.executable, "benchmarks/gpu/offload.py", "--device", options.device, "--out", str(figures)]
+    command += ["--tiny"] if options.quick else []
+    return Step("offload", [command], 100, lambda _: {"record": json.loads(figures.read_text())})
 
 
 def _benchmark(options: argparse.Namespace, figures: Path) -> Step:

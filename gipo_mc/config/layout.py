@@ -16,6 +16,12 @@ def check_layout(config: Config, world_size: int) -> int:
             f"{world_size} ranks: start a multiple of {tensor * pipeline} (torchrun --nproc-per-node), or lower one "
             "of the two"
         )
+    frozen = config.parallel.frozen_tensor or tensor, config.parallel.frozen_pipeline or pipeline
+    if frozen != (tensor, pipeline) and world_size % (frozen[0] * frozen[1]):
+        problems.append(
+            f"frozen models on parallel.frozen_tensor={frozen[0]} x parallel.frozen_pipeline={frozen[1]} = "
+            f"{frozen[0] * frozen[1]} ranks do not divide the {world_size} ranks: set both to 0, or to sizes that do"
+        )
     data = max(1, world_size // (tensor * pipeline))
     for key, size in (
         ("rollout.batch_size", config.rollout.batch_size),

@@ -1,5 +1,5 @@
 """The configuration: every key with its type, bounds, default and meaning. The sections `data` (`data.py`), `rollout`
-and `algorithm` (`rl.py`) have files of their own.
+and `algorithm` (`rl.py`) have files of their own, and so has `memory` (`memory.py`).
 
 Combinations of keys that have no meaning are found here too; what depends on the ranks is in `layout.py`, what depends
 on a model's shape in `gipo_mc.models.shape`.
@@ -41,6 +41,12 @@ class ParallelConfig(Section):
     pipeline: int = changeable(1, ge=1, le=LARGE, description="pipeline-parallel ranks (PP)")
     virtual_pipeline: int = changeable(
         1, ge=1, le=LARGE, description="chunks of layers on each of these; 2 and more: an interleaved pipeline"
+    )
+    frozen_tensor: int = changeable(
+        0, ge=0, le=LARGE, description="tensor-parallel ranks of frozen models (reference, reward); 0: as the others"
+    )
+    frozen_pipeline: int = changeable(
+        0, ge=0, le=LARGE, description="pipeline-parallel ranks of frozen models; 0: as the others"
     )
     sequence: bool = changeable(False, description="sequence parallelism inside the tensor-parallel group")
     micro_batch_size: int = changeable(8, ge=1, le=LARGE, description="most sequences of a pass through the pipeline")

@@ -40,7 +40,7 @@ class MegatronEngine:
     limits: slots, tokens of a prefill, memory of the cache.
     longest: tokens of prompt and response that must fit; asked for before anything is generated, so that a cache that
         is too small is found when the engine is made. Raises ConfigError.
-    On a GPU the cache and the captured steps are kept between calls.
+    On a GPU the cache and the captured steps are kept between calls, if the limits say so.
     """
 
     def __init__(self, model: StageModel, limits: Limits | None = None, longest: int = 1) -> None:
@@ -93,6 +93,9 @@ class MegatronEngine:
             groups=self.groups,
         )
         counts = Ticks(work, schedule, self.look_every, on_step).run()
+        if not self.limits.keep:
+            self._kept.clear()
+            self._kept_cache = None
         return work.rows.generated(counts)
 
     def _slots(self, rows: int) -> int:

@@ -30,11 +30,13 @@ class Limits:
     slots: rows that decode at a time; 0: all rows of the batch.
     prefill_tokens: prompt tokens of one pass; 0: what suits the device.
     kv_cache_gib: GiB of the KV cache on a rank; 0: half of the memory that is free.
+    keep: on a GPU, keep the cache and the captured steps from batch to batch. Needs weights that stay where they are.
     """
 
     slots: int = 0
     prefill_tokens: int = 0
     kv_cache_gib: float = 0.0
+    keep: bool = True
 
     def tokens_of_a_prefill(self, layout: Layout) -> int:
         """Prompt tokens of one pass on this rank's device."""

@@ -68,6 +68,13 @@ def replicate_rows(
     blocks: the global rows of each replica, 0 to count - 1 in all; the same on all ranks.
     Returns name -> float32 [count, width] or [count]. One broadcast and one gather, whatever the number of columns.
     """
+    with layout.active():
+        return _replicate_rows(columns, widths, blocks, layout)
+
+
+def _replicate_rows(
+    columns: dict[str, Tensor] | None, widths: dict[str, int], blocks: Sequence[Sequence[int]], layout: Layout
+) -> dict[str, Tensor]:
     own, longest = len(blocks[layout.data_rank]), max(len(block) for block in blocks)
     flat_widths = [max(1, width) for width in widths.values()]
     packed = None

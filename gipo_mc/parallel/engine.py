@@ -9,15 +9,14 @@ result does not depend on how the mini-batch was split.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
-from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
@@ -27,6 +26,9 @@ from gipo_mc.errors import CheckpointError
 from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.megatron.overlap import Overlap
+from gipo_mc.parallel.memory.offload import Offloader, Resident
+from gipo_mc.parallel.memory.snapshot import optimizer_tensors, to_host
+from gipo_mc.parallel.optimizer import initialize_moments, load_optimizer, make_scheduler, megatron_options, steps_taken
 from gipo_mc.parallel.pipeline.interleaved import Filler, filled_up
 from gipo_mc.parallel.saving.optimizer_shards import FORMAT, distributed_part, sharded_pieces
 from gipo_mc.parallel.step_checks import StepProbe, StepResult
@@ -76,8 +78,12 @@ class Engine:
         self.scheduler: OptimizerParamScheduler | None = None
         #: What the first optimizer step did, once there was one.
         self.first_step: StepResult | None = None
+        #: What of this model may leave the device; None: nothing does.
+        self.resident: Resident | None = None
         #: The chunks of this stage, as the schedules take them.
         self._wrapped: list[torch.nn.Module] = list(getattr(model, "chunks", [model]))
+        #: Megatron's, of weights and gradients.
+        self._buffers: list[Any] = []
         self._overlap: Overlap | None = None
         if optimizer is None:
             model.requires_grad_(False)
@@ -95,6 +101,7 @@ class Engine:
             for number, chunk in enumerate(self._wrapped)
         ]
         self._wrapped = [*wrapped]
+        self._buffers = [buffer for chunk in wrapped for buffer in chunk.buffers]
         config.no_sync_func = [chunk.no_sync for chunk in wrapped] if layout.virtual > 1 else wrapped[0].no_sync
         if overlap:
             self._overlap = Overlap(wrapped)
@@ -105,26 +112,10 @@ class Engine:
         # The caller's losses are sums that are already normalised: no division by a token count.
         config.calculate_per_token_loss = True
         config.finalize_model_grads_func = self._finalize
-        low_precision = config.params_dtype == torch.bfloat16
-        self.optimizer = get_megatron_optimizer(
-            MegatronOptimizerConfig(
-                optimizer="adam",
-                lr=optimizer.lr,
-                min_lr=optimizer.min_lr,
-                weight_decay=optimizer.weight_decay,
-                adam_beta1=optimizer.beta1,
-                adam_beta2=optimizer.beta2,
-                adam_eps=optimizer.eps,
-                clip_grad=optimizer.clip_grad,
-                bf16=low_precision,
-                params_dtype=config.params_dtype,
-                use_distributed_optimizer=distributed_optimizer,
-                overlap_param_gather=gather,
-            ),
-            self._wrapped,
-        )
-        _initialize_moments(self.optimizer)
-        self.scheduler = _scheduler(self.optimizer, optimizer, total_steps)
+        options = megatron_options(optimizer, config.params_dtype, ddp)
+        self.optimizer = get_megatron_optimizer(options, self._wrapped)
+        initialize_moments(self.optimizer)
+        self.scheduler = make_scheduler(self.optimizer, optimizer, total_steps)
 
     def _finalize(self, chunks: Any, num_tokens: Any, **kwargs: Any) -> None:
         if self._overlap is not None:
@@ -136,8 +127,34 @@ class Engine:
         if self._overlap is not None:
             self._overlap.gather_weights()
 
+    def offload(self, offloader: Offloader, name: str) -> None:
+        """Let the offloader have this model, which leaves at once what may leave. name: in messages."""
+        self.resident = offloader.take(
+            name,
+            self._gathered,
+            lambda: (buffer.grad_data for buffer in self._buffers),
+            lambda: optimizer_tensors(self.optimizer) if self.optimizer else (),
+        )
+
+    def _gathered(self) -> Iterator[torch.nn.Parameter]:
+        """The weights as they leave: whole, where the passes would gather them."""
+        self.gather_weights()
+        return self.model.parameters()
+
+    @contextmanager
+    def whole(self, *, changes: bool = False) -> Iterator[None]:
+        """Weights and optimizer state are on the device, for `sharded_state` and, with `changes`, for
+        `load_sharded_state`."""
+        if self.resident is None:
+            yield
+            return
+        with self.resident.whole(changes=changes):
+            yield
+
     def forward(self, micro_batches: Sequence[ModelInput], last_stage: LastStage) -> list[Outputs]:
         """Outputs of each micro-batch on the last stage, an empty list on the others. No gradients."""
+        if self.resident is not None:
+            self.resident.score()
         self.model.eval()
         with torch.no_grad():
             return self._run(micro_batches, last_stage, forward_only=True)
@@ -145,6 +162,8 @@ class Engine:
     def forward_backward(self, micro_batches: Sequence[ModelInput], last_stage: LastStage) -> list[Outputs]:
         """Like `forward`, and back-propagates each "loss"; gradients are then those of the sum over all ranks."""
         assert self.optimizer is not None, "a frozen model has no gradients"
+        if self.resident is not None:
+            self.resident.train()
         self.model.train()
         for chunk in self._wrapped:
             chunk.zero_grad_buffer()  # type: ignore[operator]
@@ -171,17 +190,18 @@ class Engine:
         # have to be consistent.
         rows, length = micro_batches[0].tokens_BL.shape
         layout, fed = self.layout, filled_up(micro_batches, self.layout)
-        schedule = get_forward_backward_func(layout.pipeline, layout.virtual if layout.virtual > 1 else None)
-        outputs = schedule(
-            forward_step_func=forward_step,
-            data_iterator=[iter(fed) for _ in self._wrapped],
-            model=self._wrapped,
-            num_microbatches=len(fed),
-            seq_length=length,
-            micro_batch_size=rows,
-            forward_only=forward_only,
-            collect_non_loss_data=forward_only,
-        )
+        with layout.active():
+            schedule = get_forward_backward_func(layout.pipeline, layout.virtual if layout.virtual > 1 else None)
+            outputs = schedule(
+                forward_step_func=forward_step,
+                data_iterator=[iter(fed) for _ in self._wrapped],
+                model=self._wrapped,
+                num_microbatches=len(fed),
+                seq_length=length,
+                micro_batch_size=rows,
+                forward_only=forward_only,
+                collect_non_loss_data=forward_only,
+            )
         return outputs[len(fed) - len(micro_batches) :]
 
     def step(self) -> StepResult:
@@ -190,6 +210,8 @@ class Engine:
         A gradient norm that is not finite changes no parameter on any rank (the norm is global, so all ranks agree).
         """
         assert self.optimizer is not None and self.scheduler is not None, "a frozen model cannot step"
+        if self.resident is not None:
+            self.resident.step()
         self.optimizer.prepare_grads()
         grad_norm = float(self.optimizer.get_grad_norm())
         updated = math.isfinite(grad_norm)
@@ -209,7 +231,7 @@ class Engine:
         """Optimizer steps that changed the model, those before a restart included; 0: it is the one that was loaded. A
         collective."""
         assert self.optimizer is not None, "a frozen model has no steps"
-        taken = torch.tensor(_steps_taken(self.optimizer), device=self.layout.device)
+        taken = torch.tensor(steps_taken(self.optimizer), device=self.layout.device)
         return int(gather_in_rank_order(taken).max())
 
     @property
@@ -233,6 +255,13 @@ class Engine:
             state[f"{prefix}.scheduler"] = self.scheduler.state_dict()
         return state
 
+    def snapshot(self, prefix: str) -> dict[str, Any]:
+        """`sharded_state` for a save. Where parts of the model leave the device it is made of copies on the host, so
+        that a save needs the room of one model after the other."""
+        with self.whole():
+            state = self.sharded_state(prefix)
+            return state if self.resident is None else to_host(state)
+
     def load_sharded_state(self, prefix: str, state: dict[str, Any]) -> None:
         """Take over what dist_checkpointing loaded into the structure of `sharded_state(is_loading=True)`."""
         own = f"{prefix}.model."
@@ -246,82 +275,5 @@ class Engine:
                 f"{' and more' if len(lost) > 5 else ''} are in only one of the two. It was made for another model."
             )
         if self.optimizer is not None and self.scheduler is not None:
-            _load_optimizer(self.optimizer, state[f"{prefix}.optimizer"])
+            load_optimizer(self.optimizer, state[f"{prefix}.optimizer"])
             self.scheduler.load_state_dict(state[f"{prefix}.scheduler"])
-
-
-def _initialize_moments(optimizer: MegatronOptimizer) -> None:
-    """Make Adam's moments now, and not at its first step: a checkpoint may come before that (critic warm-up)."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        inner = getattr(part, "optimizer", None)
-        if inner is None:
-            continue  # a rank without parameters
-        part.init_state_fn(inner, part.config)
-        if isinstance(inner, (torch.optim.Adam, torch.optim.AdamW)):
-            for state in inner.state.values():
-                state.setdefault("step", torch.zeros((), dtype=torch.float32))
-
-
-def _steps_taken(optimizer: MegatronOptimizer) -> int:
-    """As Adam counts them: torch's with each weight's moments, fused ones for a group of weights."""
-    counts = [0]
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        inner = getattr(part, "optimizer", None)
-        if inner is not None:  # else a rank without parameters
-            counts += [int(own["step"]) for own in inner.state.values() if "step" in own]
-            counts += [int(group["step"]) for group in inner.param_groups if "step" in group]
-    return max(counts)
-
-
-def _load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
-    """`load_state_dict`, and two of Megatron's gaps around the step count of torch's Adam."""
-    part = getattr(optimizer, "chained_optimizers", [optimizer])[0]
-    inner: Any = getattr(part, "optimizer", None)
-    _keep_rates(optimizer, state.get("optimizer", state))
-    if not (isinstance(part, DistributedOptimizer) and isinstance(inner, (torch.optim.Adam, torch.optim.AdamW))):
-        moments = state.get("optimizer", state).get("state")
-        if moments and inner is not None and any("step" in own for own in inner.state.values()):
-            # A step count of 0 is left out of checkpoints. Fused optimizers count in their groups, and take none here.
-            moments.setdefault("common_step", torch.zeros(()))
-        optimizer.load_state_dict(state)
-        return
-    # The distributed optimizer gives all parameters one tensor as their count, which each of them then advances, and
-    # looks for the count among the moments.
-    moments = state.pop("param_state")
-    optimizer.load_state_dict(state)
-    counts = [float(own.pop("step")) for own in inner.state.values()]
-    part.load_parameter_state_from_fully_reshardable(moments)
-    for own, count in zip(inner.state.values(), counts, strict=True):
-        own["step"] = torch.tensor(count, dtype=torch.float32)
-
-
-def _keep_rates(optimizer: MegatronOptimizer, loaded: dict[str, Any]) -> None:
-    """Give loaded groups of parameters the limits of the learning rate that the configuration has now.
-
-    Megatron's schedule takes them from the groups, before its own. So up to 0.18 a run went on with the limits of its
-    checkpoint, and since 0.19, where groups are found by them, a checkpoint with others is refused.
-    """
-    for own in optimizer.param_groups[:1]:  # all groups have the same; a rank without parameters has none
-        for group in loaded.get("param_groups", []):
-            group.update({name: own[name] for name in ("max_lr", "min_lr")})
-
-
-def _scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig, total_steps: int) -> OptimizerParamScheduler:
-    return OptimizerParamScheduler(
-        optimizer,
-        # Megatron counts warm-up from 0, which would waste the first step at a learning rate of 0.
-        init_lr=config.lr / (config.warmup + 1),
-        max_lr=config.lr,
-        min_lr=config.min_lr,
-        lr_warmup_steps=config.warmup,
-        lr_decay_steps=max(total_steps, config.warmup + 1),
-        lr_decay_style=config.schedule,
-        start_wd=config.weight_decay,
-        end_wd=config.weight_decay,
-        wd_incr_steps=max(total_steps, 1),
-        wd_incr_style="constant",
-        # A resumed run takes its position from the checkpoint and its schedule from the configuration, so that more
-        # iterations may be asked for than at first.
-        use_checkpoint_opt_param_scheduler=False,
-        override_opt_param_scheduler=True,
-    )

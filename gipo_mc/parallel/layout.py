@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
+
+
+class ProcessGroups(Protocol):
+    """Groups that are not always those that Megatron finds (`megatron.second_layout`)."""
+
+    def active(self) -> AbstractContextManager[None]:
+        """Let Megatron find these."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -13,6 +23,8 @@ class Layout:
 
     `sequence` is sequence parallelism inside the tensor group; `device` holds this rank's tensors; `virtual`: chunks of
     layers on each pipeline rank, more than 1 for an interleaved pipeline.
+    beside: another layout of the same ranks, for frozen models. groups: its process groups; None: those that Megatron
+    finds.
     """
 
     world_size: int
@@ -26,11 +38,22 @@ class Layout:
     sequence: bool
     device: torch.device
     virtual: int = 1
+    beside: Layout | None = None
+    groups: ProcessGroups | None = field(default=None, compare=False, repr=False)
 
     @property
     def model_sizes(self) -> tuple[int, int, int]:
         """(tensor, pipeline, virtual): the parts that a model is cut into, as `ModelShape.check` takes them."""
         return self.tensor, self.pipeline, self.virtual
+
+    @property
+    def of_frozen(self) -> Layout:
+        """The layout of models that only score."""
+        return self.beside or self
+
+    def active(self) -> AbstractContextManager[None]:
+        """Models of this layout are built, and run, inside it."""
+        return nullcontext() if self.groups is None else self.groups.active()
 
     @property
     def is_first_stage(self) -> bool:
@@ -54,7 +77,8 @@ class Layout:
         sequence = " with sequence parallelism" if self.sequence else ""
         chunks = f" with {self.virtual} chunks each" if self.virtual > 1 else ""
         sizes = f"data {self.data} x pipeline {self.pipeline}{chunks} x tensor {self.tensor}"
-        return f"{sizes}{sequence} on {self.device.type}"
+        own = f"{sizes}{sequence} on {self.device.type}"
+        return own + (f"; frozen models {self.beside.describe()}" if self.beside else "")
 
 
 def split_rows(count: int, parts: int) -> list[range]:

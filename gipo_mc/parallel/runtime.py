@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Literal
 
@@ -17,6 +18,7 @@ from gipo_mc.parallel import limits, news
 from gipo_mc.parallel.launcher import several_hosts
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.megatron import cpu_adapter, versions
+from gipo_mc.parallel.megatron.second_layout import Groups
 from gipo_mc.parallel.messages import shared_memory as memory
 from gipo_mc.parallel.news import first_error
 from gipo_mc.parallel.nodes import greeting, network
@@ -24,6 +26,8 @@ from gipo_mc.parallel.nodes import greeting, network
 # Megatron wants a seed for its own random tracker. Nothing draws from it (dropout is 0, weights come from named
 # streams, sampling from counter-based ones), so it is a constant and not an option.
 _TRACKER_SEED = 1
+#: Of layouts beside the first one, by (tensor, pipeline); kept, for a command that runs several trainings.
+_groups_beside: dict[tuple[int, int], Groups] = {}
 
 
 def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
@@ -80,15 +84,33 @@ def initialize(
         # A command may run several trainings one after the other on the same ranks.
         now = current_layout(parallel, place)
         if (now.tensor, now.pipeline) == sizes:
-            return now
+            return _with_frozen(now, parallel)
         parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=parallel.tensor,
-        pipeline_model_parallel_size=parallel.pipeline,
-        distributed_timeout_minutes=parallel.timeout_minutes,  # becomes a timedelta, which takes fractions too
-    )
+    _make_groups(*sizes, parallel.timeout_minutes)
     tensor_parallel.model_parallel_cuda_manual_seed(_TRACKER_SEED)
-    return current_layout(parallel, place)
+    return _with_frozen(current_layout(parallel, place), parallel)
+
+
+def _with_frozen(layout: Layout, parallel: ParallelConfig) -> Layout:
+    """The layout, with one beside it where frozen models have another (parallel.frozen_tensor, .frozen_pipeline)."""
+    sizes = (parallel.frozen_tensor or parallel.tensor, parallel.frozen_pipeline or parallel.pipeline)
+    if sizes == (layout.tensor, layout.pipeline):
+        return layout
+    groups = _groups_beside.setdefault(sizes, Groups())
+    with groups.active():
+        if not parallel_state.model_parallel_is_initialized():
+            _make_groups(*sizes, parallel.timeout_minutes)
+        own = current_layout(parallel, layout.device)
+    own = replace(own, sequence=parallel.sequence and sizes[0] > 1, virtual=1, groups=groups)
+    return replace(layout, beside=own)
+
+
+def _make_groups(tensor: int, pipeline: int, timeout_minutes: float) -> None:
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor,
+        pipeline_model_parallel_size=pipeline,
+        distributed_timeout_minutes=timeout_minutes,  # becomes a timedelta, which takes fractions too
+    )
 
 
 def _join(kind: Literal["cpu", "cuda"], parallel: ParallelConfig, same: Mapping[str, object]) -> None:
@@ -171,5 +193,6 @@ def timed_out(error: BaseException) -> bool:
 def shutdown() -> None:
     """Leave all groups. Idempotent."""
     parallel_state.destroy_model_parallel()
+    _groups_beside.clear()
     if dist.is_initialized():
         dist.destroy_process_group()

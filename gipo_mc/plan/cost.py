@@ -14,6 +14,7 @@ from gipo_mc.models.shape import ModelShape
 from gipo_mc.plan import hardware as rates
 from gipo_mc.plan.grid import Grid
 from gipo_mc.plan.hardware import OURS, Hardware, Program
+from gipo_mc.plan.offload import kinds_of, moved_bytes
 from gipo_mc.plan.parameters import Role, count, embedding, stage_parameters
 from gipo_mc.plan.run import Pass, Run
 from gipo_mc.plan.state import FLOAT, checkpoint_bytes, model_state
@@ -57,6 +58,8 @@ def costs(
         for one in dict.fromkeys(passes):
             total = total + _times(counter.of_pass(one), passes.count(one))
         found[name] = total
+    if kinds_of(run):
+        found["offload"] = Cost(compute=moved_bytes(run, grid, width) / (rates.LINK_SHARE * device.host))
     found["save"] = counter.save()
     return found
 
@@ -94,6 +97,9 @@ class _Counter:
 
     def of_pass(self, one: Pass) -> Cost:
         """All micro-batches of one pass, and the optimizer step behind it."""
+        own = self.grid.of(one.role.trained)
+        if own is not self.grid:
+            return replace(self, grid=own).of_pass(one)
         grid, shape, ways = self.grid, one.role.shape, 3 if one.backward else 1
         lengths = one.parts[0][1]
         share = sum(rows * response for rows, _, response in one.parts) / one.tokens if one.logits else 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -11,6 +11,7 @@ class Grid:
 
     node: GPUs of one machine. distributed_optimizer: is optimizer state sharded over data-parallel ranks? overlap: are
     gradients summed, and weights gathered, while passes run? virtual: chunks of layers on each pipeline rank.
+    frozen: (tensor, pipeline) of frozen models.
     """
 
     tensor: int
@@ -21,6 +22,16 @@ class Grid:
     node: int = 8
     overlap: bool = False
     virtual: int = 1
+    frozen: tuple[int, int] = (0, 0)
+
+    def of(self, trained: bool) -> Grid:
+        """The grid of trained or of frozen models: these may have another on the same ranks."""
+        tensor, pipeline = self.frozen[0] or self.tensor, self.frozen[1] or self.pipeline
+        if trained or (tensor, pipeline) == (self.tensor, self.pipeline):
+            return self
+        data = self.world // (tensor * pipeline)
+        sequence = self.sequence and tensor > 1
+        return replace(self, tensor=tensor, pipeline=pipeline, data=data, sequence=sequence, frozen=(0, 0), virtual=1)
 
     @property
     def world(self) -> int:

@@ -14,7 +14,8 @@ class Hardware:
     """One kind of device.
 
     memory: bytes that it has; 0: not judged. flops: dense bf16 operations a second. bandwidth: bytes a second of its
-    memory. nvlink: bytes a second and direction to the GPUs of its node. network: the same to other nodes.
+    memory. nvlink: bytes a second and direction to the GPUs of its node. network: the same to other nodes. host: the
+    same to the memory of the host.
     cuda: the plan follows the code's paths on CUDA, else those on a CPU.
     """
 
@@ -24,6 +25,7 @@ class Hardware:
     bandwidth: float
     nvlink: float
     network: float
+    host: float
     cuda: bool = True
 
 
@@ -47,13 +49,14 @@ OURS = Program("gipo_mc")
 
 #: NVIDIA's data sheets: "A100 80GB SXM" (2021), "H100 SXM" (2023), "H200 SXM" (2024), "HGX B200" (2025); dense rates,
 #: NVLink's total halved for one direction. The network is a port for each GPU as in DGX systems: 200 Gb/s (A100) and
-#: 400 Gb/s (the others). Memory is what CUDA reports of it, about 1 % less than the sheet's.
+#: 400 Gb/s (the others). The host is behind PCIe of 16 lanes: generation 4 (A100) or 5. Memory is what CUDA reports of
+#: it, about 1 % less than the sheet's.
 HARDWARE = {
-    "a100": Hardware("A100 80GB", 79.2 * GIB, 312e12, 2.04e12, 300e9, 25e9),
-    "h100": Hardware("H100 80GB", 79.1 * GIB, 989e12, 3.35e12, 450e9, 50e9),
-    "h200": Hardware("H200 141GB", 139.8 * GIB, 989e12, 4.8e12, 450e9, 50e9),
-    "b200": Hardware("B200 180GB", 178.0 * GIB, 2250e12, 7.7e12, 900e9, 50e9),
-    "cpu": Hardware("CPU", 0.0, 0.0, 0.0, 0.0, 0.0, cuda=False),
+    "a100": Hardware("A100 80GB", 79.2 * GIB, 312e12, 2.04e12, 300e9, 25e9, 32e9),
+    "h100": Hardware("H100 80GB", 79.1 * GIB, 989e12, 3.35e12, 450e9, 50e9, 64e9),
+    "h200": Hardware("H200 141GB", 139.8 * GIB, 989e12, 4.8e12, 450e9, 50e9, 64e9),
+    "b200": Hardware("B200 180GB", 178.0 * GIB, 2250e12, 7.7e12, 900e9, 50e9, 64e9),
+    "cpu": Hardware("CPU", 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, cuda=False),
 }
 #: Share of the bf16 peak that matrix products reach in whole passes. Llama 3 405B trains at 38 to 43 % on H100 (arXiv
 #: 2407.21783, table 4); Megatron-LM at 44 to 52 % on A100 (arXiv 2104.04473, table 1). Nothing of this package was

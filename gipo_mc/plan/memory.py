@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from gipo_mc.plan.activations import Activations
 from gipo_mc.plan.grid import Grid
 from gipo_mc.plan.hardware import FRAGMENTED, RESERVED, Hardware
+from gipo_mc.plan.offload import kinds_of, state_on_device
 from gipo_mc.plan.parameters import Role, count, stage_parameters
 from gipo_mc.plan.run import Pass, Run
 from gipo_mc.plan.state import FLOAT, ModelState, model_state
@@ -79,10 +80,8 @@ class _Stage:
     def __init__(self, run: Run, grid: Grid, device: Hardware, width: int, stage: int, room: float) -> None:
         self._run, self._grid, self._width, self._number = run, grid, width, stage
         self._cuda, self._last = device.cuda, stage == grid.pipeline - 1
-        self._states: dict[str, ModelState] = {
-            role.name: model_state(role, grid, stage, 0, width) for role in run.roles
-        }
-        held = sum(s.weights + s.gradients + s.optimizer for s in self._states.values())
+        self._states = {role.name: self._state(role) for role in run.roles}
+        held = sum(state_on_device(run, self._states, "rollout").values())
         self.cache_least = self._cache = 0
         self.cache_limit = math.inf
         if run.command == "train_gi_ppo":
@@ -90,6 +89,14 @@ class _Stage:
             free = CACHE_SHARE * max(room - held, 0.0) if room else math.inf
             self.cache_limit = run.config.rollout.kv_cache_gib * 2**30 or free
             self._cache = int(max(min(self._pages(self._slots), self.cache_limit), self.cache_least))
+
+    def _state(self, role: Role) -> ModelState:
+        """Of a frozen model in a layout of its own: the largest stage's, wherever this rank stands there."""
+        own = self._grid.of(role.trained)
+        if own is self._grid:
+            return model_state(role, own, self._number, 0, self._width)
+        stages = (model_state(role, own, stage, 0, self._width) for stage in range(own.pipeline))
+        return max(stages, key=lambda state: state.weights)
 
     @property
     def _slots(self) -> int:
@@ -125,12 +132,8 @@ class _Stage:
 
     def _peak(self, phase: str, extra: dict[str, int], gone: tuple[str, ...] = ()) -> Peak:
         kinds = dict.fromkeys(KINDS, 0)
-        for name, state in self._states.items():
-            if name not in gone:
-                kinds["weights"] += state.weights
-                kinds["gradients"] += state.gradients
-                kinds["optimizer"] += state.optimizer
-        if self._cuda:
+        kinds |= state_on_device(self._run, {n: s for n, s in self._states.items() if n not in gone}, phase)
+        if self._cuda and "idle" not in kinds_of(self._run):
             kinds["kv_cache"] = self._cache  # kept between iterations there
         for kind, value in extra.items():
             kinds[kind] = value
@@ -155,7 +158,8 @@ class _Stage:
         return max(candidates, key=lambda found: sum(found.values()))
 
     def _pass(self, one: Pass) -> dict[str, int]:
-        act, grid, last = self._activations(one.role), self._grid, self._last
+        act, grid = self._activations(one.role), self._grid.of(one.role.trained)
+        last = self._last or grid is not self._grid
         tokens = max(rows * length for rows, length, _ in one.parts)
         responses = max(rows * response for rows, _, response in one.parts)
         logit_rows = self._run.config.parallel.logit_rows
@@ -194,13 +198,23 @@ class _Stage:
         return {"temporaries": state.owned * FLOAT if self._cuda else 2 * state.largest * FLOAT}
 
     def _save(self, gone: tuple[str, ...]) -> Peak:
-        """Each rank writes its state from where it lies (`gipo_mc.parallel.saving`)."""
-        return self._peak("save", {}, gone)
+        """Each rank writes its state from where it lies (`gipo_mc.parallel.saving`); with offload, from copies on the
+        host, which on a CPU device lie in the same memory."""
+        extra = 0
+        if not self._cuda and kinds_of(self._run):
+            trained = [role for role in self._run.roles if role.trained]
+            extra = sum(self._states[role.name].weights + self._states[role.name].optimizer for role in trained)
+        return self._peak("save", {"temporaries": extra}, gone)
 
     def _activations(self, role: Role) -> Activations:
         config = self._run.config
         return Activations(
-            role.shape, self._grid, self._width, self._cuda, config.memory.recompute, config.precision.fp32_logits
+            role.shape,
+            self._grid.of(role.trained),
+            self._width,
+            self._cuda,
+            config.memory.recompute,
+            config.precision.fp32_logits,
         )
 
 

@@ -76,8 +76,10 @@ def grid_of(config: Config, gpus: int, device: Hardware, node: int = 8) -> Grid:
     choice = parallel.distributed_optimizer
     sharded = choice == "on" or (choice == "auto" and device.cuda)
     overlap = parallel.overlap == "on" or (parallel.overlap == "auto" and device.cuda and sharded)
-    sequence = parallel.sequence and parallel.tensor > 1
-    return Grid(parallel.tensor, parallel.pipeline, data, sequence, sharded, node, overlap, parallel.virtual_pipeline)
+    return Grid(
+        parallel.tensor, parallel.pipeline, data, parallel.sequence and parallel.tensor > 1, sharded, node,
+        frozen=(parallel.frozen_tensor, parallel.frozen_pipeline), overlap=overlap, virtual=parallel.virtual_pipeline,
+    )  # fmt: skip
 
 
 def make_plan(
@@ -87,7 +89,8 @@ def make_plan(
     config = run.config
     grid = grid_of(config, gpus, device, node)
     for role in run.roles:
-        role.shape.check(grid.tensor, grid.pipeline, grid.virtual, sequence_length=run.lengths.longest)
+        own = grid.of(role.trained)
+        role.shape.check(own.tensor, own.pipeline, grid.virtual, sequence_length=run.lengths.longest)
     width = 2 if config.dtype == "bfloat16" or (config.dtype == "auto" and device.cuda) else 4
     found = memory(run, grid, device, width)
     saved = sum(checkpoint_bytes(role, grid, width) for role in run.roles if role.trained)

@@ -166,11 +166,12 @@ def _rl(run: Run, grid: Grid, longest: bool) -> dict[str, list[Pass]]:
     config, settings = run.config, run.config.algorithm
     batch = config.rollout.batch_size
     all_rows = run.parts(batch, grid, longest=longest)
+    frozen_rows = run.parts(batch, grid.of(False), longest=longest)
     found = {
         "behaviour_logprob": [Pass(run.roles[0], all_rows, False, True)],
-        "reference_logprob": [Pass(run.roles[1], all_rows, False, True)],
+        "reference_logprob": [Pass(run.roles[1], frozen_rows, False, True)],
         "values": [Pass(role, all_rows, False, False) for name in ("critic", "classifier") if (role := run.role(name))],
-        "rewards": [Pass(role, all_rows, False, False)] if (role := run.role("reward")) else [],
+        "rewards": [Pass(role, frozen_rows, False, False)] if (role := run.role("reward")) else [],
     }
     steps = -(-batch // settings.mini_batch_size)
     own_rows = run.parts(-(-batch // steps), grid, longest=longest)
@@ -198,7 +199,8 @@ def _supervised(run: Run, grid: Grid, longest: bool) -> dict[str, list[Pass]]:
     logits = run.command != "train_reward"
     found = {}
     if reference := run.role("reference"):
-        found["reference_logprob"] = [Pass(reference, rows, False, logits)]
+        theirs = run.parts(run.config.train.batch_size * unit, grid.of(False), longest=longest, unit=unit)
+        found["reference_logprob"] = [Pass(reference, theirs, False, logits)]
     found["update"] = [Pass(run.roles[0], rows, True, logits)]
     return found
 

@@ -54,10 +54,9 @@ def evaluate_policy(setup: RLSetup, config: Config) -> dict[str, float]:
 def _kl(setup: RLSetup, rollout: Rollout, config: Config) -> Tensor:
     """log pi - log pi_ref summed over each response, [B]."""
     sequences, width = rollout.sequences, rollout.width
-    packed = micro_batches(sequences, config.parallel, setup.models.policy.layout)
     stage = token_log_probs(config.rollout.temperature, config.parallel.logit_rows)
     policy_BT, reference_BT = (
-        run_forward(model, packed, stage, {"logp": width})["logp"]
+        run_forward(model, micro_batches(sequences, config.parallel, model.layout), stage, {"logp": width})["logp"]
         for model in (setup.models.policy, setup.models.reference)
     )
     return ((policy_BT - reference_BT) * response_mask(sequences.response_length_B, width)).sum(1)

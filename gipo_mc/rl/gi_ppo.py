@@ -68,7 +68,7 @@ def train(config: Config) -> None:
 def iterate(session: Session, setup: RLSetup, state: RLState, step: int) -> tuple[RLState, dict[str, float]]:
     """One iteration. Returns the state after it, and the metrics."""
     config, models = session.config, setup.models
-    phases = Phases(session.layout)
+    phases = Phases(session.layout, session.offloader.apart)
 
     prompts = take_prompts(setup.prompts, config, step)
     with phases("rollout"), session.console.share("rollout", len(prompts)) as tell:
@@ -106,7 +106,7 @@ def _learn(
     with phases("advantages"):
         experience, state = shape(sifted.rollout, sifted.outputs, state, config, setup.group_source)
     if step == 0 and setup.starts_as_reference:
-        check_start(experience, session.dtype)
+        check_start(experience, session.dtype, one_layout=session.layout.beside is None)
     with phases("update_critic"), session.console.share("critic", len(experience)) as tell:
         critic_metrics = update_critic(models, experience, config, step, tell)
     policy_metrics: dict[str, float] = {}

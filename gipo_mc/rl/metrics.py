@@ -28,6 +28,8 @@ QUANTILES = {"reward/p01": 0.01, "reward/p10": 0.1, "reward/p50": 0.5, "reward/p
 SAMPLER_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
 #: How far a policy may be from the reference that it starts as, in nats a token (mean of the absolute differences).
 _START_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 0.02}
+#: The same where both have layouts of their own, which add in another order.
+_START_TOLERANCE_BESIDE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 #: Iterations in a row in which every optimizer step was skipped, or the policy left itself, before the run stops.
 PATIENCE = 3
 #: KL to the behaviour policy inside an iteration, in nats a token, of a policy that denies what it has just said; PPO's
@@ -162,13 +164,14 @@ def clipped_warning(sifted: Sifted, state: RLState) -> str:
     )
 
 
-def check_start(experience: Experience, dtype: torch.dtype) -> None:
+def check_start(experience: Experience, dtype: torch.dtype, *, one_layout: bool = True) -> None:
     """Raise NumericsError where a policy that has yet to take its first step is not the reference it starts as: the KL
-    is 0 then."""
+    is 0 then. one_layout: do both lie on the ranks in the same way?"""
     outputs, length_B = experience.outputs, experience.inputs.length_B
     mask_BT = response_mask(length_B, outputs.behaviour_logp_BT.shape[1])
     difference = float((outputs.behaviour_logp_BT - outputs.reference_logp_BT)[mask_BT].abs().double().mean())
-    if bool(mask_BT.any()) and not difference <= _START_TOLERANCE[dtype]:
+    tolerance = (_START_TOLERANCE if one_layout else _START_TOLERANCE_BESIDE)[dtype]
+    if bool(mask_BT.any()) and not difference <= tolerance:
         raise NumericsError(
             "Before its first step the policy is the reference, so their KL must be 0, but their log-probs differ by "
             f"{difference:.3g} nats a token. Please report this with the run's config.yaml."

@@ -107,15 +107,15 @@ class ModelReward:
         data: DataConfig | None = None,
         stop: Sequence[str] = (),
     ) -> None:
-        self._engine = engine
+        self.engine = engine
         self._parallel = parallel
         data = (data or DataConfig()).model_copy(update={"chat_template": chat_template})
         self.reader = RewardReader(tokenizer, policy_tokenizer, data, stop)
 
     def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
         sequences = self.read(prompts, rollout)
-        packed = micro_batches(sequences, self._parallel, self._engine.layout)
-        return run_forward(self._engine, packed, sequence_rewards(), {"reward": 0})["reward"]
+        packed = micro_batches(sequences, self._parallel, self.engine.layout)
+        return run_forward(self.engine, packed, sequence_rewards(), {"reward": 0})["reward"]
 
     def read(self, prompts: Sequence[Prompt], rollout: Rollout) -> Sequences:
         """What the model is given to read. Raises DataError where it is too long for it."""
@@ -123,7 +123,7 @@ class ModelReward:
         if sequences is rollout.sequences:
             return sequences
         longest = int((sequences.prompt_length_B + sequences.response_length_B).max())
-        positions: int = self._engine.model.max_sequence_length  # type: ignore[assignment]
+        positions: int = self.engine.model.max_sequence_length  # type: ignore[assignment]
         if longest > positions:
             raise DataError(
                 f"A response is {longest} tokens long with its prompt in the reward model's tokenizer, but that model "

@@ -57,7 +57,8 @@ def longest_sequence(config: Config) -> int:
 def limits_of(config: Config) -> Limits:
     """What the rollout section lets a rank spend on generation."""
     settings = config.rollout
-    return Limits(settings.slots, settings.prefill_tokens, settings.kv_cache_gib)
+    keep = "idle" not in config.memory.offload
+    return Limits(settings.slots, settings.prefill_tokens, settings.kv_cache_gib, keep)
 
 
 def roll_out(

@@ -43,7 +43,9 @@ def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: C
         widths = {"logp": width, "entropy": width}
         behaviour = run_forward(models.policy, packed, log_probs, widths)
     with phases("reference_logprob"):
-        reference = run_forward(models.reference, packed, log_probs, {"logp": width})
+        # Frozen models may have another layout, and so other rows on a rank.
+        theirs = micro_batches(sequences, config.parallel, models.reference.layout)
+        reference = run_forward(models.reference, theirs, log_probs, {"logp": width})
     with phases("values"):
         values_BT = torch.zeros_like(behaviour["logp"])
         group_probs_BM = values_BT.new_ones(len(sequences), 1)

@@ -16,10 +16,12 @@ from gipo_mc.data.loading import load_prompts, sources_of
 from gipo_mc.data.sets import PromptSet, seen_in_training
 from gipo_mc.data.tokenizer import same_tokens
 from gipo_mc.errors import ConfigError
-from gipo_mc.generation.choose import check_engine, rollout_engine
+from gipo_mc.generation.choose import BroughtEngine, check_engine, rollout_engine
 from gipo_mc.generation.engine import RolloutEngine
 from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel.engine import Engine
+from gipo_mc.parallel.memory.movers import mover_for
+from gipo_mc.parallel.memory.offload import Offloader
 from gipo_mc.presets import PRESETS
 from gipo_mc.rl.rewards import FunctionReward, ModelReward, Reward, is_function, load_function
 from gipo_mc.rl.rollout import limits_of, longest_sequence
@@ -73,6 +75,8 @@ def set_up(session: Session) -> RLSetup:
         if text := seen_in_training(prompts, held_out):
             session.warn(text)
     groups = group_source(config, prompts)
+    if config.memory.offload:
+        session.offloader = Offloader(config.memory.offload, mover_for(session.layout.device, session.folder.path))
     gold = _reward(session, config.eval.reward, "eval.reward", tokenizer) if config.eval.reward else None
     models = _load_models(session, sources)
     for reward in (models.reward, gold):
@@ -89,13 +93,28 @@ def set_up(session: Session) -> RLSetup:
             ("reward", _describe_reward(config.model.reward, models.reward)),
             ("prompts", prompts.describe()),
             ("held out", held_out.describe() if held_out else "none"),
+            *([("offload", session.offloader.describe())] if config.memory.offload else []),
         ]
     )
+    engine = _rollout_engine(config, models)
+    session.offloader.in_turn(engine.resident for engine in _in_turn(models))
+    same = sources.policy.folder.resolve() == sources.reference.folder.resolve()
+    return RLSetup(models, engine, groups, tokenizer, prompts, held_out, gold, starts_as_reference=same)
+
+
+def _rollout_engine(config: Config, models: Models) -> RolloutEngine:
     policy = models.policy.model
     assert isinstance(policy, StageModel)
     engine = rollout_engine(config.rollout.engine, policy, limits_of(config), longest_sequence(config))
-    same = sources.policy.folder.resolve() == sources.reference.folder.resolve()
-    return RLSetup(models, engine, groups, tokenizer, prompts, held_out, gold, starts_as_reference=same)
+    resident = models.policy.resident
+    return engine if resident is None else BroughtEngine(engine, resident.generate)
+
+
+def _in_turn(models: Models) -> list[Engine]:
+    """Models in the order in which an iteration works with them: `score`, then the updates."""
+    trained = [engine for engine in (models.critic, models.classifier) if engine is not None]
+    reward = [models.reward.engine] if isinstance(models.reward, ModelReward) else []
+    return [models.policy, models.reference, *trained, *reward, *trained]
 
 
 @dataclass(frozen=True)
@@ -127,8 +146,9 @@ def _find_sources(session: Session) -> _Sources:
     for source in (critic, reference):
         session.tokenizer(source, config.model.tokenizer or str(policy.folder))
     longest = longest_sequence(config)
-    for source in (policy, reference, critic):
-        source.shape.check(*session.layout.model_sizes, sequence_length=longest, tokenizer_size=0)
+    layout = session.layout
+    for source, own in ((policy, layout), (reference, layout.of_frozen), (critic, layout)):
+        source.shape.check(*own.model_sizes, sequence_length=longest, tokenizer_size=0)
     return _Sources(policy, reference, critic, tokenizer)
 
 
@@ -204,7 +224,7 @@ def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenize
     own = session.tokenizer(source)
     if same_tokens(own, tokenizer):
         longest = longest_sequence(config)
-        source.shape.check(*session.layout.model_sizes, sequence_length=longest)
+        source.shape.check(*session.layout.of_frozen.model_sizes, sequence_length=longest)
     data = config.data
     engine = session.load(source, "reward", key=key)
     return ModelReward(engine, own, tokenizer, config.parallel, data.chat_template, data, config.rollout.stop)

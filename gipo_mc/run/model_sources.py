@@ -37,6 +37,8 @@ from gipo_mc.run.hashes import content_of
 
 #: To a user who set one option more and meets an empty one.
 NO_BUILTIN = "Only a command that names neither a model nor data runs the built-in task."
+#: Options that name models that only score.
+FROZEN = ("model.reference", "model.reward", "eval.reward", "dpo.group_model")
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.jinja"]
 
 
@@ -198,25 +200,32 @@ def load_model(
     A critic takes the reward head of a reward model as its value head. `empty`: do not read the source, the caller
     fills the model. Raises CheckpointError where tensors are missing or of another shape.
     """
-    model = build_model(
-        source.shape_for(head),
-        layout,
-        head=head,
-        groups=groups,
-        group_head=group_head,
-        dtype=dtype,
-        trainable=trainable,
-        seed=seed,
-        initialize=False,
-        execution=execution,
-    )
-    if empty:
+    if layout.groups is not None:
+        try:
+            source.shape.check(*layout.model_sizes)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{source.name} on parallel.frozen_tensor x parallel.frozen_pipeline ranks, 0 meaning as the others: "
+                f"{error}"
+            ) from error
+    with layout.active():
+        model = build_model(
+            source.shape_for(head),
+            layout,
+            head=head,
+            groups=groups,
+            group_head=group_head,
+            dtype=dtype,
+            trainable=trainable,
+            seed=seed,
+            initialize=False,
+            execution=execution,
+        )
+        if not empty and source.kind == "hf":
+            load_hf_weights(model, source.folder)
+        elif not empty:
+            _load_run_weights(model, source, fresh_head=trainable)
         return model
-    if source.kind == "hf":
-        load_hf_weights(model, source.folder)
-    else:
-        _load_run_weights(model, source, fresh_head=trainable)
-    return model
 
 
 def read_as_saved(model: StageModel, path: Path, role: str) -> None:

@@ -28,6 +28,7 @@ from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.megatron import transformer_engine
 from gipo_mc.parallel.megatron.overlap import sharing
+from gipo_mc.parallel.memory.offload import Offloader
 from gipo_mc.parallel.nodes.shared_folder import check_shared
 from gipo_mc.run import checkpoint
 from gipo_mc.run.console import Console
@@ -35,7 +36,7 @@ from gipo_mc.run.folder import RunFolder, State, without_a_word
 from gipo_mc.run.jsonl import write_atomically
 from gipo_mc.run.metrics import MetricsLogger
 from gipo_mc.run.model_files import save_model_files
-from gipo_mc.run.model_sources import ModelSource, load_model, read_as_saved, resolve
+from gipo_mc.run.model_sources import FROZEN, ModelSource, load_model, read_as_saved, resolve
 from gipo_mc.run.outcome import outcome_kept, refusal_noted
 from gipo_mc.run.resume import Fixed, changed_options, check_shape, fixed_settings, shape_hash
 from gipo_mc.run.saves.series import Saves
@@ -63,6 +64,8 @@ class Session:
     fixed: Fixed = field(init=False)
     watch: Watch = field(init=False)
     saves: Saves = field(init=False)
+    #: Moves models that are loaded; by itself none.
+    offloader: Offloader = field(default_factory=Offloader)
     _resume_from: Path | None = None
     _passed_over: list[str] = field(default_factory=list)
     _sources: dict[str, ModelSource] = field(default_factory=dict)
@@ -84,7 +87,8 @@ class Session:
         found = resolve(name, key, together=True, warn=self.warn)
         if not found.folder.exists():
             found = resolve(name, key)  # a hub name, on a node that does not share the first one's cache
-        found.shape.check(*self.layout.model_sizes)
+        if key not in FROZEN:  # the others are checked where they are loaded, in a layout that may be another
+            found.shape.check(*self.layout.model_sizes)
         self._sources[name] = found
         return found
 
@@ -124,7 +128,7 @@ class Session:
             self.warn(sentence)
         model = load_model(
             source,
-            self.layout,
+            self.layout if optimizer is not None else self.layout.of_frozen,
             head=head,
             dtype=self.dtype,
             trainable=optimizer is not None,
@@ -138,12 +142,14 @@ class Session:
             self.fixed.frozen[key or source.name] = on_main(source.fingerprint)
             self.fixed.earlier[key or source.name] = source.earlier_fingerprint
             self.fixed.frozen[f"{key or source.name} (config.json)"] = shape_hash(source.shape)
-        return self.engine(model, optimizer, total_steps=total_steps)
+        engine = self.engine(model, optimizer, total_steps=total_steps)
+        engine.offload(self.offloader, f"{source.name} ({head})")
+        return engine
 
     def engine(self, model: StageModel, optimizer: OptimizerConfig | None, *, total_steps: int = 1) -> Engine:
         """Engine of a model that exists already."""
         ways = sharing(self.config.parallel, self.layout.device)
-        return Engine(model, self.layout, optimizer, total_steps=total_steps, **ways)
+        return Engine(model, model.layout, optimizer, total_steps=total_steps, **ways)
 
     # -------------------------------------------------------------------- data
     def trains_on(
@@ -174,7 +180,7 @@ class Session:
         state: dict[str, Any],
     ) -> None:
         """Checkpoint after `step` iterations. state: what else the next iteration depends on, JSON-able."""
-        sharded = {key: part for role, engine in engines.items() for key, part in engine.sharded_state(role).items()}
+        sharded = {key: part for role, engine in engines.items() for key, part in engine.snapshot(role).items()}
 
         def extras(path: Path) -> None:
             for role, engine in engines.items():
@@ -231,12 +237,9 @@ class Session:
         for role, engine in engines.items():
             check_shape(engine.model.shape, path / role)  # type: ignore[arg-type]
             read_as_saved(engine.model, path, role)  # type: ignore[arg-type]
-        sharded: dict[str, Any] = {}
-        for role, engine in engines.items():
-            sharded |= engine.sharded_state(role, is_loading=True)
-        loaded = checkpoint.load_shards(path, sharded)
-        for role, engine in engines.items():
-            engine.load_sharded_state(role, loaded)
+            with engine.whole(changes=True):
+                loaded = checkpoint.load_shards(path, engine.sharded_state(role, is_loading=True))
+                engine.load_sharded_state(role, loaded)
         self.start = self.step = state["step"]
         return state
 
@@ -253,15 +256,6 @@ class Session:
         self.folder.write_about(self._about)
 
     # ---------------------------------------------------------------- showing
-    def open_log(self) -> None:
-        """On rank 0. Raises DataError where a log file is damaged."""
-        self.logger = MetricsLogger(self.folder)
-
-    def close_log(self) -> None:
-        """Does nothing where there is none."""
-        if self.logger:
-            self.logger.close()
-
     def write_status(self, state: State, exit_code: int | None = None, message: str = "") -> None:
         """run_status.json, with the iterations that have finished."""
         if self.layout.is_main:
@@ -329,10 +323,11 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
         dtype = runtime.resolve_dtype(config.dtype, layout.device)
         console = Console(name, config.run.iterations, enabled=layout.is_main)
         session = Session(config, layout, folder, console, None, dtype)
-        at_the_end.callback(session.close_log)
+        at_the_end.callback(lambda: session.logger and session.logger.close())
+        at_the_end.callback(lambda: session.offloader.close())
         at_the_end.callback(session.saves.abandon)
         with outcome_kept(session.watch):
-            on_main(session.open_log)
+            on_main(lambda: setattr(session, "logger", MetricsLogger(folder)))  # DataError: a damaged file
             session._resume_from, session._passed_over = session.saves.newest()
             if newest := session._resume_from:  # checked before models are loaded, which may take minutes
                 state = checkpoint.load_state(newest)

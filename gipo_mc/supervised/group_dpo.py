@@ -167,6 +167,6 @@ def _load_classifier(session: Session, tokenizer: PreTrainedTokenizerBase) -> tu
     source, settings = found
     if not same_tokens(session.tokenizer(source, config.model.tokenizer), tokenizer):
         raise ConfigError(f"dpo.group_model={name} has another tokenizer than the policy: it cannot read the pairs.")
-    source.shape.check(*session.layout.model_sizes, sequence_length=config.data.sequence_length)
+    source.shape.check(*session.layout.of_frozen.model_sizes, sequence_length=config.data.sequence_length)
     head = {"groups": settings.groups, "group_head": settings.group_head}
     return session.load(source, "critic", key="dpo.group_model", **head), settings  # type: ignore[arg-type]

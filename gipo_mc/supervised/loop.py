@@ -234,7 +234,7 @@ def forward(
 ) -> dict[str, Tensor]:
     """The last stage's `outputs`, [units] each, of a batch that is not trained on; on every rank."""
     batch = _to_device(batch, session.layout.device)
-    packed = micro_batches(batch, session.config.parallel, session.layout, unit=unit)
+    packed = micro_batches(batch, session.config.parallel, engine.layout, unit=unit)
     return run_forward(engine, packed, last_stage, dict.fromkeys(outputs, 0))
 
 

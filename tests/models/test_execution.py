@@ -137,7 +137,7 @@ def _overlapped(rank: int, layouts: tuple[str, ...]) -> list[str]:
                 loss = partial(_loss, rows=2, groups=False)  # no gradient reaches the classifier
                 plain = _engine(layout, head, Execution(), **options)
                 engine = _engine(layout, head, Execution("full"), overlap=True, **options)
-                groups = engine._wrapped.bucket_groups
+                groups = [group for chunk in engine._wrapped for group in chunk.bucket_groups]  # type: ignore[union-attr]
                 if layout.is_first_stage and len(groups) < 2:
                     problems.append(f"{case}: {len(groups)} buckets")
                 ready = _ready(groups)

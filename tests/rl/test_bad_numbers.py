@@ -155,7 +155,7 @@ def _train(rank: int, folder: Path, models: dict[str, str], overrides: list[str]
         before.update({name: p.detach().clone() for name, p in now.items()})
         if broken and rank == bad_rank:
             engine = getattr(setup.models, broken)
-            engine = engine._engine if broken == "reward" else engine
+            engine = engine.engine if broken == "reward" else engine
             with torch.no_grad():
                 next(p for name, p in engine.model.named_parameters() if "mlp" in name)[0] = math.nan
         return setup

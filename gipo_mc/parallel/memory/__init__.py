@@ -1,0 +1,1 @@
+"""What leaves the device while nothing needs it."""

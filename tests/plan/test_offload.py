@@ -1,0 +1,72 @@
+"""The plan with memory.offload: what is there in each phase, by paper and pencil."""
+
+from __future__ import annotations
+
+import pytest
+
+from gipo_mc.config import load_config
+from gipo_mc.errors import ConfigError
+from gipo_mc.plan.hardware import hardware
+from gipo_mc.plan.plan import Plan, make_plan
+from gipo_mc.plan.run import read_run
+from tests.source_rules import ROOT
+
+SEVEN_B = str(ROOT / "configs/paper/hh_rl.yaml")
+#: Numbers of a model on a rank of TP4 x DP2.
+MODEL = 6.74e9 / 4
+
+
+def _plan(*overrides: str) -> Plan:
+    config = load_config(SEVEN_B, list(overrides))
+    return make_plan(read_run(config, config_file=SEVEN_B), 8, hardware("h100"))
+
+
+def _bytes_a_number(plan: Plan, phase: str) -> list[float]:
+    """Of weights, gradients and optimizer state."""
+    kinds = plan.memory.of(phase).kinds
+    return [kinds[kind] / MODEL for kind in ("weights", "gradients", "optimizer")]
+
+
+@pytest.mark.parametrize(
+    ("offload", "expected"),
+    [
+        ("[]", {"rollout": [8, 8, 12], "scoring": [8, 8, 12], "policy update": [8, 8, 12], "save": [8, 8, 12]}),
+        ("[frozen]", {"rollout": [4, 8, 12], "scoring": [6, 8, 12], "policy update": [4, 8, 12]}),
+        ("[optimizer]", {"rollout": [8, 8, 0], "scoring": [8, 8, 0], "critic update": [8, 8, 6], "save": [8, 8, 6]}),
+        (
+            "[frozen,optimizer,idle]",
+            {
+                "rollout": [2, 0, 0], "scoring": [4, 0, 0], "critic update": [2, 4, 6], "policy update": [2, 4, 6],
+                "save": [2, 0, 6],
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_on_the_device_in_each_phase_of_7b(offload: str, expected: dict[str, list[float]]) -> None:
+    plan = _plan(f"memory.offload={offload}")
+    for phase, numbers in expected.items():
+        assert _bytes_a_number(plan, phase) == pytest.approx(numbers, rel=0.04, abs=0.01), phase
+
+
+def test_copies_take_time_and_the_cache_is_the_rollouts() -> None:
+    plain, moved = _plan(), _plan("memory.offload=[frozen,optimizer,idle]")
+    assert plain.cost is not None and "offload" not in plain.cost
+    # Twice the optimizer's 6 bytes and three times the weights' 2 of two models, two frozen ones in: 40 bytes a number.
+    assert moved.cost is not None and moved.cost["offload"].seconds == pytest.approx(40 * MODEL / 48e9, rel=0.03)
+    assert plain.memory.of("policy update").kinds["kv_cache"] > 0 == moved.memory.of("policy update").kinds["kv_cache"]
+    assert moved.memory.cache_limit > plain.memory.cache_limit
+    assert moved.memory.worst.total < 0.6 * plain.memory.worst.total
+
+
+def test_frozen_models_in_a_layout_of_their_own() -> None:
+    """At TP1 a rank has all numbers of both, runs a quarter of the rows, and sends nothing."""
+    plain, apart = _plan(), _plan("parallel.frozen_tensor=1")
+    assert _bytes_a_number(apart, "policy update") == pytest.approx([4 + 4 * 4, 8, 12], rel=0.04)
+    assert plain.cost is not None and apart.cost is not None
+    assert apart.cost["reference_logprob"].flops == pytest.approx(plain.cost["reference_logprob"].flops, rel=0.02), (
+        "but for the padding of sequence parallelism"
+    )
+    assert plain.cost["reference_logprob"].sent and not apart.cost["reference_logprob"].sent
+    assert apart.cost["update_policy"] == plain.cost["update_policy"]
+    with pytest.raises(ConfigError, match="frozen_tensor=3"):
+        _plan("parallel.frozen_tensor=3")

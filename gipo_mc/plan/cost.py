@@ -111,14 +111,9 @@ class _Counter:
         cost = Cost(flops, compute, bubble) + self._layers(one, ways) + self._hops(one)
         if not one.backward:
             return cost
-        hidden = compute / len(one.parts) if self._overlaps else 0.0
+        hidden = compute / len(one.parts) if self.grid.overlap else 0.0
         step = self._step(one.role)
         return cost + replace(step, exchange=max(step.exchange - hidden, 0.0))
-
-    @property
-    def _overlaps(self) -> bool:
-        choice = self.run.config.parallel.overlap
-        return choice == "on" or (choice == "auto" and self.device.cuda and self.grid.distributed_optimizer)
 
     def _layers(self, one: Pass, ways: int) -> Cost:
         """Tensor-parallel sums: two in a layer each way. With sequence parallelism a gather and a scatter each, as many

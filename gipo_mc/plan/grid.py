@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Grid:
     """data x pipeline x tensor, tensor innermost, then data, as `gipo_mc.parallel.layout` has it.
 
-    node: GPUs of one machine. distributed_optimizer: is optimizer state sharded over data-parallel ranks?
+    node: GPUs of one machine. distributed_optimizer: is optimizer state sharded over data-parallel ranks? overlap: are
+    gradients summed, and weights gathered, while passes run?
     """
 
     tensor: int
@@ -18,6 +19,7 @@ class Grid:
     sequence: bool
     distributed_optimizer: bool
     node: int = 8
+    overlap: bool = False
 
     @property
     def world(self) -> int:
@@ -31,6 +33,12 @@ class Grid:
     @property
     def length_multiple(self) -> int:
         return self.sharded_sequence
+
+    @property
+    def bucket(self) -> int:
+        """Numbers of a bucket of gradients on the first stage, Megatron's default; 0: all in one, which later stages
+        have anyway."""
+        return max(40_000_000, 1_000_000 * self.data) if self.overlap else 0
 
     def padded(self, length: int) -> int:
         """A sequence length as micro-batches pad it."""

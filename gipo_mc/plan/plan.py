@@ -75,7 +75,9 @@ def grid_of(config: Config, gpus: int, device: Hardware, node: int = 8) -> Grid:
     parallel = config.parallel
     choice = parallel.distributed_optimizer
     sharded = choice == "on" or (choice == "auto" and device.cuda)
-    return Grid(parallel.tensor, parallel.pipeline, data, parallel.sequence and parallel.tensor > 1, sharded, node)
+    overlap = parallel.overlap == "on" or (parallel.overlap == "auto" and device.cuda and sharded)
+    sequence = parallel.sequence and parallel.tensor > 1
+    return Grid(parallel.tensor, parallel.pipeline, data, sequence, sharded, node, overlap)
 
 
 def make_plan(

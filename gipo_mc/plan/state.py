@@ -46,7 +46,7 @@ def model_state(role: Role, grid: Grid, stage: int, data_rank: int, width: int) 
     if not grid.distributed_optimizer:
         buffer, owned, tensors, stored = numbers, numbers, len(parameters), numbers
     else:
-        buckets = _buckets(parameters, grid.data)
+        buckets = _buckets(parameters, grid.data, grid.bucket if stage == 0 else 0)
         buffer = stored = buckets[-1].stop
         shares = [_overlap(bucket, place, grid.data, data_rank) for bucket in buckets for place in bucket.places]
         owned, tensors = sum(shares), sum(share > 0 for share in shares)
@@ -69,9 +69,9 @@ class _Bucket:
     places: list[tuple[int, int]]
 
 
-def _buckets(parameters: Sequence[Parameter], data: int) -> list[_Bucket]:
+def _buckets(parameters: Sequence[Parameter], data: int, most: int) -> list[_Bucket]:
     """The buffer of the distributed optimizer: parameters from the last to the first. A shared embedding has a bucket
-    of its own."""
+    of its own; others end once they hold `most` numbers (0: never)."""
     found: list[_Bucket] = []
     start = place = 0
     places: list[tuple[int, int]] = []
@@ -88,7 +88,7 @@ def _buckets(parameters: Sequence[Parameter], data: int) -> list[_Bucket]:
             close()
         places.append((place, place + parameter.numel))
         place += parameter.numel
-        if parameter.shared:
+        if parameter.shared or (most and place - start >= most):
             close()
     if places:
         close()

@@ -38,6 +38,7 @@ CHANGEABLE = {
         "timeout_minutes",
         "silence_seconds",
         "overlap",
+        "shared_memory",
     ),
     "memory": ("recompute",),
     "model": ("policy", "critic"),

@@ -49,9 +49,10 @@ class Saves:
         """Wait until the save that is open stands. Raises StorageError."""
         if self._open is None:
             return
-        (step, open_one), self._open = self._open, None
+        step, open_one = self._open
         with self._saving():
             on_main(self._folder.still_ours)
+            self._open = None
             open_one.finish()
             checkpoint.prune(
                 self._folder.checkpoints,

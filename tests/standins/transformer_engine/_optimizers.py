@@ -61,6 +61,10 @@ def multi_tensor_l2norm(chunk: int, flag: Tensor, lists: list[list[Tensor]], per
     return torch.stack([tensor.norm() for tensor in lists[0]]).norm()[None], None
 
 
-def multi_tensor_scale(chunk: int, flag: Tensor, lists: list[list[Tensor]], scale: float) -> None:
+def multi_tensor_scale(chunk: int, flag: Tensor, lists: list[list[Tensor]], scale: float | Tensor) -> None:
     for source, target in zip(*lists, strict=True):
         target.copy_(source * scale)
+
+
+#: Of a scale that stays on the device; Megatron-core 0.19 uses it where it is there.
+multi_tensor_scale_tensor = multi_tensor_scale

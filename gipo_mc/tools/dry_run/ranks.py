@@ -73,7 +73,8 @@ def measured(engine: Engine) -> Built:
     numbers, stored = sum(p.numel() for p in model.parameters()), sum(p.nbytes for p in model.parameters())
     if engine.optimizer is None:
         return Built(numbers, stored, 0, 0, 0)
-    buffers: Any = [buffer for chunk in engine._wrapped for buffer in chunk.buffers]  # type: ignore[union-attr]
+    wrapped: list[Any] = list(engine._wrapped)
+    buffers = [buffer for chunk in wrapped for buffer in chunk.buffers]
     gradients = sum(buffer.grad_data.nbytes for buffer in buffers)
     weights = sum(b.param_data.nbytes for b in buffers if b.param_data is not None) or stored
     return Built(numbers, weights, gradients, _optimizer_bytes(engine), sum(len(b.buckets) for b in buffers))

@@ -146,7 +146,7 @@ def _run(role: Role, pretence: Pretence, phases: dict[str, list[Pass]], found: R
     if not passes:
         return
     plan = found.plan
-    thin = replace(role, shape=replace(role.shape, layers=2 * plan.grid.pipeline))
+    thin = replace(role, shape=replace(role.shape, layers=2 * plan.grid.pipeline * plan.grid.virtual))
     one = max(passes, key=lambda one: (one.backward, max(rows * length for rows, length, _ in one.parts)))
     engine = build(thin, plan.run.config, pretence, plan)
     run_once(engine, one, pretence, plan.run.config.parallel.logit_rows)

@@ -1,5 +1,6 @@
 """Run a test function on several ranks: forked processes (a fork of a process that has imported torch starts in
-0.1 s), gloo over a file rendezvous, one thread a rank. The first failing rank's traceback fails the test."""
+0.1 s), the backend that jobs on a CPU have, a file as rendezvous, one thread a rank. The first failing rank's
+traceback fails the test."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import torch
 import torch.multiprocessing as mp
 
 from gipo_mc.config import ParallelConfig
+from gipo_mc.parallel.runtime import cpu_backend
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "1": {},
@@ -37,7 +39,7 @@ def parallel_config(**layout: Any) -> tuple[ParallelConfig, int]:
 def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 240.0) -> list[Any]:
     """Call `fn(rank, *args)` on `world_size` ranks; their return values (picklable) in rank order.
 
-    The default process group (gloo) is initialised; `fn` builds Megatron's groups itself with
+    The default process group is initialised; `fn` builds Megatron's groups itself with
     `gipo_mc.parallel.runtime.initialize` if it wants them.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +96,7 @@ def _rank(fn: Callable[..., Any], rank: int, world_size: int, folder: str, args:
     gc.freeze()  # a collection would walk, and copy the pages of, all that the parent imported: 0.3 s each
     try:
         torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
+            cpu_backend(True), init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
         )
         Path(folder, f"joined-{rank}").touch()
         result = fn(rank, *args)

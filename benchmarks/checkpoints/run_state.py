@@ -2,7 +2,7 @@
 
     python benchmarks/checkpoints/run_state.py --against 16bad6c                       # 50 million parameters
     python benchmarks/checkpoints/run_state.py --against 16bad6c --parameters 2.5e8 --record
-    python benchmarks/checkpoints/run_state.py --parameters 8e8 --layouts DP2          # this build alone, 2 ranks
+    python benchmarks/checkpoints/run_state.py --parameters 1e9 --layouts TP2 --no-background    # this build alone
 
 A Llama with its optimizer is made on the ranks, filled, and saved as a trainer saves it. Both builds run in turn, in
 processes of their own, in each repetition; a row holds the smallest time and the largest memory of each. Memory is that
@@ -10,8 +10,9 @@ of all ranks together and of what they forked, pages that they share counted onc
 are not timed. In the background, training is stood for by one pass over all weights and moments, as an update makes it.
 
 Memory of the state in float32 is 16 bytes a parameter on one rank or with TP2 (weights, gradients, moments), 24 with
-DP2 and the distributed optimizer on two ranks of one machine, and 32 with DP2 without it; the build of 16bad6c takes up
-to 40 more with the distributed optimizer. On the disk it is 12 to 16 bytes, removed afterwards.
+DP2 and the distributed optimizer on two ranks of one machine, and 32 with DP2 without it. The build of 16bad6c takes
+up to 40 more with the distributed optimizer, saves beside training up to 12 (TP2) or 16 (--no-background leaves them
+out). On the disk it is 12 to 16 bytes, removed afterwards.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def _saved(rank: int, layout: str, parameters: float, folder: str, asynchronous:
     target, pids = Path(folder) / "checkpoints", Path(folder) / "pids"
     (pids / str(os.getpid())).touch()
     (pids / "state").touch()
-    time.sleep(0.3)  # the state is there: the watcher looks
+    time.sleep(1.0)  # the state is there: the watcher looks
     if not asynchronous:
         (pids / "saving").touch()
         with _Clock() as whole:
@@ -226,21 +227,23 @@ def _earlier(commit: str | None, temporary: Path) -> Iterator[Path | None]:
         subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(old)], check=True)
 
 
-def measure_layout(layout: str, parameters: float, repeat: int, temporary: Path, old: Path | None) -> dict[str, Any]:
+def measure_layout(options: argparse.Namespace, layout: str, temporary: Path, old: Path | None) -> dict[str, Any]:
     """{build: {what: the best of its repetitions}}, builds in turn."""
     builds = ({"before": old} if old else {}) | {"now": ROOT}
     row: dict[str, dict[str, dict[str, float]]] = {name: {} for name in builds}
-    for number in range(repeat + 1):
+    for number in range(options.repeat + 1):
         watch = number == 0  # memory first, which warms the files up, too
         for name, root in builds.items():
             folder = temporary / "run"
             kinds = ["save"] + (["verify", "verify alone"] if not watch else [])
-            for what in kinds + (["background"] if name == "now" else []):
+            for what in kinds + (["background"] if name == "now" and options.background else []):
                 if what == "background":
                     shutil.rmtree(folder)
                 (folder / ".verified.json").unlink(missing_ok=True)
                 _keep(
-                    row[name].setdefault(what, {}), _in_a_process(root, what, layout, parameters, folder, watch), watch
+                    row[name].setdefault(what, {}),
+                    _in_a_process(root, what, layout, options.parameters, folder, watch),
+                    watch,
                 )
             shutil.rmtree(folder)
     return row
@@ -273,6 +276,8 @@ def show(layout: str, row: dict[str, Any]) -> None:
                 f"   before {before[what][name] / scale:9.3f}   now/before {found / (before[what][name] / scale):.2f}"
             )
         print(line)
+    if "background" not in now:
+        return
     background, save = now["background"], now["save"]
     for title, value, more in (
         ("blocked, s", background["blocked"], f"of a save {background['blocked'] / save['wall']:.3f}"),
@@ -289,6 +294,9 @@ def main() -> int:
     parser.add_argument("--parameters", type=float, default=5e7, help="of the model, about [5e7]")
     parser.add_argument("--layouts", default="TP2;DP2", help=f"of {'; '.join(LAYOUTS)} [TP2;DP2]")
     parser.add_argument("--repeat", type=int, default=3, help="timed measurements of each build [3]")
+    parser.add_argument(
+        "--no-background", dest="background", action="store_false", help="leave saves beside training out"
+    )
     parser.add_argument("--folder", type=Path, help="where checkpoints are written for a while [the system's]")
     parser.add_argument("--record", action="store_true", help=f"add to {RECORD.relative_to(ROOT)}")
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
@@ -303,7 +311,7 @@ def main() -> int:
         _earlier(options.against, Path(name)) as old,
     ):
         for layout in options.layouts.split(";"):
-            rows[layout] = measure_layout(layout, options.parameters, options.repeat, Path(name), old)
+            rows[layout] = measure_layout(options, layout, Path(name), old)
             show(layout, rows[layout])
     if options.record:
         known = json.loads(RECORD.read_text())["runs"] if RECORD.exists() else []

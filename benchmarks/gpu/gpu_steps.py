@@ -45,7 +45,8 @@ def steps(options: argparse.Namespace, gpu: dict[str, Any], work: Path) -> list[
     return [
         _build(device, gpu),
         Step("doctor", [doctor], 60, read_doctor),
-        Step("cuda_tests", [[*pytest, "-m", "gpu", "tests/ops", "tests/generation"]], 120, read_pytest),
+        Step("cuda_tests", [[*pytest, "-m", "gpu", "tests/ops", "tests/generation", "tests/models"]], 120, read_pytest),
+        _execution(options, work / "execution.json"),
         *_small_cases(device),
         *_trainings(device, work / "runs"),
         _decode(options, work / "decode.json"),
@@ -94,6 +95,13 @@ def _trainings(device: str, runs: Path) -> list[Step]:
         Step("gi_ppo", [train("gi_ppo", 3, policy, reward)], 150, lambda _: read_metrics(runs / "gi_ppo")),
         Step("resume", [train("gi_ppo", 5, policy, reward)], 120, lambda _: read_metrics(runs / "gi_ppo")),
     ]
+
+
+def _execution(options: argparse.Namespace, figures: Path) -> Step:
+    """TransformerEngine, FP8, recomputation, overlap and float32 logits, each beside the plain way."""
+    command = [sys.executable, "benchmarks/gpu/execution.py", "--device", options.device, "--out", str(figures)]
+    command += ["--tiny"] if options.quick else []
+    return Step("execution", [command], 60, lambda _: {"record": json.loads(figures.read_text())})
 
 
 def _decode(options: argparse.Namespace, figures: Path) -> Step:

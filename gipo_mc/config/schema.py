@@ -65,6 +65,9 @@ class ParallelConfig(Section):
         le=10**6,
         description="of several hosts, one that gives no sign of life for so long ends the job; 0: never",
     )
+    shared_memory: bool = changeable(
+        True, description="ranks of one machine exchange CPU tensors through memory; false: gloo's sockets"
+    )
     distributed_optimizer: Literal["auto", "on", "off"] = Field(
         "auto",
         description="shard optimizer state over data-parallel ranks (ZeRO-1); auto: on CUDA",

@@ -81,6 +81,8 @@ def in_parts(
     everything else is in the buffer. Without such a buffer they are summed in float32.
     """
     parts = max(-(-len(state_NH) // rows), 1)
+    if not torch.is_grad_enabled():
+        state_NH, weight_VH = state_NH.detach(), weight_VH.detach()  # autograd functions look at the tensors alone
     return _InParts.apply(function, parts, float32, group, state_NH, weight_VH, *columns_N)  # type: ignore[no-any-return,no-untyped-call]
 
 

@@ -27,6 +27,7 @@ _LOOK = 2.0
 _calls = count()
 _lost = False
 _silence = 0.0
+_limit = 0.0
 _unanswered = False
 
 
@@ -45,10 +46,11 @@ class RankError:
     place: str = ""
 
 
-def set_silence(seconds: float) -> None:
-    """What the store may take for an answer, before `unanswered` says that it gave none; 0: any time."""
-    global _silence
-    _silence = seconds
+def of_several_hosts(silence: float, timeout: float) -> None:
+    """The store may be on a host that is cut off. silence: seconds after which a host is taken for lost, and the store
+    for unanswered; 0: hosts are not watched, and the store may take `timeout` seconds for an answer."""
+    global _silence, _limit
+    _silence, _limit = silence, silence or timeout
 
 
 def silence() -> float:
@@ -171,7 +173,7 @@ def _ask(question: Callable[[dist.Store], T], otherwise: T, store: dist.Store | 
 
 def _in_time(question: Callable[[], T]) -> T:
     """The answer, or TimeoutError: torch waits without end for a store whose host is cut off."""
-    if not _silence:
+    if not _limit:
         return question()
     found: list[Any] = []
 
@@ -183,7 +185,7 @@ def _in_time(question: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=work, name="store", daemon=True)
     thread.start()
-    thread.join(_silence)
+    thread.join(_limit + _LOOK)  # a look may take as long by itself
     if not found:
         raise TimeoutError
     answer, error = found[0]

@@ -17,6 +17,7 @@ from gipo_mc.parallel import limits, news
 from gipo_mc.parallel.launcher import several_hosts
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.megatron import cpu_adapter, versions
+from gipo_mc.parallel.messages import shared_memory as memory
 from gipo_mc.parallel.news import first_error
 from gipo_mc.parallel.nodes import greeting, network
 
@@ -93,7 +94,8 @@ def initialize(
 def _join(kind: Literal["cpu", "cuda"], parallel: ParallelConfig, same: Mapping[str, object]) -> None:
     timeout = timedelta(minutes=parallel.timeout_minutes)
     # Both backends on CUDA: metrics and checkpoints also move CPU tensors.
-    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+    in_memory = parallel.shared_memory and not several_hosts()
+    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else cpu_backend(in_memory)
     if "RANK" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         return
@@ -102,7 +104,7 @@ def _join(kind: Literal["cpu", "cuda"], parallel: ParallelConfig, same: Mapping[
         return
     store, rank, world = greeting.meet(timeout)
     greeting.greet(store, rank, world, same)
-    news.set_silence(parallel.silence_seconds)
+    news.of_several_hosts(parallel.silence_seconds, timeout.total_seconds())
     try:
         dist.init_process_group(
             backend, store=dist.PrefixStore("default_pg", store), rank=rank, world_size=world, timeout=timeout
@@ -113,6 +115,14 @@ def _join(kind: Literal["cpu", "cuda"], parallel: ParallelConfig, same: Mapping[
             "and NCCL_SOCKET_IFNAME (NCCL) name the interface of each host that the others are reached by; no "
             f"firewall may stand between them. It said: {error}"
         ) from error
+
+
+def cpu_backend(shared_memory: bool) -> str:
+    """The backend of torch.distributed for a job on the CPU."""
+    if not shared_memory:
+        return "gloo"
+    memory.register()
+    return memory.BACKEND
 
 
 def current_layout(parallel: ParallelConfig, device: torch.device) -> Layout:

@@ -112,14 +112,9 @@ class _Counter:
         cost = Cost(flops, compute, bubble) + self._layers(one, ways) + self._hops(one)
         if not one.backward:
             return cost
-        hidden = compute / len(one.parts) if self._overlaps else 0.0
+        hidden = compute / len(one.parts) if self.grid.overlap else 0.0
         step = self._step(one.role)
         return cost + replace(step, exchange=max(step.exchange - hidden, 0.0))
-
-    @property
-    def _overlaps(self) -> bool:
-        choice = self.run.config.parallel.overlap
-        return choice == "on" or (choice == "auto" and self.device.cuda and self.grid.distributed_optimizer)
 
     def _layers(self, one: Pass, ways: int) -> Cost:
         """Tensor-parallel sums: two in a layer each way. With sequence parallelism a gather and a scatter each, as many
@@ -206,10 +201,10 @@ class _Counter:
         return cost
 
     def save(self) -> Cost:
-        """Data-parallel rank 0 of each stage and tensor rank writes alone, and training waits."""
+        """All ranks write, about as much each, and training waits (without checkpoint.async)."""
         grid = self.grid
         written = sum(checkpoint_bytes(role, grid, self.width) for role in self.run.roles if role.trained)
-        return Cost(compute=written / (grid.tensor * grid.pipeline) / rates.DISK)
+        return Cost(compute=written / (grid.tensor * grid.pipeline * grid.data) / rates.DISK)
 
     def _exchange(self, group: str, sent: float, hops: float) -> Cost:
         crosses = self.grid.crosses_nodes(group)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Grid:
     """data x pipeline x tensor, tensor innermost, then data, as `gipo_mc.parallel.layout` has it.
 
-    node: GPUs of one machine. distributed_optimizer: is optimizer state sharded over data-parallel ranks? virtual:
-    chunks of layers on each pipeline rank.
+    node: GPUs of one machine. distributed_optimizer: is optimizer state sharded over data-parallel ranks? overlap: are
+    gradients summed, and weights gathered, while passes run? virtual: chunks of layers on each pipeline rank.
     """
 
     tensor: int
@@ -19,6 +19,7 @@ class Grid:
     sequence: bool
     distributed_optimizer: bool
     node: int = 8
+    overlap: bool = False
     virtual: int = 1
 
     @property
@@ -33,6 +34,12 @@ class Grid:
     @property
     def length_multiple(self) -> int:
         return self.sharded_sequence
+
+    @property
+    def bucket(self) -> int:
+        """Numbers of a bucket of gradients on the first stage, Megatron's default; 0: all in one, which later stages
+        have anyway."""
+        return max(40_000_000, 1_000_000 * self.data) if self.overlap else 0
 
     def padded(self, length: int) -> int:
         """A sequence length as micro-batches pad it."""

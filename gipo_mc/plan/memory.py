@@ -194,16 +194,8 @@ class _Stage:
         return {"temporaries": state.owned * FLOAT if self._cuda else 2 * state.largest * FLOAT}
 
     def _save(self, gone: tuple[str, ...]) -> Peak:
-        """The distributed optimizer gathers one kind of its state after the other on the device: the whole buffer and
-        this rank's share, float32. On a CPU device the copies for the writer lie in the same memory."""
-        trained = [role for role in self._run.roles if role.trained]
-        extra = 0
-        if self._grid.distributed_optimizer and self._cuda:
-            buffers = [self._states[role.name].buffer * FLOAT for role in trained]
-            extra = max(buffers) * (self._grid.data + 1) // self._grid.data
-        elif not self._cuda:
-            extra = sum(host_copies(role, self._grid, self._number, self._width, on_cpu=True) for role in trained)
-        return self._peak("save", {"temporaries": extra}, gone)
+        """Each rank writes its state from where it lies (`gipo_mc.parallel.saving`)."""
+        return self._peak("save", {}, gone)
 
     def _activations(self, role: Role) -> Activations:
         config = self._run.config
@@ -212,17 +204,17 @@ class _Stage:
         )
 
 
-def host_copies(role: Role, grid: Grid, stage: int, width: int, *, on_cpu: bool) -> int:
-    """Bytes of host memory that a save of one model takes on the rank that writes (data-parallel rank 0).
+def host_copies(role: Role, grid: Grid, stage: int, width: int, *, on_cpu: bool, background: bool = False) -> int:
+    """Bytes of host memory that a save of one model takes on a rank, at most.
 
-    Under the distributed optimizer: all of the optimizer's state, gathered in float32, and for the writer a copy of it
-    and of the weights, because these are parts of larger storages. Else what is on the GPU; on a CPU device (`on_cpu`)
-    only the parts of gate and up, which are written apart.
+    A rank writes two files at once, each from a copy of one tensor where that is on a GPU. With checkpoint.async
+    (`background`) it has copied all that it writes; on a CPU device (`on_cpu`) the system copies what training changes.
     """
     parameters = stage_parameters(role, grid, stage)
-    if grid.distributed_optimizer:
-        return count(parameters) * (2 * 3 * FLOAT + width)
-    each = width + FLOAT * (3 if width == 2 else 2)
-    if not on_cpu:
-        return count(parameters) * each
-    return each * sum(one.numel for one in parameters if one.name.endswith("linear_fc1.weight"))
+    if not background:
+        return 0 if on_cpu else 2 * FLOAT * max(one.numel for one in parameters)
+    masters = grid.distributed_optimizer or width == 2
+    if on_cpu:
+        optimizer = FLOAT * (3 if width == 2 else 2) // (grid.data if grid.distributed_optimizer else 1)
+        return count(parameters) * (width + FLOAT + optimizer)
+    return count(parameters) * (width + FLOAT * (3 if masters else 2)) // grid.data

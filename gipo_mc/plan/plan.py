@@ -75,9 +75,10 @@ def grid_of(config: Config, gpus: int, device: Hardware, node: int = 8) -> Grid:
     parallel = config.parallel
     choice = parallel.distributed_optimizer
     sharded = choice == "on" or (choice == "auto" and device.cuda)
+    overlap = parallel.overlap == "on" or (parallel.overlap == "auto" and device.cuda and sharded)
+    sequence = parallel.sequence and parallel.tensor > 1
     return Grid(
-        parallel.tensor, parallel.pipeline, data, parallel.sequence and parallel.tensor > 1, sharded, node,
-        parallel.virtual_pipeline,
+        parallel.tensor, parallel.pipeline, data, sequence, sharded, node, overlap, parallel.virtual_pipeline
     )  # fmt: skip
 
 
@@ -94,7 +95,8 @@ def make_plan(
     saved = sum(checkpoint_bytes(role, grid, width) for role in run.roles if role.trained)
     cost = costs(run, grid, device, width, utilisation, program) if device.flops else None
     trained = [role for role in run.roles if role.trained]
-    host = sum(host_copies(role, grid, 0, width, on_cpu=not device.cuda) for role in trained)
+    behind = config.checkpoint.asynchronous
+    host = sum(host_copies(role, grid, 0, width, on_cpu=not device.cuda, background=behind) for role in trained)
     return Plan(run, grid, device, width, found, cost, saved, host, _problems(run, found), utilisation)
 
 

@@ -14,11 +14,16 @@ from gipo_mc.plan.plan import Change, Plan
 
 _GIB = 2**30
 _WIDTH = 112
-#: What the plan takes for granted of the code.
-TODAY = (
-    "As the code is: no recomputation of activations, nothing offloaded, no TransformerEngine, no overlap of "
-    "collectives with arithmetic."
-)
+
+
+def _ways(plan: Plan) -> str:
+    """How the code goes about it, as far as that changes memory or time."""
+    recompute = plan.run.config.memory.recompute
+    told = [
+        "activations are kept" if recompute == "none" else f"recomputation: {recompute}",
+        "gradients are summed and weights gathered during the passes" if plan.grid.overlap else "nothing overlaps",
+    ]
+    return f"{'; '.join(told)}; without TransformerEngine."
 
 
 def as_text(plan: Plan, change: Change | None) -> str:
@@ -89,7 +94,7 @@ def _head(plan: Plan) -> str:
         f"{run.command} on {plan.grid.world} x {plan.device.name}: {plan.grid.describe()}, "
         f"{'bfloat16' if plan.width == 2 else 'float32'}, optimizer "
         f"{'sharded over data-parallel ranks' if plan.grid.distributed_optimizer else 'whole on each rank'}\n"
-        f"sequences of {tokens}{longest}\n{TODAY}"
+        f"sequences of {tokens}{longest}\n{_ways(plan)}"
     )
 
 

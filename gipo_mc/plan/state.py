@@ -46,7 +46,11 @@ def model_state(role: Role, grid: Grid, stage: int, data_rank: int, width: int) 
     if not grid.distributed_optimizer:
         buffer, owned, tensors, stored = numbers, numbers, len(parameters), numbers
     else:
-        by_chunk = [_buckets(chunk_parameters(role, grid, stage, n), grid.data) for n in range(grid.virtual)]
+        by_chunk = [
+            # Megatron cuts the first stage's first chunk alone: sums of the others begin when their passes are over.
+            _buckets(chunk_parameters(role, grid, stage, n), grid.data, grid.bucket if stage == n == 0 else 0)
+            for n in range(grid.virtual)
+        ]
         buffer = stored = sum(buckets[-1].stop for buckets in by_chunk)
         buckets = [bucket for buckets in by_chunk for bucket in buckets]
         shares = [_overlap(bucket, place, grid.data, data_rank) for bucket in buckets for place in bucket.places]
@@ -70,9 +74,9 @@ class _Bucket:
     places: list[tuple[int, int]]
 
 
-def _buckets(parameters: Sequence[Parameter], data: int) -> list[_Bucket]:
+def _buckets(parameters: Sequence[Parameter], data: int, most: int) -> list[_Bucket]:
     """The buffer of a chunk under the distributed optimizer: parameters from the last to the first. A shared embedding
-    has a bucket of its own."""
+    has a bucket of its own; others end once they hold `most` numbers (0: never)."""
     found: list[_Bucket] = []
     start = place = 0
     places: list[tuple[int, int]] = []
@@ -89,7 +93,7 @@ def _buckets(parameters: Sequence[Parameter], data: int) -> list[_Bucket]:
             close()
         places.append((place, place + parameter.numel))
         place += parameter.numel
-        if parameter.shared:
+        if parameter.shared or (most and place - start >= most):
             close()
     if places:
         close()

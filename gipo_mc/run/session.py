@@ -27,7 +27,7 @@ from gipo_mc.parallel.collectives import any_rank, on_main
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.megatron import transformer_engine
-from gipo_mc.parallel.megatron.overlap import overlaps
+from gipo_mc.parallel.megatron.overlap import sharing
 from gipo_mc.parallel.nodes.shared_folder import check_shared
 from gipo_mc.run import checkpoint
 from gipo_mc.run.console import Console
@@ -73,9 +73,8 @@ class Session:
     def __post_init__(self) -> None:
         self.watch = Watch(self.folder, self.write_status, self.config.run.grace_seconds)
         self.saves = Saves(self.folder, self.config.checkpoint, self.watch.saving)
-        self.fixed = Fixed(
-            fixed_settings(self.config, self.folder.command, self.dtype, distributed_optimizer=self.shards_optimizer)
-        )
+        shards = sharing(self.config.parallel, self.layout.device)["distributed_optimizer"]
+        self.fixed = Fixed(fixed_settings(self.config, self.folder.command, self.dtype, distributed_optimizer=shards))
 
     # ------------------------------------------------------------------ models
     def source(self, name: str, key: str) -> ModelSource:
@@ -143,15 +142,8 @@ class Session:
 
     def engine(self, model: StageModel, optimizer: OptimizerConfig | None, *, total_steps: int = 1) -> Engine:
         """Engine of a model that exists already."""
-        shards = self.shards_optimizer
-        ways = {"distributed_optimizer": shards, "overlap": overlaps(self.config.parallel, self.layout.device, shards)}
+        ways = sharing(self.config.parallel, self.layout.device)
         return Engine(model, self.layout, optimizer, total_steps=total_steps, **ways)
-
-    @property
-    def shards_optimizer(self) -> bool:
-        """Is optimizer state sharded over data-parallel ranks (parallel.distributed_optimizer)?"""
-        choice = self.config.parallel.distributed_optimizer
-        return choice == "on" or (choice == "auto" and self.layout.device.type == "cuda")
 
     # -------------------------------------------------------------------- data
     def trains_on(
@@ -192,6 +184,8 @@ class Session:
             self.logger.flush()
         heads = {role: engine.model.head for role, engine in engines.items()}
         self.saves.save(step, sharded, {**state, "heads": heads, **self.fixed.stored()}, extras)
+        if step == self.config.run.iterations:
+            self.saves.finish()  # before the run is said to be done
 
     def checkpoint_due(self, step: int) -> bool:
         """Is a checkpoint to be written after `step` iterations?"""

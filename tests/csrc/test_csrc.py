@@ -124,6 +124,13 @@ def test_helper_threads_under_the_thread_sanitizer(tmp_path: Path) -> None:
     assert run(compiled(tmp_path / "threads", flags, objects(tmp_path, flags, sources))).count("cases") == 4
 
 
+@pytest.mark.skipif(platform.system() != "Linux", reason="sleeps on futexes")
+def test_ranks_in_one_room_under_the_thread_sanitizer(tmp_path: Path) -> None:
+    flags = ["-O1", *sanitizers("thread", tmp_path)]
+    sources = [HERE / "test_shared_memory.cpp", CSRC / "shared_memory.cpp"]
+    assert run(compiled(tmp_path / "room", flags, sources)) == "600 turns\n"
+
+
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other architectures have one set")
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
 @pytest.mark.parametrize("isa", [("avx2", "-mavx2", "-mfma", "-mf16c"), ("avx512", "-mavx512f", "-mavx512bw")])

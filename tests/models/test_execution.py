@@ -27,7 +27,7 @@ from gipo_mc.parallel.layout import Layout
 from tests.models import tiny
 from tests.ranks import LAYOUTS, parallel_config, run_ranks
 
-LAYERS = 4
+LAYERS = 2
 #: Five sequences of several lengths: three micro-batches on one replica, two and one on two.
 PROMPTS = [[5, 6, 7], [8], [9, 10], [13], [14, 2, 3, 4]]
 RESPONSES = [[20, 21], [22, 23, 130, 7, 7, 7], [24], [1, 2, 3], [40, 41, 42]]
@@ -120,7 +120,7 @@ def test_recomputation_changes_no_bit_in_any_layout() -> None:
 
 # ------------------------------------------------------------------------------------------------------------ overlap
 #: (head, tied, distributed optimizer).
-CASES = (("lm", False, True), ("lm", True, True), ("critic", False, True), ("lm", True, False))
+CASES = (("lm", False, True), ("critic", False, True), ("lm", True, False))
 
 
 def _overlapped(rank: int, layouts: tuple[str, ...]) -> list[str]:
@@ -138,7 +138,7 @@ def _overlapped(rank: int, layouts: tuple[str, ...]) -> list[str]:
                 plain = _engine(layout, head, Execution(), **options)
                 engine = _engine(layout, head, Execution("full"), overlap=True, **options)
                 groups = engine._wrapped.bucket_groups
-                if layout.is_first_stage and len(groups) < 3:
+                if layout.is_first_stage and len(groups) < 2:
                     problems.append(f"{case}: {len(groups)} buckets")
                 ready = _ready(groups)
                 if not _same(_train(plain, loss, steps=3), _train(engine, loss, steps=3)):

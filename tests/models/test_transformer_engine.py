@@ -1,5 +1,5 @@
-"""TransformerEngine's layers, for which a stand-in with its signatures computes on the CPU, in a process of its own; what
-is said where it does not load; and FP8."""
+"""TransformerEngine's layers, for which a stand-in with its signatures computes on the CPU, in a process of its own;
+what is said where it does not load; and FP8."""
 
 from __future__ import annotations
 

@@ -132,7 +132,8 @@ def fewer(bench: Bench, before: str, after: Sequence[str], kept: Sequence[int]) 
     """The last host is cut off; hosts `kept` continue in another layout, as the same two layouts on one host do."""
     bench.fresh()
     count = int(before[-1])
-    first, options = LAYOUTS[before], bench.options(QUICK, iterations=10000)
+    # Without the evaluation at the end, which the undisturbed run of the first layout would log.
+    first, options = LAYOUTS[before], bench.options(QUICK, "eval.prompts=0", iterations=10000)
     with bench.hosts(count) as made:
         job = Job(made, bench.place, [*options, *first])
         job.wait_for(lambda: status(bench.run).get("step", 0) >= 2)

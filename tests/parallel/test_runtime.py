@@ -83,3 +83,16 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     with pytest.raises(ConfigError, match="0 usable GPUs"):
         runtime.resolve_device("cuda")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Application timeout caused pair closure",  # gloo, asked again after a time-out; without its file name
+        "[gloo/transport/tcp/pair.cc:537] Read error [10.0.0.2]:1: Connection reset by peer. This is typically caused.",
+    ],
+)
+def test_what_gloo_says_of_a_lost_rank(said: str) -> None:
+    lost = runtime.lost_peer(RuntimeError(said))
+    assert lost is not None and "typically" not in str(lost)
+    assert runtime.lost_peer(RuntimeError("shapes do not match")) is None

@@ -82,7 +82,10 @@ def test_sums_that_scale_with_paper_and_pencil():
     assert held["optimizer"] == pytest.approx(2 * 12 / 2 * model, rel=0.02)
     assert held["weights"] == pytest.approx(4 * 2 * model, rel=0.02)
     assert plan.checkpoint == pytest.approx(187e9, rel=0.005)
-    assert plan.memory.of("save").kinds["temporaries"] == pytest.approx(1.5 * 4 * model, rel=0.02)
+    assert plan.memory.of("save").kinds["temporaries"] == 0
+    # Two tensors of the vocabulary in float32 for each model; all of 14 bytes, of which a rank writes half.
+    assert plan.host == 2 * 2 * 4 * 4096 * 32_000 // 4
+    assert plan_of(SEVEN_B, "checkpoint.async=true").host == pytest.approx(2 * 14 / 2 * model, rel=0.02)
 
 
 def test_what_does_not_fit_is_named_with_the_nearest_change():
@@ -95,11 +98,10 @@ def test_what_does_not_fit_is_named_with_the_nearest_change():
     assert plan_of(SEVEN_B, "parallel.sequence=false", *change.describe().split()).fits
 
 
-def test_the_first_save_of_13b_on_eight_gpus_is_what_does_not_fit():
-    """Training does; gathering the optimizer on the GPU needs more than is left."""
+def test_the_first_save_of_13b_on_eight_gpus_fits_as_training_does():
+    """It did not while the optimizer was gathered on the GPU."""
     plan = plan_of(SEVEN_B, "parallel.tensor=8", shape="llama-2-13b")
-    others = [peak.total for peak in plan.memory.peaks if peak.phase != "save"]
-    assert not plan.fits and plan.memory.worst.phase == "save" and max(others) < plan.memory.capacity
+    assert plan.fits and plan.memory.worst.phase != "save"
 
 
 def test_a_cache_that_cannot_hold_a_sequence_is_a_problem():

@@ -39,6 +39,7 @@ CHANGEABLE = {
         "timeout_minutes",
         "silence_seconds",
         "overlap",
+        "shared_memory",
     ),
     "memory": ("recompute",),
     "model": ("policy", "critic"),

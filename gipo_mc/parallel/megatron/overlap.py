@@ -16,11 +16,12 @@ import torch
 from gipo_mc.config import ParallelConfig
 
 
-def overlaps(parallel: ParallelConfig, device: torch.device, distributed_optimizer: bool) -> bool:
-    """What parallel.overlap stands for here."""
-    if parallel.overlap == "auto":
-        return device.type == "cuda" and distributed_optimizer
-    return parallel.overlap == "on"
+def sharing(parallel: ParallelConfig, device: torch.device) -> dict[str, bool]:
+    """How data-parallel ranks share an optimizer step, as `Engine` takes it: what `auto` stands for here."""
+    on_cuda = device.type == "cuda"
+    shards = parallel.distributed_optimizer == "on" or (parallel.distributed_optimizer == "auto" and on_cuda)
+    overlap = parallel.overlap == "on" or (parallel.overlap == "auto" and on_cuda and shards)
+    return {"distributed_optimizer": shards, "overlap": overlap}
 
 
 class Overlap:

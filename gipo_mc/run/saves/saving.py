@@ -122,7 +122,19 @@ def begin(
     if background is None:
         return Saving(final, temporary, whole, _Now(lambda: write_chunks(whole.own, shards, rank)))
     own = background.of(whole.own)
-    return Saving(final, temporary, whole, Background(lambda: write_chunks(own, shards, rank)))
+    return Saving(final, temporary, whole, _forked(lambda: write_chunks(own, shards, rank)))
+
+
+def _forked(work: Callable[[], list[Written]]) -> Writer:
+    try:
+        return Background(work)
+    except OSError as error:  # one rank alone: all are told when they ask for the result
+        reason = OSError(error.errno, f"{error.strerror}, for a process that writes in the background")
+
+        def fails() -> list[Written]:
+            raise reason
+
+        return _Now(fails)
 
 
 class _Now:

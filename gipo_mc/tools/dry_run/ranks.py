@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from gipo_mc.config import Config, OptimizerConfig
 from gipo_mc.models.build import build_model
+from gipo_mc.models.execution import Execution
 from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel.engine import Engine
+from gipo_mc.parallel.megatron.overlap import overlaps
 from gipo_mc.parallel.megatron.pretend import Pretence
 from gipo_mc.plan.parameters import Role, stage_parameters
 from gipo_mc.plan.plan import Plan
@@ -47,14 +49,18 @@ class Shards:
 
 def build(role: Role, config: Config, pretence: Pretence, plan: Plan) -> Engine:
     """The role's engine on this rank, as a start makes it."""
-    dtype = dtype_of(plan)
+    # FP8 is refused where there is no GPU; it changes the arithmetic of linear layers, and nothing that is looked at.
+    execution = replace(Execution.of(config), fp8=False)
     model = build_model(
         role.shape, pretence.layout, head=role.head, groups=role.groups, group_head=role.group_head,  # type: ignore[arg-type]
-        dtype=dtype, trainable=role.trained, initialize=False,
+        dtype=dtype_of(plan), trainable=role.trained, initialize=False, execution=execution,
     )  # fmt: skip
+    shards = plan.grid.distributed_optimizer
+    device = torch.device("cuda" if plan.device.cuda else "cpu")
     return Engine(
-        model, pretence.layout, _optimizer(role, config), distributed_optimizer=plan.grid.distributed_optimizer
-    )
+        model, pretence.layout, _optimizer(role, config), distributed_optimizer=shards,
+        overlap=overlaps(config.parallel, device, shards),
+    )  # fmt: skip
 
 
 def dtype_of(plan: Plan) -> torch.dtype:
@@ -69,15 +75,24 @@ def _optimizer(role: Role, config: Config) -> OptimizerConfig | None:
 
 def measured(engine: Engine) -> Built:
     """Sizes of what is there."""
-    model = engine.model
-    numbers, stored = sum(p.numel() for p in model.parameters()), sum(p.nbytes for p in model.parameters())
+    parameters: list[Any] = list(engine.model.parameters())
+    numbers, weights = sum(p.numel() for p in parameters), _stored(parameters)
     if engine.optimizer is None:
-        return Built(numbers, stored, 0, 0, 0)
-    wrapped: list[Any] = list(engine._wrapped)
-    buffers = [buffer for chunk in wrapped for buffer in chunk.buffers]
-    gradients = sum(buffer.grad_data.nbytes for buffer in buffers)
-    weights = sum(b.param_data.nbytes for b in buffers if b.param_data is not None) or stored
-    return Built(numbers, weights, gradients, _optimizer_bytes(engine), sum(len(b.buckets) for b in buffers))
+        return Built(numbers, weights, 0, 0, 0)
+    return Built(
+        numbers, weights, _stored([p.main_grad for p in parameters]), _optimizer_bytes(engine), _buckets(engine)
+    )
+
+
+def _stored(tensors: list[Tensor]) -> int:
+    """Bytes of the storages that these are parts of."""
+    return sum({one.untyped_storage()._cdata: one.untyped_storage().nbytes() for one in tensors}.values())
+
+
+def _buckets(engine: Engine) -> int:
+    wrapped: Any = engine._wrapped
+    chunks = wrapped if isinstance(wrapped, list) else [wrapped]
+    return sum(len(buffer.buckets) for chunk in chunks for buffer in chunk.buffers)
 
 
 def _optimizer_bytes(engine: Engine) -> int:
@@ -114,7 +129,7 @@ def differences(role: Role, engine: Engine, built: Built, stage: int, plan: Plan
     ]
 
 
-def run_once(engine: Engine, one: Pass, pretence: Pretence, logit_rows: int) -> None:
+def run_once(engine: Engine, one: Pass, pretence: Pretence, logit_rows: int, chunks: int) -> None:
     """The largest micro-batch of a pass through the stage's own modules, and back where the pass goes back."""
     rows, length, response = max(one.parts, key=lambda part: part[0] * part[1])
     layout = pretence.layout
@@ -127,7 +142,8 @@ def run_once(engine: Engine, one: Pass, pretence: Pretence, logit_rows: int) -> 
         state_NH = hidden_LBH.flatten(0, 1)[:tokens]
         return {"loss": sum(part.float().sum() for part in _outputs(model, state_NH, logit_rows))}  # type: ignore[dict-item]
 
-    batch = [Tokens.of(rows, length)]
+    # An interleaved pipeline takes as many micro-batches as it has ranks, or a multiple.
+    batch = [Tokens.of(rows, length)] * (layout.pipeline if chunks > 1 else 1)
     if one.backward:
         engine.forward_backward(batch, last_stage)
     else:

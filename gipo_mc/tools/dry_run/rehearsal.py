@@ -12,7 +12,7 @@ from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel.megatron.pretend import Exchange, Pretence, pretended
 from gipo_mc.plan.memory import PAGE
 from gipo_mc.plan.parameters import Role
-from gipo_mc.plan.plan import Plan
+from gipo_mc.plan.plan import CHUNKS, Plan
 from gipo_mc.plan.run import Pass
 from gipo_mc.tools.dry_run import exchanges
 from gipo_mc.tools.dry_run.groups import Kind, named
@@ -30,18 +30,21 @@ from gipo_mc.tools.dry_run.ranks import (
 from gipo_mc.tools.dry_run.rollout import ticks_of
 from gipo_mc.tools.dry_run.schedule import Steps, steps_of
 
+#: Options of a layout of their own for frozen models, where a configuration has them.
+_FROZEN = ("frozen_tensor", "frozen_pipeline")
+
 
 @dataclass(frozen=True)
 class Stage:
     """The ranks of one pipeline stage, which differ in nothing but which shards they hold.
 
-    number, ranks; layers: the first and the one behind the last. built: role -> its sizes on the first of these ranks.
+    number, ranks; layers: those of each chunk. built: role -> its sizes on the first of these ranks.
     stepped: were the models run, or are they those of the stage before with other layers? kv_cache: bytes.
     """
 
     number: int
     ranks: range
-    layers: range
+    layers: tuple[range, ...]
     built: dict[str, Built]
     stepped: bool
     kv_cache: int
@@ -94,7 +97,7 @@ def rehearse(plan: Plan) -> Rehearsal:
                 found.rollout.append(ticks_of(pretence, plan))
             if plan.grid.pipeline > 1:
                 for key, (_, one) in courses.items():
-                    steps[key].append(steps_of(pretence, one, dtype_of(plan)))
+                    steps[key].append(steps_of(pretence, one, dtype_of(plan), chunks_of(plan)))
     for key, (names, one) in courses.items():
         rows, length, _ = max(one.parts, key=lambda part: part[0] * part[1])
         found.courses.append(Course(names, len(one.parts), rows, length, one.backward, tuple(steps[key])))
@@ -134,9 +137,16 @@ def _stage(number: int, pretence: Pretence, phases: dict[str, list[Pass]], found
             kv_cache = _kv_cache(model, plan)
         if stepped:
             _run(role, pretence, phases, found)
-    each, layers = grid.tensor * grid.data, plan.run.roles[0].shape.layers // grid.pipeline
-    ranks = range(number * each, (number + 1) * each)
-    return Stage(number, ranks, range(number * layers, (number + 1) * layers), built, stepped, kv_cache)
+    each, parts = grid.tensor * grid.data, grid.pipeline * chunks_of(plan)
+    layers = plan.run.roles[0].shape.layers // parts
+    firsts = [layers * part for part in range(number, parts, grid.pipeline)]
+    chunks = tuple(range(first, first + layers) for first in firsts)
+    return Stage(number, range(number * each, (number + 1) * each), chunks, built, stepped, kv_cache)
+
+
+def chunks_of(plan: Plan) -> int:
+    """Chunks of layers on a rank, where the configuration has an option for them."""
+    return getattr(plan.run.config.parallel, CHUNKS[0].removeprefix("parallel."), 1)
 
 
 def _run(role: Role, pretence: Pretence, phases: dict[str, list[Pass]], found: Rehearsal) -> None:
@@ -146,10 +156,10 @@ def _run(role: Role, pretence: Pretence, phases: dict[str, list[Pass]], found: R
     if not passes:
         return
     plan = found.plan
-    thin = replace(role, shape=replace(role.shape, layers=2 * plan.grid.pipeline * plan.grid.virtual))
+    thin = replace(role, shape=replace(role.shape, layers=2 * plan.grid.pipeline * chunks_of(plan)))
     one = max(passes, key=lambda one: (one.backward, max(rows * length for rows, length, _ in one.parts)))
     engine = build(thin, plan.run.config, pretence, plan)
-    run_once(engine, one, pretence, plan.run.config.parallel.logit_rows)
+    run_once(engine, one, pretence, plan.run.config.parallel.logit_rows, chunks_of(plan))
     if odd := _odd_shapes(pretence.exchanges, pretence.incoming):
         found.problems.append(
             f"{role.name} on stage {pretence.layout.pipeline_rank} sends a tensor of shape {odd[0]}, where its "

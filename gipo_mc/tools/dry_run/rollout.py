@@ -38,7 +38,7 @@ class _Work:
         """There is no cache."""
 
     def run(self, job: Job, prompts: Sequence[Sequence[int]], received_NH: Tensor | None, number: int = 0) -> Tensor:
-        """States of every token of a job."""
+        """States of every token of a job, of any chunk of layers."""
         tokens = len(job.rows) if isinstance(job, Decode) else sum(len(prompts[rows[0]]) for rows in job.rows)
         return torch.empty(tokens, self.model.config.hidden_size, dtype=self.model.config.pipeline_dtype, device=META)
 

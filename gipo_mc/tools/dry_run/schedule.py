@@ -66,18 +66,17 @@ class _Noted(torch.autograd.Function):
         return gradient.clone(), gradient.sum(), None
 
 
-class _StandIn(torch.nn.Module):
-    """Layers of a stage, of which only the shapes of what comes in and goes out are there."""
+class _Layers(torch.nn.Module):
+    """A chunk of layers, of which only the shapes of what comes in and goes out are there. order: noted by all."""
 
     #: What Megatron's schedules ask of a model.
     model_type, share_embeddings_and_output_weights = ModelType.encoder_or_decoder, False
 
-    def __init__(self, config: Any, shape: tuple[int, ...], pretence: Pretence) -> None:
+    def __init__(self, config: Any, shape: tuple[int, ...], first: bool, last: bool, order: list[bool]) -> None:
         super().__init__()
-        self.config, self._shape = config, shape
-        self.pre_process, self.post_process = pretence.layout.is_first_stage, pretence.layout.is_last_stage
+        self.config, self._shape, self._order = config, shape, order
+        self.pre_process, self.post_process = first, last
         self.weight = torch.nn.Parameter(torch.ones((), dtype=config.params_dtype))
-        self.order: list[bool] = []
         self._input: Tensor | None = None
 
     def set_input_tensor(self, tensors: Any) -> None:
@@ -88,22 +87,38 @@ class _StandIn(torch.nn.Module):
         states = self._input
         if self.pre_process or states is None:
             states = torch.zeros(self._shape, dtype=self.config.params_dtype, requires_grad=self.training)
-        return _Noted.apply(states, self.weight, self.order)  # type: ignore[no-any-return]
+        return _Noted.apply(states, self.weight, self._order)  # type: ignore[no-any-return]
 
 
-def steps_of(pretence: Pretence, one: Pass, dtype: torch.dtype) -> Steps:
+class _Chunks(torch.nn.Module):
+    """Those of a stage that has several."""
+
+    def __init__(self, chunks: list[_Layers]) -> None:
+        super().__init__()
+        self.chunks, self.config = torch.nn.ModuleList(chunks), chunks[0].config
+
+
+def steps_of(pretence: Pretence, one: Pass, dtype: torch.dtype, chunks: int) -> Steps:
     """What this stage does in a pass, with micro-batches that are all as large as the first: the engine and Megatron's
-    schedule run, and no layer does."""
-    layout, model = pretence.layout, one.role.shape
+    schedule run, and no layer does. chunks: of layers on a rank; the order is that of the passes of all of them."""
+    layout, model, order = pretence.layout, one.role.shape, list[bool]()
     rows, length, _ = one.parts[0]
     shape = (length // layout.length_multiple, rows, model.hidden_size)
-    stand_in = _StandIn(transformer_config(model, layout, dtype), shape, pretence)
-    engine = Engine(stand_in, layout, OptimizerConfig() if one.backward else None)
+    config = transformer_config(model, layout, dtype)
+    layers = [
+        _Layers(
+            config, shape, layout.is_first_stage and not number, layout.is_last_stage and number == chunks - 1, order
+        )
+        for number in range(chunks)
+    ]
+    engine = Engine(layers[0] if chunks == 1 else _Chunks(layers), layout, OptimizerConfig() if one.backward else None)
     pretence.exchanges.clear()
     pretence.incoming, pretence.dtype = shape, dtype
-    batches = [Tokens.of(rows, length) for _ in one.parts]
+    # An interleaved pipeline takes a multiple of its ranks.
+    more = -len(one.parts) % layout.pipeline if chunks > 1 else 0
+    batches = [Tokens.of(rows, length) for _ in range(len(one.parts) + more)]
     if one.backward:
         engine.forward_backward(batches, lambda model, hidden, _: {"loss": hidden.float().sum()})
     else:
         engine.forward(batches, lambda model, hidden, _: {"states": hidden})
-    return Steps(tuple(stand_in.order), tuple(pretence.exchanges))
+    return Steps(tuple(order), tuple(pretence.exchanges))

@@ -33,7 +33,8 @@ def as_json(found: Rehearsal) -> dict[str, Any]:
         "layout": {"tensor": grid.tensor, "pipeline": grid.pipeline, "data": grid.data, "sequence": grid.sequence},
         "stages": [
             {
-                "stage": stage.number, "ranks": list(stage.ranks), "layers": [stage.layers.start, stage.layers.stop],
+                "stage": stage.number, "ranks": list(stage.ranks),
+                "layers": [[chunk.start, chunk.stop] for chunk in stage.layers],
                 "stepped": stage.stepped, "kv_cache_bytes": stage.kv_cache, "peak_bytes": _peak(found.plan, stage),
                 "models": {role: vars(one) for role, one in stage.built.items()},
             }
@@ -69,16 +70,15 @@ def _head(found: Rehearsal) -> str:
 
 def _stages(found: Rehearsal) -> str:
     roles = [role.name for role in found.plan.run.roles]
-    lines = [
-        f"{'stage':<7}{'ranks':<12}{'layers':<9}{'parameters of ' + ', '.join(roles):<62}{'buckets':>8}{'KV GiB':>8}"
-        f"{'peak GiB':>10}"
-    ]
+    width = max(9, *(2 + len(" ".join(map(short, stage.layers))) for stage in found.stages))
+    head = f"parameters of {', '.join(roles)}"
+    lines = [f"{'stage':<7}{'ranks':<12}{'layers':<{width}}{head:<62}{'buckets':>8}{'KV GiB':>8}{'peak GiB':>10}"]
     for stage in found.stages:
         numbers = ", ".join(f"{stage.built[role].parameters:,}" for role in roles)
         buckets = sum(one.buckets for one in stage.built.values())
-        layers = f"{stage.layers.start}-{stage.layers.stop - 1}"
+        layers = " ".join(map(short, stage.layers))
         lines.append(
-            f"{stage.number:<7}{short(stage.ranks):<12}{layers:<9}{numbers:<62}{buckets:>8}"
+            f"{stage.number:<7}{short(stage.ranks):<12}{layers:<{width}}{numbers:<62}{buckets:>8}"
             f"{stage.kv_cache / _GIB:>8.2f}{_peak(found.plan, stage) / _GIB:>10.2f}"
         )
     if alike := [str(stage.number) for stage in found.stages if not stage.stepped]:

@@ -19,7 +19,7 @@ HOSTS = tuple(Host(f"{n}:here", f"node{n}", f"10.0.0.{n}", 1, n) for n in range(
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch):
     """Beats of host n, all over one store, with 1 s of silence."""
-    for name, value in (("_silence", 1.0), ("_lost", False), ("_unanswered", False)):
+    for name, value in (("_silence", 1.0), ("_limit", 1.0), ("_lost", False), ("_unanswered", False)):
         monkeypatch.setattr(news, name, value)
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(greeting, "_hosts", HOSTS)
@@ -78,7 +78,7 @@ class Silent:
 def test_a_host_that_is_cut_off_notices_it_and_asks_no_more(host, monkeypatch: pytest.MonkeyPatch) -> None:
     one, store = host(0), Silent()
     one.beats._store = store
-    monkeypatch.setattr(news, "_silence", 0.1)
+    monkeypatch.setattr(news, "_limit", 0.1)
     begin = time.monotonic()
     assert one.look(0.2) == "" and time.monotonic() - begin < 5
     assert one.look(0.3).startswith("Host ") and "was cut off from the others: the store at" in one.look(0.4)

@@ -133,10 +133,15 @@ def _failing(rank: int, folder: Path) -> list[str]:
     runtime.initialize(parallel_config(tensor=2)[0], "cpu")
     said = []
     saves = _saves(folder, asynchronous=True)
+
+    def no_memory() -> int:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
     part = {"part": ShardedTensor.from_rank_offsets("part", torch.ones(1000), (0, rank, 2))}
     saves.save(1, dict(part), {}, lambda path: None)
     saves.finish()
-    for how in ("full", "killed"):
+    fork = os.fork
+    for how in ("full", "killed", "no memory"):
 
         def fails(how: str = how) -> None:
             if rank == 1 and how == "full":
@@ -147,6 +152,7 @@ def _failing(rank: int, folder: Path) -> list[str]:
         (folder / "go").unlink(missing_ok=True)
         dist.barrier()
         held = Held(folder, fails)
+        os.fork = no_memory if rank == 1 and how == "no memory" else fork
         saves.save(2, dict(part), {}, lambda path: None)
         held.let_go()
         try:
@@ -157,10 +163,11 @@ def _failing(rank: int, folder: Path) -> list[str]:
 
 
 def test_what_fails_in_the_background_is_an_error_at_the_next_point(tmp_path: Path) -> None:
-    for full, killed in run_ranks(_failing, 2, tmp_path):
+    for full, killed, no_memory in run_ranks(_failing, 2, tmp_path):
         assert full.startswith("6: The checkpoint ") and "step_00000002 could not be written (rank 1: OSError" in full
         assert "No space left on device" in full and "are free on its disk. Earlier checkpoints are kept" in full
         assert "rank 1: OSError: its writer ended with signal SIGKILL, as where memory runs out" in killed
+        assert "Cannot allocate memory, for a process that writes in the background" in no_memory
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
     checkpoint.verify(tmp_path / "checkpoints" / "step_00000001")
 

@@ -64,7 +64,7 @@ def test_every_shipped_configuration_would_start(shipped: dict[str, tuple[int, d
 def test_seventy_billion_on_64_ranks(shipped: dict[str, tuple[int, dict[str, Any], str]]):
     _, seen, _ = shipped["configs/large/llama3_70b_rl.yaml"]
     assert seen["seconds"] < 60
-    assert [stage["layers"] for stage in seen["stages"]] == [[10 * s, 10 * s + 10] for s in range(8)]
+    assert [stage["layers"] for stage in seen["stages"]] == [[[10 * s, 10 * s + 10]] for s in range(8)]
     update = next(one for one in seen["passes"] if one["backward"])
     most = update["micro_batches"]
     assert [step["warm_up"] for step in update["stages"]] == [7, 6, 5, 4, 3, 2, 1, 0]

@@ -16,7 +16,7 @@ from gipo_mc.models.build import build_model
 from gipo_mc.models.execution import Execution
 from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel.engine import Engine
-from gipo_mc.parallel.megatron.overlap import overlaps
+from gipo_mc.parallel.megatron.overlap import sharing
 from gipo_mc.parallel.megatron.pretend import Pretence
 from gipo_mc.plan.parameters import Role, stage_parameters
 from gipo_mc.plan.plan import Plan
@@ -55,12 +55,8 @@ def build(role: Role, config: Config, pretence: Pretence, plan: Plan) -> Engine:
         role.shape, pretence.layout, head=role.head, groups=role.groups, group_head=role.group_head,  # type: ignore[arg-type]
         dtype=dtype_of(plan), trainable=role.trained, initialize=False, execution=execution,
     )  # fmt: skip
-    shards = plan.grid.distributed_optimizer
-    device = torch.device("cuda" if plan.device.cuda else "cpu")
-    return Engine(
-        model, pretence.layout, _optimizer(role, config), distributed_optimizer=shards,
-        overlap=overlaps(config.parallel, device, shards),
-    )  # fmt: skip
+    ways = sharing(config.parallel, torch.device("cuda" if plan.device.cuda else "cpu"))
+    return Engine(model, pretence.layout, _optimizer(role, config), **ways)
 
 
 def dtype_of(plan: Plan) -> torch.dtype:

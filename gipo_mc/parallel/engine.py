@@ -96,19 +96,7 @@ class Engine:
             overlap_param_gather=gather,
             use_distributed_optimizer=distributed_optimizer,
         )
-        wrapped = [
-            DistributedDataParallel(config, ddp, chunk, disable_bucketing=number > 0)
-            for number, chunk in enumerate(self._wrapped)
-        ]
-        self._wrapped = [*wrapped]
-        self._buffers = [buffer for chunk in wrapped for buffer in chunk.buffers]
-        config.no_sync_func = [chunk.no_sync for chunk in wrapped] if layout.virtual > 1 else wrapped[0].no_sync
-        if overlap:
-            self._overlap = Overlap(wrapped)
-            # Stages behind the first sum their gradients in the bubble at the end.
-            starts = [chunk.start_grad_sync for chunk in wrapped]
-            config.grad_sync_func = starts if layout.virtual > 1 else starts[0]
-            model.gather_weights = self.gather_weights  # type: ignore[assignment]
+        self._wrap(ddp)
         # The caller's losses are sums that are already normalised: no division by a token count.
         config.calculate_per_token_loss = True
         config.finalize_model_grads_func = self._finalize
@@ -150,6 +138,24 @@ class Engine:
             return
         with self.resident.whole(changes=changes):
             yield
+
+    def _wrap(self, ddp: DistributedDataParallelConfig) -> None:
+        """Put each chunk into Megatron's DistributedDataParallel, and tell the schedules of it."""
+        config: Any = self.model.config
+        wrapped = [
+            DistributedDataParallel(config, ddp, chunk, disable_bucketing=number > 0)
+            for number, chunk in enumerate(self._wrapped)
+        ]
+        self._wrapped = [*wrapped]
+        self._buffers = [buffer for chunk in wrapped for buffer in chunk.buffers]
+        several = self.layout.virtual > 1
+        config.no_sync_func = [chunk.no_sync for chunk in wrapped] if several else wrapped[0].no_sync
+        if ddp.overlap_grad_reduce:
+            self._overlap = Overlap(wrapped)
+            # Stages behind the first sum their gradients in the bubble at the end.
+            starts = [chunk.start_grad_sync for chunk in wrapped]
+            config.grad_sync_func = starts if several else starts[0]
+            self.model.gather_weights = self.gather_weights  # type: ignore[assignment]
 
     def forward(self, micro_batches: Sequence[ModelInput], last_stage: LastStage) -> list[Outputs]:
         """Outputs of each micro-batch on the last stage, an empty list on the others. No gradients."""

@@ -289,6 +289,11 @@ class Session:
         if self.logger:
             self.logger.histograms(step, name, values_B, domains)
 
+    def close_log(self) -> None:
+        """Write what the logger still holds."""
+        if self.logger:
+            self.logger.close()
+
     def warn(self, text: str) -> None:
         """A warning on the console and in the report."""
         if self._held is not None:
@@ -323,7 +328,7 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
         dtype = runtime.resolve_dtype(config.dtype, layout.device)
         console = Console(name, config.run.iterations, enabled=layout.is_main)
         session = Session(config, layout, folder, console, None, dtype)
-        at_the_end.callback(lambda: session.logger and session.logger.close())
+        at_the_end.callback(session.close_log)
         at_the_end.callback(lambda: session.offloader.close())
         at_the_end.callback(session.saves.abandon)
         with outcome_kept(session.watch):

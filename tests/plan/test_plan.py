@@ -112,8 +112,9 @@ def test_a_cache_that_cannot_hold_a_sequence_is_a_problem():
 
 def test_where_no_layout_fits_more_gpus_are_the_change():
     change = nearest_change(plan_of(SEVEN_B, "parallel.tensor=1", "parallel.sequence=false", gpus=2))
-    assert change is not None and change.gpus == 8 and change.options == {"parallel.tensor": 4}
-    assert change.describe() == "parallel.tensor=4 on 8 GPUs"
+    assert change is not None and change.gpus == 4
+    assert change.options == {"memory.offload": ["frozen"], "parallel.tensor": 4}
+    assert change.describe() == "memory.offload=[frozen] parallel.tensor=4 on 4 GPUs"
     large = plan_of(SEVEN_B, "parallel.sequence=false", gpus=4, shape="llama-3.1-70b")
     assert not large.fits and large.memory.worst.total > 700 * 2**30
 

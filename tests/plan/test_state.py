@@ -48,7 +48,8 @@ def _built(rank: int, layout: dict[str, Any], sharded: bool, dtype: torch.dtype)
         bytes_of = {"weights": sum(storages.values()), "gradients": 0, "optimizer": 0}
         saved = 0
         if role.trained:
-            buffers = [buffer for chunk in engine._wrapped for buffer in chunk.buffers]  # type: ignore[union-attr]
+            wrapped: list[Any] = list(engine._wrapped)
+            buffers = [buffer for chunk in wrapped for buffer in chunk.buffers]
             bytes_of["gradients"] = sum(b.grad_data.nbytes for b in buffers)  # type: ignore[union-attr]
             bytes_of["optimizer"] = _optimizer_bytes(engine)
             saved = sharded_files.bytes_needed(engine.sharded_state("x"))

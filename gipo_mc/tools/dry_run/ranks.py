@@ -55,10 +55,8 @@ def build(role: Role, config: Config, pretence: Pretence, plan: Plan) -> Engine:
         role.shape, pretence.layout, head=role.head, groups=role.groups, group_head=role.group_head,  # type: ignore[arg-type]
         dtype=dtype_of(plan), trainable=role.trained, initialize=False, execution=execution,
     )  # fmt: skip
-    device = torch.device("cuda" if plan.device.cuda else "cpu")
-    return Engine(
-        model, pretence.layout, _optimizer(role, config), **sharing(config.parallel, device)
-    )  # fmt: skip
+    ways = sharing(config.parallel, torch.device("cuda" if plan.device.cuda else "cpu"))
+    return Engine(model, pretence.layout, _optimizer(role, config), **ways)
 
 
 def dtype_of(plan: Plan) -> torch.dtype:
@@ -88,7 +86,8 @@ def _stored(tensors: list[Tensor]) -> int:
 
 
 def _buckets(engine: Engine) -> int:
-    chunks: Any = engine._wrapped
+    wrapped: Any = engine._wrapped
+    chunks = wrapped if isinstance(wrapped, list) else [wrapped]
     return sum(len(buffer.buckets) for chunk in chunks for buffer in chunk.buffers)
 
 

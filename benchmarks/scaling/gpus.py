@@ -23,7 +23,7 @@ from gipo_mc.plan.show_scale import scale_text  # noqa: E402
 
 CONFIG, PAGE = ROOT / "configs/paper/hh_rl.yaml", ROOT / "docs/performance.md"
 #: The page's tables, and whether the batch grows in them.
-TABLES = {"scripts/plan.py: fixed batch": False, "scripts/plan.py: growing batch": True}
+TABLES = {"plan: fixed batch": False, "plan: growing batch": True}
 
 
 def text(grow: bool, last: int) -> str:

@@ -83,6 +83,10 @@ class ParallelConfig(Section):
         description="sum gradients and gather weights during the passes; auto: on CUDA, with distributed_optimizer",
     )
 
+    def without_frozen(self) -> ParallelConfig:
+        """For a command that has no frozen models, or one that reads nothing of their layout."""
+        return self.model_copy(update={"frozen_tensor": 0, "frozen_pipeline": 0})
+
     @field_validator("distributed_optimizer", "overlap", mode="before")
     @classmethod
     def _yaml_bool(cls, value: object) -> object:

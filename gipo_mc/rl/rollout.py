@@ -57,8 +57,7 @@ def longest_sequence(config: Config) -> int:
 def limits_of(config: Config) -> Limits:
     """What the rollout section lets a rank spend on generation."""
     settings = config.rollout
-    keep = "idle" not in config.memory.offload
-    return Limits(settings.slots, settings.prefill_tokens, settings.kv_cache_gib, keep)
+    return Limits(settings.slots, settings.prefill_tokens, settings.kv_cache_gib)
 
 
 def roll_out(

@@ -105,7 +105,9 @@ def set_up(session: Session) -> RLSetup:
 def _rollout_engine(config: Config, models: Models) -> RolloutEngine:
     policy = models.policy.model
     assert isinstance(policy, StageModel)
-    engine = rollout_engine(config.rollout.engine, policy, limits_of(config), longest_sequence(config))
+    # A policy that leaves between its turns comes back elsewhere.
+    limits = replace(limits_of(config), keep="idle" not in config.memory.offload)
+    engine = rollout_engine(config.rollout.engine, policy, limits, longest_sequence(config))
     resident = models.policy.resident
     return engine if resident is None else BroughtEngine(engine, resident.generate)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gipo_mc.config import Config, OptimizerConfig, as_yaml, values
+from gipo_mc.config import Config, OptimizerConfig, as_yaml, read_by, values
 from gipo_mc.data.sets import DataSet
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer, same_tokens, tokens_hash
 from gipo_mc.errors import DataError
@@ -322,7 +322,9 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
     with listening(), ExitStack() as at_the_end:
         at_the_end.callback(lambda: folder.close())  # of the folder that `take` opens
         with refusal_noted(lambda: RunFolder(folder.path, command)):
-            layout = runtime.initialize(config.parallel, config.device, values(config) | {"kernels": describe_build()})
+            beside = "parallel.frozen_tensor" in read_by(command)
+            parallel = config.parallel if beside else config.parallel.without_frozen()
+            layout = runtime.initialize(parallel, config.device, values(config) | {"kernels": describe_build()})
             on_main(take)
             check_shared(folder.path)
         dtype = runtime.resolve_dtype(config.dtype, layout.device)

@@ -113,9 +113,10 @@ class _Counter:
         host = len(one.parts) * shape.layers / grid.pipeline * launches * rates.LAUNCH
         alone = len(one.parts) * shape.layers / grid.pipeline * (2 if one.backward else 1) * self.program.layer
         compute = max(busy, host) + alone
+        layers = self._layers(one, ways)
         # With V chunks on a rank the first micro-batch passes all ranks in 1/V of the time (arXiv 2104.04473).
-        bubble = (grid.pipeline - 1) / (grid.virtual * len(one.parts)) * compute
-        cost = Cost(flops, compute, bubble) + self._layers(one, ways) + self._hops(one)
+        bubble = (grid.pipeline - 1) / (grid.virtual * len(one.parts)) * (compute + layers.exchange)
+        cost = Cost(flops, compute, bubble) + layers + self._hops(one)
         if not one.backward:
             return cost
         hidden = compute / len(one.parts) if grid.overlap and grid.data > 1 else 0.0

@@ -20,13 +20,14 @@ _WIDTH = 112
 def _ways(plan: Plan) -> str:
     """How the code goes about it, as far as that changes memory or time."""
     config, grid = plan.run.config, plan.grid
+    apart = grid.of(False) is not grid and not all(role.trained for role in plan.run.roles)
     summed = "gradients are summed" + (" and weights gathered" if grid.distributed_optimizer else "")
     told = [
         "activations are kept" if config.memory.recompute == "none" else f"recomputation: {config.memory.recompute}",
         f"{summed} {'during' if grid.overlap else 'after'} the passes" if grid.data > 1 else "",
         "float32 logits" if config.precision.fp32_logits and plan.width == 2 else "",
         f"off the device while idle: {', '.join(sorted(kinds_of(plan.run)))}" if kinds_of(plan.run) else "",
-        f"frozen models on {grid.of(False).describe()}" if grid.of(False) is not grid else "",
+        f"frozen models on {grid.of(False).describe()}" if apart else "",
         "checkpoints are written during training" if config.checkpoint.asynchronous else "",
         "FP8 is not counted" if config.precision.fp8 != "off" else "",
         "without TransformerEngine",
@@ -160,8 +161,8 @@ def _verdict(plan: Plan, change: Change | None) -> str:
         )
     else:
         said.append(
-            "No two changes of parallel sizes, parts of a batch, recomputation and offload, on up to 16 times the GPUs, "
-            "make it fit."
+            "No two changes of parallel sizes, parts of a batch, recomputation and offload make it fit, on up to 16 "
+            "times the GPUs."
         )
     return "\n".join(said)
 

@@ -84,6 +84,7 @@ def test_frozen_models_in_a_layout_of_their_own_have_one_chunk() -> None:
 
 
 def test_a_save_copies_what_leaves_the_device() -> None:
-    """All of both models that a rank has, which Engine.snapshot keeps until it is written: 2 + 12 / 2 bytes a number."""
-    assert _plan("memory.offload=[frozen]").host == pytest.approx(2 * (2 + 12 / 2) * MODEL, rel=0.02)
+    """All of both models that a rank has, which `Engine.snapshot` keeps until it is written: 2 + 12 / 2 bytes each."""
+    assert _plan("memory.offload=[optimizer]").host == pytest.approx(2 * (2 + 12 / 2) * MODEL, rel=0.02)
+    assert _plan("memory.offload=[frozen]").host == _plan().host, "trained models stay where they are"
     assert "off the device while idle: frozen;" in " ".join(as_text(_plan("memory.offload=[frozen]"), None).split())

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in less than 9 minutes: build with CUDA, doctor, CUDA tests, bitwise repeats, benchmarks,
-# a short GI-PPO in bfloat16, compute-sanitizer's memcheck and racecheck, C++ tests. The result is one JSON file,
+# Everything that wants a GPU, in less than 9 minutes: build with CUDA, doctor, CUDA tests, ways of execution (FP8, ...),
+# bitwise repeats, a short GI-PPO, decoding, offload, benchmarks, compute-sanitizer, C++ tests. The result is a JSON file,
 # benchmarks/results/gpu_<name>_<date>.json; a step that fails does not stop the later ones, and is named at the end.
 #
 #   scripts/gpu_check.sh [--out DIR] [--steps STEP ...] [--limit SECONDS] [--commit SHA] [--quick]

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--grow-batch", action="store_true", help="with --scale-to: batches grow with the GPUs")
     parser.add_argument(
-        "--failure-hours", type=_positive, default=None, help="hours of one GPU between failures of a job [50,676]"
+        "--failure-hours", type=_positive, default=None, help="hours of one GPU between failures of a job [50,677]"
     )
     parser.add_argument(
         "--restart-seconds", type=_positive, default=None, help="from a failure until the checkpoint is read [300]"

@@ -1,5 +1,5 @@
 """The configuration: every key with its type, bounds, default and meaning. The sections `data` (`data.py`), `rollout`
-and `algorithm` (`rl.py`) have files of their own, and so has `memory` (`memory.py`).
+and `algorithm` (`rl.py`) have files of their own, and so have `memory` and `precision`.
 
 Combinations of keys that have no meaning are found here too; what depends on the ranks is in `layout.py`, what depends
 on a model's shape in `gipo_mc.models.shape`.

@@ -262,11 +262,11 @@ class Engine:
         return state
 
     def snapshot(self, prefix: str) -> dict[str, Any]:
-        """`sharded_state` for a save. Where parts of the model leave the device it is made of copies on the host, so
+        """`sharded_state` for a save. Where parts of this model leave the device it is made of copies on the host, so
         that a save needs the room of one model after the other."""
         with self.whole():
             state = self.sharded_state(prefix)
-            return state if self.resident is None else to_host(state)
+            return to_host(state) if self.resident is not None and self.resident.parts else state
 
     def load_sharded_state(self, prefix: str, state: dict[str, Any]) -> None:
         """Take over what dist_checkpointing loaded into the structure of `sharded_state(is_loading=True)`."""

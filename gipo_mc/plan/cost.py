@@ -113,12 +113,13 @@ class _Counter:
         host = len(one.parts) * shape.layers / grid.pipeline * launches * rates.LAUNCH
         alone = len(one.parts) * shape.layers / grid.pipeline * (2 if one.backward else 1) * self.program.layer
         compute = max(busy, host) + alone
+        layers = self._layers(one, ways)
         # With V chunks on a rank the first micro-batch passes all ranks in 1/V of the time (arXiv 2104.04473).
-        bubble = (grid.pipeline - 1) / (grid.virtual * len(one.parts)) * compute
-        cost = Cost(flops, compute, bubble) + self._layers(one, ways) + self._hops(one)
+        bubble = (grid.pipeline - 1) / (grid.virtual * len(one.parts)) * (compute + layers.exchange)
+        cost = Cost(flops, compute, bubble) + layers + self._hops(one)
         if not one.backward:
             return cost
-        hidden = compute / len(one.parts) if self.grid.overlap else 0.0
+        hidden = compute / len(one.parts) if grid.overlap and grid.data > 1 else 0.0
         step = self._step(one.role)
         return cost + replace(step, exchange=max(step.exchange - hidden, 0.0))
 
@@ -138,11 +139,15 @@ class _Counter:
         found = self._exchange("tensor", ring * sums, calls * grid.tensor)
         if shape.kv_heads < grid.tensor:
             # The projections of all ranks are gathered, and their gradients scattered, in each layer.
-            width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-            sent = (grid.tensor - 1) / grid.tensor * one.tokens * width * self.width
-            gathers = shape.layers / grid.pipeline * (2 if ways == 3 else 1)
+            sent = self._gathered(shape, one.tokens)
+            gathers = shape.layers / grid.pipeline * ((2 if ways == 3 else 1) + again)
             found = found + self._exchange("tensor", sent * gathers, gathers * len(one.parts) * grid.tensor)
         return found
+
+    def _gathered(self, shape: ModelShape, tokens: float) -> float:
+        """Bytes that a rank sends where the projected heads of so many tokens are gathered in a layer."""
+        width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+        return (self.grid.tensor - 1) / self.grid.tensor * tokens * width * self.width
 
     def _hops(self, one: Pass) -> Cost:
         grid = self.grid
@@ -197,20 +202,24 @@ class _Counter:
         compute = prefill + steps * (max(read, work / grid.pipeline, host) + active * self.program.row)
         flops += decode * rows * lengths.response
         cost = Cost(flops * grid.data, compute)
-        states = (lengths.prompt * prompts + lengths.response * rows) * shape.hidden_size * self.width
+        tokens = lengths.prompt * prompts + lengths.response * rows
+        states = tokens * shape.hidden_size * self.width
         if grid.tensor > 1:
             ring = 2 * (grid.tensor - 1) / grid.tensor * states * 2 * shape.layers / grid.pipeline
             cost = cost + self._exchange("tensor", ring, steps * 2 * shape.layers * grid.tensor)
+        if shape.kv_heads < grid.tensor:
+            sent = self._gathered(shape, tokens) * shape.layers / grid.pipeline
+            cost = cost + self._exchange("tensor", sent, steps * shape.layers * grid.tensor)
         if grid.pipeline > 1:
             hops = steps * grid.pipeline * grid.virtual
             cost = cost + self._exchange("pipeline", float(states * grid.virtual), hops)
         return cost
 
     def save(self) -> Cost:
-        """All ranks write, about as much each, and training waits (without checkpoint.async)."""
-        grid = self.grid
-        written = sum(checkpoint_bytes(role, grid, self.width) for role in self.run.roles if role.trained)
-        return Cost(compute=written / (grid.tensor * grid.pipeline * grid.data) / rates.DISK)
+        """All ranks write, about as much each, and training waits; with checkpoint.async for copies on the host."""
+        written = sum(checkpoint_bytes(role, self.grid, self.width) for role in self.run.roles if role.trained)
+        behind = self.run.config.checkpoint.asynchronous
+        return Cost(compute=written / self.grid.world / (rates.LINK_SHARE * self.device.host if behind else rates.DISK))
 
     def _exchange(self, group: str, sent: float, hops: float) -> Cost:
         crosses = self.grid.crosses_nodes(group)

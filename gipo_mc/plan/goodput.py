@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gipo_mc.errors import ConfigError
-from gipo_mc.plan.hardware import OURS, Hardware, Program
+from gipo_mc.plan.hardware import DISK, OURS, Hardware, Program
 from gipo_mc.plan.plan import Plan, search
 from gipo_mc.plan.run import Run
 
@@ -116,7 +116,8 @@ def _scaled(plan: Plan, run: Run, first: Scaled | None, failure_hours: float, re
     assert plan.cost is not None, "a plan of a GPU has times"
     save = plan.cost["save"].seconds
     # A checkpoint is read by as many ranks as wrote it, at the same rate.
-    found = goodput(plan.seconds, save, restart + save, failure_hours * 3600 / plan.grid.world)
+    read = plan.checkpoint / plan.grid.world / DISK
+    found = goodput(plan.seconds, save, restart + read, failure_hours * 3600 / plan.grid.world)
     efficiency = rate / first.rate if first else 1.0
     return Scaled(plan, batch, rate, efficiency, found, max(1, round(found.every / plan.seconds)))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from gipo_mc.plan.activations import Activations
 from gipo_mc.plan.grid import Grid
 from gipo_mc.plan.hardware import FRAGMENTED, RESERVED, Hardware
-from gipo_mc.plan.offload import kinds_of, state_on_device
+from gipo_mc.plan.offload import copied_by_saves, kinds_of, state_on_device
 from gipo_mc.plan.parameters import Role, count, stage_parameters
 from gipo_mc.plan.run import Pass, Run
 from gipo_mc.plan.state import FLOAT, ModelState, model_state
@@ -198,10 +198,10 @@ class _Stage:
         return {"temporaries": state.owned * FLOAT if self._cuda else 2 * state.largest * FLOAT}
 
     def _save(self, gone: tuple[str, ...]) -> Peak:
-        """Each rank writes its state from where it lies (`gipo_mc.parallel.saving`); with offload, from copies on the
-        host, which on a CPU device lie in the same memory."""
+        """Each rank writes its state from where it lies (`gipo_mc.parallel.saving`); where parts of trained models
+        leave, from copies on the host, which on a CPU device lie in the same memory."""
         extra = 0
-        if not self._cuda and kinds_of(self._run):
+        if not self._cuda and copied_by_saves(self._run):
             trained = [role for role in self._run.roles if role.trained]
             extra = sum(self._states[role.name].weights + self._states[role.name].optimizer for role in trained)
         return self._peak("save", {"temporaries": extra}, gone)
@@ -218,17 +218,21 @@ class _Stage:
         )
 
 
-def host_copies(role: Role, grid: Grid, stage: int, width: int, *, on_cpu: bool, background: bool = False) -> int:
-    """Bytes of host memory that a save of one model takes on a rank, at most.
+def copies_of_a_save(run: Run, role: Role, grid: Grid, width: int, device: Hardware) -> int:
+    """Bytes of host memory that a save of one model takes on a rank of the first stage, at most.
 
-    A rank writes two files at once, each from a copy of one tensor where that is on a GPU. With checkpoint.async
-    (`background`) it has copied all that it writes; on a CPU device (`on_cpu`) the system copies what training changes.
+    A rank writes two files at once, each from a copy of one tensor where that is on a GPU. With checkpoint.async it has
+    copied all that it writes; on a CPU device the system copies what training changes. Where parts of trained models
+    leave the device, all that the rank has of the model is copied, until it is written.
     """
-    parameters = stage_parameters(role, grid, stage)
-    if not background:
-        return 0 if on_cpu else 2 * FLOAT * max(one.numel for one in parameters)
+    parameters = stage_parameters(role, grid, 0)
+    if copied_by_saves(run):
+        state = model_state(role, grid, 0, 0, width)
+        return state.weights + state.optimizer
+    if not run.config.checkpoint.asynchronous:
+        return 2 * FLOAT * max(one.numel for one in parameters) if device.cuda else 0
+    if not device.cuda:
+        optimizer = count(parameters) * FLOAT * (3 if width == 2 else 2)
+        return count(parameters) * (width + FLOAT) + optimizer // (grid.data if grid.distributed_optimizer else 1)
     masters = grid.distributed_optimizer or width == 2
-    if on_cpu:
-        optimizer = FLOAT * (3 if width == 2 else 2) // (grid.data if grid.distributed_optimizer else 1)
-        return count(parameters) * (width + FLOAT + optimizer)
     return count(parameters) * (width + FLOAT * (3 if masters else 2)) // grid.data

@@ -29,6 +29,11 @@ def kinds_of(run: Run) -> frozenset[str]:
     return frozenset(run.config.memory.offload if run.command == "train_gi_ppo" else ())
 
 
+def copied_by_saves(run: Run) -> bool:
+    """Does a save copy what it writes to the host, because parts of trained models leave?"""
+    return bool(kinds_of(run) & {"optimizer", "idle"})
+
+
 def state_on_device(run: Run, states: Mapping[str, ModelState], phase: str) -> dict[str, int]:
     """Bytes of "weights", "gradients" and "optimizer" at the worst moment of a phase. states: of each model, by name,
     those left out that are gone for good."""

@@ -12,7 +12,7 @@ from gipo_mc.errors import ConfigError
 from gipo_mc.plan.cost import Cost, costs
 from gipo_mc.plan.grid import Grid
 from gipo_mc.plan.hardware import OURS, UTILISATION, Hardware, Program
-from gipo_mc.plan.memory import Memory, host_copies, memory
+from gipo_mc.plan.memory import Memory, copies_of_a_save, memory
 from gipo_mc.plan.parameters import Parameter, stage_parameters, whole_model
 from gipo_mc.plan.run import Run
 from gipo_mc.plan.state import checkpoint_bytes
@@ -64,9 +64,8 @@ class Plan:
         """(numbers of the whole model, those of each stage on one rank)."""
         own = self.run.role(role)
         assert own is not None, role
-        return whole_model(own, self.grid.tensor), [
-            stage_parameters(own, self.grid, stage) for stage in range(self.grid.pipeline)
-        ]
+        grid = self.grid.of(own.trained)
+        return whole_model(own, grid.tensor), [stage_parameters(own, grid, stage) for stage in range(grid.pipeline)]
 
 
 def grid_of(config: Config, gpus: int, device: Hardware, node: int = 8) -> Grid:
@@ -90,14 +89,12 @@ def make_plan(
     grid = grid_of(config, gpus, device, node)
     for role in run.roles:
         own = grid.of(role.trained)
-        role.shape.check(own.tensor, own.pipeline, grid.virtual, sequence_length=run.lengths.longest)
+        role.shape.check(own.tensor, own.pipeline, own.virtual, sequence_length=run.lengths.longest)
     width = 2 if config.dtype == "bfloat16" or (config.dtype == "auto" and device.cuda) else 4
     found = memory(run, grid, device, width)
     saved = sum(checkpoint_bytes(role, grid, width) for role in run.roles if role.trained)
     cost = costs(run, grid, device, width, utilisation, program) if device.flops else None
-    trained = [role for role in run.roles if role.trained]
-    behind = config.checkpoint.asynchronous
-    host = sum(host_copies(role, grid, 0, width, on_cpu=not device.cuda, background=behind) for role in trained)
+    host = sum(copies_of_a_save(run, role, grid, width, device) for role in run.roles if role.trained)
     return Plan(run, grid, device, width, found, cost, saved, host, _problems(run, found), utilisation)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from gipo_mc.plan import hardware as rates
 from gipo_mc.plan.cost import Cost
 from gipo_mc.plan.memory import KINDS
+from gipo_mc.plan.offload import kinds_of
 from gipo_mc.plan.parameters import count
 from gipo_mc.plan.plan import Change, Plan
 
@@ -18,12 +19,20 @@ _WIDTH = 112
 
 def _ways(plan: Plan) -> str:
     """How the code goes about it, as far as that changes memory or time."""
-    recompute = plan.run.config.memory.recompute
+    config, grid = plan.run.config, plan.grid
+    apart = grid.of(False) is not grid and not all(role.trained for role in plan.run.roles)
+    summed = "gradients are summed" + (" and weights gathered" if grid.distributed_optimizer else "")
     told = [
-        "activations are kept" if recompute == "none" else f"recomputation: {recompute}",
-        "gradients are summed and weights gathered during the passes" if plan.grid.overlap else "nothing overlaps",
+        "activations are kept" if config.memory.recompute == "none" else f"recomputation: {config.memory.recompute}",
+        f"{summed} {'during' if grid.overlap else 'after'} the passes" if grid.data > 1 else "",
+        "float32 logits" if config.precision.fp32_logits and plan.width == 2 else "",
+        f"off the device while idle: {', '.join(sorted(kinds_of(plan.run)))}" if kinds_of(plan.run) else "",
+        f"frozen models on {grid.of(False).describe()}" if apart else "",
+        "checkpoints are written during training" if config.checkpoint.asynchronous else "",
+        "FP8 is not counted" if config.precision.fp8 != "off" else "",
+        "without TransformerEngine",
     ]
-    return f"{'; '.join(told)}; without TransformerEngine."
+    return f"{'; '.join(filter(None, told))}."
 
 
 def as_text(plan: Plan, change: Change | None) -> str:
@@ -152,7 +161,8 @@ def _verdict(plan: Plan, change: Change | None) -> str:
         )
     else:
         said.append(
-            "No two changes of parallel sizes and of parts of a batch, on up to 16 times the GPUs, make it fit."
+            "No two changes of parallel sizes, parts of a batch, recomputation and offload make it fit, on up to 16 "
+            "times the GPUs."
         )
     return "\n".join(said)
 

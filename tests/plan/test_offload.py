@@ -9,6 +9,7 @@ from gipo_mc.errors import ConfigError
 from gipo_mc.plan.hardware import hardware
 from gipo_mc.plan.plan import Plan, make_plan
 from gipo_mc.plan.run import read_run
+from gipo_mc.plan.show import as_text
 from tests.source_rules import ROOT
 
 SEVEN_B = str(ROOT / "configs/paper/hh_rl.yaml")
@@ -68,5 +69,22 @@ def test_frozen_models_in_a_layout_of_their_own() -> None:
     )
     assert plain.cost["reference_logprob"].sent and not apart.cost["reference_logprob"].sent
     assert apart.cost["update_policy"] == plain.cost["update_policy"]
+    model, (on_a_rank,) = apart.parameters("reference")
+    assert model == sum(one.numel for one in on_a_rank), "what is printed is that layout's, too"
+    assert "frozen models on tensor 1 x pipeline 1 x data 8" in " ".join(as_text(apart, None).split())
     with pytest.raises(ConfigError, match="frozen_tensor=3"):
         _plan("parallel.frozen_tensor=3")
+
+
+def test_frozen_models_in_a_layout_of_their_own_have_one_chunk() -> None:
+    """Four layers on a rank are not eight chunks, but the policy's sixteen are."""
+    chunks = ["parallel.tensor=2", "parallel.pipeline=2", "parallel.virtual_pipeline=8"]
+    plan = _plan(*chunks, "parallel.frozen_tensor=1", "parallel.frozen_pipeline=8")
+    assert plan.grid.virtual == 8 and plan.grid.of(False).virtual == 1
+
+
+def test_a_save_copies_what_leaves_the_device() -> None:
+    """All of both models that a rank has, which `Engine.snapshot` keeps until it is written: 2 + 12 / 2 bytes each."""
+    assert _plan("memory.offload=[optimizer]").host == pytest.approx(2 * (2 + 12 / 2) * MODEL, rel=0.02)
+    assert _plan("memory.offload=[frozen]").host == _plan().host, "trained models stay where they are"
+    assert "off the device while idle: frozen;" in " ".join(as_text(_plan("memory.offload=[frozen]"), None).split())

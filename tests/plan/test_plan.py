@@ -85,7 +85,34 @@ def test_sums_that_scale_with_paper_and_pencil():
     assert plan.memory.of("save").kinds["temporaries"] == 0
     # Two tensors of the vocabulary in float32 for each model; all of 14 bytes, of which a rank writes half.
     assert plan.host == 2 * 2 * 4 * 4096 * 32_000 // 4
-    assert plan_of(SEVEN_B, "checkpoint.async=true").host == pytest.approx(2 * 14 / 2 * model, rel=0.02)
+    behind = plan_of(SEVEN_B, "checkpoint.async=true")
+    assert behind.host == pytest.approx(2 * 14 / 2 * model, rel=0.02)
+    # A rank writes an eighth of the checkpoint, at 1 GB/s, or copies it to the host at three quarters of 64 GB/s.
+    assert plan.cost is not None and plan.cost["save"].seconds == pytest.approx(187 / 8, rel=0.005)
+    assert behind.cost is not None and behind.cost["save"].seconds == pytest.approx(187 / 8 / 48, rel=0.005)
+
+
+def test_sixteen_ranks_of_a_cpu_share_the_moments_of_an_asynchronous_save():
+    """Weights and gradients change while a forked process writes them, and a sixteenth of the moments."""
+    options = ["checkpoint.async=true", "parallel.distributed_optimizer=on"]
+    plan = plan_of(SEVEN_B, *options, gpus=64, gpu="cpu")
+    assert plan.host == pytest.approx(2 * (4 + 4 + 8 / 16) * 6.74e9 / 4, rel=0.02)
+
+
+def test_ranks_that_share_key_value_heads_gather_what_they_project():
+    """8 key-value heads on 16 ranks: 32 + 16 heads of 128, in each layer of generation, and once more where a backward
+    pass makes the layer again."""
+    options = ["parallel.tensor=16", "parallel.sequence=false"]
+    plan, again = (
+        plan_of(SEVEN_B, *options, more, gpus=16, shape="llama-3.1-8b")
+        for more in ("memory.recompute=none", "memory.recompute=full")
+    )
+    assert plan.cost is not None and again.cost is not None
+    layer, tokens = 15 / 16 * 2 * 32, 128 * 768  # of 32 layers: the bytes of bfloat16 that leave a rank
+    generated = plan.cost["rollout"].sent["tensor"] / (layer * tokens)
+    assert generated == pytest.approx(2 * 2 * 4096 + 48 * 128, rel=0.01)
+    twice = (again.cost["update_policy"].sent["tensor"] - plan.cost["update_policy"].sent["tensor"]) / (layer * tokens)
+    assert twice == pytest.approx(2 * 2 * 4096 + 48 * 128, rel=0.01)
 
 
 def test_what_does_not_fit_is_named_with_the_nearest_change():
@@ -149,6 +176,11 @@ def test_pipelines_wait_and_hop_and_later_stages_keep_less():
     plan = plan_of(SEVEN_B, "parallel.pipeline=4", "parallel.tensor=2", "parallel.micro_batch_size=8", gpus=8)
     update = plan.cost["update_policy"]  # type: ignore[index]
     assert update.bubble > 0 and update.sent["pipeline"] > 0 and 0 < plan.bubble < 1
+    # While 3 of 16 micro-batches pass, a stage waits: for their arithmetic and for the sums in their layers.
+    scored = plan.cost["values"]  # type: ignore[index]
+    assert scored.compute < 16 / 3 * scored.bubble < scored.compute + scored.exchange
+    chunks = ["parallel.pipeline=4", "parallel.tensor=2", "parallel.micro_batch_size=8", "parallel.virtual_pipeline=2"]
+    assert plan_of(SEVEN_B, *chunks).cost["values"].bubble == pytest.approx(scored.bubble / 2)  # type: ignore[index]
     kept = [p.kinds["activations"] for p in plan.memory.peaks if p.phase == "critic update"]
     assert kept[0] > kept[1] > kept[2]
 

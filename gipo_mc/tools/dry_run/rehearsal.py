@@ -30,9 +30,6 @@ from gipo_mc.tools.dry_run.ranks import (
 from gipo_mc.tools.dry_run.rollout import ticks_of
 from gipo_mc.tools.dry_run.schedule import Steps, steps_of
 
-#: Options of a layout of their own for frozen models, where a configuration has them.
-_FROZEN = ("frozen_tensor", "frozen_pipeline")
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -65,7 +62,8 @@ class Course:
 
 @dataclass
 class Rehearsal:
-    """What was seen. problems: what a real start would fail on, a sentence each. notes: what was not looked at."""
+    """What was seen. plan: of the models of one layout. problems: what a real start would fail on, a sentence each.
+    notes: what was not looked at. frozen: the same of frozen models that have a layout of their own."""
 
     plan: Plan
     stages: list[Stage] = field(default_factory=list)
@@ -76,14 +74,44 @@ class Rehearsal:
     shards: dict[str, Shards] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    frozen: Rehearsal | None = None
     seconds: float = 0.0
 
 
 def rehearse(plan: Plan) -> Rehearsal:
     """Build and step everything. Raises ConfigError as a start would."""
-    began, found = time.perf_counter(), Rehearsal(plan)
-    phases = plan.run.phases(plan.grid, longest=True)
-    courses = _courses(phases)
+    began, phases = time.perf_counter(), plan.run.phases(plan.grid, longest=True)
+    if plan.grid.of(False) is plan.grid:
+        found = _rehearsed(plan, phases)
+    else:
+        found = _rehearsed(_alone(plan, True), phases)
+        if not all(role.trained for role in plan.run.roles):
+            found.frozen = _rehearsed(_alone(plan, False), phases)
+            found.problems += found.frozen.problems
+    found.seconds = time.perf_counter() - began
+    return found
+
+
+def _alone(plan: Plan, trained: bool) -> Plan:
+    """The trained or the frozen models of a plan, in their layout and as if there were no other. Peaks of memory are
+    those of the stages of the trained ones, all models counted."""
+    grid = replace(plan.grid.of(trained), frozen=(0, 0))
+    sizes = {
+        "tensor": grid.tensor, "pipeline": grid.pipeline, "sequence": grid.sequence, "virtual_pipeline": grid.virtual,
+        "frozen_tensor": 0, "frozen_pipeline": 0,
+    }  # fmt: skip
+    config = plan.run.config
+    config = config.model_copy(update={"parallel": config.parallel.model_copy(update=sizes)})
+    roles = tuple(role for role in plan.run.roles if role.trained is trained)
+    memory = plan.memory if trained else replace(plan.memory, peaks=[])
+    return replace(plan, grid=grid, run=replace(plan.run, config=config, roles=roles), memory=memory)
+
+
+def _rehearsed(plan: Plan, phases: dict[str, list[Pass]]) -> Rehearsal:
+    """The models of this plan, in the layout that all of them have. phases: those of other models are passed over."""
+    found, roles = Rehearsal(plan), set(plan.run.roles)
+    phases = {name: own for name, passes in phases.items() if (own := [one for one in passes if one.role in roles])}
+    courses, generates = _courses(phases), plan.run.role("policy") is not None
     steps: dict[tuple[int, bool], list[Steps]] = {key: [] for key in courses}
     for stage in range(plan.grid.pipeline):
         with pretended(
@@ -93,7 +121,7 @@ def rehearse(plan: Plan) -> Rehearsal:
                 found.groups, problems = named(pretence.groups, plan.grid)
                 found.problems += problems
             found.stages.append(_stage(stage, pretence, phases, found))
-            if plan.grid.pipeline > 1 and plan.run.command == "train_gi_ppo":
+            if plan.grid.pipeline > 1 and generates:
                 found.rollout.append(ticks_of(pretence, plan))
             if plan.grid.pipeline > 1:
                 for key, (_, one) in courses.items():
@@ -104,7 +132,6 @@ def rehearse(plan: Plan) -> Rehearsal:
         found.problems += exchanges.problems([each.exchanges for each in steps[key]])
     found.problems += exchanges.problems(found.rollout)
     found.problems += _lost_shards(found.shards)
-    found.seconds = time.perf_counter() - began
     return found
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from gipo_mc.parallel.megatron.pretend import Exchange
-from gipo_mc.plan.plan import Plan
 from gipo_mc.tools.dry_run.exchanges import problems
 from gipo_mc.tools.dry_run.groups import short
 from gipo_mc.tools.dry_run.rehearsal import Course, Rehearsal, Stage
@@ -18,7 +17,11 @@ _GIB = 2**30
 
 def as_text(found: Rehearsal) -> str:
     """Kinds of rank, process groups, schedules, the checkpoint and what was not looked at."""
-    parts = [_head(found), _stages(found), _groups(found), _courses(found), _checkpoint(found)]
+    parts = [_head(found), _stages(found), _groups(found), _courses(found)]
+    if found.frozen:
+        head = f"frozen models: {found.frozen.plan.grid.describe()}"
+        parts += [f"{head}\n\n{_stages(found.frozen)}", _groups(found.frozen), _courses(found.frozen)]
+    parts.append(_checkpoint(found))
     if found.notes:
         parts.append("\n".join(f"note: {text}" for text in found.notes))
     return "\n\n".join(part for part in parts if part)
@@ -26,16 +29,28 @@ def as_text(found: Rehearsal) -> str:
 
 def as_json(found: Rehearsal) -> dict[str, Any]:
     """The same, bytes and counts."""
-    grid = found.plan.grid
     return {
         "command": found.plan.run.command,
-        "gpus": grid.world,
+        "gpus": found.plan.grid.world,
+        **_layout_json(found),
+        "rollout": [len(stage) for stage in found.rollout],
+        "frozen": _layout_json(found.frozen) if found.frozen else None,
+        "checkpoint": {"tensors": len(found.shards), "bytes": found.plan.checkpoint},
+        "problems": found.problems,
+        "notes": found.notes,
+        "seconds": found.seconds,
+    }
+
+
+def _layout_json(found: Rehearsal) -> dict[str, Any]:
+    grid = found.plan.grid
+    return {
         "layout": {"tensor": grid.tensor, "pipeline": grid.pipeline, "data": grid.data, "sequence": grid.sequence},
         "stages": [
             {
                 "stage": stage.number, "ranks": list(stage.ranks),
                 "layers": [[chunk.start, chunk.stop] for chunk in stage.layers],
-                "stepped": stage.stepped, "kv_cache_bytes": stage.kv_cache, "peak_bytes": _peak(found.plan, stage),
+                "stepped": stage.stepped, "kv_cache_bytes": stage.kv_cache, "peak_bytes": _peak(found, stage),
                 "models": {role: vars(one) for role, one in stage.built.items()},
             }
             for stage in found.stages
@@ -52,11 +67,6 @@ def as_json(found: Rehearsal) -> dict[str, Any]:
             }
             for course in found.courses
         ],
-        "rollout": [len(stage) for stage in found.rollout],
-        "checkpoint": {"tensors": len(found.shards), "bytes": found.plan.checkpoint},
-        "problems": found.problems,
-        "notes": found.notes,
-        "seconds": found.seconds,
     }  # fmt: skip
 
 
@@ -72,22 +82,23 @@ def _stages(found: Rehearsal) -> str:
     roles = [role.name for role in found.plan.run.roles]
     width = max(9, *(2 + len(" ".join(map(short, stage.layers))) for stage in found.stages))
     head = f"parameters of {', '.join(roles)}"
-    lines = [f"{'stage':<7}{'ranks':<12}{'layers':<{width}}{head:<62}{'buckets':>8}{'KV GiB':>8}{'peak GiB':>10}"]
+    trained = any(role.trained for role in found.plan.run.roles)
+    more = f"{'buckets':>8}{'KV GiB':>8}{'peak GiB':>10}" if trained else ""
+    lines = [f"{'stage':<7}{'ranks':<12}{'layers':<{width}}{head:<62}{more}".rstrip()]
     for stage in found.stages:
         numbers = ", ".join(f"{stage.built[role].parameters:,}" for role in roles)
         buckets = sum(one.buckets for one in stage.built.values())
         layers = " ".join(map(short, stage.layers))
-        lines.append(
-            f"{stage.number:<7}{short(stage.ranks):<12}{layers:<{width}}{numbers:<62}{buckets:>8}"
-            f"{stage.kv_cache / _GIB:>8.2f}{_peak(found.plan, stage) / _GIB:>10.2f}"
-        )
+        more = f"{buckets:>8}{stage.kv_cache / _GIB:>8.2f}{_peak(found, stage) / _GIB:>10.2f}" if trained else ""
+        lines.append(f"{stage.number:<7}{short(stage.ranks):<12}{layers:<{width}}{numbers:<62}{more}".rstrip())
     if alike := [str(stage.number) for stage in found.stages if not stage.stepped]:
         lines.append(f"built but not run, as stage 1 was: {', '.join(alike)}")
     return "\n".join(lines)
 
 
-def _peak(plan: Plan, stage: Stage) -> int:
-    return max(peak.total for peak in plan.memory.peaks if peak.stage == stage.number)
+def _peak(found: Rehearsal, stage: Stage) -> int:
+    """0 where the plan has none: frozen models in a layout of their own are in the peaks of the others' stages."""
+    return max((peak.total for peak in found.plan.memory.peaks if peak.stage == stage.number), default=0)
 
 
 def _groups(found: Rehearsal) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +101,14 @@ class _Model:
 
 def _all_here(models: dict[str, _Model]) -> dict[str, str]:
     return {name: model.here for name, model in models.items() if model.here}
+
+
+def test_a_save_copies_a_model_only_where_something_of_it_leaves() -> None:
+    """With memory.offload=[frozen] the trained models stay, and their checkpoint is written from where they are."""
+    for kinds, copied in ((["frozen"], False), (["optimizer"], True)):
+        resident, state = _Model(trained=True).given_to(Offloader(kinds, _Paper()), "policy"), {"weights": 1}  # type: ignore[arg-type]
+        engine: Any = SimpleNamespace(whole=nullcontext, sharded_state=lambda prefix, of=state: of, resident=resident)
+        assert (Engine.snapshot(engine, "policy") is not state) is copied
 
 
 def test_two_models_score_beside_each_other_and_one_trains_alone() -> None:

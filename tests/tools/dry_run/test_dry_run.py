@@ -74,6 +74,29 @@ def test_seventy_billion_on_64_ranks(shipped: dict[str, tuple[int, dict[str, Any
     assert seen["groups"]["embedding"][0] == [0, 56]
 
 
+def test_frozen_models_in_a_layout_of_their_own_start_too():
+    """The policy on TP2 x PP2 x DP2, the frozen models on TP1 x PP4 x DP2."""
+    layout = ["tensor=2", "pipeline=2", "sequence=true", "frozen_tensor=1", "frozen_pipeline=4"]
+    words = ("--config", TINY, "--gpus", "8", "--shape", "hh_tiny", "--without-files", "--gpu", "cpu")
+    own, text = apart(_both, *words, *(f"parallel.{option}" for option in layout), "model.reward=runs/reward")
+    assert "Please report" not in text and "frozen models: tensor 1 x pipeline 4 x data 2" in text
+    (code, out, errors) = own
+    assert code == 0, errors
+    seen = json.loads(out)
+    frozen = seen["frozen"]
+    assert [list(stage["models"]) for stage in seen["stages"]] == [["policy", "critic"]] * 2
+    assert [list(stage["models"]) for stage in frozen["stages"]] == [["reference", "reward"]] * 4
+    assert frozen["groups"]["pipeline"] == [[rank, rank + 2, rank + 4, rank + 6] for rank in range(2)]
+    assert seen["groups"]["tensor"] == [[rank, rank + 1] for rank in range(0, 8, 2)]
+    named = {name for one in frozen["passes"] for name in one["phases"]}
+    assert named == {"reference_logprob", "rewards"}
+    assert all(len(one["stages"]) == 4 for one in frozen["passes"])
+
+
+def _both(*words: str) -> tuple[tuple[int, str, str], str]:
+    return _dry_run(*words, "--json"), _dry_run(*words)[1]
+
+
 WRONG = {
     "ranks": (["--gpus", "6"], "parallel.tensor=4 x parallel.pipeline=1 = 4 does not divide the 6 ranks"),
     "heads": (["--gpus", "12", "parallel.tensor=12"], "parallel.tensor=12 does not divide the model's 32 attention"),

@@ -266,7 +266,7 @@ class Engine:
         that a save needs the room of one model after the other."""
         with self.whole():
             state = self.sharded_state(prefix)
-            return state if self.resident is None else to_host(state)
+            return to_host(state) if self.resident is not None and self.resident.parts else state
 
     def load_sharded_state(self, prefix: str, state: dict[str, Any]) -> None:
         """Take over what dist_checkpointing loaded into the structure of `sharded_state(is_loading=True)`."""

@@ -180,7 +180,9 @@ class Session:
         state: dict[str, Any],
     ) -> None:
         """Checkpoint after `step` iterations. state: what else the next iteration depends on, JSON-able."""
-        sharded = {key: part for role, engine in engines.items() for key, part in engine.snapshot(role).items()}
+        self.saves.finish()  # before copies are made: the host need not hold those of two checkpoints
+        with self.watch.saving():
+            sharded = {key: part for role, engine in engines.items() for key, part in engine.snapshot(role).items()}
 
         def extras(path: Path) -> None:
             for role, engine in engines.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -152,3 +154,29 @@ def test_a_tokenizer_is_compared_as_it_is_read(tmp_path: Path) -> None:
         else:
             with pytest.raises(ConfigError, match="another tokenizer than the policy"):
                 dpo._check_reads_the_same(source, tokenizer, session.config)
+
+
+def test_a_save_waits_for_the_one_before_and_its_copies_are_no_grace_time() -> None:
+    """Copies on the host of two checkpoints at once would be twice what a model takes."""
+    said: list[str] = []
+
+    @contextmanager
+    def saving() -> Iterator[None]:
+        said.append("begin")
+        yield
+        said.append("end")
+
+    def copied(role: str) -> dict[str, Any]:
+        said.append(f"copy {role}")
+        return {}
+
+    session: Any = SimpleNamespace(
+        config=Config(),
+        logger=None,
+        watch=SimpleNamespace(saving=saving),
+        fixed=SimpleNamespace(stored=dict),
+        saves=SimpleNamespace(finish=lambda: said.append("finish"), save=lambda step, *of: said.append(f"save {step}")),
+    )
+    engine: Any = SimpleNamespace(snapshot=copied, model=SimpleNamespace(head="lm"))
+    Session.save(session, 3, {"policy": engine}, {}, {})
+    assert said == ["finish", "begin", "copy policy", "end", "save 3"]

@@ -9,6 +9,7 @@ queue is a thread and the host a file, so that the same code can be run, and mem
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import tempfile
 import weakref
@@ -93,11 +94,12 @@ class FileMover:
     def __init__(self, folder: Path) -> None:
         self._folder, self.place = folder, f"files without a name in {folder}"
         self._thread = ThreadPoolExecutor(1, "offload")
-        self._files: list[FileCopy] = []
+        #: Not those that were replaced: a copy holds the storages that it is of.
+        self._files: weakref.WeakSet[FileCopy] = weakref.WeakSet()
 
     def room(self, name: str, storages: Sequence[UntypedStorage]) -> FileCopy:
         made = FileCopy(name, storages, self._folder, self._thread.submit)
-        self._files.append(made)
+        self._files.add(made)
         return made
 
     def close(self) -> None:
@@ -187,11 +189,11 @@ class PinnedMover:
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
-        self._copies: list[PinnedCopy] = []
+        self._copies: weakref.WeakSet[PinnedCopy] = weakref.WeakSet()
 
     def room(self, name: str, storages: Sequence[UntypedStorage]) -> PinnedCopy:
         made = PinnedCopy(name, storages, self._stream)
-        self._copies.append(made)
+        self._copies.add(made)
         return made
 
     def close(self) -> None:
@@ -217,9 +219,9 @@ class PinnedCopy:
         self._sizes = [storage.nbytes() for storage in storages]
         self.size = sum(self._sizes)
         try:
-            self._host = torch.empty(self.size, dtype=torch.uint8)
+            self._host = _not_forked(self.size)
             self._unlock = _locked(self._host)
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, OSError) as error:
             raise StorageError(
                 f"memory.offload cannot lock {self.size:,} bytes of host memory for {name}: {str(error)[:200]}. Raise "
                 "the limit of the job's memory (ulimit -l, --mem), or shorten memory.offload."
@@ -253,6 +255,14 @@ class PinnedCopy:
 def _bytes_of(storage: UntypedStorage) -> Tensor:
     size = storage.nbytes()
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, 0, (size,), (1,))  # type: ignore[call-overload, no-any-return]
+
+
+def _not_forked(size: int) -> Tensor:
+    """`size` bytes that are not in a fork of this process: for one (checkpoint.async) the system would copy all locked
+    pages at once, before the fork returns. Raises OSError."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_DONTFORK)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def _locked(host: Tensor) -> Callable[[], None]:

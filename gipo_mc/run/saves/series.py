@@ -52,8 +52,8 @@ class Saves:
         step, open_one = self._open
         with self._saving():
             on_main(self._folder.still_ours)
-            self._open = None
             open_one.finish()
+            self._open = None  # not before: at an error its writer is still to be ended
             checkpoint.prune(
                 self._folder.checkpoints,
                 self._config.keep,

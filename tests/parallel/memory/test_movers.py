@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import signal
 import threading
 import types
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,3 +153,24 @@ def test_memory_that_cannot_be_locked_is_a_sentence(said: list[str], monkeypatch
     tensor = torch.ones(1000)
     with pytest.raises(StorageError, match="cannot lock 4,000 bytes of host memory for x"):
         PinnedMover(torch.device("cpu")).room("x", [tensor.untyped_storage()])
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_copy_that_was_replaced_holds_nothing(tmp_path: Path, said: list[str], pinned: bool) -> None:
+    """It holds the storages that it is of: an optimizer that was given new tensors would be there twice."""
+    mover: Mover = PinnedMover(torch.device("cpu")) if pinned else FileMover(tmp_path)
+    copy = mover.room("x", [torch.ones(1000).untyped_storage()])
+    gone = weakref.ref(copy)
+    copy.close()
+    del copy
+    assert gone() is None
+    mover.close()
+
+
+def test_locked_memory_is_not_in_a_fork(said: list[str]) -> None:
+    """The system copies pages that a device may write to when the process forks, not when they change."""
+    copy: Any = PinnedMover(torch.device("cpu")).room("x", [torch.ones(1000).untyped_storage()])
+    first = f"{copy._host.data_ptr():x}-"
+    areas = Path("/proc/self/smaps").read_text().split("VmFlags:")
+    flags = [after for area, after in itertools.pairwise(areas) if f"\n{first}" in area]
+    assert len(flags) == 1 and "dc" in flags[0].splitlines()[0].split()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from torch import Tensor, UntypedStorage
 
 from gipo_mc.config import ParallelConfig
@@ -290,3 +291,17 @@ def test_layouts_are_the_same_to_the_bit(tmp_path: Path) -> None:
     for plain, moved, data, data_moved in run_ranks(_train, 2, tmp_path, models, attempts):
         assert moved < 0.5 * plain and data_moved < 0.5 * data
     _assert_same(tmp_path, [("model", "model_moved"), ("data", "data_moved")], 1)
+
+
+def test_a_save_copies_only_where_something_leaves() -> None:
+    weights = torch.ones(3)
+
+    def saved(parts: list[str]) -> Tensor:
+        state = {"m": ShardedTensor.from_rank_offsets("m", weights)}
+        engine: Any = SimpleNamespace(
+            whole=nullcontext, sharded_state=lambda prefix: state, resident=SimpleNamespace(parts=parts)
+        )
+        return Engine.snapshot(engine, "policy")["m"].data  # type: ignore[no-any-return]
+
+    assert saved([]).data_ptr() == weights.data_ptr(), "memory.offload=[frozen] moves nothing of what is trained"
+    assert saved(["weights"]).data_ptr() != weights.data_ptr()

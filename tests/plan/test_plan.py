@@ -176,9 +176,10 @@ def test_pipelines_wait_and_hop_and_later_stages_keep_less():
     plan = plan_of(SEVEN_B, "parallel.pipeline=4", "parallel.tensor=2", "parallel.micro_batch_size=8", gpus=8)
     update = plan.cost["update_policy"]  # type: ignore[index]
     assert update.bubble > 0 and update.sent["pipeline"] > 0 and 0 < plan.bubble < 1
-    # While 3 of 16 micro-batches pass, a stage waits: for their arithmetic and for the sums in their layers.
+    # While 3 micro-batches pass, a stage waits: for their arithmetic and for the sums in their layers.
     scored = plan.cost["values"]  # type: ignore[index]
-    assert scored.compute < 16 / 3 * scored.bubble < scored.compute + scored.exchange
+    parts = len(plan.run.phases(plan.grid, longest=False)["values"][0].parts)
+    assert scored.compute < parts / 3 * scored.bubble < scored.compute + scored.exchange
     chunks = ["parallel.pipeline=4", "parallel.tensor=2", "parallel.micro_batch_size=8", "parallel.virtual_pipeline=2"]
     assert plan_of(SEVEN_B, *chunks).cost["values"].bubble == pytest.approx(scored.bubble / 2)  # type: ignore[index]
     kept = [p.kinds["activations"] for p in plan.memory.peaks if p.phase == "critic update"]

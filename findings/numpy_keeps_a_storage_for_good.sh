@@ -12,8 +12,8 @@
 #       np.asarray(t).sum()        the same error                                    the same error
 #       t[5:6].numpy().sum()       the same error                                    the same error
 # Why it matters: freeing storages in place is how weights leave a device and come back while tensors, views and the
-#   optimizer keep pointing at them (FSDP, offloading). One line that hands a weight to numpy ends that, elsewhere, later,
-#   and only on the CPU: on CUDA the values are copied to the host first.
+#   optimizer keep pointing at them (FSDP, offloading). One line that hands a weight to numpy ends that, later and
+#   elsewhere, and only on the CPU: from CUDA the values are copied to the host first.
 # Here: memory.offload moves bytes without numpy (FileCopy in gipo_mc/parallel/memory/movers.py), and a checkpoint of
 #   what may leave is made of copies (Engine.snapshot).
 # That the mark is set and stays was known before the script was written; that a single value is enough, and what FSDP2

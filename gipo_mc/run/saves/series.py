@@ -53,7 +53,11 @@ class Saves:
         with self._saving():
             on_main(self._folder.still_ours)
             self._open = None
-            open_one.finish()
+            try:
+                open_one.finish()
+            except BaseException:  # a rank that was lost meanwhile, too, or Ctrl-C: its writer is not to go on
+                open_one.abandon()
+                raise
             checkpoint.prune(
                 self._folder.checkpoints,
                 self._config.keep,

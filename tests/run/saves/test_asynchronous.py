@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from gipo_mc.errors import GipoError, StorageError
 from gipo_mc.parallel import runtime
 from gipo_mc.run import checkpoint
 from gipo_mc.run.folder import RunFolder
-from gipo_mc.run.saves import saving
+from gipo_mc.run.saves import saving, series
 from gipo_mc.run.saves.series import Saves
 from gipo_mc.run.session import Session
 from gipo_mc.supervised import sft
@@ -195,6 +196,23 @@ def test_a_writer_dies_with_its_rank_and_holds_nothing_of_it(tmp_path: Path) -> 
     files = (tmp_path / "files").read_text()
     assert "socket" not in files and "pipe" not in files and "lock" not in files and files.count("/dev/null") == 3
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == []
+
+
+def test_a_writer_is_ended_also_where_another_rank_was_lost_while_it_was_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def lost() -> Path:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(series, "on_main", lambda work: work())
+    saves, open_one = _saves(tmp_path, asynchronous=True), Mock(finish=lost, abandon=lambda: said.append("ended"))
+    saves._open = 1, open_one
+    with pytest.raises(RuntimeError):
+        saves.finish()
+    saves.abandon()
+    assert said == ["ended"]
 
 
 # ---------------------------------------------------------------------------------------------------------- in runs

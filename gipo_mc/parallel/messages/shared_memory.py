@@ -15,7 +15,7 @@ RuntimeError that says "Connection closed by peer", or "Timed out".
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -54,7 +54,7 @@ _Mail = Callable[[int], int]
 class _Waiting(dist.Work):
     """A collective or message that has begun; `end` brings it to its end, once."""
 
-    def __init__(self, end: Callable[[], None] | None) -> None:
+    def __init__(self, end: Callable[[], Any] | None) -> None:
         super().__init__()
         self._end = end
 
@@ -147,6 +147,7 @@ class MemoryGroup(dist.ProcessGroup):
 
     def _gather(self, outputs: list[Tensor], given: Tensor, opts: Any) -> Any:
         """outputs: of each rank, in its order; each as large as `given`."""
+        _check_sizes(outputs, given, self._ranks)
         own = given.contiguous()
         wholes = [part if part.is_contiguous() else torch.empty_like(own) for part in outputs]
 
@@ -175,6 +176,7 @@ class MemoryGroup(dist.ProcessGroup):
         found = _reduction([output], opts)
         if found is None or not (output.is_contiguous() and input.is_contiguous()):
             return self._gloo._reduce_scatter_base(output, input, opts)
+        _check_sizes(list(input.view(-1).chunk(self._ranks)), output, self._ranks)
         element, reduction = found
 
         def run() -> Iterator[None]:
@@ -277,7 +279,7 @@ class MemoryGroup(dist.ProcessGroup):
         """`run` begins, and stops once, where all that others wait for is done."""
         self._begun.wait()
         next(run, None)
-        work = _Waiting(lambda: _exhaust(run))
+        work = _Waiting(lambda: list(run))
         if getattr(opts, "asyncOp", False):
             self._begun = work
             return work
@@ -324,9 +326,11 @@ class MemoryGroup(dist.ProcessGroup):
         return any(mail is not but for queue in (*self._outgoing, *self._incoming) for mail in queue)
 
 
-def _exhaust(run: Iterator[None]) -> None:
-    for _ in run:
-        pass
+def _check_sizes(parts: Sequence[Tensor], one: Tensor, ranks: int) -> None:
+    """Raises ValueError unless there is one for each rank, as large as `one`: what follows knows addresses alone."""
+    if [(part.numel(), part.dtype) for part in parts] != [(one.numel(), one.dtype)] * ranks:
+        found = [list(part.shape) for part in parts]
+        raise ValueError(f"{ranks} ranks need {ranks} tensors like that of {list(one.shape)}, there are {found}.")
 
 
 def _after(number: int) -> int:

@@ -81,6 +81,14 @@ def _copies(rank: int, group: Any) -> None:
         for other in range(2, ranks):
             expected += _drawn(other + 10 * own, shape)
         _same(share, expected, shape)
+    for call in (
+        lambda: dist.all_gather([torch.empty(2)] * ranks, torch.ones(3), group=group),
+        lambda: dist.all_gather_into_tensor(torch.empty(3 * ranks - 1), torch.ones(3), group=group),
+        lambda: dist.all_gather([torch.empty(3, dtype=torch.float64)] * ranks, torch.ones(3), group=group),
+        lambda: dist.reduce_scatter_tensor(torch.empty(3), torch.ones(3 * ranks - 1), group=group),
+    ):
+        with pytest.raises((ValueError, RuntimeError)):  # and nothing is written where it does not belong
+            call()
     said: list[Any] = [None] * ranks
     dist.all_gather_object(said, {"rank": own}, group=group)
     assert said == [{"rank": other} for other in range(ranks)]

@@ -52,8 +52,12 @@ class Saves:
         step, open_one = self._open
         with self._saving():
             on_main(self._folder.still_ours)
-            open_one.finish()
-            self._open = None  # not before: at an error its writer is still to be ended
+            self._open = None
+            try:
+                open_one.finish()
+            except BaseException:  # a rank that was lost meanwhile, too, or Ctrl-C: its writer is not to go on
+                open_one.abandon()
+                raise
             checkpoint.prune(
                 self._folder.checkpoints,
                 self._config.keep,

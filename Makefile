@@ -18,9 +18,10 @@ ARGS ?=
 N ?= 200
 SEED ?=
 
-# A worker for each core; a file's tests stay on one, which makes their models and C++ programs once. ARGS="-n 0" takes
-# no workers, which is quicker for a few tests.
-WORKERS := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# Three workers for two cores, since many tests wait, and eight at most; a file's tests stay on one, which makes their
+# models and C++ programs once. ARGS="-n 0" takes no workers, which is quicker for a few tests.
+CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+WORKERS := -n $(shell n=$$(( $(CORES) * 3 / 2 )); echo $$(( n > 8 ? 8 : n ))) --dist loadfile --no-loadscope-reorder
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -65,7 +66,7 @@ venv: $(STAMP) ## the environment, with the native extension built (the others d
 demo: $(STAMP) ## SFT, reward model, PPO and GI-PPO on the built-in task, ending with a report (about 5 minutes)
 	@$(PYTHON) scripts/demo.py $(ARGS)
 
-test: $(STAMP) ## the tests (ten to fifteen minutes on two cores)
+test: $(STAMP) ## the tests (about twelve minutes on two cores)
 	@$(PYTHON) -m pytest $(WORKERS) $(ARGS)
 
 test-matrix: ## the tests on each Python of 3.11 and 3.12 that is here, with its versions; says what it leaves out

@@ -16,7 +16,7 @@ def check_layout(config: Config, world_size: int) -> int:
             f"{world_size} ranks: start a multiple of {tensor * pipeline} (torchrun --nproc-per-node), or lower one "
             "of the two"
         )
-    frozen = config.parallel.frozen_tensor or tensor, config.parallel.frozen_pipeline or pipeline
+    frozen = config.parallel.frozen_sizes
     if frozen != (tensor, pipeline) and world_size % (frozen[0] * frozen[1]):
         problems.append(
             f"frozen models on parallel.frozen_tensor={frozen[0]} x parallel.frozen_pipeline={frozen[1]} = "

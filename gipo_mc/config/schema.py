@@ -83,9 +83,10 @@ class ParallelConfig(Section):
         description="sum gradients and gather weights during the passes; auto: on CUDA, with distributed_optimizer",
     )
 
-    def without_frozen(self) -> ParallelConfig:
-        """For a command that has no frozen models, or one that reads nothing of their layout."""
-        return self.model_copy(update={"frozen_tensor": 0, "frozen_pipeline": 0})
+    @property
+    def frozen_sizes(self) -> tuple[int, int]:
+        """(tensor, pipeline) of frozen models."""
+        return self.frozen_tensor or self.tensor, self.frozen_pipeline or self.pipeline
 
     @field_validator("distributed_optimizer", "overlap", mode="before")
     @classmethod

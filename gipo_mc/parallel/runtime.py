@@ -55,6 +55,8 @@ def initialize(
     parallel: ParallelConfig,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     same: Mapping[str, object] | None = None,
+    *,
+    frozen: bool = False,
 ) -> Layout:
     """Join the process group, build Megatron's groups, and say where this rank stands.
 
@@ -63,6 +65,7 @@ def initialize(
     checked before (`gipo_mc.config.check_layout`).
 
     same: what has to be the same on all hosts, where there are several, by name; versions and code are in any case.
+    frozen: there are frozen models, whose layout may be one beside this (`Layout.of_frozen`).
     Raises the errors of `nodes.greeting.greet`, and PeerError where ranks do not reach each other.
     """
     kind = resolve_device(device)
@@ -79,21 +82,26 @@ def initialize(
         cpu_adapter.apply()
     if not dist.is_initialized():
         _join(kind, parallel, {"device": kind, **(same or {})})
+    layout = _own_layout(parallel, place)
+    return _with_frozen(layout, parallel) if frozen else layout
+
+
+def _own_layout(parallel: ParallelConfig, place: torch.device) -> Layout:
     sizes = (parallel.tensor, parallel.pipeline)
     if parallel_state.model_parallel_is_initialized():
         # A command may run several trainings one after the other on the same ranks.
         now = current_layout(parallel, place)
         if (now.tensor, now.pipeline) == sizes:
-            return _with_frozen(now, parallel)
+            return now
         parallel_state.destroy_model_parallel()
     _make_groups(*sizes, parallel.timeout_minutes)
     tensor_parallel.model_parallel_cuda_manual_seed(_TRACKER_SEED)
-    return _with_frozen(current_layout(parallel, place), parallel)
+    return current_layout(parallel, place)
 
 
 def _with_frozen(layout: Layout, parallel: ParallelConfig) -> Layout:
     """The layout, with one beside it where frozen models have another (parallel.frozen_tensor, .frozen_pipeline)."""
-    sizes = (parallel.frozen_tensor or parallel.tensor, parallel.frozen_pipeline or parallel.pipeline)
+    sizes = parallel.frozen_sizes
     if sizes == (layout.tensor, layout.pipeline):
         return layout
     groups = _groups_beside.setdefault(sizes, Groups())

@@ -324,9 +324,9 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
     with listening(), ExitStack() as at_the_end:
         at_the_end.callback(lambda: folder.close())  # of the folder that `take` opens
         with refusal_noted(lambda: RunFolder(folder.path, command)):
-            beside = "parallel.frozen_tensor" in read_by(command)
-            parallel = config.parallel if beside else config.parallel.without_frozen()
-            layout = runtime.initialize(parallel, config.device, values(config) | {"kernels": describe_build()})
+            same = values(config) | {"kernels": describe_build()}
+            frozen = "parallel.frozen_tensor" in read_by(command)
+            layout = runtime.initialize(config.parallel, config.device, same, frozen=frozen)
             on_main(take)
             check_shared(folder.path)
         dtype = runtime.resolve_dtype(config.dtype, layout.device)

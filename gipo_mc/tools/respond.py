@@ -52,7 +52,7 @@ def respond(
         raise ConfigError(
             "No model is named: add model.policy=FOLDER, a Hugging Face folder, a run or one of a run's checkpoints."
         )
-    layout = runtime.initialize(config.parallel.without_frozen(), config.device)
+    layout = runtime.initialize(config.parallel, config.device)
     source = resolve(config.model.policy, "model.policy", together=True)
     tell = tell if layout.is_main else None
     named = config.model.tokenizer or str(source.folder)

@@ -45,15 +45,16 @@ def _groups(rank: int) -> Any:
         return [gather_in_rank_order(me, group).tolist() for group in groups]
 
     config = ParallelConfig(timeout_minutes=1, tensor=2, sequence=True, frozen_tensor=1, frozen_pipeline=2)
-    layout = runtime.initialize(config, "cpu")
+    layout = runtime.initialize(config, "cpu", frozen=True)
     frozen = layout.of_frozen
     answers = [found()]
     with frozen.active(), frozen.active():
         answers.append(found())
         stage = parallel_state.get_pipeline_model_parallel_rank()
     answers.append(found())
-    again = runtime.initialize(config, "cpu").of_frozen
-    alike = runtime.initialize(ParallelConfig(timeout_minutes=1, tensor=2, frozen_tensor=2), "cpu")
+    again = runtime.initialize(config, "cpu", frozen=True).of_frozen
+    assert runtime.initialize(config, "cpu").beside is None, "of a command without frozen models"
+    alike = runtime.initialize(ParallelConfig(timeout_minutes=1, tensor=2, frozen_tensor=2), "cpu", frozen=True)
     return _sizes(layout), _sizes(frozen), frozen.sequence, stage, answers, again.groups is frozen.groups, alike.beside
 
 

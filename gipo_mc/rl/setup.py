@@ -26,7 +26,7 @@ from gipo_mc.presets import PRESETS
 from gipo_mc.rl.rewards import FunctionReward, ModelReward, Reward, is_function, load_function
 from gipo_mc.rl.rollout import limits_of, longest_sequence
 from gipo_mc.rl.scoring import Models
-from gipo_mc.run.model_sources import NO_BUILTIN, ModelSource
+from gipo_mc.run.model_sources import NO_BUILTIN, ModelSource, check_fits
 from gipo_mc.run.session import Session
 
 
@@ -150,7 +150,7 @@ def _find_sources(session: Session) -> _Sources:
     longest = longest_sequence(config)
     layout = session.layout
     for source, own in ((policy, layout), (reference, layout.of_frozen), (critic, layout)):
-        source.shape.check(*own.model_sizes, sequence_length=longest, tokenizer_size=0)
+        check_fits(source, own, sequence_length=longest)
     return _Sources(policy, reference, critic, tokenizer)
 
 
@@ -225,8 +225,7 @@ def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenize
     config, source = session.config, session.source(name, key)
     own = session.tokenizer(source)
     if same_tokens(own, tokenizer):
-        longest = longest_sequence(config)
-        source.shape.check(*session.layout.of_frozen.model_sizes, sequence_length=longest)
+        check_fits(source, session.layout.of_frozen, sequence_length=longest_sequence(config))
     data = config.data
     engine = session.load(source, "reward", key=key)
     return ModelReward(engine, own, tokenizer, config.parallel, data.chat_template, data, config.rollout.stop)

@@ -182,6 +182,19 @@ def no_folder(name: str, key: str) -> ConfigError:
     return ConfigError(f"{key}={name}: there is no such folder.")
 
 
+def check_fits(source: ModelSource, layout: Layout, *, sequence_length: int = 0) -> None:
+    """`ModelShape.check`; of frozen models in a layout of their own the error names the options that they have."""
+    try:
+        source.shape.check(*layout.model_sizes, sequence_length=sequence_length)
+    except ConfigError as error:
+        if layout.groups is None:
+            raise
+        raise ConfigError(
+            f"{source.name} on parallel.frozen_tensor x parallel.frozen_pipeline ranks, 0 meaning as the others: "
+            f"{error}"
+        ) from error
+
+
 def load_model(
     source: ModelSource,
     layout: Layout,
@@ -200,14 +213,7 @@ def load_model(
     A critic takes the reward head of a reward model as its value head. `empty`: do not read the source, the caller
     fills the model. Raises CheckpointError where tensors are missing or of another shape.
     """
-    if layout.groups is not None:
-        try:
-            source.shape.check(*layout.model_sizes)
-        except ConfigError as error:
-            raise ConfigError(
-                f"{source.name} on parallel.frozen_tensor x parallel.frozen_pipeline ranks, 0 meaning as the others: "
-                f"{error}"
-            ) from error
+    check_fits(source, layout)
     with layout.active():
         model = build_model(
             source.shape_for(head),

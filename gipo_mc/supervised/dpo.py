@@ -26,7 +26,7 @@ from gipo_mc.errors import ConfigError, NumericsError
 from gipo_mc.models.micro_batch import MicroBatch
 from gipo_mc.models.readout import response_statistics
 from gipo_mc.parallel.engine import Engine, LastStage, Outputs
-from gipo_mc.run.model_sources import ModelSource
+from gipo_mc.run.model_sources import ModelSource, check_fits
 from gipo_mc.run.session import Session
 from gipo_mc.supervised.group_dpo import GroupDPOTask
 from gipo_mc.supervised.loop import Task, forward, held_out_rows, train_supervised, training_rows
@@ -62,7 +62,7 @@ class DPOTask(Task):
         if not self._starts_as_reference:
             _check_reads_the_same(source, tokenizer, config)
             session.tokenizer(source, config.model.tokenizer or str(policy.folder))
-        source.shape.check(*session.layout.of_frozen.model_sizes, sequence_length=config.data.sequence_length)
+        check_fits(source, session.layout.of_frozen, sequence_length=config.data.sequence_length)
         self.pairs = Pairs(session, tokenizer)
         self.train_size, self.held_out_size = self.pairs.train_size, self.pairs.held_out_size
         self._reference_name = source.name

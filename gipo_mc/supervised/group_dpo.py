@@ -22,7 +22,7 @@ from gipo_mc.errors import CheckpointError, ConfigError
 from gipo_mc.models.micro_batch import MicroBatch
 from gipo_mc.models.readout import group_probabilities
 from gipo_mc.parallel.engine import Engine, LastStage, Outputs
-from gipo_mc.run.model_sources import classifier_of
+from gipo_mc.run.model_sources import check_fits, classifier_of
 from gipo_mc.run.session import Session
 from gipo_mc.supervised.loop import Task, forward
 from gipo_mc.supervised.pairs import Pairs
@@ -167,6 +167,6 @@ def _load_classifier(session: Session, tokenizer: PreTrainedTokenizerBase) -> tu
     source, settings = found
     if not same_tokens(session.tokenizer(source, config.model.tokenizer), tokenizer):
         raise ConfigError(f"dpo.group_model={name} has another tokenizer than the policy: it cannot read the pairs.")
-    source.shape.check(*session.layout.of_frozen.model_sizes, sequence_length=config.data.sequence_length)
+    check_fits(source, session.layout.of_frozen, sequence_length=config.data.sequence_length)
     head = {"groups": settings.groups, "group_head": settings.group_head}
     return session.load(source, "critic", key="dpo.group_model", **head), settings  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from gipo_mc.parallel.collectives import gather_in_rank_order
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.megatron.second_layout import Groups
 from gipo_mc.rl import gi_ppo
-from gipo_mc.run.model_sources import ModelSource, load_model
+from gipo_mc.run.model_sources import ModelSource, check_fits, load_model
 from gipo_mc.supervised import dpo, reward_model
 from tests.ranks import run_ranks
 from tests.runs import read_metrics, rl_config, save_models
@@ -106,8 +106,11 @@ def test_a_model_that_does_not_fit_its_layout_is_refused_by_the_options_that_it_
     models = save_models(tmp_path)
     source = ModelSource("models/r", "hf", Path(models["reward"]))
     layout = Layout(3, 0, 3, 1, 1, 0, 0, 0, False, torch.device("cpu"), groups=Groups())
-    with pytest.raises(ConfigError, match=r"models/r on parallel\.frozen_tensor x parallel\.frozen_pipeline ranks"):
+    said = r"models/r on parallel\.frozen_tensor x parallel\.frozen_pipeline ranks"
+    with pytest.raises(ConfigError, match=said):
         load_model(source, layout, head="reward", dtype=torch.float32, trainable=False, seed=1)
+    with pytest.raises(ConfigError, match=said):  # before it is loaded, with the length of its rows
+        check_fits(source, layout, sequence_length=8)
 
 
 def test_sizes_that_do_not_divide_the_ranks_are_refused() -> None:

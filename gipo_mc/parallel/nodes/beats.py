@@ -26,7 +26,7 @@ class Beats:
     def __init__(self, store: dist.Store, now: float) -> None:
         """store: of the thread that calls `look`. now: the monotonic clock, in seconds."""
         self._store, self._silence = store, news.silence()
-        self._name = f"beats/{next(_watches)}"
+        self._name, self._host = f"beats/{next(_watches)}", host_key()
         self._due = 0.0
         self._seen, self._seen_at = "", now
         self._next = self._neighbour() if self._silence else None
@@ -46,7 +46,7 @@ class Beats:
         if now < self._due:
             return ""
         self._due = now + self._silence / 10
-        news.count_up(f"{self._name}/{host_key()}", self._store)
+        news.count_up(f"{self._name}/{self._host}", self._store)
         if self._next is None:
             return ""
         beat = news.read(f"{self._name}/{self._next.key}", self._store)
@@ -65,7 +65,7 @@ class Beats:
     def leave(self) -> None:
         """This host's ranks end their run: their silence means nothing from here on."""
         if self._silence:
-            news.count_up(f"{self._name}/left/{host_key()}", self._store)
+            news.count_up(f"{self._name}/left/{self._host}", self._store)
 
     def _neighbour(self) -> Host | None:
         """The host that this rank looks after."""
@@ -73,4 +73,4 @@ class Beats:
             return None
         others = hosts()
         keys = [host.key for host in others]
-        return others[(keys.index(host_key()) + 1) % len(others)] if len(others) > 1 else None
+        return others[(keys.index(self._host) + 1) % len(others)] if len(others) > 1 else None

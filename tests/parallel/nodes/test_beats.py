@@ -25,23 +25,13 @@ def host(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(greeting, "_hosts", HOSTS)
     store = dist.HashStore()
 
-    class Of:
-        def __init__(self, number: int) -> None:
-            self.key = HOSTS[number].key
-            with monkeypatch.context() as patch:
-                patch.setattr(beats, "host_key", lambda: self.key)
-                patch.setattr(beats, "_watches", iter([0]))
-                self.beats = Beats(store, 0.0)
+    def made(number: int) -> Beats:
+        with monkeypatch.context() as patch:
+            patch.setattr(beats, "host_key", lambda: HOSTS[number].key)
+            patch.setattr(beats, "_watches", iter([0]))
+            return Beats(store, 0.0)
 
-        def look(self, now: float) -> str:
-            monkeypatch.setattr(beats, "host_key", lambda: self.key)
-            return self.beats.look(now)
-
-        def leave(self) -> None:
-            monkeypatch.setattr(beats, "host_key", lambda: self.key)
-            self.beats.leave()
-
-    return Of
+    return made
 
 
 def test_a_silent_host_is_noticed_by_the_one_before_it(host) -> None:
@@ -77,7 +67,7 @@ class Silent:
 
 def test_a_host_that_is_cut_off_notices_it_and_asks_no_more(host, monkeypatch: pytest.MonkeyPatch) -> None:
     one, store = host(0), Silent()
-    one.beats._store = store
+    one._store = store
     monkeypatch.setattr(news, "_limit", 0.1)
     begin = time.monotonic()
     assert one.look(0.2) == "" and time.monotonic() - begin < 5
@@ -89,6 +79,6 @@ def test_a_host_that_is_cut_off_notices_it_and_asks_no_more(host, monkeypatch: p
 def test_silence_off_asks_nothing(host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(news, "_silence", 0.0)
     one = host(0)
-    one.beats._store = None
+    one._store = None
     assert one.look(1000.0) == ""
     one.leave()

@@ -29,7 +29,7 @@ def _put(values: _Globals) -> None:
 
 
 #: Before any group was made: this module is imported before `runtime` makes the first ones.
-_NONE = copy.copy(_taken())
+_NONE = {name: copy.copy(value) for name, value in _taken().items()}  # a container may be filled where it is
 
 
 class Groups:

@@ -100,7 +100,7 @@ class MemoryGroup(dist.ProcessGroup):
         if found is None:
             return self._gloo.allreduce(tensors, opts)
         (tensor,), (element, reduction) = tensors, found
-        whole = tensor if tensor.is_contiguous() else tensor.contiguous()
+        whole = tensor.contiguous()  # itself, where it is
 
         def run() -> Iterator[None]:
             size = whole.element_size()
@@ -122,7 +122,7 @@ class MemoryGroup(dist.ProcessGroup):
 
     def broadcast(self, tensors: list[Tensor], opts: Any) -> Any:  # type: ignore[override]
         (tensor,), root = tensors, opts.rootRank
-        whole = tensor if tensor.is_contiguous() else tensor.contiguous()
+        whole = tensor.contiguous()
 
         def run() -> Iterator[None]:
             for begin, length in self._pieces(whole.nbytes, self._room.piece):

@@ -167,7 +167,7 @@ def refused(
     *,
     own: Sequence[str] = (),
     options: Sequence[str] = (),
-    prepare: Callable[[Hosts], None] | None = None,
+    prepare: Callable[[Hosts], object] | None = None,
     environment: dict[str, str] | None = None,
     meet: Sequence[str] = MEET,
     on: Sequence[int] | None = None,
@@ -198,9 +198,9 @@ def _last(log: Path) -> str:
     return lines[-1][:300] if lines else ""
 
 
-def _hide(path: Path) -> Callable[[Hosts], None]:
+def _hide(path: Path) -> Callable[[Hosts], object]:
     """On host 2 the folder is empty."""
-    return lambda made: (made[1].run(f"mount -t tmpfs none {path}"), None)[1]
+    return lambda made: made[1].run(f"mount -t tmpfs none {path}")
 
 
 def _other_code(made: Hosts) -> None:

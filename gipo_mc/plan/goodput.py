@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gipo_mc.errors import ConfigError
 from gipo_mc.plan.hardware import DISK, OURS, Hardware, Program
@@ -124,15 +124,8 @@ def _scaled(plan: Plan, run: Run, first: Scaled | None, failure_hours: float, re
 
 def _grown(run: Run, factor: int) -> Run:
     config = run.config
-    return replace(
-        run,
-        config=config.model_copy(
-            update={
-                "rollout": config.rollout.model_copy(update={"batch_size": config.rollout.batch_size * factor}),
-                "algorithm": config.algorithm.model_copy(
-                    update={"mini_batch_size": config.algorithm.mini_batch_size * factor}
-                ),
-                "train": config.train.model_copy(update={"batch_size": config.train.batch_size * factor}),
-            }
-        ),
-    )
+    return run.changed({
+        "rollout.batch_size": config.rollout.batch_size * factor,
+        "algorithm.mini_batch_size": config.algorithm.mini_batch_size * factor,
+        "train.batch_size": config.train.batch_size * factor,
+    })  # fmt: skip

@@ -96,15 +96,13 @@ def _alone(plan: Plan, trained: bool) -> Plan:
     """The trained or the frozen models of a plan, in their layout and as if there were no other. Peaks of memory are
     those of the stages of the trained ones, all models counted."""
     grid = replace(plan.grid.of(trained), frozen=(0, 0))
-    sizes = {
-        "tensor": grid.tensor, "pipeline": grid.pipeline, "sequence": grid.sequence, "virtual_pipeline": grid.virtual,
-        "frozen_tensor": 0, "frozen_pipeline": 0,
-    }  # fmt: skip
-    config = plan.run.config
-    config = config.model_copy(update={"parallel": config.parallel.model_copy(update=sizes)})
+    run = plan.run.changed({
+        "parallel.tensor": grid.tensor, "parallel.pipeline": grid.pipeline, "parallel.sequence": grid.sequence,
+        "parallel.virtual_pipeline": grid.virtual, "parallel.frozen_tensor": 0, "parallel.frozen_pipeline": 0,
+    })  # fmt: skip
     roles = tuple(role for role in plan.run.roles if role.trained is trained)
     memory = plan.memory if trained else replace(plan.memory, peaks=[])
-    return replace(plan, grid=grid, run=replace(plan.run, config=config, roles=roles), memory=memory)
+    return replace(plan, grid=grid, run=replace(run, roles=roles), memory=memory)
 
 
 def _rehearsed(plan: Plan, phases: dict[str, list[Pass]]) -> Rehearsal:

@@ -50,6 +50,11 @@ class Plan:
         return sum(one.seconds for name, one in (self.cost or {}).items() if name not in ("save", *self._once))
 
     @property
+    def rate(self) -> float:
+        """Tokens a second and GPU, prompts counted, while an iteration takes `seconds`."""
+        return self.run.batch * self.run.lengths.usual / self.seconds / self.grid.world
+
+    @property
     def _once(self) -> tuple[str, ...]:
         return () if self.run.command == "train_gi_ppo" else ("reference_logprob",)
 

@@ -202,8 +202,7 @@ def _kv_cache(model: StageModel, plan: Plan) -> int:
     if plan.run.config.rollout.engine != "megatron":
         return 0
     longest = plan.run.lengths.longest
-    rows = -(-plan.run.config.rollout.batch_size // plan.grid.data)
-    slots = min(plan.run.config.rollout.slots or rows, rows)
+    _, slots = plan.run.generated(plan.grid)
     pages = slots * -(-longest // PAGE)
     if plan.memory.cache_limit != float("inf"):
         pages = min(pages, page_budget(Limits(kv_cache_gib=plan.memory.cache_limit / 2**30), model, longest))

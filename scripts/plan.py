@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from gipo_mc.errors import ConfigError, GipoError
 from gipo_mc.plan.arguments import add_run, chosen_run
-from gipo_mc.run.arguments import Parser, number, say_error
+from gipo_mc.run.arguments import Parser, number, real, say_error
 
 if TYPE_CHECKING:
     from gipo_mc.plan.hardware import Hardware
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 #: Of layouts that --search shows.
 SHOWN = 12
+_POSITIVE = real(lambda value: 0 < value < math.inf, "number above 0")
+_SHARE = real(lambda value: 0 < value <= 1, "share above 0 and up to 1")
+_MILLISECONDS = real(lambda value: 0 <= value <= 1e6, "number of milliseconds from 0 to 1,000,000")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,13 +38,13 @@ def main(argv: list[str] | None = None) -> int:
     add_run(parser, most_gpus=2**20, of_cpu="no times")
     parser.add_argument("--prompt", type=number(1, 2**20), default=0, help="usual prompt tokens, for times [the most]")
     parser.add_argument("--response", type=number(1, 2**20), default=0, help="usual response tokens [the most]")
-    parser.add_argument("--utilisation", type=_share, help="share of the bf16 peak that is reached [0.4]")
+    parser.add_argument("--utilisation", type=_SHARE, help="share of the bf16 peak that is reached [0.4]")
     parser.add_argument(
-        "--layer-ms", type=_milliseconds, default=0.0, metavar="MS",
+        "--layer-ms", type=_MILLISECONDS, default=0.0, metavar="MS",
         help="ms that a layer takes in each way of a pass, beside the arithmetic [0]",
     )  # fmt: skip
     parser.add_argument(
-        "--row-ms", type=_milliseconds, default=0.0, metavar="MS",
+        "--row-ms", type=_MILLISECONDS, default=0.0, metavar="MS",
         help="ms of the host for a row of a decoding step [0]",
     )  # fmt: skip
     parser.add_argument("--search", action="store_true", help="rank the layouts of these ranks by time")
@@ -51,10 +54,10 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--grow-batch", action="store_true", help="with --scale-to: batches grow with the GPUs")
     parser.add_argument(
-        "--failure-hours", type=_positive, default=None, help="hours of one GPU between failures of a job [50,677]"
+        "--failure-hours", type=_POSITIVE, default=None, help="hours of one GPU between failures of a job [50,677]"
     )
     parser.add_argument(
-        "--restart-seconds", type=_positive, default=None, help="from a failure until the checkpoint is read [300]"
+        "--restart-seconds", type=_POSITIVE, default=None, help="from a failure until the checkpoint is read [300]"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_intermixed_args(argv)
@@ -106,36 +109,6 @@ def _scale(options: argparse.Namespace, run: Run, device: Hardware, share: dict[
     )  # fmt: skip
     print(json.dumps(scale_json(found), indent=2) if options.json else scale_text(found, hours, restart))
     return 0
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number above 0")
-    return value
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no share above 0 and up to 1")
-    return value
-
-
-def _milliseconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of milliseconds from 0 to 1,000,000")
-    return value
 
 
 if __name__ == "__main__":

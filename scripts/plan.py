@@ -18,9 +18,9 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from gipo_mc.config import load_config
 from gipo_mc.errors import ConfigError, GipoError
-from gipo_mc.run.arguments import Parser, name, number, say_error
+from gipo_mc.plan.arguments import add_run, chosen_run
+from gipo_mc.run.arguments import Parser, number, real, say_error
 
 if TYPE_CHECKING:
     from gipo_mc.plan.hardware import Hardware
@@ -28,27 +28,23 @@ if TYPE_CHECKING:
 
 #: Of layouts that --search shows.
 SHOWN = 12
+_POSITIVE = real(lambda value: 0 < value < math.inf, "number above 0")
+_SHARE = real(lambda value: 0 < value <= 1, "share above 0 and up to 1")
+_MILLISECONDS = real(lambda value: 0 <= value <= 1e6, "number of milliseconds from 0 to 1,000,000")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
-    parser.add_argument("--config", type=name, metavar="FILE", required=True, help="YAML file of the run")
-    parser.add_argument("--gpus", type=number(1, 2**20), default=8, help="ranks, one on each GPU [8]")
-    parser.add_argument("--gpu", default="h100", help="a100, h100, h200, b200, or cpu (no times) [h100]")
-    parser.add_argument("--gpus-per-node", type=number(1, 1024), default=8, help="GPUs of one machine [8]")
-    parser.add_argument(
-        "--command", default="", help="train_gi_ppo, train_sft, train_reward or train_dpo [by the data]"
-    )
-    parser.add_argument("--shape", default="", help="config.json, folder or published name of all models [their own]")
+    add_run(parser, most_gpus=2**20, of_cpu="no times")
     parser.add_argument("--prompt", type=number(1, 2**20), default=0, help="usual prompt tokens, for times [the most]")
     parser.add_argument("--response", type=number(1, 2**20), default=0, help="usual response tokens [the most]")
-    parser.add_argument("--utilisation", type=_share, help="share of the bf16 peak that is reached [0.4]")
+    parser.add_argument("--utilisation", type=_SHARE, help="share of the bf16 peak that is reached [0.4]")
     parser.add_argument(
-        "--layer-ms", type=_milliseconds, default=0.0, metavar="MS",
+        "--layer-ms", type=_MILLISECONDS, default=0.0, metavar="MS",
         help="ms that a layer takes in each way of a pass, beside the arithmetic [0]",
     )  # fmt: skip
     parser.add_argument(
-        "--row-ms", type=_milliseconds, default=0.0, metavar="MS",
+        "--row-ms", type=_MILLISECONDS, default=0.0, metavar="MS",
         help="ms of the host for a row of a decoding step [0]",
     )  # fmt: skip
     parser.add_argument("--search", action="store_true", help="rank the layouts of these ranks by time")
@@ -58,13 +54,12 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--grow-batch", action="store_true", help="with --scale-to: batches grow with the GPUs")
     parser.add_argument(
-        "--failure-hours", type=_positive, default=None, help="hours of one GPU between failures of a job [50,677]"
+        "--failure-hours", type=_POSITIVE, default=None, help="hours of one GPU between failures of a job [50,677]"
     )
     parser.add_argument(
-        "--restart-seconds", type=_positive, default=None, help="from a failure until the checkpoint is read [300]"
+        "--restart-seconds", type=_POSITIVE, default=None, help="from a failure until the checkpoint is read [300]"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override an option")
     options = parser.parse_intermixed_args(argv)
     try:
         return _plan(options)
@@ -73,16 +68,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from gipo_mc.plan.hardware import OURS, UTILISATION, hardware
+    from gipo_mc.plan.hardware import OURS, UTILISATION
     from gipo_mc.plan.plan import make_plan, nearest_change, search
-    from gipo_mc.plan.run import COMMANDS, read_run
+    from gipo_mc.plan.run import read_run
     from gipo_mc.plan.show import as_json, as_text, search_text
 
-    if options.command and options.command not in COMMANDS:
-        raise ConfigError(f"--command {options.command} is no trainer: write one of {', '.join(COMMANDS)}.")
-    device, config = hardware(options.gpu), load_config(options.config, options.overrides)
+    config, command, device = chosen_run(options)
     run = read_run(
-        config, options.command, config_file=options.config, shape=options.shape, prompt=options.prompt,
+        config, command, config_file=options.config, shape=options.shape, prompt=options.prompt,
         response=options.response,
     )  # fmt: skip
     program = replace(OURS, layer=options.layer_ms / 1e3, row=options.row_ms / 1e3)
@@ -116,36 +109,6 @@ def _scale(options: argparse.Namespace, run: Run, device: Hardware, share: dict[
     )  # fmt: skip
     print(json.dumps(scale_json(found), indent=2) if options.json else scale_text(found, hours, restart))
     return 0
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number above 0")
-    return value
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no share above 0 and up to 1")
-    return value
-
-
-def _milliseconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of milliseconds from 0 to 1,000,000")
-    return value
 
 
 if __name__ == "__main__":

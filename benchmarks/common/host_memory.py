@@ -1,4 +1,4 @@
-"""Peaks of host memory over several processes, pages that they share counted once. Linux."""
+"""Host memory: of this process, and its peaks over several, pages that they share counted once. Linux."""
 
 from __future__ import annotations
 
@@ -49,3 +49,9 @@ def proportional(pid: int) -> int:
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
     return 0
+
+
+def resident_bytes(what: str) -> int:
+    """Of this process: "VmRSS", now; "VmHWM", the highest since it began or its peak was cleared."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))

@@ -46,11 +46,11 @@ def steps(options: argparse.Namespace, gpu: dict[str, Any], work: Path) -> list[
         _build(device, gpu),
         Step("doctor", [doctor], 60, read_doctor),
         Step("cuda_tests", [[*pytest, "-m", "gpu", "tests/ops", "tests/generation", "tests/models"]], 120, read_pytest),
-        _execution(options, work / "execution.json"),
+        _own(options, "execution", 60, work),
         *_small_cases(device),
         *_trainings(device, work / "runs"),
-        _decode(options, work / "decode.json"),
-        _offload(options, work / "offload.json"),
+        _own(options, "decode", 120, work),
+        _own(options, "offload", 100, work),
         _benchmark(options, work / "kernels.json"),
         _sampling(options, work / "sampling.json"),
         Step("cpp_tests", [[*pytest, "tests/csrc"]], 180, read_pytest),
@@ -98,25 +98,12 @@ def _trainings(device: str, runs: Path) -> list[Step]:
     ]
 
 
-def _execution(options: argparse.Namespace, figures: Path) -> Step:
-    """TransformerEngine, FP8, recomputation, overlap and float32 logits, each beside the plain way."""
-    command = [sys.executable, "benchmarks/gpu/execution.py", "--device", options.device, "--out", str(figures)]
+def _own(options: argparse.Namespace, name: str, limit: float, work: Path) -> Step:
+    """A program of this folder, which says itself what it measures."""
+    figures = work / f"{name}.json"
+    command = [sys.executable, f"benchmarks/gpu/{name}.py", "--device", options.device, "--out", str(figures)]
     command += ["--tiny"] if options.quick else []
-    return Step("execution", [command], 60, lambda _: {"record": json.loads(figures.read_text())})
-
-
-def _decode(options: argparse.Namespace, figures: Path) -> Step:
-    """Generation of a Llama of 1B beside transformers'."""
-    command = [sys.executable, "benchmarks/gpu/decode.py", "--device", options.device, "--out", str(figures)]
-    command += ["--tiny"] if options.quick else []
-    return Step("decode", [command], 120, lambda _: {"record": json.loads(figures.read_text())})
-
-
-def _offload(options: argparse.Namespace, figures: Path) -> Step:
-    """Peak memory and time of an iteration with memory.offload and without; fails where a result differs."""
-    command = [sys.executable, "benchmarks/gpu/offload.py", "--device", options.device, "--out", str(figures)]
-    command += ["--tiny"] if options.quick else []
-    return Step("offload", [command], 100, lambda _: {"record": json.loads(figures.read_text())})
+    return Step(name, [command], limit, lambda _: {"record": json.loads(figures.read_text())})
 
 
 def _benchmark(options: argparse.Namespace, figures: Path) -> Step:

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks/ is n
 
 import torch
 
+from benchmarks.common.host_memory import resident_bytes
 from benchmarks.common.machine import describe_machine, show_machine
 from benchmarks.common.record import write
 
@@ -172,16 +173,11 @@ class Memory:
         # Give back what the first step left free, and forget its peak.
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-        self.before = self._status("VmRSS")
+        self.before = resident_bytes("VmRSS")
 
     def result(self) -> dict[str, int]:
-        peak = torch.cuda.max_memory_allocated() if self.cuda else self._status("VmHWM")
+        peak = torch.cuda.max_memory_allocated() if self.cuda else resident_bytes("VmHWM")
         return {"before_bytes": self.before, "peak_bytes": peak, "step_bytes": peak - self.before}
-
-    @staticmethod
-    def _status(name: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def sft_step(options: argparse.Namespace) -> Callable[[], dict[str, float]]:

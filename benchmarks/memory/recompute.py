@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +25,9 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.common.documents import insert  # noqa: E402
+from benchmarks.common.host_memory import resident_bytes  # noqa: E402
 from benchmarks.common.machine import describe_machine, show_machine  # noqa: E402
+from benchmarks.common.processes import run_again  # noqa: E402
 from benchmarks.common.record import write  # noqa: E402
 from benchmarks.planning.peaks import Held  # noqa: E402
 from gipo_mc.config import OptimizerConfig, ParallelConfig  # noqa: E402
@@ -105,24 +105,19 @@ def grown(options: argparse.Namespace) -> int:
     """Bytes by which this process grows at the peak of the passes."""
     step = Step(options.worker, options, runtime.initialize(ParallelConfig(), "cpu"))
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = _status("VmRSS")
+    before = resident_bytes("VmRSS")
     step.passes()
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+    return resident_bytes("VmHWM") - before
 
 
 def resident(options: argparse.Namespace, way: str) -> int:
     """`grown` in a process of its own."""
-    command = [sys.executable, __file__, "--worker", way, "--layers", str(options.layers)]
-    command += ["--hidden", str(options.hidden)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(options.threads)}
+    arguments = ["--worker", way, "--layers", str(options.layers), "--hidden", str(options.hidden)]
     # Else glibc keeps what is freed, and the peak is that of an arena.
-    environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    output = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
+    output = run_again(
+        __file__, arguments, OMP_NUM_THREADS=str(options.threads),
+        MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536",
+    )  # fmt: skip
     return int(json.loads(output.splitlines()[-1]))
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import weakref
@@ -32,6 +31,7 @@ from torch.utils._pytree import tree_leaves  # noqa: E402
 
 from benchmarks.common.documents import insert  # noqa: E402
 from benchmarks.common.machine import describe_machine  # noqa: E402
+from benchmarks.common.processes import run_again  # noqa: E402
 from benchmarks.common.record import write  # noqa: E402
 from gipo_mc.config import Config, load_config  # noqa: E402
 from gipo_mc.plan.hardware import hardware  # noqa: E402
@@ -181,10 +181,7 @@ def peaks_of(config: Config) -> dict[str, int]:
 def measure(folder: Path, layout: str) -> list[dict[str, int]]:
     """The ranks' peaks of a real run."""
     ranks = (LAYOUTS | TRADES)[layout][1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command += [__file__, "--worker", layout, "--folder", str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    run_again(__file__, ["--worker", layout, "--folder", str(folder)], ranks=ranks)
     return [json.loads((folder / f"peaks-{layout}-{rank}.json").read_text()) for rank in range(ranks)]
 
 

@@ -15,7 +15,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common.documents import insert  # noqa: E402
 from benchmarks.common.machine import describe_machine  # noqa: E402
+from benchmarks.common.processes import run_again  # noqa: E402
 from benchmarks.common.record import write  # noqa: E402
 
 #: The record and the page that shows it.
@@ -122,16 +122,11 @@ def measure(work: Work) -> dict[str, dict[str, float]]:
         _start(folder, work, memory=False)
         lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()][1:]
         seconds = {phase: statistics.median(line[f"time/{phase}"] for line in lines) for phase in PHASES}
-        _start(replace_run(folder), work, memory=True)
+        (folder / "run").rename(folder / "timed")  # the next begins anew
+        _start(folder, work, memory=True)
         ranks = [json.loads(path.read_text()) for path in folder.glob("memory-*.json")]
     most = {phase: max(rank.get(phase, 0) for rank in ranks) for phase in PHASES}
     return {phase: {"seconds": seconds[phase], "bytes": most[phase]} for phase in PHASES}
-
-
-def replace_run(folder: Path) -> Path:
-    """The folder without the run that was timed, so that the next begins anew."""
-    (folder / "run").rename(folder / "timed")
-    return folder
 
 
 def _make_material(folder: Path, work: Work) -> None:
@@ -145,15 +140,8 @@ def _make_material(folder: Path, work: Work) -> None:
 
 
 def _start(folder: Path, work: Work, memory: bool) -> None:
-    command = [sys.executable]
-    if work.ranks > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={work.ranks}"]
-    command += [__file__, "--worker", json.dumps(asdict(work)), "--folder", str(folder)]
-    command += ["--memory"] if memory else []
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"A run of {work} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    arguments = ["--worker", json.dumps(asdict(work)), "--folder", str(folder), *["--memory"] * memory]
+    run_again(__file__, arguments, ranks=work.ranks)
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:

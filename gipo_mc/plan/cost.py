@@ -179,8 +179,7 @@ class _Counter:
         run, grid, device = self.run, self.grid, self.device
         role, lengths, settings = run.roles[0], run.lengths, run.config.rollout
         shape = role.shape
-        rows = -(-settings.batch_size // grid.data)
-        slots = min(settings.slots or rows, rows)
+        rows, slots = run.generated(grid)
         prompts = -(-rows // settings.samples_per_prompt)
         flops = flops_of_token(role, lengths.prompt / 2) * lengths.prompt * prompts
         prefill = flops / (grid.tensor * grid.pipeline) / (self.utilisation * device.flops)

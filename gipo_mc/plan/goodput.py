@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gipo_mc.errors import ConfigError
 from gipo_mc.plan.hardware import DISK, OURS, Hardware, Program
@@ -62,12 +62,10 @@ def goodput(step: float, save: float, restart: float, mtbf: float) -> Goodput:
 
 @dataclass(frozen=True)
 class Scaled:
-    """A run on more GPUs. iterations: between checkpoints. rate: tokens a second and GPU, prompts counted, without
-    failures. efficiency: `rate` over that of the first size."""
+    """A run on more GPUs. iterations: between checkpoints. efficiency: the rate of the plan, which knows no failures,
+    over that of the first size."""
 
     plan: Plan
-    batch: int
-    rate: float
     efficiency: float
     goodput: Goodput
     iterations: int
@@ -101,7 +99,7 @@ def scale(
         plans = search(own, number, device, node=node, utilisation=utilisation, program=program)
         if not plans or not plans[0].fits:
             continue
-        found.append(_scaled(plans[0], own, found[0] if found else None, failure_hours, restart))
+        found.append(_scaled(plans[0], found[0] if found else None, failure_hours, restart))
     if not found:
         raise ConfigError(
             f"No layout of {gpus[0]} to {gpus[-1]} GPUs fits: ask with --gpus and --search what is missing, or raise "
@@ -110,29 +108,20 @@ def scale(
     return found
 
 
-def _scaled(plan: Plan, run: Run, first: Scaled | None, failure_hours: float, restart: float) -> Scaled:
-    batch = run.config.rollout.batch_size if run.command == "train_gi_ppo" else run.config.train.batch_size
-    rate = batch * run.lengths.usual / plan.seconds / plan.grid.world
+def _scaled(plan: Plan, first: Scaled | None, failure_hours: float, restart: float) -> Scaled:
     assert plan.cost is not None, "a plan of a GPU has times"
     save = plan.cost["save"].seconds
     # A checkpoint is read by as many ranks as wrote it, at the same rate.
     read = plan.checkpoint / plan.grid.world / DISK
     found = goodput(plan.seconds, save, restart + read, failure_hours * 3600 / plan.grid.world)
-    efficiency = rate / first.rate if first else 1.0
-    return Scaled(plan, batch, rate, efficiency, found, max(1, round(found.every / plan.seconds)))
+    efficiency = plan.rate / first.plan.rate if first else 1.0
+    return Scaled(plan, efficiency, found, max(1, round(found.every / plan.seconds)))
 
 
 def _grown(run: Run, factor: int) -> Run:
     config = run.config
-    return replace(
-        run,
-        config=config.model_copy(
-            update={
-                "rollout": config.rollout.model_copy(update={"batch_size": config.rollout.batch_size * factor}),
-                "algorithm": config.algorithm.model_copy(
-                    update={"mini_batch_size": config.algorithm.mini_batch_size * factor}
-                ),
-                "train": config.train.model_copy(update={"batch_size": config.train.batch_size * factor}),
-            }
-        ),
-    )
+    return run.changed({
+        "rollout.batch_size": config.rollout.batch_size * factor,
+        "algorithm.mini_batch_size": config.algorithm.mini_batch_size * factor,
+        "train.batch_size": config.train.batch_size * factor,
+    })  # fmt: skip

@@ -82,6 +82,7 @@ class _Stage:
         self._cuda, self._last = device.cuda, stage == grid.pipeline - 1
         self._states = {role.name: self._state(role) for role in run.roles}
         held = sum(state_on_device(run, self._states, "rollout").values())
+        _, self._slots = run.generated(grid)
         self.cache_least = self._cache = 0
         self.cache_limit = math.inf
         if run.command == "train_gi_ppo":
@@ -97,12 +98,6 @@ class _Stage:
             return model_state(role, own, self._number, 0, self._width)
         stages = (model_state(role, own, stage, 0, self._width) for stage in range(own.pipeline))
         return max(stages, key=lambda state: state.weights)
-
-    @property
-    def _slots(self) -> int:
-        """Responses that one replica generates at a time."""
-        rows = -(-self._run.config.rollout.batch_size // self._grid.data)
-        return min(self._run.config.rollout.slots or rows, rows)
 
     def _pages(self, rows: int) -> int:
         shape, grid = self._run.roles[0].shape, self._grid

@@ -50,6 +50,11 @@ class Plan:
         return sum(one.seconds for name, one in (self.cost or {}).items() if name not in ("save", *self._once))
 
     @property
+    def rate(self) -> float:
+        """Tokens a second and GPU, prompts counted, while an iteration takes `seconds`."""
+        return self.run.batch * self.run.lengths.usual / self.seconds / self.grid.world
+
+    @property
     def _once(self) -> tuple[str, ...]:
         return () if self.run.command == "train_gi_ppo" else ("reference_logprob",)
 
@@ -166,7 +171,7 @@ def nearest_change(plan: Plan) -> Change | None:
                 if len(both) < sum(map(len, chosen)):
                     continue  # one option twice
                 try:
-                    other = make_plan(_with(plan.run, both), gpus * factor, plan.device, node=plan.grid.node)
+                    other = make_plan(plan.run.changed(both), gpus * factor, plan.device, node=plan.grid.node)
                 except ConfigError:
                     continue
                 if other.fits:
@@ -195,15 +200,6 @@ def _changes(config: Config) -> list[dict[str, Any]]:
     return found
 
 
-def _with(run: Run, changed: dict[str, Any]) -> Run:
-    """The run with other values of some options."""
-    config = run.config
-    for key, value in changed.items():
-        section, _, name = key.partition(".")
-        config = config.model_copy(update={section: getattr(config, section).model_copy(update={name: value})})
-    return replace(run, config=config)
-
-
 def search(
     run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisation: float = UTILISATION, program: Program = OURS
 ) -> list[Plan]:
@@ -214,8 +210,9 @@ def search(
         tried: list[Plan] = []
         for relief in ({}, *known(RELIEF)):
             try:
-                other = _with(run, layout | relief)
-                plan = make_plan(other, gpus, device, node=node, utilisation=utilisation, program=program)
+                plan = make_plan(
+                    run.changed(layout | relief), gpus, device, node=node, utilisation=utilisation, program=program
+                )
             except ConfigError:
                 break
             tried.append(replace(plan, relief=tuple(words(relief))))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from gipo_mc.config import Config
 from gipo_mc.errors import ConfigError
@@ -66,6 +67,26 @@ class Run:
 
     def role(self, name: str) -> Role | None:
         return next((role for role in self.roles if role.name == name), None)
+
+    @property
+    def batch(self) -> int:
+        """Sequences, or pairs of them, of an iteration."""
+        config = self.config
+        return config.rollout.batch_size if self.command == "train_gi_ppo" else config.train.batch_size
+
+    def changed(self, options: Mapping[str, Any]) -> Run:
+        """The run with other values of some options, by their dotted names; they are not checked."""
+        config = self.config
+        for key, value in options.items():
+            section, _, name = key.partition(".")
+            config = config.model_copy(update={section: getattr(config, section).model_copy(update={name: value})})
+        return replace(self, config=config)
+
+    def generated(self, grid: Grid) -> tuple[int, int]:
+        """(responses of a batch that one replica generates, those of them at a time)."""
+        settings = self.config.rollout
+        rows = -(-settings.batch_size // grid.data)
+        return rows, min(settings.slots or rows, rows)
 
     def phases(self, grid: Grid, *, longest: bool) -> dict[str, list[Pass]]:
         """Phase -> its passes, in the order of an iteration, generation aside. longest: with rows as long as they may

@@ -192,12 +192,9 @@ def _sent(plan: Plan, group: str, value: float) -> str:
 
 
 def _throughput(plan: Plan) -> str:
-    lengths, run = plan.run.lengths, plan.run
-    if run.command != "train_gi_ppo" or not plan.seconds:
+    if plan.run.command != "train_gi_ppo" or not plan.seconds:
         return ""
-    rows = run.config.rollout.batch_size
-    rate = rows * lengths.usual / plan.seconds / plan.grid.world
-    return f"{rate:,.0f} tokens/s/GPU, prompts counted; bubble {plan.bubble:.0%} of the updates"
+    return f"{plan.rate:,.0f} tokens/s/GPU, prompts counted; bubble {plan.bubble:.0%} of the updates"
 
 
 def _assumed(plan: Plan) -> Iterator[str]:

@@ -15,9 +15,9 @@ def scale_text(found: Sequence[Scaled], failure_hours: float, restart: float) ->
         f"{'save s':>8}{'every':>7}{'goodput':>9}"
     ]
     for one in found:
-        grid, cost = one.plan.grid, one.plan.cost or {}
+        plan, grid, cost = one.plan, one.plan.grid, one.plan.cost or {}
         lines.append(
-            f"{grid.world:>5} {grid.describe():<52}{one.batch:>7,}{one.plan.seconds:>8.3g}{one.rate:>13,.0f}"
+            f"{grid.world:>5} {grid.describe():<52}{plan.run.batch:>7,}{plan.seconds:>8.3g}{plan.rate:>13,.0f}"
             f"{one.efficiency:>9.0%}{one.goodput.mtbf / 3600:>9,.1f}{cost['save'].seconds:>8.3g}"
             f"{one.iterations:>7,}{one.goodput.share:>9.1%}"
         )
@@ -35,9 +35,9 @@ def scale_json(found: Sequence[Scaled]) -> list[dict[str, Any]]:
         {
             "gpus": one.plan.grid.world,
             "layout": {name: getattr(one.plan.grid, name) for name in ("tensor", "pipeline", "data", "sequence")},
-            "batch": one.batch,
+            "batch": one.plan.run.batch,
             "seconds_of_an_iteration": one.plan.seconds,
-            "tokens_per_second_per_gpu": one.rate,
+            "tokens_per_second_per_gpu": one.plan.rate,
             "scaling": one.efficiency,
             "mtbf_seconds": one.goodput.mtbf,
             "save_seconds": (one.plan.cost or {})["save"].seconds,

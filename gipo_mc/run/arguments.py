@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from gipo_mc.config import check_name
@@ -44,6 +46,21 @@ def number(least: int, most: int) -> Any:
             value = least - 1
         if not least <= value <= most:
             raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from {least} to {most}")
+        return value
+
+    return parse
+
+
+def real(allowed: Callable[[float], bool], kind: str) -> Callable[[str], float]:
+    """For `type=` of an argument: a number that is allowed, which NaN never is. kind: what it has to be, in words."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if math.isnan(value) or not allowed(value):
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no {kind}")
         return value
 
     return parse

@@ -77,7 +77,7 @@ def test_a_growing_batch_scales_better_than_a_fixed_one_and_failures_cost_more_o
     share = {"node": 8, "utilisation": UTILISATION}
     fixed, grown = (scale(run, [8, 32, 128], hardware("h100"), grow=grow, **share) for grow in (False, True))
     assert [one.plan.grid.world for one in fixed] == [8, 32, 128]
-    assert [one.batch for one in grown] == [fixed[0].batch * factor for factor in (1, 4, 16)]
+    assert [one.plan.run.batch for one in grown] == [fixed[0].plan.run.batch * factor for factor in (1, 4, 16)]
     assert fixed[0].efficiency == grown[0].efficiency == 1.0
     assert fixed[2].efficiency < fixed[1].efficiency < 1.0 and fixed[2].efficiency < grown[2].efficiency <= 1.05
     assert all(one.plan.fits for one in [*fixed, *grown])

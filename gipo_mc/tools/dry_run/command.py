@@ -14,23 +14,16 @@ import json
 from collections.abc import Sequence
 
 from gipo_mc.errors import ConfigError, GipoError
-from gipo_mc.run.arguments import Parser, name, number, say_error
+from gipo_mc.plan.arguments import add_run, chosen_run
+from gipo_mc.run.arguments import Parser, say_error
 
 
 def main(argv: Sequence[str] | None = None, *, description: str | None = __doc__, prog: str | None = None) -> int:
     """Returns the exit code."""
     parser = Parser(description=description, prog=prog)
-    parser.add_argument("--config", type=name, metavar="FILE", required=True, help="YAML file of the run")
-    parser.add_argument("--gpus", type=number(1, 2**16), default=8, help="ranks, one on each GPU [8]")
-    parser.add_argument("--gpu", default="h100", help="a100, h100, h200, b200, or cpu (memory is not judged) [h100]")
-    parser.add_argument("--gpus-per-node", type=number(1, 1024), default=8, help="GPUs of one machine [8]")
-    parser.add_argument(
-        "--command", default="", help="train_gi_ppo, train_sft, train_reward or train_dpo [by the data]"
-    )
-    parser.add_argument("--shape", default="", help="config.json, folder or published name of all models [their own]")
+    add_run(parser, most_gpus=2**16, of_cpu="memory is not judged")
     parser.add_argument("--without-files", action="store_true", help="models, tokenizers and data need not be here")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override an option")
     options = parser.parse_intermixed_args(argv)
     try:
         return _dry_run(options)
@@ -40,16 +33,12 @@ def main(argv: Sequence[str] | None = None, *, description: str | None = __doc__
 
 
 def _dry_run(options: argparse.Namespace) -> int:
-    from gipo_mc.config import check_layout, load_config
-    from gipo_mc.plan.hardware import hardware
+    from gipo_mc.config import check_layout
     from gipo_mc.plan.plan import make_plan
-    from gipo_mc.plan.run import COMMANDS, command_of, read_run
+    from gipo_mc.plan.run import read_run
     from gipo_mc.plan.show import reasons
 
-    if options.command and options.command not in COMMANDS:
-        raise ConfigError(f"--command {options.command} is no trainer: write one of {', '.join(COMMANDS)}.")
-    device, config = hardware(options.gpu), load_config(options.config, options.overrides)
-    command = options.command or command_of(config)
+    config, command, device = chosen_run(options)
     check_layout(config, options.gpus)
 
     from gipo_mc.tools.dry_run.files import look

@@ -96,15 +96,13 @@ def _alone(plan: Plan, trained: bool) -> Plan:
     """The trained or the frozen models of a plan, in their layout and as if there were no other. Peaks of memory are
     those of the stages of the trained ones, all models counted."""
     grid = replace(plan.grid.of(trained), frozen=(0, 0))
-    sizes = {
-        "tensor": grid.tensor, "pipeline": grid.pipeline, "sequence": grid.sequence, "virtual_pipeline": grid.virtual,
-        "frozen_tensor": 0, "frozen_pipeline": 0,
-    }  # fmt: skip
-    config = plan.run.config
-    config = config.model_copy(update={"parallel": config.parallel.model_copy(update=sizes)})
+    run = plan.run.changed({
+        "parallel.tensor": grid.tensor, "parallel.pipeline": grid.pipeline, "parallel.sequence": grid.sequence,
+        "parallel.virtual_pipeline": grid.virtual, "parallel.frozen_tensor": 0, "parallel.frozen_pipeline": 0,
+    })  # fmt: skip
     roles = tuple(role for role in plan.run.roles if role.trained is trained)
     memory = plan.memory if trained else replace(plan.memory, peaks=[])
-    return replace(plan, grid=grid, run=replace(plan.run, config=config, roles=roles), memory=memory)
+    return replace(plan, grid=grid, run=replace(run, roles=roles), memory=memory)
 
 
 def _rehearsed(plan: Plan, phases: dict[str, list[Pass]]) -> Rehearsal:
@@ -204,8 +202,7 @@ def _kv_cache(model: StageModel, plan: Plan) -> int:
     if plan.run.config.rollout.engine != "megatron":
         return 0
     longest = plan.run.lengths.longest
-    rows = -(-plan.run.config.rollout.batch_size // plan.grid.data)
-    slots = min(plan.run.config.rollout.slots or rows, rows)
+    _, slots = plan.run.generated(plan.grid)
     pages = slots * -(-longest // PAGE)
     if plan.memory.cache_limit != float("inf"):
         pages = min(pages, page_budget(Limits(kv_cache_gib=plan.memory.cache_limit / 2**30), model, longest))

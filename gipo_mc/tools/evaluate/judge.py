@@ -23,7 +23,7 @@ from gipo_mc.evaluation.judge_config import (
     RewardJudgeConfig,
     load_judge,
 )
-from gipo_mc.run.arguments import name, number, say_error, say_warning
+from gipo_mc.run.arguments import name, number, real, say_error, say_warning
 from gipo_mc.run.jsonl import printable
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print calls, tokens, price and power, and ask nothing")
     parser.add_argument(
         "--expect",
-        type=_percent,
+        type=real(lambda value: 0 <= value <= 100, "percentage"),
         nargs=3,
         default=[40.4, 33.7, 25.9],
         metavar=("WIN", "TIE", "LOSE"),
@@ -215,16 +215,6 @@ def _side(text: str) -> tuple[str, str]:
     if not found:
         raise argparse.ArgumentTypeError(f"{text[:60]!r} is not LABEL=F, such as sft=sft.jsonl")
     return found["label"], name(found["place"])
-
-
-def _percent(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no percentage")
-    return value
 
 
 def _say(text: str) -> None:

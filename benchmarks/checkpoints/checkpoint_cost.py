@@ -23,6 +23,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))  # behind the build that is measured
+
+from benchmarks.common.earlier import earlier_build  # noqa: E402
+
 PARTS = ("save", "verify", "load")
 
 
@@ -71,24 +75,18 @@ def measure(ranks: int, megabytes: int, folder: Path) -> dict[str, float]:
 
 
 def compare(against: str, megabytes: int, repeat: int) -> None:
-    with tempfile.TemporaryDirectory(prefix="checkpoint-cost-") as temporary:
-        old = Path(temporary) / "old"
-        subprocess.run(
-            ["git", "-C", str(ROOT), "worktree", "add", "--detach", "--quiet", str(old), against], check=True
-        )
-        try:
-            for extension in (ROOT / "gipo_mc").glob("_C*.so"):
-                shutil.copy(extension, old / "gipo_mc")
-            for ranks in (1, 2):
-                found: dict[str, list[dict[str, float]]] = {"old": [], "new": []}
-                for _ in range(repeat):
-                    for name, root in (("old", old), ("new", ROOT)):
-                        found[name].append(_in_a_process(root, ranks, megabytes, Path(temporary)))
-                for part in PARTS:
-                    before, now = (min(row[part] for row in found[name]) for name in ("old", "new"))
-                    print(f"{ranks} ranks {part:7} {before:7.3f} s -> {now:7.3f} s  ({before / now:.2f}x)", flush=True)
-        finally:
-            subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(old)], check=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="checkpoint-cost-") as temporary,
+        earlier_build(against, Path(temporary) / "old") as old,
+    ):
+        for ranks in (1, 2):
+            found: dict[str, list[dict[str, float]]] = {"old": [], "new": []}
+            for _ in range(repeat):
+                for name, root in (("old", old), ("new", ROOT)):
+                    found[name].append(_in_a_process(root, ranks, megabytes, Path(temporary)))
+            for part in PARTS:
+                before, now = (min(row[part] for row in found[name]) for name in ("old", "new"))
+                print(f"{ranks} ranks {part:7} {before:7.3f} s -> {now:7.3f} s  ({before / now:.2f}x)", flush=True)
 
 
 def _in_a_process(root: Path, ranks: int, megabytes: int, temporary: Path) -> dict[str, float]:

@@ -27,13 +27,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # behind the build that is measured
 
+from benchmarks.common.earlier import earlier_build  # noqa: E402
 from benchmarks.common.host_memory import Watcher  # noqa: E402
 from benchmarks.common.machine import describe_machine  # noqa: E402
 from benchmarks.common.record import write  # noqa: E402
@@ -212,21 +212,6 @@ def _in_a_process(root: Path, what: str, layout: str, parameters: float, folder:
     return found | ({"state": watcher.state, "peak": watcher.peak} if watcher else {})
 
 
-@contextlib.contextmanager
-def _earlier(commit: str | None, temporary: Path) -> Iterator[Path | None]:
-    if commit is None:
-        yield None
-        return
-    old = temporary / "old"
-    subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "--detach", "--quiet", str(old), commit], check=True)
-    try:
-        for extension in (ROOT / "gipo_mc").glob("_C*.so"):
-            shutil.copy(extension, old / "gipo_mc")
-        yield old
-    finally:
-        subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(old)], check=True)
-
-
 def measure_layout(options: argparse.Namespace, layout: str, temporary: Path, old: Path | None) -> dict[str, Any]:
     """{build: {what: the best of its repetitions}}, builds in turn."""
     builds = ({"before": old} if old else {}) | {"now": ROOT}
@@ -308,7 +293,7 @@ def main() -> int:
     rows: dict[str, Any] = {}
     with (
         tempfile.TemporaryDirectory(prefix="run-state-", dir=options.folder) as name,
-        _earlier(options.against, Path(name)) as old,
+        earlier_build(options.against, Path(name) / "old") if options.against else contextlib.nullcontext() as old,
     ):
         for layout in options.layouts.split(";"):
             rows[layout] = measure_layout(options, layout, Path(name), old)

@@ -8,13 +8,33 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
+from gipo_mc.errors import NumericsError
 from gipo_mc.models.micro_batch import MicroBatch
 from gipo_mc.models.projection import in_parts
 from gipo_mc.ops import TokenStatistics, token_statistics
 from gipo_mc.parallel.engine import LastStage, Outputs
+
+#: How far a policy may be from the reference that it starts as, in nats a token (mean of the absolute differences).
+START_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 0.02}
+#: The same where both have layouts of their own, which add in another order.
+START_TOLERANCE_BESIDE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+
+
+def check_starts_as_reference(difference: float, dtype: torch.dtype, means: str, *, one_layout: bool) -> None:
+    """Raise NumericsError where a policy that has yet to take its first step is not the reference it starts as.
+
+    difference: of their log-probs, in nats a token. means: what is so where there is none, for the message.
+    one_layout: do both lie on the ranks in the same way?
+    """
+    if not difference <= (START_TOLERANCE if one_layout else START_TOLERANCE_BESIDE)[dtype]:
+        raise NumericsError(
+            f"Before its first step the policy is the reference, so {means}, but their log-probs differ by "
+            f"{difference:.3g} nats a token. Please report this with the run's config.yaml."
+        )
 
 
 def holds_the_vocabulary() -> bool:

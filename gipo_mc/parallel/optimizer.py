@@ -34,26 +34,28 @@ def megatron_options(
     )
 
 
+def parts_of(optimizer: Any) -> list[Any]:
+    """Megatron's optimizers that this one consists of, but for those that have no parameters on this rank. The
+    `optimizer` of each is torch's, or a fused one like it."""
+    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    return [part for part in parts if getattr(part, "optimizer", None) is not None]
+
+
 def initialize_moments(optimizer: MegatronOptimizer) -> None:
     """Make Adam's moments now, and not at its first step: a checkpoint may come before that (critic warm-up)."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        inner = getattr(part, "optimizer", None)
-        if inner is None:
-            continue  # a rank without parameters
-        part.init_state_fn(inner, part.config)
-        if isinstance(inner, (torch.optim.Adam, torch.optim.AdamW)):
-            for state in inner.state.values():
+    for part in parts_of(optimizer):
+        part.init_state_fn(part.optimizer, part.config)
+        if isinstance(part.optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+            for state in part.optimizer.state.values():
                 state.setdefault("step", torch.zeros((), dtype=torch.float32))
 
 
 def steps_taken(optimizer: MegatronOptimizer) -> int:
     """As Adam counts them: torch's with each weight's moments, fused ones for a group of weights."""
     counts = [0]
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        inner = getattr(part, "optimizer", None)
-        if inner is not None:  # else a rank without parameters
-            counts += [int(own["step"]) for own in inner.state.values() if "step" in own]
-            counts += [int(group["step"]) for group in inner.param_groups if "step" in group]
+    for part in parts_of(optimizer):
+        counts += [int(own["step"]) for own in part.optimizer.state.values() if "step" in own]
+        counts += [int(group["step"]) for group in part.optimizer.param_groups if "step" in group]
     return max(counts)
 
 

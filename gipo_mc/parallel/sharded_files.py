@@ -43,11 +43,6 @@ class WriteFailed(StorageError):
     """A rank could not write its part; raised on every rank. The text says why, by rank."""
 
 
-def bytes_needed(sharded: dict[str, Any]) -> int:
-    """Bytes of the tensors that the ranks are going to write, over all ranks; every rank calls it."""
-    return plan(sharded).needed
-
-
 def write(sharded: dict[str, Any], folder: Path) -> None:
     """Save sharded state in an existing, empty folder; every rank calls it. Raises WriteFailed."""
     whole = plan(sharded)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gipo_mc.errors import NumericsError
 from gipo_mc.parallel.collectives import gather_in_rank_order
+from gipo_mc.parallel.optimizer import parts_of
 
 #: Weights of each tensor that are looked at, evenly spread over it.
 PROBED = 64
@@ -45,8 +46,7 @@ class StepProbe:
     def __init__(self, optimizer: MegatronOptimizer) -> None:
         self._weights = [
             weight
-            for part in getattr(optimizer, "chained_optimizers", [optimizer])
-            if getattr(part, "optimizer", None) is not None  # a rank without parameters
+            for part in parts_of(optimizer)
             for group in part.optimizer.param_groups
             for weight in group["params"]
             if weight.grad is not None

@@ -16,6 +16,7 @@ from gipo_mc.algorithms.group_invariance import beta_at
 from gipo_mc.algorithms.state import Health, RLState
 from gipo_mc.config import Config
 from gipo_mc.errors import NumericsError
+from gipo_mc.models.readout import check_starts_as_reference
 from gipo_mc.rl.experience import Experience
 from gipo_mc.rl.hacking.metrics import Looks, domain_rows, response_metrics
 from gipo_mc.rl.rewards import responses
@@ -26,10 +27,6 @@ from gipo_mc.types import Prompt
 QUANTILES = {"reward/p01": 0.01, "reward/p10": 0.1, "reward/p50": 0.5, "reward/p90": 0.9, "reward/p99": 0.99}
 #: Largest difference of log-probs between sampler and training forward that is rounding; more is said in words.
 SAMPLER_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
-#: How far a policy may be from the reference that it starts as, in nats a token (mean of the absolute differences).
-_START_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 0.02}
-#: The same where both have layouts of their own, which add in another order.
-_START_TOLERANCE_BESIDE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 #: Iterations in a row in which every optimizer step was skipped, or the policy left itself, before the run stops.
 PATIENCE = 3
 #: KL to the behaviour policy inside an iteration, in nats a token, of a policy that denies what it has just said; PPO's
@@ -170,12 +167,8 @@ def check_start(experience: Experience, dtype: torch.dtype, *, one_layout: bool 
     outputs, length_B = experience.outputs, experience.inputs.length_B
     mask_BT = response_mask(length_B, outputs.behaviour_logp_BT.shape[1])
     difference = float((outputs.behaviour_logp_BT - outputs.reference_logp_BT)[mask_BT].abs().double().mean())
-    tolerance = (_START_TOLERANCE if one_layout else _START_TOLERANCE_BESIDE)[dtype]
-    if bool(mask_BT.any()) and not difference <= tolerance:
-        raise NumericsError(
-            "Before its first step the policy is the reference, so their KL must be 0, but their log-probs differ by "
-            f"{difference:.3g} nats a token. Please report this with the run's config.yaml."
-        )
+    if bool(mask_BT.any()):
+        check_starts_as_reference(difference, dtype, "their KL must be 0", one_layout=one_layout)
 
 
 def spreads(experience: Experience, metrics: dict[str, float], config: Config) -> dict[str, float]:

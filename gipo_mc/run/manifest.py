@@ -85,7 +85,7 @@ def verify(path: Path, *, together: bool = False, content: bool = True, keep: bo
     not read before, or has changed since; else names and sizes alone. keep: remember what was read for later starts.
     """
     on_one: Callable[[Callable[[], Any]], Any] = on_main if together else lambda work: work()
-    stated, reading = on_one(lambda: _opened(path, content))
+    stated, reading = on_one(lambda: _opened(path, content, keep))
     parts = {name: _parts(name, stated[name]) for name in reading.names}
     if together:
         found: list[list[str]] = [[]] * dist.get_world_size()
@@ -93,13 +93,13 @@ def verify(path: Path, *, together: bool = False, content: bool = True, keep: bo
         wrong = [message for part in found for message in part]
     else:
         wrong = _wrong(path, stated, [part for of_file in parts.values() for part in of_file])
-    on_one(lambda: _finish(path, wrong, reading if keep and content else None))
+    on_one(lambda: _finish(path, wrong, reading))
 
 
-def _opened(path: Path, content: bool) -> tuple[dict[str, Entry], Reading]:
+def _opened(path: Path, content: bool, keep: bool) -> tuple[dict[str, Entry], Reading]:
     stated = _stated(path)
     try:
-        return stated, verified.begin(path, stated, FILE, content=content)
+        return stated, verified.begin(path, stated, FILE, content=content, keep=keep)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error}): the checkpoint is damaged.") from error
 
@@ -196,14 +196,13 @@ def _wrong(path: Path, stated: dict[str, Entry], parts: Sequence[Part]) -> list[
     return []
 
 
-def _finish(path: Path, wrong: list[str], reading: Reading | None) -> None:
+def _finish(path: Path, wrong: list[str], reading: Reading) -> None:
     if wrong:
         raise CheckpointError(wrong[0])
     manifest, state = (_json(path / name) for name in (FILE, STATE))
     if any(manifest.get(name) != state.get(name) for name in ("format", "step", WRITER)):
         raise CheckpointError(f"{path / FILE} does not agree with {STATE}: the checkpoint is damaged.")
-    if reading:
-        reading.keep()
+    reading.keep()
     remember(path)
 
 

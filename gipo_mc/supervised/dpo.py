@@ -24,7 +24,7 @@ from gipo_mc.config import Config
 from gipo_mc.data.tokenizer import load_tokenizer, same_tokens
 from gipo_mc.errors import ConfigError, NumericsError
 from gipo_mc.models.micro_batch import MicroBatch
-from gipo_mc.models.readout import response_statistics
+from gipo_mc.models.readout import check_starts_as_reference, response_statistics
 from gipo_mc.parallel.engine import Engine, LastStage, Outputs
 from gipo_mc.run.model_sources import ModelSource, check_fits
 from gipo_mc.run.session import Session
@@ -32,11 +32,6 @@ from gipo_mc.supervised.group_dpo import GroupDPOTask
 from gipo_mc.supervised.loop import Task, forward, held_out_rows, train_supervised, training_rows
 from gipo_mc.supervised.pairs import Pairs
 from gipo_mc.types import Sequences
-
-#: How far the policy may be from a reference that it starts as, in nats a token (mean of the absolute differences).
-_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 0.02}
-#: The same where both have layouts of their own, which add in another order.
-_TOLERANCE_BESIDE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 
 
 class DPOTask(Task):
@@ -183,12 +178,8 @@ class DPOTask(Task):
         tokens = float(self.pairs.sequences(rows.tolist()).response_length_B.sum())
         found_P2 = self._log_probs_of(session, policy, rows, False)
         difference = float(np.abs(found_P2 - self._reference_logp[False][rows]).sum()) / tokens
-        tolerance = _TOLERANCE if session.layout.beside is None else _TOLERANCE_BESIDE
-        if not difference <= tolerance[session.dtype]:
-            raise NumericsError(
-                "Before its first step the policy is the reference, so the DPO loss must be ln 2, but their log-probs "
-                f"differ by {difference:.3g} nats a token. Please report this with the run's config.yaml."
-            )
+        one_layout = session.layout.beside is None
+        check_starts_as_reference(difference, session.dtype, "the DPO loss must be ln 2", one_layout=one_layout)
 
 
 def train(config: Config) -> None:

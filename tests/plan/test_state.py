@@ -10,8 +10,9 @@ import torch
 from gipo_mc.config import OptimizerConfig
 from gipo_mc.models.build import build_model
 from gipo_mc.models.shape import ModelShape
-from gipo_mc.parallel import runtime, sharded_files
+from gipo_mc.parallel import runtime
 from gipo_mc.parallel.engine import Engine
+from gipo_mc.parallel.saving.plan import plan
 from gipo_mc.plan.grid import Grid
 from gipo_mc.plan.parameters import Role, stage_parameters
 from gipo_mc.plan.state import checkpoint_bytes, model_state
@@ -52,7 +53,7 @@ def _built(rank: int, layout: dict[str, Any], sharded: bool, dtype: torch.dtype)
             buffers = [buffer for chunk in wrapped for buffer in chunk.buffers]
             bytes_of["gradients"] = sum(b.grad_data.nbytes for b in buffers)  # type: ignore[union-attr]
             bytes_of["optimizer"] = _optimizer_bytes(engine)
-            saved = sharded_files.bytes_needed(engine.sharded_state("x"))
+            saved = plan(engine.sharded_state("x")).needed
         found.append((names, bytes_of, saved))
     return found
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gipo_mc.models import micro_batch
+from gipo_mc.models import micro_batch, readout
 from gipo_mc.models.packing import Packer
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.engine import Engine
@@ -177,7 +177,7 @@ def _in_float64(
 
     runtime.resolve_dtype = lambda *_: torch.float64  # this process is the test's own, here and below
     gi_ppo.score, gi_ppo.roll_out = keep, lambda *_, **__: rollout
-    for known in (metrics_module._START_TOLERANCE, update_policy._KL_TOLERANCE):
+    for known in (readout.START_TOLERANCE, update_policy._KL_TOLERANCE):
         known[torch.float64] = known[torch.float32]
     metrics_module.SAMPLER_TOLERANCE["float64"] = metrics_module.SAMPLER_TOLERANCE["float32"]
     if not overrides:

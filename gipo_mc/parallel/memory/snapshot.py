@@ -9,16 +9,15 @@ from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from torch import Tensor
 
+from gipo_mc.parallel.optimizer import parts_of
+
 
 def optimizer_tensors(optimizer: Any) -> Iterator[Tensor]:
     """Moments and weights of a Megatron optimizer, those weights included that are the model's own; not the counts of
     steps, which are single numbers."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        inner = getattr(part, "optimizer", None)
-        if inner is None:
-            continue  # a rank without parameters
-        yield from (weight for group in inner.param_groups for weight in group["params"])
-        for state in inner.state.values():
+    for part in parts_of(optimizer):
+        yield from (weight for group in part.optimizer.param_groups for weight in group["params"])
+        for state in part.optimizer.state.values():
             yield from (value for value in state.values() if isinstance(value, Tensor) and value.numel() > 1)
 
 

@@ -17,7 +17,8 @@ def prune(folder: Path, keep: int, *, content: bool = True, wait: bool = True) -
     """Remove what is older than the newest `keep` checkpoints that verify. Every rank calls it.
 
     A damaged one does not count: it stays where it is, to be looked at, until `keep` newer ones verify. What this
-    process wrote or verified is not read again unless its files changed; the rest is read by all ranks together.
+    process wrote or verified is not read again unless its files changed; the rest is read by all ranks together, once:
+    later starts know it.
     content: as of `manifest.verify`. wait: until the files are gone, not only out of sight. Raises StorageError.
     """
     found: list[int] = on_main(lambda: steps(folder))
@@ -52,7 +53,7 @@ def _verifies(path: Path, content: bool) -> bool:
     if on_main(lambda: manifest.known(path)):
         return True
     try:
-        manifest.verify(path, together=True, content=content)
+        manifest.verify(path, together=True, content=content, keep=True)
     except CheckpointError:
         return False
     return True

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,8 +47,8 @@ class Writer(Protocol):
 class Saving:
     """A save whose files are being written. Made by `begin`; every rank calls `finish`, or `abandon`."""
 
-    def __init__(self, final: Path, temporary: Path, whole: Plan, writer: Writer) -> None:
-        self.final, self._temporary, self._whole, self._writer = final, temporary, whole, writer
+    def __init__(self, step: int, final: Path, temporary: Path, whole: Plan, writer: Writer) -> None:
+        self.step, self.final, self._temporary, self._whole, self._writer = step, final, temporary, whole, writer
 
     def written(self) -> bool:
         """Have all ranks ended their writing, well or not? Every rank calls it."""
@@ -58,13 +59,9 @@ class Saving:
 
         Raises StorageError on every rank, leaving earlier checkpoints untouched and nothing of this one.
         """
-        try:
+        with _given_up(self.final, self._temporary, self._whole.needed):
             files = sharded_files.gathered(lambda: [Written(*one) for one in self._writer.result()])
             on_main_or_fail(lambda: self._publish(files))
-        except WriteFailed as error:
-            self.abandon()
-            reason = str(error)
-            on_main(lambda: _give_up(self.final, self._temporary, self._whole.needed, reason))
         return self.final
 
     def abandon(self) -> None:
@@ -74,7 +71,7 @@ class Saving:
     def _publish(self, files: list[Written]) -> None:
         sharded_files.write_index(self._temporary / SHARDS, self._whole.chunks, files)
         written = {f"{SHARDS}/{one.name}": manifest.Entry(one.size, manifest.WRITTEN, one.sums) for one in files}
-        manifest.write(self._temporary, _step_of(self.final), manifest.describe(self._temporary, written))
+        manifest.write(self._temporary, self.step, manifest.describe(self._temporary, written))
         for inner in [path for path in self._temporary.rglob("*") if path.is_dir()]:
             sync(inner)
         sync(self._temporary)
@@ -113,16 +110,13 @@ def begin(
         write_synced(temporary / manifest.STATE, content)
         sharded_files.write_common(whole.common, temporary / SHARDS)
 
-    try:
+    with _given_up(final, temporary, whole.needed):
         on_main_or_fail(prepare)
-    except WriteFailed as error:
-        reason = str(error)
-        on_main(lambda: _give_up(final, temporary, whole.needed, reason))
     rank, shards = dist.get_rank(), temporary / SHARDS
     if background is None:
-        return Saving(final, temporary, whole, _Now(lambda: write_chunks(whole.own, shards, rank)))
+        return Saving(step, final, temporary, whole, _Now(lambda: write_chunks(whole.own, shards, rank)))
     own = background.of(whole.own)
-    return Saving(final, temporary, whole, _forked(lambda: write_chunks(own, shards, rank)))
+    return Saving(step, final, temporary, whole, _forked(lambda: write_chunks(own, shards, rank)))
 
 
 def _forked(work: Callable[[], list[Written]]) -> Writer:
@@ -150,10 +144,6 @@ class _Now:
         """Nothing of it goes on."""
 
 
-def _step_of(final: Path) -> int:
-    return int(final.name.rpartition("_")[2])
-
-
 def _prepare(final: Path, temporary: Path, needed: int) -> None:
     temporary.parent.mkdir(parents=True, exist_ok=True)
     for stale in temporary.parent.glob(f"{TEMPORARY}*"):  # of a save or a removal that was cut off
@@ -165,6 +155,16 @@ def _prepare(final: Path, temporary: Path, needed: int) -> None:
             "nothing was written. Earlier checkpoints are kept; free space, or choose another run.dir."
         )
     (temporary / SHARDS).mkdir(parents=True)
+
+
+@contextmanager
+def _given_up(final: Path, temporary: Path, needed: int) -> Iterator[None]:
+    """Where a rank cannot write, every rank gives the save up. Raises StorageError."""
+    try:
+        yield
+    except WriteFailed as error:
+        reason = str(error)
+        on_main(lambda: _give_up(final, temporary, needed, reason))
 
 
 def _give_up(final: Path, temporary: Path, needed: int, reason: str) -> None:

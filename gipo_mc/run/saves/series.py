@@ -24,7 +24,7 @@ class Saves:
         """saving: around what training waits for, so that it does not count as grace time."""
         self._folder, self._config, self._saving = folder, config, saving
         self._copies = HostCopies() if config.asynchronous else None
-        self._open: tuple[int, Saving] | None = None
+        self._open: Saving | None = None
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """Where the run continues from, as `checkpoint.find` says it."""
@@ -36,20 +36,20 @@ class Saves:
         self.finish()
         with self._saving():
             on_main(self._folder.still_ours)
-            self._open = step, checkpoint.begin(self._folder.checkpoints, step, sharded, state, extras, self._copies)
+            self._open = checkpoint.begin(self._folder.checkpoints, step, sharded, state, extras, self._copies)
         if self._copies is None:
             self.finish()
 
     def look(self) -> None:
         """Make a checkpoint of a save whose files are there by now. Raises StorageError where they cannot be."""
-        if self._open and self._open[1].written():
+        if self._open and self._open.written():
             self.finish()
 
     def finish(self) -> None:
         """Wait until the save that is open stands. Raises StorageError."""
-        if self._open is None:
+        open_one = self._open
+        if open_one is None:
             return
-        step, open_one = self._open
         with self._saving():
             on_main(self._folder.still_ours)
             self._open = None
@@ -64,10 +64,10 @@ class Saves:
                 content=self._config.verify == "content",
                 wait=self._copies is None,
             )
-            on_main(lambda: checkpoint.note(self._folder, step))
+            on_main(lambda: checkpoint.note(self._folder, open_one.step))
 
     def abandon(self) -> None:
         """At an end without agreement of the ranks: what is open is dropped, and the checkpoint before stands."""
         if self._open:
-            self._open[1].abandon()
+            self._open.abandon()
             self._open = None

@@ -27,15 +27,18 @@ _SETTLED_NS = 2_000_000_000
 
 @dataclass(frozen=True)
 class Reading:
-    """A verification that begins. names: the files to read. seen: signatures of all files, taken before."""
+    """A verification that begins. names: the files to read. seen: signatures of all files, taken before. now_ns: when
+    that was, by the clock of the file system; None where nothing is to be remembered."""
 
     path: Path
     names: list[str]
     seen: dict[str, list[int]]
-    now_ns: int
+    now_ns: int | None
 
     def keep(self) -> None:
-        """All files are what the manifest says: remember it."""
+        """All files are what the manifest says: remember it, where it was asked for."""
+        if self.now_ns is None:
+            return
         settled = {name: found for name, found in self.seen.items() if found[2] < self.now_ns - _SETTLED_NS}
         known = {name: entry for name, entry in _stored(self.path).items() if self.path.with_name(name).exists()}
         if known.get(self.path.name, {}) == settled:
@@ -44,15 +47,16 @@ class Reading:
             write_atomically(_file(self.path), json.dumps(known | {self.path.name: settled}) + "\n")
 
 
-def begin(path: Path, names: Iterable[str], manifest: str, *, content: bool) -> Reading:
-    """What of the files `names` of checkpoint `path` is to be read. manifest: the name of the file that says what they
-    should be: where it is another one, nothing is known. Raises OSError."""
+def begin(path: Path, names: Iterable[str], manifest: str, *, content: bool, keep: bool) -> Reading:
+    """What of the files `names` of checkpoint `path` is to be read: none without `content`. manifest: the name of the
+    file that says what they should be: where it is another one, nothing is known. keep: is what is read to be
+    remembered? Raises OSError."""
     seen = {name: _signature(path / name) for name in [*names, manifest]}
     known = _stored(path).get(path.name)
     if not isinstance(known, dict) or known.get(manifest) != seen[manifest]:
         known = {}
     to_read = [name for name in names if known.get(name) != seen[name]] if content else []
-    return Reading(path, to_read, seen, _now_ns(path) if content else 0)
+    return Reading(path, to_read, seen, _now_ns(path) if content and keep else None)
 
 
 def _signature(path: Path) -> list[int]:

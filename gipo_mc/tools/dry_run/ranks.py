@@ -18,6 +18,7 @@ from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.megatron.overlap import sharing
 from gipo_mc.parallel.megatron.pretend import Pretence
+from gipo_mc.parallel.optimizer import parts_of
 from gipo_mc.plan.parameters import Role, stage_parameters
 from gipo_mc.plan.plan import Plan
 from gipo_mc.plan.run import Pass
@@ -94,10 +95,7 @@ def _buckets(engine: Engine) -> int:
 def _optimizer_bytes(engine: Engine) -> int:
     """Moments, step counts, and weights of the optimizer's own."""
     total, seen = 0, {id(parameter) for parameter in engine.model.parameters()}
-    for part in getattr(engine.optimizer, "chained_optimizers", [engine.optimizer]):
-        inner = getattr(part, "optimizer", None)
-        if inner is None:
-            continue  # a rank without parameters
+    for inner in (part.optimizer for part in parts_of(engine.optimizer)):
         own_copies = engine.model.config.params_dtype != torch.float32  # type: ignore[union-attr]
         for group in inner.param_groups:
             total += sum(p.nbytes for p in group["params"] if own_copies and id(p) not in seen)

@@ -208,7 +208,7 @@ def test_a_writer_is_ended_also_where_another_rank_was_lost_while_it_was_waited_
 
     monkeypatch.setattr(series, "on_main", lambda work: work())
     saves, open_one = _saves(tmp_path, asynchronous=True), Mock(finish=lost, abandon=lambda: said.append("ended"))
-    saves._open = 1, open_one
+    saves._open = open_one
     with pytest.raises(RuntimeError):
         saves.finish()
     saves.abandon()

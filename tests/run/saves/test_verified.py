@@ -13,7 +13,7 @@ import pytest
 from gipo_mc.errors import CheckpointError
 from gipo_mc.parallel.megatron.versions import INSTALLED
 from gipo_mc.run import checkpoint, manifest
-from gipo_mc.run.saves import verified
+from gipo_mc.run.saves import removal, verified
 from tests.ranks import run_ranks
 
 DATA = "shards/__0_0.distcp"
@@ -23,12 +23,16 @@ DATA = "shards/__0_0.distcp"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The checkpoints of a run, with one of step 7, whose files count as settled at once."""
     monkeypatch.setattr(verified, "_SETTLED_NS", -(10**12))
-    path = tmp_path / "run" / "checkpoints" / "step_00000007"
+    _make(tmp_path / "run" / "checkpoints", 7)
+    return tmp_path / "run" / "checkpoints"
+
+
+def _make(folder: Path, step: int) -> None:
+    path = folder / f"step_{step:08d}"
     (path / "shards").mkdir(parents=True)
     (path / DATA).write_bytes(os.urandom(5000))
-    (path / "state.json").write_text(json.dumps({"format": 1, "step": 7, "megatron-core": INSTALLED}))
-    manifest.write(path, 7, manifest.describe(path, {}))
-    return path.parent
+    (path / "state.json").write_text(json.dumps({"format": 1, "step": step, "megatron-core": INSTALLED}))
+    manifest.write(path, step, manifest.describe(path, {}))
 
 
 def _read_in(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[str]:
@@ -115,11 +119,19 @@ def _together(rank: int, folder: Path) -> list[tuple[Path | None, list[str]]]:
         read.clear()
         found, _ = checkpoint.latest(folder, together=True, keep=True)
         starts.append((found, list(read)))
+    read.clear()
+    removal.prune(folder, 2)
+    starts.append((None, list(read)))
     return starts
 
 
 def test_ranks_share_the_first_reading_and_none_reads_at_the_second(folder: Path) -> None:
-    first, second = zip(*run_ranks(_together, 2, folder), strict=True)
+    _make(folder, 6)
+    _make(folder, 5)
+    first, second, removal_of_5 = zip(*run_ranks(_together, 2, folder), strict=True)
     assert sorted(name for _, read in first for name in read) == ["__0_0.distcp", "state.json"]
     assert [read for _, read in second] == [[], []]
     assert {found for found, _ in (*first, *second)} == {folder / "step_00000007"}
+    # What a removal had to read, the next start need not.
+    assert sorted(name for _, read in removal_of_5 for name in read) == ["__0_0.distcp", "state.json"]
+    assert list(json.loads((folder.parent / verified.FILE).read_text())) == ["step_00000007", "step_00000006"]

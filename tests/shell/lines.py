@@ -214,7 +214,7 @@ def _torchrun(words: list[str]) -> None:
     running = set()
     for rank in range(ranks):
         if not (pid := os.fork()):
-            _rank(rank, [options.training_script, *options.training_script_args])
+            _rank(rank, [*["-m"] * options.module, options.training_script, *options.training_script_args])
         running.add(pid)
     failed = False
     while running:

@@ -17,6 +17,7 @@ from types import FrameType
 from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
 from gipo_mc.run.folder import RunFolder
 from gipo_mc.run.jsonl import lock_file, printable, storage_errors, write_atomically
+from gipo_mc.tools.commands import launched
 from gipo_mc.tools.paper.durations import estimate, in_words
 from gipo_mc.tools.paper.standing import Journal, Standing, reached, reads_of, refuse_changed, standing
 from gipo_mc.tools.paper.steps import Step
@@ -24,9 +25,8 @@ from gipo_mc.tools.paper.steps import Step
 
 def command_of(step: Step, *, again: bool = False) -> list[str]:
     """The words to start. again: a run's earlier attempt is set aside."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={step.ranks}"]
     anew = ["run.resume=false"] if again and step.run else []
-    return [sys.executable, *(launcher if step.ranks > 1 else []), *step.words, *anew]
+    return launched([*step.words, *anew], step.ranks)
 
 
 def show(steps: Sequence[Step], folder: Path, again: Sequence[str] = (), *, commands: bool = False) -> None:
@@ -156,7 +156,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
     def not_locked(error: OSError) -> str:
         if isinstance(error, BlockingIOError):
-            return f"Another scripts/paper.py is at work in {folder}: wait for it, or stop it."
+            return f"Another `gipo-mc paper` is at work in {folder}: wait for it, or stop it."
         return f"{folder} cannot be locked ({error.strerror}): choose another disk with the plan's folder."
 
     descriptor = lock_file(folder / ".lock", not_locked)

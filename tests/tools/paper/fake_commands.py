@@ -32,9 +32,8 @@ time.sleep(float(sys.argv[1]))
 
 def attempt(words: list[str]) -> tuple[int, int]:
     """In place of `drive._attempt`."""
-    script = next(number for number, word in enumerate(words) if word.endswith(".py"))
-    name, rest = Path(words[script]).stem, words[script + 1 :]
-    return _train(name, rest) if name.startswith("train_") else _other(name, rest)
+    _, verb, *rest = words[words.index("gipo_mc") :]
+    return _train(f"train_{rest[0]}".replace("-", "_"), rest[1:]) if verb == "train" else _other(verb, rest)
 
 
 def _orders(name: str) -> dict[str, int]:
@@ -71,7 +70,7 @@ def _other(command: str, words: list[str]) -> tuple[int, int]:
     if code := _orders(f"{what} {out.name}").get("code"):
         print(f"error: {what} went wrong", file=sys.stderr)
         return code, 0
-    if what in ("judge", "new_model"):
+    if what in ("judge", "new-model"):
         out.mkdir(parents=True, exist_ok=True)
         for file in ("pairs.jsonl", "verdicts.jsonl") if what == "judge" else ("config.json",):
             (out / file).write_text(" ".join(words))

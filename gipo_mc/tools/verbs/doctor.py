@@ -1,0 +1,38 @@
+"""What this machine has, what a run would use by default, and what to install for more.
+
+    gipo-mc doctor [--json] [--require-cuda-kernels]
+
+Nothing is started and no connection is opened. Exit code 0: ready; 2: a run would not start, and the reason is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from gipo_mc.run.arguments import Parser
+from gipo_mc.run.terminal.ending import ended
+from gipo_mc.tools import doctor
+
+
+def parsers() -> dict[str, Parser]:
+    parser = Parser("doctor", reports=True, description=__doc__)
+    parser.add_argument(
+        "--require-cuda-kernels", action="store_true", help="count an extension built without nvcc as a problem"
+    )
+    return {"": parser}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    return ended(lambda: _examine(parsers()[""].parse_args(words)))
+
+
+def _examine(options: argparse.Namespace) -> int:
+    findings, uses = doctor.examine(options.require_cuda_kernels), doctor.defaults()
+    if options.json:
+        print(json.dumps(doctor.as_json(findings, uses), indent=2))
+    else:
+        doctor.show(findings, uses)
+    return doctor.exit_code(findings)

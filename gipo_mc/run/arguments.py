@@ -15,8 +15,6 @@ from typing import Any, NoReturn
 from gipo_mc.errors import ConfigError, GipoError, did_you_mean
 from gipo_mc.run.terminal.voice import Quiet
 
-_UNKNOWN = "unrecognized arguments: "
-
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that shows its description as it is written, quotes arguments with control characters
@@ -34,12 +32,17 @@ class Parser(argparse.ArgumentParser):
             self.add_argument("-q", "--quiet", action=Quiet, help="only the result, warnings and errors")
         if reports:
             self.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+        self._words: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         from gipo_mc.run.jsonl import printable
 
         self.print_usage(sys.stderr)
-        message += self._nearest(message) if message.startswith(_UNKNOWN) else ""
+        message += self._nearest()
         self.exit(ConfigError.exit_code, f"{self.prog}: error: {printable(message)}\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -49,14 +52,18 @@ class Parser(argparse.ArgumentParser):
             error.message += did_you_mean(str(value), map(str, action.choices or ()))
             raise
 
-    def _nearest(self, message: str) -> str:
-        """What the first unknown option was perhaps meant to be."""
+    def _nearest(self) -> str:
+        """What the first unknown option was perhaps meant to be: it may be why another one is missing."""
         from gipo_mc.config import options
 
-        word = message.removeprefix(_UNKNOWN).split(" ")[0].partition("=")[0]
-        if word.lstrip("-") in options():
-            return f"; an option of the configuration has no dashes: {word.lstrip('-')}=VALUE"
-        return did_you_mean(word, self._option_string_actions)
+        known = self._option_string_actions
+        for word in (word.partition("=")[0] for word in self._words if word.startswith("--") and len(word) > 2):
+            if any(option.startswith(word) for option in known):
+                continue
+            if (key := word.lstrip("-")) in options():
+                return f"; an option of the configuration has no dashes: {key}=VALUE"
+            return did_you_mean(word, known)
+        return ""
 
 
 def say_error(error: GipoError) -> int:

@@ -1,8 +1,10 @@
 """What this machine has, what a run would use by default, and what to install for more.
 
-    gipo-mc doctor [--json] [--require-cuda-kernels]
+    gipo-mc doctor [--json] [--imports] [--require-cuda-kernels]
 
-Nothing is started and no connection is opened. Exit code 0: ready; 2: a run would not start, and the reason is shown.
+Nothing is started and no connection is opened. torch and Megatron-core are looked at as they are installed; where torch
+may use a GPU, and with --imports, they are imported too, which takes seconds. Exit code 0: ready; 2: a run would not
+start, and the reason is shown.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Sequence
 
 from gipo_mc.run.arguments import Parser
 from gipo_mc.run.terminal.ending import ended
-from gipo_mc.tools import doctor
+from gipo_mc.tools import doctor, libraries
 
 
 def parsers() -> dict[str, Parser]:
@@ -21,6 +23,7 @@ def parsers() -> dict[str, Parser]:
     parser.add_argument(
         "--require-cuda-kernels", action="store_true", help="count an extension built without nvcc as a problem"
     )
+    parser.add_argument("--imports", action="store_true", help="import torch and Megatron-core, too")
     return {"": parser}
 
 
@@ -30,9 +33,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _examine(options: argparse.Namespace) -> int:
-    findings, uses = doctor.examine(options.require_cuda_kernels), doctor.defaults()
+    found = libraries.look(options.imports)
+    findings, uses = doctor.examine(found, options.require_cuda_kernels), doctor.defaults(found)
     if options.json:
-        print(json.dumps(doctor.as_json(findings, uses), indent=2))
+        print(json.dumps(doctor.as_json(findings, uses, found.imported), indent=2))
     else:
-        doctor.show(findings, uses)
+        doctor.show(findings, uses, found.imported)
     return doctor.exit_code(findings)

@@ -3,7 +3,7 @@
 from gipo_mc.config.commands import UNREAD, read_by
 from gipo_mc.config.data import DataConfig
 from gipo_mc.config.environment import hide
-from gipo_mc.config.help import help_lines
+from gipo_mc.config.help import describe, help_lines
 from gipo_mc.config.layout import check_layout
 from gipo_mc.config.load import (
     as_yaml,
@@ -56,6 +56,7 @@ __all__ = [
     "check_name",
     "check_regular",
     "check_yaml",
+    "describe",
     "help_lines",
     "hide",
     "load_config",

@@ -20,7 +20,8 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that shows its description as it is written, quotes arguments with control characters
     escaped, and answers a mistyped option or value with the nearest ones.
 
-    verb: of gipo-mc, such as "train sft". reports: whether there is --json, for one object on stdout.
+    verb: of gipo-mc, such as "train sft". reports: whether there is --json, for one object on stdout. Its attribute
+    `command` names the command whose options of a configuration `overrides` are; "": any.
     """
 
     def __init__(self, verb: str = "", *, reports: bool = False, **options: Any) -> None:
@@ -32,6 +33,7 @@ class Parser(argparse.ArgumentParser):
             self.add_argument("-q", "--quiet", action=Quiet, help="only the result, warnings and errors")
         if reports:
             self.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+        self.command = ""
         self._words: list[str] = []
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -62,7 +64,7 @@ class Parser(argparse.ArgumentParser):
                 continue
             if (key := word.lstrip("-")) in options():
                 return f"; an option of the configuration has no dashes: {key}=VALUE"
-            return did_you_mean(word, known)
+            return did_you_mean(key, options()) if "." in key else did_you_mean(word, known)
         return ""
 
 

@@ -63,6 +63,7 @@ def command_parser(description: str, command: str = "") -> Parser:
     """The parser of `run_command`, for a command that has options of its own besides."""
     verb = command.replace("_", " ", 1).replace("_", "-")
     parser = Parser(verb, description=description, epilog=_options(command) if command else None)
+    parser.command = command
     parser.add_argument("--config", metavar="FILE", help="YAML file; the runnable ones are in configs/")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override an option")
     return parser

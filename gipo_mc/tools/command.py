@@ -33,6 +33,9 @@ GROUPS: dict[str, dict[str, Verb]] = {
     "See it work": {
         "demo": Verb(_VERBS + "demo", "the whole pipeline on the built-in task, and its report", "gipo-mc demo"),
         "doctor": Verb(_VERBS + "doctor", "what this machine has, and what is missing", "gipo-mc doctor"),
+        "completion": Verb(
+            _VERBS + "completion", "completion by your shell's tabulator", 'eval "$(gipo-mc completion bash)"'
+        ),
     },
     "Train": {
         "train": Verb(

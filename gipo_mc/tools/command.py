@@ -43,6 +43,11 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "GI-PPO and its baselines, SFT, a reward model, or DPO",
             "gipo-mc train gi-ppo --config configs/hh_tiny.yaml",
         ),
+        "launch": Verb(
+            _VERBS + "launch",
+            "the torchrun line or Slurm script for GPUs and nodes",
+            "gipo-mc launch --nodes 4 --gpus 8 --config configs/paper/hh_rl.yaml",
+        ),
         "new-model": Verb(
             _VERBS + "new_model",
             "a small model with random weights, for trying things",

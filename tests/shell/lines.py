@@ -187,7 +187,7 @@ def _code_of(program: Callable[[list[str]], None], words: list[str]) -> int:
 def _python(words: list[str]) -> None:
     """`python words`."""
     torch.set_num_threads(1)
-    if words[:2] == ["-m", "torch.distributed.run"]:
+    if words[:2] in (["-m", "torch.distributed.run"], ["-m", "gipo_mc.tools.torchrun"]):
         _torchrun(words[2:])
     elif words[:1] == ["-c"]:
         sys.argv = ["-c", *words[2:]]

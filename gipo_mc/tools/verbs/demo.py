@@ -8,21 +8,22 @@ Every step is one of the commands below, printed before it runs; run again, it c
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
-import subprocess
+import signal
 import sys
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
 from gipo_mc.report.runs import RunData, load_run
 from gipo_mc.run.arguments import Parser, name, number
 from gipo_mc.run.jsonl import printable, write_atomically
+from gipo_mc.run.saves.places import steps as saved_steps
 from gipo_mc.run.terminal.ending import ended
+from gipo_mc.tools import libraries
 from gipo_mc.tools.builtin import PPO
-from gipo_mc.tools.commands import gipo_mc, launched, trainer
+from gipo_mc.tools.commands import attempt, gipo_mc, launched, shown, trainer
 
 #: Iterations of GI-PPO on four ranks. On two cores these take four times as long as on one rank, which does the others.
 SHARED = 10
@@ -49,10 +50,8 @@ def steps(folder: Path, iterations: int) -> Iterator[tuple[str, int, str, list[s
     yield "supervised fine-tuning, two data-parallel ranks", 2, "train_sft", ["parallel.tensor=1"]
     yield "reward model, a pipeline of two", 2, "train_reward", ["parallel.tensor=1", "parallel.pipeline=2"]
     yield "PPO with KL penalty", 1, "train_gi_ppo", [*PPO, "run.name=builtin_ppo", *rl]
-    from gipo_mc.run import checkpoint
-
     first = min(SHARED, iterations or SHARED)
-    if max(checkpoint.steps(folder / "builtin_gi_ppo" / "checkpoints"), default=0) < first:
+    if max(saved_steps(folder / "builtin_gi_ppo" / "checkpoints"), default=0) < first:
         yield f"GI-PPO, {first} iterations with TP2 x PP2", MOST_RANKS, "train_gi_ppo", [f"run.iterations={first}"]
     if iterations != first:
         yield "GI-PPO, going on from its checkpoint on one rank", 1, "train_gi_ppo", rl
@@ -71,21 +70,14 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    import torch  # not for --help: it takes seconds
-
     folder = Path(options.dir)
     begin = time.monotonic()
     # One GPU for a rank. A machine with fewer shows the same on its CPU cores, and all of it there: a run that goes on
     # with other ranks keeps its device's number type.
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = "cuda" if gpus >= MOST_RANKS else "cpu"
+    device = "cuda" if len(libraries.look().gpus) >= MOST_RANKS else "cpu"
     for what, ranks, command_name, overrides in steps(folder, options.iterations):
         command = launched([*trainer(command_name), f"run.dir={folder}", f"device={device}", *overrides], ranks)
-        print(f"\n=== {what}\n{printable(shlex.join(command))}", flush=True)
-        # Ranks that share a machine's cores do best with one thread each; torchrun would say so at every start.
-        code = subprocess.run(command, env={"OMP_NUM_THREADS": "1", **os.environ}).returncode
-        if code:
-            print(f"\nerror: {what} ended with exit code {code}; its message stands above.", file=sys.stderr)
+        if code := _step(what, command):
             return code
     found = comparison(load_run(folder / "builtin_ppo"), load_run(folder / "builtin_gi_ppo"))
     note, report = folder / "demo.txt", folder / "report.html"
@@ -93,11 +85,22 @@ def _demo(options: argparse.Namespace) -> int:
     names = ("builtin_ppo", "builtin_gi_ppo", "builtin_reward", "builtin_sft")
     command = launched([*gipo_mc("report"), *(str(folder / run) for run in names)], 1)
     command += ["--note", str(note), "--out", str(report)]
-    print(f"\n=== report\n{printable(shlex.join(command))}", flush=True)
-    code = subprocess.run(command).returncode
+    code = _step("report", command)
     if not code:
         print("\n" + "\n".join(textwrap.fill(line, 100) for line in note.read_text(encoding="utf-8").splitlines()))
         print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes. Open {printable(str(report.resolve()))}")
+    return code
+
+
+def _step(what: str, command: list[str]) -> int:
+    """Run one command. Returns its exit code, with a word on what is to be done where it is not 0."""
+    print(f"\n=== {what}\n{shown(command)}", flush=True)
+    code, asked = attempt(command)
+    if asked:
+        print("\nStopped as asked. What is finished is kept; the same command goes on from here.", file=sys.stderr)
+        return EXIT_INTERRUPTED if asked == signal.SIGINT else EXIT_REQUEUE
+    if code:
+        print(f"\nerror: {what} ended with exit code {code}; its message stands above.", file=sys.stderr)
     return code
 
 

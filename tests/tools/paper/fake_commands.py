@@ -16,7 +16,7 @@ from gipo_mc.config import as_yaml, load_config
 from gipo_mc.run.folder import RunFolder
 from gipo_mc.tools.paper import drive
 
-ATTEMPT = drive._attempt
+ATTEMPT = drive.attempt
 #: Another process, which takes signals as a run does.
 _WAITS = """
 import os, signal, sys, time
@@ -31,7 +31,7 @@ time.sleep(float(sys.argv[1]))
 
 
 def attempt(words: list[str]) -> tuple[int, int]:
-    """In place of `drive._attempt`."""
+    """In place of `drive.attempt`."""
     _, verb, *rest = words[words.index("gipo_mc") :]
     return _train(f"train_{rest[0]}".replace("-", "_"), rest[1:]) if verb == "train" else _other(verb, rest)
 

@@ -32,7 +32,7 @@ ALL = ["new-model model", *RUNS, *RESPONSES, *LAST]
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(drive, "_attempt", attempt)
+    monkeypatch.setattr(drive, "attempt", attempt)
     write_plan(tmp_path)
     return tmp_path
 
@@ -212,7 +212,7 @@ def test_the_plan_says_what_is_left_and_how_it_knows(place: Path, capsys: pytest
         r"at iteration 1 of 4, failed with exit code 5; about \d+ s, measured: \S+ s for each iteration of hh/gi_ppo",
         said,
     )
-    assert "gipo_mc train gi-ppo --config rl.yaml" in said and "14 steps in table: 4 done, 10 left" in said
+    assert "gipo-mc train gi-ppo --config rl.yaml" in said and "14 steps in table: 4 done, 10 left" in said
     order()
     run()
     capsys.readouterr()
@@ -231,7 +231,7 @@ def test_a_slice_of_the_methods(place: Path) -> None:
 def test_ranks_are_torchruns_and_are_checked_first(place: Path) -> None:
     found = steps_of(load_plan("plan.yaml"), 2)
     words = drive.command_of(next(step for step in found if step.name == "hh/sft"))
-    assert words[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    assert words[1:5] == ["-m", "gipo_mc.tools.torchrun", "--standalone", "--nproc-per-node=2"]
     change_plan(set=["parallel.tensor=4"])
     with pytest.raises(ConfigError, match=r"Step hh/sft: The layout(.|\n)*parallel.tensor=4 x"):
         steps_of(load_plan("plan.yaml"), 2)

@@ -23,6 +23,7 @@ from gipo_mc.run.folder import RunFolder, now
 from gipo_mc.run.jsonl import printable_lines
 from gipo_mc.run.outcome import exit_called, note_end, refusal_noted
 from gipo_mc.run.terminal.ending import interrupted
+from gipo_mc.run.terminal.waiting import importing
 
 #: Seconds that other ranks leave to the first of their host, to say why a start was refused, before they end: torchrun
 #: ends all ranks with the first. On several hosts that one imports torch first, to tell the others.
@@ -92,8 +93,9 @@ def run_parsed(
 
 def _run(work: Callable[[], None], ended: Callable[[str], None]) -> int:
     """Call `work` and return the exit code. ended: told of a signal that ends the command before the run began."""
-    from gipo_mc.parallel import runtime
-    from gipo_mc.run.watch import listening
+    with importing(_is_first()):
+        from gipo_mc.parallel import runtime
+        from gipo_mc.run.watch import listening
 
     try:
         with listening(ended):

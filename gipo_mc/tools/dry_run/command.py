@@ -17,6 +17,7 @@ from gipo_mc.errors import ConfigError, GipoError
 from gipo_mc.plan.arguments import add_run, chosen_run
 from gipo_mc.run.arguments import Parser, say_error
 from gipo_mc.run.terminal.ending import ended
+from gipo_mc.run.terminal.waiting import importing, waiting
 
 
 def parsers() -> dict[str, Parser]:
@@ -48,14 +49,16 @@ def _dry_run(options: argparse.Namespace) -> int:
     config, command, device = chosen_run(options)
     check_layout(config, options.gpus)
 
-    from gipo_mc.tools.dry_run.files import look
-    from gipo_mc.tools.dry_run.rehearsal import refused, rehearse
-    from gipo_mc.tools.dry_run.show import as_json, as_text
+    with importing():
+        from gipo_mc.tools.dry_run.files import look
+        from gipo_mc.tools.dry_run.rehearsal import refused, rehearse
+        from gipo_mc.tools.dry_run.show import as_json, as_text
 
     problems, notes = ([], []) if options.without_files else look(config, command)
     try:
         run = read_run(config, command, config_file=options.config, shape=options.shape)
-        found = rehearse(make_plan(run, options.gpus, device, node=options.gpus_per_node))
+        with waiting("Building every kind of rank"):
+            found = rehearse(make_plan(run, options.gpus, device, node=options.gpus_per_node))
     except ConfigError as error:
         # Of a model that is not here nothing is known: what a start says of it comes first.
         raise refused(problems) or error from error

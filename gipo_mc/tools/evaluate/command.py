@@ -55,6 +55,6 @@ def _module(name: str) -> ModuleType:
 
 def _parser_of(name: str) -> Parser:
     module = _module(name)
-    parser = Parser(f"evaluate {name}", description=module.__doc__)
+    parser = Parser(f"evaluate {name}", reports=True, description=module.__doc__)
     module.add_arguments(parser)
     return parser

@@ -14,6 +14,7 @@ for a model that many jobs load in parallel.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from gipo_mc.run.arguments import Parser, name, number
 from gipo_mc.run.command import refuse, report_error
 from gipo_mc.run.jsonl import printable
 from gipo_mc.run.terminal.ending import ended
+from gipo_mc.run.terminal.waiting import importing, waiting
 
 if TYPE_CHECKING:
     from gipo_mc.models.weights.parity import Check
@@ -88,26 +90,34 @@ def _checked(words: Sequence[str] | None) -> int:
 
 def _convert(options: argparse.Namespace, config: Config) -> int:
     # They take seconds, and all that can be refused without them has been.
-    import torch
-    from transformers.utils import logging as transformers_logging
+    told = os.environ.get("RANK", "0") == "0"
+    with importing(told):
+        import torch
+        from transformers.utils import logging as transformers_logging
 
-    from gipo_mc.parallel import runtime
-    from gipo_mc.tools import conversion
+        from gipo_mc.parallel import runtime
+        from gipo_mc.tools import conversion
 
     transformers_logging.disable_progress_bar()
     try:
         layout = runtime.initialize(config.parallel, config.device)
+        checks: list[Check] = []
+        with waiting("Converting", told=told) as tell:
+            if options.check:
+                checks = conversion.check(options.check, layout, options.reader)
+            elif options.to_hf:
+                run, out = options.to_hf
+                dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+                conversion.to_hf(run, Path(out), layout, dtype, overwrite=options.overwrite, tell=tell)
+                said = f"{out} loads with transformers' from_pretrained."
+            else:
+                folder, out = options.from_hf
+                written = conversion.from_hf(folder, Path(out), layout, overwrite=options.overwrite)
+                said = f"{written} is written; use {out} as model.policy."
         if options.check:
-            _report(options.check, conversion.check(options.check, layout, options.reader), layout)
-        elif options.to_hf:
-            run, out = options.to_hf
-            dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
-            conversion.to_hf(run, Path(out), layout, dtype, overwrite=options.overwrite)
-            _say(layout, f"{out} loads with transformers' from_pretrained.")
-        else:
-            folder, out = options.from_hf
-            written = conversion.from_hf(folder, Path(out), layout, overwrite=options.overwrite)
-            _say(layout, f"{written} is written; use {out} as model.policy.")
+            _report(options.check, checks, layout)
+        elif layout.is_main:
+            print(printable(said), flush=True)
     except GipoError as error:
         return report_error(error)
     finally:
@@ -135,8 +145,3 @@ def _report(folder: str, checks: list[Check], layout: Layout) -> None:
     failed = [line.what for line in checks if not line.passed]
     if failed:
         raise CheckpointError(f"{folder} does not mean the same here as in transformers: {'; '.join(failed)}.")
-
-
-def _say(layout: Layout, text: str) -> None:
-    if layout.is_main:
-        print(printable(text), flush=True)

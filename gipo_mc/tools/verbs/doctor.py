@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from gipo_mc.run.arguments import Parser
 from gipo_mc.run.terminal.ending import ended
+from gipo_mc.run.terminal.waiting import IMPORTS, waiting
 from gipo_mc.tools import doctor, libraries
 
 
@@ -33,7 +34,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _examine(options: argparse.Namespace) -> int:
-    found = libraries.look(options.imports)
+    with waiting("Importing torch and Megatron-core in a process of their own", IMPORTS):
+        found = libraries.look(options.imports)
     findings, uses = doctor.examine(found, options.require_cuda_kernels), doctor.defaults(found)
     if options.json:
         print(json.dumps(doctor.as_json(findings, uses, found.imported), indent=2))

@@ -10,6 +10,7 @@ data.chat_template=true each --prompt is a user's message, rendered by the token
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,11 +45,14 @@ def _generate(own: argparse.Namespace) -> int:
     def work(config: Config) -> None:
         from gipo_mc.evaluation.responses import is_response
         from gipo_mc.parallel.collectives import on_main
+        from gipo_mc.run.console import on_stderr
         from gipo_mc.tools.respond import respond
 
         if own.out:
             check_file(Path(own.out), is_response)
-        responses = respond(config, own.prompt, greedy=own.greedy, tell=say_warning)
+        console = on_stderr(enabled=os.environ.get("RANK", "0") == "0")
+        with console.share("responses", len(own.prompt) or config.eval.prompts) as advance:
+            responses = respond(config, own.prompt, greedy=own.greedy, on_step=advance, tell=say_warning)
         on_main(lambda: _show(responses, Path(own.out) if own.out else None))
 
     return run_parsed(own, work, command="generate")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gipo_mc.run.arguments import Parser, name, number
 from gipo_mc.run.terminal.ending import ended
+from gipo_mc.run.terminal.waiting import importing, waiting
 
 
 def parsers() -> dict[str, Parser]:
@@ -46,30 +47,32 @@ def _make(parser: Parser, options: argparse.Namespace) -> int:
     for key, heads in (("--heads", options.heads), ("--kv-heads", options.kv_heads)):
         if (options.hidden if key == "--heads" else options.heads) % heads:
             parser.error(f"{key} {heads} does not divide {'--hidden' if key == '--heads' else '--heads'}")
-    from transformers.utils import logging as transformers_logging
+    with importing():
+        from transformers.utils import logging as transformers_logging
 
-    from gipo_mc.config import validate
-    from gipo_mc.models.families import FAMILIES
-    from gipo_mc.run.jsonl import printable
-    from gipo_mc.tools.new_model import create_text_model
+        from gipo_mc.config import validate
+        from gipo_mc.models.families import FAMILIES
+        from gipo_mc.run.jsonl import printable
+        from gipo_mc.tools.new_model import create_text_model
 
     if options.family not in FAMILIES:
         parser.error(f"argument --family: {options.family!r} is none of {', '.join(FAMILIES)}")
     transformers_logging.disable_progress_bar()
-    vocab = create_text_model(
-        Path(options.out),
-        validate({"data": {"demonstrations": options.data}}).data,
-        options.vocab,
-        options.seed,
-        options.family,
-        overwrite=options.overwrite,
-        hidden_size=options.hidden,
-        intermediate_size=-(-options.hidden * 8 // 3 // 16) * 16,
-        num_hidden_layers=options.layers,
-        num_attention_heads=options.heads,
-        num_key_value_heads=options.kv_heads,
-        head_dim=options.hidden // options.heads,
-        max_position_embeddings=options.positions,
-    )
+    with waiting("Reading the data and making the model"):
+        vocab = create_text_model(
+            Path(options.out),
+            validate({"data": {"demonstrations": options.data}}).data,
+            options.vocab,
+            options.seed,
+            options.family,
+            overwrite=options.overwrite,
+            hidden_size=options.hidden,
+            intermediate_size=-(-options.hidden * 8 // 3 // 16) * 16,
+            num_hidden_layers=options.layers,
+            num_attention_heads=options.heads,
+            num_key_value_heads=options.kv_heads,
+            head_dim=options.hidden // options.heads,
+            max_position_embeddings=options.positions,
+        )
     print(f"{printable(options.out)}: {options.layers} layers of {options.hidden}, vocabulary {vocab}")
     return 0

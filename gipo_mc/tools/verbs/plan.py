@@ -22,6 +22,7 @@ from gipo_mc.errors import ConfigError
 from gipo_mc.plan.arguments import add_run, chosen_run
 from gipo_mc.run.arguments import Parser, number, real
 from gipo_mc.run.terminal.ending import ended
+from gipo_mc.run.terminal.waiting import waiting
 
 if TYPE_CHECKING:
     from gipo_mc.plan.hardware import Hardware
@@ -84,7 +85,8 @@ def _plan(options: argparse.Namespace) -> int:
     if options.scale_to:
         return _scale(options, run, device, share)
     if options.search:
-        plans = search(run, options.gpus, device, **share)
+        with waiting("Trying layouts") as tell:
+            plans = search(run, options.gpus, device, **share, tell=tell)
         if not plans:
             raise ConfigError(f"No layout of {options.gpus} ranks divides the models' heads, layers and batches.")
         print(json.dumps([as_json(plan) for plan in plans], indent=2) if options.json else search_text(plans, SHOWN))
@@ -104,9 +106,10 @@ def _scale(options: argparse.Namespace, run: Run, device: Hardware, share: dict[
     if options.scale_to < options.gpus:
         raise ConfigError(f"--scale-to {options.scale_to} is less than --gpus {options.gpus}: swap them.")
     hours, restart = options.failure_hours or FAILURE_HOURS, options.restart_seconds or RESTART
-    found = scale(
-        run, sizes(options.gpus, options.scale_to), device, grow=options.grow_batch, failure_hours=hours,
-        restart=restart, **share,
-    )  # fmt: skip
+    with waiting("Trying numbers of GPUs") as tell:
+        found = scale(
+            run, sizes(options.gpus, options.scale_to), device, grow=options.grow_batch, failure_hours=hours,
+            restart=restart, **share, tell=tell,
+        )  # fmt: skip
     print(json.dumps(scale_json(found), indent=2) if options.json else scale_text(found, hours, restart))
     return 0

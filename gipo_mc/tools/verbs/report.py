@@ -15,6 +15,7 @@ from pathlib import Path
 from gipo_mc.run.arguments import Parser, name
 from gipo_mc.run.jsonl import encode, printable
 from gipo_mc.run.terminal.ending import ended
+from gipo_mc.run.terminal.waiting import waiting
 from gipo_mc.tools.output import check_file
 
 
@@ -44,8 +45,9 @@ def _report(parser: Parser, options: argparse.Namespace) -> int:
     evaluation = Path(options.evaluation) if options.evaluation else None
     out = Path(options.out) if options.out else [*runs, *([evaluation] if evaluation else [])][0] / "report.html"
     check_file(out, is_report)
-    built = build_report(runs, out, Path(options.note) if options.note else None, evaluation)
-    charts = save_charts(runs, Path(options.charts), evaluation) if options.charts else []
+    with waiting("Drawing the report"):
+        built = build_report(runs, out, Path(options.note) if options.note else None, evaluation)
+        charts = save_charts(runs, Path(options.charts), evaluation) if options.charts else []
     if options.json:
         print(encode({"report": str(built), "runs": options.runs, "charts": [str(path) for path in charts]}))
         return 0

@@ -10,13 +10,16 @@ Without any argument each trainer does the built-in task. `gipo-mc train gi-ppo 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gipo_mc.config import Config
 from gipo_mc.run.arguments import Parser
 from gipo_mc.run.command import command_parser, run_command
 from gipo_mc.run.terminal.ending import ended
+from gipo_mc.run.terminal.waiting import importing
 from gipo_mc.tools import builtin
 
 _BUILTIN = "Without any argument: the built-in task, sized to the ranks and the device there are."
@@ -80,11 +83,10 @@ def _train(words: list[str]) -> int:
     parser = Parser("train", description=__doc__, usage="%(prog)s TRAINER ...", epilog=f"trainers:\n{listed}")
     parser.add_argument("trainer", choices=list(TRAINERS), metavar="TRAINER", help="one of those below")
     trainer = TRAINERS[parser.parse_args(words[:1]).trainer]
-    return run_command(
-        trainer.description,
-        # torch and Megatron, once the configuration is known to be right
-        lambda config: importlib.import_module(trainer.module).train(config),
-        argv=words[1:],
-        builtin=trainer.task,
-        command=trainer.command,
-    )
+
+    def work(config: Config) -> None:
+        with importing(os.environ.get("RANK", "0") == "0"):  # once the configuration is known to be right
+            module = importlib.import_module(trainer.module)
+        module.train(config)
+
+    return run_command(trainer.description, work, argv=words[1:], builtin=trainer.task, command=trainer.command)

@@ -1,6 +1,6 @@
 """The configuration: typed sections, loaded and checked once, before any process group starts."""
 
-from gipo_mc.config.commands import UNREAD, read_by
+from gipo_mc.config.commands import TRAINERS, UNREAD, read_by
 from gipo_mc.config.data import DataConfig
 from gipo_mc.config.environment import hide
 from gipo_mc.config.help import describe, help_lines
@@ -35,6 +35,7 @@ from gipo_mc.config.schema import (
 from gipo_mc.config.yaml_text import check_yaml
 
 __all__ = [
+    "TRAINERS",
     "UNREAD",
     "AlgorithmConfig",
     "CheckpointConfig",

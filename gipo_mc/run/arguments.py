@@ -25,9 +25,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, verb: str = "", *, reports: bool = False, **options: Any) -> None:
-        typed = Path(sys.argv[0]).name
-        if verb and (typed == "__main__.py" or not typed.endswith(".py")):
-            options["prog"] = f"gipo-mc {verb}"
+        if verb:
+            options["prog"] = _typed(verb)
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
         if self.add_help:
             self.add_argument("-q", "--quiet", action=Quiet, help="only the result, warnings and errors")
@@ -66,6 +65,15 @@ class Parser(argparse.ArgumentParser):
                 return f"; an option of the configuration has no dashes: {key}=VALUE"
             return did_you_mean(key, options()) if "." in key else did_you_mean(word, known)
         return ""
+
+
+def _typed(verb: str) -> str:
+    """The command as it was typed: `gipo-mc evaluate judge`, or the script's name for it, `evaluate.py judge`."""
+    script = Path(sys.argv[0]).name
+    if script == "__main__.py" or not script.endswith(".py"):
+        return f"gipo-mc {verb}"
+    first, _, more = verb.partition(" ")
+    return f"{script} {more}" if more and script == f"{first}.py" else script
 
 
 def say_error(error: GipoError) -> int:

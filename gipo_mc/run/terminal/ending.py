@@ -25,6 +25,10 @@ def ended(work: Callable[[], int]) -> int:
         return say_error(error)
     except KeyboardInterrupt as stop:
         return interrupted(stop)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # rich ends the process where nobody reads
+            return EXIT_NO_READER
+        raise
     except BrokenPipeError:
         if not _nobody_reads():
             raise

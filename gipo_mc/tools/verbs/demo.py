@@ -14,16 +14,20 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
-from gipo_mc.report.runs import RunData, load_run
 from gipo_mc.run.arguments import Parser, name, number
 from gipo_mc.run.jsonl import printable, write_atomically
 from gipo_mc.run.saves.places import steps as saved_steps
 from gipo_mc.run.terminal.ending import ended
+from gipo_mc.run.terminal.voice import is_quiet, tell
 from gipo_mc.tools import libraries
 from gipo_mc.tools.builtin import PPO
 from gipo_mc.tools.commands import attempt, gipo_mc, launched, shown, trainer
+
+if TYPE_CHECKING:
+    from gipo_mc.report.runs import RunData
 
 #: Iterations of GI-PPO on four ranks. On two cores these take four times as long as on one rank, which does the others.
 SHARED = 10
@@ -45,7 +49,7 @@ EVIDENCE = (
 
 
 def steps(folder: Path, iterations: int) -> Iterator[tuple[str, int, str, list[str]]]:
-    """(what, ranks, command, overrides) of each step, made when its turn comes."""
+    """(what, ranks, command, overrides) of each step that is left or has to be looked at."""
     rl = [f"run.iterations={iterations}"] if iterations else []
     yield "supervised fine-tuning, two data-parallel ranks", 2, "train_sft", ["parallel.tensor=1"]
     yield "reward model, a pipeline of two", 2, "train_reward", ["parallel.tensor=1", "parallel.pipeline=2"]
@@ -75,17 +79,20 @@ def _demo(options: argparse.Namespace) -> int:
     # One GPU for a rank. A machine with fewer shows the same on its CPU cores, and all of it there: a run that goes on
     # with other ranks keeps its device's number type.
     device = "cuda" if len(libraries.look().gpus) >= MOST_RANKS else "cpu"
-    for what, ranks, command_name, overrides in steps(folder, options.iterations):
+    to_do = list(steps(folder, options.iterations))
+    for number_of, (what, ranks, command_name, overrides) in enumerate(to_do, start=1):
         command = launched([*trainer(command_name), f"run.dir={folder}", f"device={device}", *overrides], ranks)
-        if code := _step(what, command):
+        if code := _step(f"{number_of} of {len(to_do) + 1}: {what}", command):
             return code
+    from gipo_mc.report.runs import load_run
+
     found = comparison(load_run(folder / "builtin_ppo"), load_run(folder / "builtin_gi_ppo"))
     note, report = folder / "demo.txt", folder / "report.html"
     write_atomically(note, "\n\n".join([found, REGIME, EVIDENCE]) + "\n")
     names = ("builtin_ppo", "builtin_gi_ppo", "builtin_reward", "builtin_sft")
     command = launched([*gipo_mc("report"), *(str(folder / run) for run in names)], 1)
     command += ["--note", str(note), "--out", str(report)]
-    code = _step("report", command)
+    code = _step(f"{len(to_do) + 1} of {len(to_do) + 1}: report", command)
     if not code:
         print("\n" + "\n".join(textwrap.fill(line, 100) for line in note.read_text(encoding="utf-8").splitlines()))
         print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes. Open {printable(str(report.resolve()))}")
@@ -94,7 +101,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _step(what: str, command: list[str]) -> int:
     """Run one command. Returns its exit code, with a word on what is to be done where it is not 0."""
-    print(f"\n=== {what}\n{shown(command)}", flush=True)
+    if is_quiet():
+        command = [*command, "--quiet"]
+    tell(f"\n=== {what}\n{shown(command)}")
     code, asked = attempt(command)
     if asked:
         print("\nStopped as asked. What is finished is kept; the same command goes on from here.", file=sys.stderr)

@@ -33,14 +33,17 @@ HOST, PORT = "HOST", 29500
 
 
 def parsers() -> dict[str, Parser]:
+    from gipo_mc.config import TRAINERS
+
     parser = Parser("launch", reports=True, description=__doc__)
     parser.add_argument("--nodes", type=number(1, 2**16), default=1, help="machines [1]")
     parser.add_argument("--gpus", type=number(1, 1024), default=8, help="ranks on each of them, one for each GPU [8]")
     parser.add_argument("--config", type=name, metavar="FILE", help="YAML file of the run")
     parser.add_argument(
         "--command",
-        choices=("train_gi_ppo", "train_sft", "train_reward", "train_dpo"),
-        help="the trainer [the one that the data are of]",
+        choices=TRAINERS,
+        metavar="TRAINER",
+        help="train_gi_ppo, train_sft, train_reward or train_dpo [by the data]",
     )
     parser.add_argument("--host", default=HOST, help="of several nodes, the one where they meet [HOST, to be replaced]")
     parser.add_argument("--port", type=number(1, 65535), default=PORT, help=f"and its port [{PORT}]")

@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from gipo_mc.errors import did_you_mean
 from gipo_mc.run.arguments import Parser, name, number
 from gipo_mc.run.terminal.ending import ended
 from gipo_mc.run.terminal.waiting import importing, waiting
@@ -56,7 +57,8 @@ def _make(parser: Parser, options: argparse.Namespace) -> int:
         from gipo_mc.tools.new_model import create_text_model
 
     if options.family not in FAMILIES:
-        parser.error(f"argument --family: {options.family!r} is none of {', '.join(FAMILIES)}")
+        near = did_you_mean(options.family, FAMILIES)
+        parser.error(f"argument --family: {options.family!r} is none of {', '.join(FAMILIES)}{near}")
     transformers_logging.disable_progress_bar()
     with waiting("Reading the data and making the model"):
         vocab = create_text_model(

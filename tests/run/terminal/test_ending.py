@@ -37,6 +37,16 @@ def test_an_error_and_ctrl_c_are_one_sentence_each(capsys: pytest.CaptureFixture
     ]
 
 
+def test_rich_ends_a_command_whose_reader_has_gone_as_others_do() -> None:
+    def work() -> int:
+        try:
+            raise BrokenPipeError
+        except BrokenPipeError:
+            raise SystemExit(1)  # noqa: B904 - as rich.console does
+
+    assert ended(work) == 141
+
+
 def test_what_nobody_foresaw_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         ended(_raising(ZeroDivisionError()))

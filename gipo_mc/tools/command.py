@@ -100,7 +100,8 @@ def main(words: Sequence[str] | None = None) -> int:
     return ended(lambda: _command(list(sys.argv[1:] if words is None else words)))
 
 
-def _command(words: list[str]) -> int:
+def first_parser() -> Parser:
+    """Of the verb, and what may stand before it."""
     parser = Parser(
         prog="gipo-mc",
         usage="%(prog)s VERB ...",
@@ -109,6 +110,11 @@ def _command(words: list[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"gipo-mc {__version__}", help="print the version")
     parser.add_argument("verb", choices=list(VERBS), metavar="VERB", help="one of those below")
+    return parser
+
+
+def _command(words: list[str]) -> int:
+    parser = first_parser()
     if not words:
         parser.print_help()
         return 0

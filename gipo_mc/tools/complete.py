@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, get_args, get_origin
 
 from gipo_mc.run.arguments import Parser
-from gipo_mc.tools.command import VERBS
+from gipo_mc.tools.command import VERBS, first_parser
 
 #: (what may stand there, what it means). Where it goes on, it ends with "=" or ".".
 Candidate = tuple[str, str]
@@ -24,6 +24,8 @@ def candidates(words: Sequence[str]) -> list[Candidate]:
 
 def _all(before: Sequence[str], current: str) -> Iterable[Candidate]:
     rest = [word for word in before if not word.startswith("-")]
+    if not rest and current.startswith("-"):
+        return _of_parser(first_parser(), before, current)
     if not rest:
         return [(name, verb.help) for name, verb in VERBS.items()]
     verb, after = VERBS.get(rest[0]), before[before.index(rest[0]) + 1 :]

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from types import FrameType
 
 from gipo_mc.run.jsonl import printable
@@ -28,7 +29,12 @@ def launched(words: list[str], ranks: int) -> list[str]:
     """These words on so many ranks of this machine."""
     if ranks == 1:
         return [sys.executable, *words]
-    return [*_TORCHRUN, "--standalone", f"--nproc-per-node={ranks}", *words]
+    return [*_TORCHRUN, "--standalone", f"--nproc-per-node={ranks}", *for_torchrun(words)]
+
+
+def for_torchrun(words: Sequence[str]) -> list[str]:
+    """Words of a program as torchrun passes them on unchanged: it makes one "$" of two."""
+    return [word.replace("$$", "$$$$") for word in words]
 
 
 def shown(words: list[str]) -> str:

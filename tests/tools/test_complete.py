@@ -122,8 +122,7 @@ def test_a_real_shell_completes(shell: str, shell_environment: dict[str, str]) -
     words, start = SHELLS[shell]
     typed = [
         ("gipo-mc tra\t", "train "),
-        ("gi\tdevice=cu\t", "device=cuda "),
-        ("algorithm.na\t", "me="),
+        ("gi-ppo algorithm.na\t", "me="),
         ("threshold_g\t", "threshold_gi_ppo "),
         ("run.name=CONTRIB\t", "run.name=CONTRIBUTING.md"),
     ]

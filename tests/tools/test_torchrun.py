@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gipo_mc.tools import torchrun
+from gipo_mc.tools.commands import for_torchrun
 
 WORDS = ["--standalone", "--no-python"]
 
@@ -50,6 +51,13 @@ def test_a_signal_reaches_the_ranks_and_ends_it_without_a_word(number: int, code
         time.sleep(0.01)
     os.kill(pid, number)
     assert _code(pid) == code and asked.exists() and said.read_text() == ""
+
+
+def test_words_reach_the_program_as_they_are(tmp_path: Path) -> None:
+    words, out = ["a$$b", "$$$", "${run.dir}", "$HOME"], tmp_path / "out"
+    line = f'printf "%s\\n" "$@" >{out}'
+    pid, _ = _launched(tmp_path, "--nproc-per-node=1", "sh", "-c", line, "sh", *for_torchrun(words))
+    assert _code(pid) == 0 and out.read_text().splitlines() == words
 
 
 def test_nodes_that_do_not_meet_are_told(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from gipo_mc.errors import ConfigError
 from gipo_mc.run.arguments import Parser, name, number, say_warning
 from gipo_mc.run.terminal.ending import ended
 from gipo_mc.run.terminal.voice import tell
-from gipo_mc.tools.commands import trainer
+from gipo_mc.tools.commands import for_torchrun, trainer
 
 if TYPE_CHECKING:
     from gipo_mc.config import Config
@@ -84,7 +84,7 @@ class Launch:
         if self.nodes > 1:
             meet = ["--nnodes", str(self.nodes), "--rdzv-backend", "c10d", "--rdzv-id", self.run]
             meet += ["--rdzv-endpoint", f"{host}:{port}"]
-        return [*meet, "--nproc-per-node", str(self.ranks), *self.words]
+        return [*meet, "--nproc-per-node", str(self.ranks), *for_torchrun(self.words)]
 
     def describe(self) -> str:
         parallel = self.config.parallel
@@ -156,7 +156,7 @@ def batch_script(launch: Launch, more: Sequence[str] = ()) -> str:
     own = [f"#SBATCH {option}" for option in (f"--nodes={launch.nodes}", *gpus, *more)]
     python, folder = shlex.quote(sys.executable), shlex.quote(launch.config.run.dir)
     settings = [
-        f"set -- {shlex.join([launch.run, *launch.words])}",
+        f"set -- {shlex.join([launch.run, *for_torchrun(launch.words)])}",
         f"export RANKS=${{RANKS:-{launch.ranks}}} RUNS=${{RUNS:-{folder}}} PYTHON=${{PYTHON:-{python}}}",
     ]
     head = f"#!/bin/bash\n# {launch.describe()} Written by `gipo-mc launch`; submit it with sbatch.\n#\n"

@@ -1,8 +1,8 @@
 """The line that starts a run on several GPUs or nodes, checked first; or the script of a Slurm job.
 
-    gipo-mc launch --nodes 4 --gpus 8 --config FILE key.sub=value
-    gipo-mc launch --nodes 4 --gpus 8 --config FILE --slurm > job.sbatch
-    gipo-mc launch --gpus 2 --config FILE --go
+    gipo-mc launch --nodes 4 --gpus 8 --config configs/paper/hh_rl.yaml run.name=large
+    gipo-mc launch --nodes 4 --gpus 8 --config configs/paper/hh_rl.yaml --slurm > job.sbatch
+    gipo-mc launch --gpus 2 --config configs/hh_tiny.yaml --go
 
 Prints what you would type, on stdout; --go does it. On several nodes the same line is run on each, HOST being one that
 the others reach. Exit code with --go: the run's, or that of sbatch. docs/clusters.md has the rest.

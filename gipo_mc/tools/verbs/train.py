@@ -1,7 +1,7 @@
 """Train a model: with GI-PPO or one of its baselines, on demonstrations, as a reward model, or on preference pairs.
 
     gipo-mc train gi-ppo run.name=mine
-    torchrun --nproc-per-node 4 -m gipo_mc train gi-ppo --config configs/hh_tiny.yaml parallel.tensor=2 parallel.pipeline=2
+    torchrun --nproc-per-node 4 -m gipo_mc train gi-ppo --config configs/hh_tiny.yaml parallel.tensor=2
 
 Without any argument each trainer does the built-in task. `gipo-mc train gi-ppo --help` lists the options that it reads;
 `gipo-mc launch` writes the torchrun line for several GPUs or nodes.

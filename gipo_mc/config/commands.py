@@ -9,6 +9,7 @@ _FROZEN = ("parallel.frozen_tensor", "parallel.frozen_pipeline")
 _RL_DATA = ("data.prompts", "data.prompt_length", "data.reward_chat_template")
 _SFT_DATA = ("data.demonstrations", "data.turns")
 
+TRAINERS = ("train_gi_ppo", "train_sft", "train_reward", "train_dpo")
 #: Command -> sections and options that it does not read. They may change, because nothing depends on them.
 UNREAD: dict[str, tuple[str, ...]] = {
     "train_sft": (*_RL_ONLY, *_RL_DATA, *_FROZEN, "model.reference", "dpo", "train.margin"),

@@ -17,7 +17,6 @@ from gipo_mc.plan.shapes import known_shape, shape_of
 
 #: (name of a model, option that names it) -> its sizes.
 Sizes = Callable[[str, str], ModelShape]
-COMMANDS = ("train_gi_ppo", "train_sft", "train_reward", "train_dpo")
 
 
 @dataclass(frozen=True)

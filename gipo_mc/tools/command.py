@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from gipo_mc.run.arguments import Parser
+from gipo_mc.tools import config
 from gipo_mc.tools.dry_run import command as dry_run
 from gipo_mc.tools.evaluate import command as evaluate
 
-_COMMANDS = {"evaluate": evaluate, "dry-run": dry_run}
+_COMMANDS = {"evaluate": evaluate, "dry-run": dry_run, "config": config}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -282,8 +282,10 @@ def _optional() -> Iterator[Finding]:
     TransformerEngine is tried, where a run would use it."""
     torch, error = _import("torch")
     yield _transformer_engine(cuda=not error and torch.cuda.is_available())
-    wandb = importlib.util.find_spec("wandb")
-    yield Finding("wandb", "ok", _version("wandb") if wandb else "not installed (optional: pip install -e '.[wandb]')")
+    for module, package in (("wandb", "wandb"), ("mlflow", "mlflow-skinny")):
+        found = importlib.util.find_spec(module)
+        missing = f"not installed (optional: pip install -e '.[{module}]')"
+        yield Finding(module, "ok", _version(package) if found else missing)
     offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if os.environ.get(name, "") not in ("", "0")]
     cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
     if offline:

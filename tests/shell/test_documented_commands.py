@@ -27,6 +27,7 @@ EXCLUDED = {
     "sbatch": "tests/slurm submits jobs of the script where Slurm is installed",
     "began=": "a variable of the shell",
     "mkdir": "a command of the shell",
+    "gipo-mc config": "tests/tools/test_config.py runs them",
     "python -m venv": "an environment of the reader's",
     "git worktree": "an earlier version, which the reader chooses",
     "GIPO_MC_CUDA=0": "a build in that version's folder",

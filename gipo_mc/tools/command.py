@@ -56,6 +56,11 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "status": Verb(_VERBS + "status", "how a run stands, and its exit code", "gipo-mc status runs/gi_ppo"),
     },
     "Before it starts": {
+        "config": Verb(
+            "gipo_mc.tools.config",
+            "what a configuration says, and whether it is right",
+            "gipo-mc config show configs/hh_tiny.yaml --only-changed",
+        ),
         "plan": Verb(
             _VERBS + "plan",
             "memory, disk, communication and time of a run",

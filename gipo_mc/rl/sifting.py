@@ -151,7 +151,7 @@ def _causes(outputs: ModelOutputs, reward_B: Tensor) -> list[str]:
 
 
 def _too_many(causes: Sequence[str], config: Config) -> bool:
-    """Does what is left out count towards algorithm.invalid_patience? A few rewards that are skipped by option do not."""
+    """Does what is left out count towards algorithm.invalid_patience? A few rewards skipped by option do not."""
     rewards, all_of_them = causes.count("reward"), sum(map(bool, causes))
     tolerated = config.reward.max_skipped * len(causes) if config.reward.on_error == "skip" else 0.0
     return all_of_them > rewards or rewards > tolerated

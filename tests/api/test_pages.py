@@ -1,12 +1,11 @@
-"""The blocks of docs/library.md and docs/rewards.md run as they stand; a program of a user's passes a type checker."""
+"""The blocks of docs/library.md and docs/rewards.md run as they stand, and so do the examples."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import threading
+import tomllib
 import urllib.request
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -89,52 +88,12 @@ def test_the_blocks_of_the_rewards_page_run() -> None:
     assert read_reply(200, {}, json.dumps(answered).encode(), 1).rewards == [1.0]
 
 
-USERS = """
-import pandas
-import torch
-
-import gipo_mc
-
-
-async def mine(samples: list[gipo_mc.Sample]) -> list[float]:
-    return [float(len(sample.response)) for sample in samples]
-
-
-def main() -> pandas.DataFrame:
-    with gipo_mc.load_policy("models/x", dtype="float32") as policy:
-        texts: list[str] = [one.text for one in policy.sample(["a"], top_k=3)]
-        log_probs: list[torch.Tensor] = policy.log_probs(["a"], texts)
-    run: gipo_mc.Run = gipo_mc.train(policy="models/x", reward=mine, prompts=[{"prompt": "a"}], run="runs/x")
-    try:
-        weights: torch.Tensor = gipo_mc.kl_weights(0.1, log_probs[0], None, "adaptive")
-        found: gipo_mc.GroupVariance = gipo_mc.group_variance(weights, weights, 3, weights="size")
-        print(found.variance, gipo_mc.__version__)
-    except gipo_mc.errors.ConfigError as error:
-        print(error.exit_code)
-    return run.metrics()
-"""
-WRONG = """
-import gipo_mc
-
-gipo_mc.load_policy(3)
-gipo_mc.train(policy="x", reward="y", prompts="z")
-gipo_mc.group_variance(None, None, 3, weights="other")
-gipo_mc.no_such_name
-"""
-
-
-def test_a_type_checker_knows_the_library(tmp_path: Path) -> None:
-    """mypy finds the types where the package is installed, and what is wrong in a user's program."""
-    (tmp_path / "right.py").write_text(USERS)
-    (tmp_path / "wrong.py").write_text(WRONG)
-    (tmp_path / "mypy.ini").write_text("[mypy]\nignore_missing_imports = True\nfollow_imports = silent\n")
-    command = [sys.executable, "-m", "mypy", "--cache-dir", str(ROOT / ".mypy_cache"), "--config-file", "mypy.ini"]
-    environment = {"PATH": "/usr/bin:/bin", "MYPYPATH": str(ROOT), "HOME": str(tmp_path)}
-    done = subprocess.run(
-        [*command, "right.py", "wrong.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    lines = [line for line in done.stdout.splitlines() if ": error:" in line]
-    assert len(lines) == 5 and all(line.startswith("wrong.py") for line in lines), done.stdout + done.stderr
+def test_type_checkers_are_told_of_the_types() -> None:
+    """`make lint` checks tests/api/typed_program.py, a program of a user's, against them."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert {"py.typed", "*.pyi"} <= set(settings["setuptools"]["package-data"]["gipo_mc"])
+    assert {"examples", "tests/api/typed_program.py"} <= set(settings["mypy"]["files"])
+    assert (ROOT / "gipo_mc" / "py.typed").is_file() and (ROOT / "tests" / "api" / "typed_program.py").is_file()
 
 
 def test_the_loop_of_ones_own_learns_both_kinds(folder: Path) -> None:

@@ -29,6 +29,7 @@ LEVELS = (
     ("evaluation", "plan"),
     ("report",),
     ("tools",),
+    ("api",),
     ("scripts",),
 )
 LEVEL_OF = {layer: level for level, layers in enumerate(LEVELS) for layer in layers}

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from gipo_mc.config.data import DataConfig
 from gipo_mc.config.memory import MemoryConfig
 from gipo_mc.config.precision import PrecisionConfig
+from gipo_mc.config.reward import RewardConfig
 from gipo_mc.config.rl import AlgorithmConfig, RolloutConfig
 from gipo_mc.config.section import LARGE, ResumeRule, Section, changeable, fixed_by_content, on_or_off
 
@@ -124,7 +125,9 @@ class ModelConfig(Section):
         "", description="frozen reference of RL's KL and of DPO; empty: the policy's start"
     )
     critic: str = changeable("", description="start of the critic; empty: the reward model, else the policy")
-    reward: str = fixed_by_content("", description="reward model; or python:package.module:function")
+    reward: str = fixed_by_content(
+        "", description="reward model; or python:package.module:function; or http://host:port/path"
+    )
     tokenizer: str = fixed_by_content("", description="tokenizer folder; empty: the policy's")
 
     @field_validator("*", mode="before")
@@ -200,6 +203,7 @@ class Config(Section):
     memory: MemoryConfig = Field(default_factory=MemoryConfig)
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
+    reward: RewardConfig = Field(default_factory=RewardConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
@@ -214,7 +218,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:
-        problems = [*self.algorithm.problems(), *self.data.problems()]
+        problems = [*self.algorithm.problems(), *self.data.problems(), *self.reward.problems(self.model.reward)]
         samples = self.rollout.samples_per_prompt
         if self.rollout.batch_size % samples:
             problems.append(

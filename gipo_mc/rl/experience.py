@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from torch import Tensor
@@ -23,6 +24,7 @@ class ModelOutputs:
     values_BT: critic's value of the state before response token t; 0 without a critic.
     reward_B: raw reward of the whole response, in reward-model units.
     group_probs_BM: p_phi(g|x,y) of the classifier, rows sum to 1; [B, 1] of ones without a classifier.
+    reward_parts: what the reward is made of, [B] each by name; empty where it is one reward.
     """
 
     behaviour_logp_BT: Tensor
@@ -31,10 +33,12 @@ class ModelOutputs:
     values_BT: Tensor
     reward_B: Tensor
     group_probs_BM: Tensor
+    reward_parts: Mapping[str, Tensor] = field(default_factory=dict)
 
     def rows(self, rows_B: Tensor) -> ModelOutputs:
         """The same of the rows `rows_B` (int64 [b])."""
-        return ModelOutputs(*(getattr(self, field.name)[rows_B] for field in fields(self)))
+        tensors = {part.name: getattr(self, part.name)[rows_B] for part in fields(self) if part.name != "reward_parts"}
+        return ModelOutputs(**tensors, reward_parts={name: part[rows_B] for name, part in self.reward_parts.items()})
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from gipo_mc.models.readout import groups_alone, token_log_probs, values_and_gro
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.timing import Phases
 from gipo_mc.rl.experience import ModelOutputs
+from gipo_mc.rl.reward_sources.mixed import with_parts
 from gipo_mc.rl.rewards import Reward
 from gipo_mc.types import Prompt, Rollout
 
@@ -61,7 +62,7 @@ def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: C
             found = run_forward(models.classifier, packed, stage, {"groups": groups})
             group_probs_BM = found["groups"]
     with phases("rewards"):
-        reward_B = models.reward(prompts, rollout)
+        reward_B, reward_parts = with_parts(models.reward, prompts, rollout)
     return ModelOutputs(
         behaviour_logp_BT=behaviour["logp"],
         entropy_BT=behaviour["entropy"],
@@ -69,4 +70,5 @@ def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: C
         values_BT=values_BT,
         reward_B=reward_B,
         group_probs_BM=group_probs_BM,
+        reward_parts=reward_parts,
     )

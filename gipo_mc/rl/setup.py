@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from gipo_mc.algorithms.group_source import GroupSource
 from gipo_mc.algorithms.state import Health, RLState
 from gipo_mc.config import Config
+from gipo_mc.config.reward import is_function, is_model, is_server
 from gipo_mc.data.loading import load_prompts, sources_of
 from gipo_mc.data.sets import PromptSet, seen_in_training
 from gipo_mc.data.tokenizer import same_tokens
@@ -23,7 +24,10 @@ from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.memory.movers import mover_for
 from gipo_mc.parallel.memory.offload import Offloader
 from gipo_mc.presets import PRESETS
-from gipo_mc.rl.rewards import FunctionReward, ModelReward, Reward, is_function, load_function
+from gipo_mc.rl.reward_sources.functions import FunctionReward, form_of, load_function
+from gipo_mc.rl.reward_sources.mixed import MixedReward, models_in
+from gipo_mc.rl.reward_sources.server import ServerReward
+from gipo_mc.rl.rewards import ModelReward, Reward
 from gipo_mc.rl.rollout import limits_of, longest_sequence
 from gipo_mc.rl.scoring import Models
 from gipo_mc.run.model_sources import NO_BUILTIN, ModelSource, check_fits
@@ -67,11 +71,15 @@ def set_up(session: Session) -> RLSetup:
     config = session.config
     sources = _find_sources(session)
     tokenizer = sources.tokenizer
-    prompts = load_prompts(config.data, tokenizer, seed=config.run.seed)
-    session.trains_on("data.prompts", prompts, tokenizer, named_domains=is_function(config.model.reward))
+    told = config.reward.from_outside(config.model.reward)
+    asked = told or not is_model(config.eval.reward or "none")  # by a reward that is given the whole row
+    prompts = load_prompts(config.data, tokenizer, seed=config.run.seed, columns=asked)
+    session.trains_on("data.prompts", prompts, tokenizer, named_domains=told)
+    if told:
+        session.fixed.frozen["data.prompts (columns)"] = prompts.columns_hash()
     held_out = None
     if config.eval.prompts and sources_of(config.data, "prompts", "evaluation"):
-        held_out = load_prompts(config.data, tokenizer, seed=config.run.seed, part="evaluation")
+        held_out = load_prompts(config.data, tokenizer, seed=config.run.seed, part="evaluation", columns=asked)
         if text := seen_in_training(prompts, held_out):
             session.warn(text)
     groups = group_source(config, prompts)
@@ -79,10 +87,9 @@ def set_up(session: Session) -> RLSetup:
         session.offloader = Offloader(config.memory.offload, mover_for(session.layout.device, session.folder.path))
     gold = _reward(session, config.eval.reward, "eval.reward", tokenizer) if config.eval.reward else None
     models = _load_models(session, sources)
-    for reward in (models.reward, gold):
-        if isinstance(reward, ModelReward):
-            for rows in (prompts, held_out or ()):
-                reward.reader.check(rows)
+    for reward in (*models_in(models.reward), *models_in(gold)):
+        for rows in (prompts, held_out or ()):
+            reward.reader.check(rows)
     session.header(
         [
             ("algorithm", describe_algorithm(config)),
@@ -90,7 +97,7 @@ def set_up(session: Session) -> RLSetup:
             ("policy", sources.policy.name),
             ("reference", sources.reference.name),
             ("critic", sources.critic.name if models.critic is not None else "none"),
-            ("reward", _describe_reward(config.model.reward, models.reward)),
+            *(("reward", line) for line in _describe_reward(config, models.reward)),
             ("prompts", prompts.describe()),
             ("held out", held_out.describe() if held_out else "none"),
             *([("offload", session.offloader.describe())] if config.memory.offload else []),
@@ -115,7 +122,7 @@ def _rollout_engine(config: Config, models: Models) -> RolloutEngine:
 def _in_turn(models: Models) -> list[Engine]:
     """Models in the order in which an iteration works with them: `score`, then the updates."""
     trained = [engine for engine in (models.critic, models.classifier) if engine is not None]
-    reward = [models.reward.engine] if isinstance(models.reward, ModelReward) else []
+    reward = [part.engine for part in models_in(models.reward)]
     return [models.policy, models.reference, *trained, *reward, *trained]
 
 
@@ -135,7 +142,8 @@ def _find_sources(session: Session) -> _Sources:
         raise ConfigError(f"model.policy is empty: give an SFT run, a Hugging Face folder or a hub name. {NO_BUILTIN}")
     if not config.model.reward:
         raise ConfigError(
-            f"model.reward is empty: give a reward-model run or folder, or python:package.module:function. {NO_BUILTIN}"
+            "model.reward is empty: give a reward-model run or folder, python:package.module:function, or the address "
+            f"of a server. {NO_BUILTIN}"
         )
     policy = session.source(config.model.policy, "model.policy")
     check_engine(config.rollout.engine, policy.shape, session.layout)
@@ -171,7 +179,7 @@ def _load_models(session: Session, sources: _Sources) -> Models:
         reference=session.load(sources.reference, "lm", key="model.reference"),
         critic=critic,
         classifier=classifier,
-        reward=_reward(session, config.model.reward, "model.reward", sources.tokenizer),
+        reward=_training_reward(session, sources.tokenizer),
     )
 
 
@@ -218,11 +226,27 @@ def restore(session: Session, setup: RLSetup) -> RLState:
     return replace(RLState.from_dict(state["groups"]), health=Health.from_dict(state.get("health")))
 
 
+def _training_reward(session: Session, tokenizer: PreTrainedTokenizerBase) -> Reward:
+    """model.reward, with reward.also and the penalties where there are any."""
+    settings, first = session.config.reward, session.config.model.reward
+    rewards = [_reward(session, first, "model.reward", tokenizer)]
+    rewards += [_reward(session, name, f"reward.also ({i})", tokenizer) for i, name in enumerate(settings.also)]
+    return MixedReward.of(rewards, settings, first)
+
+
 def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenizerBase) -> Reward:
-    if is_function(name):
+    """key: the option that names it, and which of its names it is."""
+    config, option = session.config, key.partition(" ")[0]
+    if not is_model(name):
         session.fixed.frozen[key] = name  # its code may be corrected, as that of the trainer itself
-        return FunctionReward(name, load_function(name, key), tokenizer, session.layout)
-    config, source = session.config, session.source(name, key)
+    if is_function(name):
+        function = load_function(name, option)
+        form_of(function, f"{option}={name}")
+        return FunctionReward(name, function, tokenizer, session.layout, config.reward, session.warn)
+    if is_server(name):
+        limit = 60.0 * config.parallel.timeout_minutes
+        return ServerReward.at(name, config.reward, tokenizer, session.layout, limit, session.warn)
+    source = session.source(name, option)
     own = session.tokenizer(source)
     if same_tokens(own, tokenizer):
         check_fits(source, session.layout.of_frozen, sequence_length=longest_sequence(config))
@@ -231,14 +255,27 @@ def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenize
     return ModelReward(engine, own, tokenizer, config.parallel, data.chat_template, data, config.rollout.stop)
 
 
-def _describe_reward(name: str, reward: Reward) -> str:
-    return f"{name}, reads {reward.reader.how}" if isinstance(reward, ModelReward) else name
+def _describe_reward(config: Config, reward: Reward) -> list[str]:
+    """A line for each reward."""
+    settings, sources = config.reward, config.reward.sources(config.model.reward)
+    parts = reward.rewards if isinstance(reward, MixedReward) else (reward,)
+    lines = [
+        f"{name}, reads {part.reader.how}" if isinstance(part, ModelReward) else name
+        for name, part in zip(sources, parts, strict=True)
+    ]
+    if isinstance(reward, MixedReward):
+        lines = [f"{weight:g} x {line}" for weight, line in zip(reward.weights, lines, strict=True)]
+    if settings.length_penalty:
+        lines.append(f"- {settings.length_penalty:g} for each token beyond {settings.free_length}")
+    if settings.missing_eos_penalty:
+        lines.append(f"- {settings.missing_eos_penalty:g} where a response was cut")
+    return lines
 
 
 def _critic_start(session: Session, tokenizer: PreTrainedTokenizerBase) -> str:
     """The reward model, where it reads the policy's tokens; else the policy."""
     model = session.config.model
-    if is_function(model.reward):
+    if not is_model(model.reward):
         return model.policy
     if same_tokens(session.tokenizer(session.source(model.reward, "model.reward")), tokenizer):
         return model.reward

@@ -51,6 +51,7 @@ CHANGEABLE = {
     "algorithm": ("outlier", "invalid_patience"),
     "policy": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
     "critic": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
+    "reward": ("names", "on_error", "max_skipped", "key_variable", "timeout_seconds", "retries", "workers", "batch"),
     "checkpoint": ("every", "keep", "async", "verify"),
     "eval": ("every", "prompts", "reward"),
 }
@@ -58,6 +59,7 @@ CONTENT = {
     "model": ("reference", "reward", "tokenizer"),
     "data": ("prompts", "preferences", "demonstrations", "domains"),
     "dpo": ("group_model",),
+    "reward": ("also",),
 }
 
 

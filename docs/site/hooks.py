@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File
-
 ROOT = Path(__file__).resolve().parents[2]
 #: File of the root -> page of the site.
 PAGES = {name: name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")} | {"README.md": "index.md"}
@@ -19,6 +17,8 @@ _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def on_files(files: Any, config: Any) -> Any:
+    from mkdocs.structure.files import File  # the rest is tested without mkdocs
+
     for name, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / name).read_text(encoding="utf-8")))
     return files
@@ -31,8 +31,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 def for_site(markdown: str, page: str) -> str:
     """The text of a page (a path in the site) as the site needs it. Blocks of code stay as they are."""
     source = _FILES.get(page, f"docs/{page}")
+    link = _link(source, page)
     parts = re.split(r"(^```.*?^```)", markdown, flags=re.MULTILINE | re.DOTALL)
-    return "".join(part if part.startswith("```") else _indented(_LINK.sub(_link(source, page), part)) for part in parts)
+    return "".join(part if part.startswith("```") else _indented(_LINK.sub(link, part)) for part in parts)
 
 
 def _link(source: str, page: str) -> Callable[[re.Match[str]], str]:

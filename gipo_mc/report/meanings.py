@@ -13,7 +13,8 @@ from functools import cache
 
 @dataclass(frozen=True)
 class Meaning:
-    """name: patterns of metric names, joined by ", "; braces hold alternatives. unit: "" for a share, a correlation or a count that the text names."""
+    """name: patterns of metric names, joined by ", "; braces hold alternatives. unit: "" for a share, a correlation, or
+    what the text names."""
 
     name: str
     unit: str
@@ -130,7 +131,8 @@ SECTIONS: dict[str, tuple[Meaning, ...]] = {
         ("accuracy, eval/accuracy", "", "share of pairs whose chosen response scores higher; a tie is half"),
         ("margin, eval/margin", _REWARD, "mean difference of chosen and rejected"),
         ("reward, eval/reward", _REWARD, "mean over all responses (reward model)"),
-        ("reward/{chosen,rejected}, eval/reward/{chosen,rejected}", _REWARD, "implicit reward beta (log pi - log pi_ref) (DPO)"),
+        ("reward/{chosen,rejected}, eval/reward/{chosen,rejected}", _REWARD,
+         "implicit reward beta (log pi - log pi_ref) (DPO)"),
         ("logp/{chosen,rejected}, eval/logp/{chosen,rejected}", "nats a response", "log-prob under the policy (DPO)"),
         ("tokens, eval/tokens", _TOKENS, "response tokens of the batch"),
         ("{accuracy,loss}/domain/*, eval/{accuracy,loss}/domain/*", "", "in a domain (group-DPO)"),

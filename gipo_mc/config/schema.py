@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from gipo_mc.config.data import DataConfig
 from gipo_mc.config.memory import MemoryConfig
 from gipo_mc.config.precision import PrecisionConfig
+from gipo_mc.config.reward import RewardConfig
 from gipo_mc.config.rl import AlgorithmConfig, RolloutConfig
 from gipo_mc.config.section import LARGE, ResumeRule, Section, changeable, fixed_by_content, on_or_off
 
@@ -163,6 +164,10 @@ class EvalConfig(Section):
     reward: str = changeable(
         "", description="RL: a second reward that training never sees, logged as gold/*; like model.reward"
     )
+    pairs: list[str] = changeable(
+        default_factory=list,
+        description="RL: held-out preference pairs; how many the reward model orders as labelled, by domain and group",
+    )
 
 
 class Config(Section):
@@ -175,6 +180,7 @@ class Config(Section):
     memory: MemoryConfig = Field(default_factory=MemoryConfig)
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
+    reward: RewardConfig = Field(default_factory=RewardConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
@@ -189,7 +195,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:
-        problems = [*self.algorithm.problems(), *self.data.problems()]
+        problems = [*self.algorithm.problems(), *self.data.problems(), *self.reward.problems(self.model.reward)]
+        if self.algorithm.signal == "disagreement" and not self.reward.models:
+            problems.append(
+                "algorithm.signal=disagreement is the standard deviation of several reward models, and there is one: "
+                "name others in reward.models, or set algorithm.signal=reward"
+            )
         samples = self.rollout.samples_per_prompt
         if self.rollout.batch_size % samples:
             problems.append(

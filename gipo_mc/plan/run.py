@@ -169,6 +169,8 @@ def _rl_roles(config: Config, of: Sizes) -> list[Role]:
         found.append(Role("classifier", critic, "critic", True, settings.groups, settings.group_head))
     if not is_function:
         found.append(Role("reward", reward, "reward", False))
+    for place, name in enumerate(config.reward.models, 2):
+        found.append(Role(f"reward {place}", of(name, "reward.models"), "reward", False))
     if config.eval.reward and not config.eval.reward.startswith("python:"):
         found.append(Role("eval reward", of(config.eval.reward, "eval.reward"), "reward", False))
     return found
@@ -192,7 +194,7 @@ def _rl(run: Run, grid: Grid, longest: bool) -> dict[str, list[Pass]]:
         "behaviour_logprob": [Pass(run.roles[0], all_rows, False, True)],
         "reference_logprob": [Pass(run.roles[1], frozen_rows, False, True)],
         "values": [Pass(role, all_rows, False, False) for name in ("critic", "classifier") if (role := run.role(name))],
-        "rewards": [Pass(role, frozen_rows, False, False)] if (role := run.role("reward")) else [],
+        "rewards": [Pass(role, frozen_rows, False, False) for role in run.roles if role.name.startswith("reward")],
     }
     steps = -(-batch // settings.mini_batch_size)
     own_rows = run.parts(-(-batch // steps), grid, longest=longest)

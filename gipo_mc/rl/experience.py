@@ -23,6 +23,8 @@ class ModelOutputs:
     values_BT: critic's value of the state before response token t; 0 without a critic.
     reward_B: raw reward of the whole response, in reward-model units.
     group_probs_BM: p_phi(g|x,y) of the classifier, rows sum to 1; [B, 1] of ones without a classifier.
+    level_B: mean reward of the reference's responses to the prompt; None without algorithm.reference_samples.
+    disagreement_B: standard deviation of the reward models (`learned.ensemble`); None where there is one reward.
     """
 
     behaviour_logp_BT: Tensor
@@ -31,10 +33,19 @@ class ModelOutputs:
     values_BT: Tensor
     reward_B: Tensor
     group_probs_BM: Tensor
+    level_B: Tensor | None = None
+    disagreement_B: Tensor | None = None
+
+    @property
+    def gain_B(self) -> Tensor:
+        """Reward less the level of its prompt."""
+        assert self.level_B is not None, "the configuration asks for reference samples where it asks for gains"
+        return self.reward_B - self.level_B
 
     def rows(self, rows_B: Tensor) -> ModelOutputs:
         """The same of the rows `rows_B` (int64 [b])."""
-        return ModelOutputs(*(getattr(self, field.name)[rows_B] for field in fields(self)))
+        columns = (getattr(self, field.name) for field in fields(self))
+        return ModelOutputs(*(None if column is None else column[rows_B] for column in columns))
 
 
 @dataclass(frozen=True)

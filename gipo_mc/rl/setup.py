@@ -18,11 +18,15 @@ from gipo_mc.data.tokenizer import same_tokens
 from gipo_mc.errors import ConfigError
 from gipo_mc.generation.choose import BroughtEngine, check_engine, rollout_engine
 from gipo_mc.generation.engine import RolloutEngine
+from gipo_mc.generation.megatron import MegatronEngine
 from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.memory.movers import mover_for
 from gipo_mc.parallel.memory.offload import Offloader
 from gipo_mc.presets import PRESETS
+from gipo_mc.rl.learned.ensemble import EnsembleReward, models_of
+from gipo_mc.rl.learned.pairs import HeldOutPairs, load_pairs
+from gipo_mc.rl.learned.reference import FILE, ReferenceSamples
 from gipo_mc.rl.rewards import FunctionReward, ModelReward, Reward, is_function, load_function
 from gipo_mc.rl.rollout import limits_of, longest_sequence
 from gipo_mc.rl.scoring import Models
@@ -35,8 +39,8 @@ class RLSetup:
     """What the loop works with.
 
     rollout_engine: generates with the policy. group_source: where group probabilities come from. held_out: evaluation
-    prompts, or None. gold: the reward that training never sees. starts_as_reference: is the policy's start the
-    reference?
+    prompts, or None. gold: the reward that training never sees. pairs: of eval.pairs. starts_as_reference: is the
+    policy's start the reference?
     """
 
     models: Models
@@ -46,7 +50,13 @@ class RLSetup:
     prompts: PromptSet
     held_out: PromptSet | None
     gold: Reward | None
+    pairs: HeldOutPairs | None = None
     starts_as_reference: bool = False
+
+    @property
+    def evaluates(self) -> bool:
+        """Is there anything to evaluate with?"""
+        return self.held_out is not None or self.pairs is not None
 
     @property
     def engines(self) -> Mapping[str, Engine]:
@@ -79,10 +89,9 @@ def set_up(session: Session) -> RLSetup:
         session.offloader = Offloader(config.memory.offload, mover_for(session.layout.device, session.folder.path))
     gold = _reward(session, config.eval.reward, "eval.reward", tokenizer) if config.eval.reward else None
     models = _load_models(session, sources)
-    for reward in (models.reward, gold):
-        if isinstance(reward, ModelReward):
-            for rows in (prompts, held_out or ()):
-                reward.reader.check(rows)
+    for reward in models_of(models.reward, gold):
+        for rows in (prompts, held_out or ()):
+            reward.reader.check(rows)
     session.header(
         [
             ("algorithm", describe_algorithm(config)),
@@ -90,7 +99,7 @@ def set_up(session: Session) -> RLSetup:
             ("policy", sources.policy.name),
             ("reference", sources.reference.name),
             ("critic", sources.critic.name if models.critic is not None else "none"),
-            ("reward", _describe_reward(config.model.reward, models.reward)),
+            ("reward", _describe_reward(config, models.reward)),
             ("prompts", prompts.describe()),
             ("held out", held_out.describe() if held_out else "none"),
             *([("offload", session.offloader.describe())] if config.memory.offload else []),
@@ -99,7 +108,10 @@ def set_up(session: Session) -> RLSetup:
     engine = _rollout_engine(config, models)
     session.offloader.in_turn(engine.resident for engine in _in_turn(models))
     same = sources.policy.folder.resolve() == sources.reference.folder.resolve()
-    return RLSetup(models, engine, groups, tokenizer, prompts, held_out, gold, starts_as_reference=same)
+    pairs = None
+    if config.eval.pairs and config.eval.prompts:
+        pairs = HeldOutPairs(load_pairs(config, tokenizer), models, tokenizer, config, session.warn)
+    return RLSetup(models, engine, groups, tokenizer, prompts, held_out, gold, pairs, starts_as_reference=same)
 
 
 def _rollout_engine(config: Config, models: Models) -> RolloutEngine:
@@ -115,8 +127,8 @@ def _rollout_engine(config: Config, models: Models) -> RolloutEngine:
 def _in_turn(models: Models) -> list[Engine]:
     """Models in the order in which an iteration works with them: `score`, then the updates."""
     trained = [engine for engine in (models.critic, models.classifier) if engine is not None]
-    reward = [models.reward.engine] if isinstance(models.reward, ModelReward) else []
-    return [models.policy, models.reference, *trained, *reward, *trained]
+    rewards = [reward.engine for reward in models_of(models.reward)]
+    return [models.policy, models.reference, *trained, *rewards, *trained]
 
 
 @dataclass(frozen=True)
@@ -166,13 +178,35 @@ def _load_models(session: Session, sources: _Sources) -> Models:
     if own_trunk:
         steps = optimizer_steps(config, math.ceil(iterations / settings.classifier_every), epochs)
         classifier = _critic(session, sources.critic, steps, groups=True)
-    return Models(
-        policy=session.load(sources.policy, "lm", config.policy, total_steps=policy_steps),
-        reference=session.load(sources.reference, "lm", key="model.reference"),
-        critic=critic,
-        classifier=classifier,
-        reward=_reward(session, config.model.reward, "model.reward", sources.tokenizer),
-    )
+    policy = session.load(sources.policy, "lm", config.policy, total_steps=policy_steps)
+    reference = session.load(sources.reference, "lm", key="model.reference")
+    reward = _trained_reward(session, sources.tokenizer)
+    samples = _reference_samples(session, reference, reward, sources.tokenizer) if settings.reference_samples else None
+    return Models(policy, reference, critic, reward, classifier, samples)
+
+
+def _trained_reward(session: Session, tokenizer: PreTrainedTokenizerBase) -> Reward:
+    """What the policy is paid: model.reward, with reward.models an ensemble."""
+    config = session.config
+    first = _reward(session, config.model.reward, "model.reward", tokenizer)
+    more = config.reward.models
+    session.fixed.frozen["reward.models"] = f"{len(more)} models"  # their contents are compared one by one
+    if not more:
+        return first
+    others = [_reward(session, name, f"reward.models ({at})", tokenizer) for at, name in enumerate(more, 2)]
+    return EnsembleReward(models_of(first, *others), config.reward.deviations)
+
+
+def _reference_samples(
+    session: Session, reference: Engine, reward: Reward, tokenizer: PreTrainedTokenizerBase
+) -> ReferenceSamples:
+    """The reference generates on the training ranks, whatever the policy's engine is."""
+    config, model = session.config, reference.model
+    assert isinstance(model, StageModel)
+    engine: RolloutEngine = MegatronEngine(model, replace(limits_of(config), keep=False), longest_sequence(config))
+    if reference.resident is not None:
+        engine = BroughtEngine(engine, reference.resident.generate)
+    return ReferenceSamples(engine, reward, tokenizer, config, session.folder.path / FILE)
 
 
 def _has_critic(config: Config) -> bool:
@@ -213,6 +247,8 @@ def optimizer_steps(config: Config, iterations: int, epochs: int) -> int:
 def restore(session: Session, setup: RLSetup) -> RLState:
     """Continue from the run folder's checkpoint; the state to begin with."""
     state: dict[str, Any] | None = session.resume(setup.engines)
+    if setup.models.reference_samples is not None:
+        setup.models.reference_samples.begin(anew=state is None)
     if state is None:
         return RLState.initial(session.config.algorithm.group_count)
     return replace(RLState.from_dict(state["groups"]), health=Health.from_dict(state.get("health")))
@@ -222,7 +258,7 @@ def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenize
     if is_function(name):
         session.fixed.frozen[key] = name  # its code may be corrected, as that of the trainer itself
         return FunctionReward(name, load_function(name, key), tokenizer, session.layout)
-    config, source = session.config, session.source(name, key)
+    config, source = session.config, session.source(name, key.partition(" ")[0])
     own = session.tokenizer(source)
     if same_tokens(own, tokenizer):
         check_fits(source, session.layout.of_frozen, sequence_length=longest_sequence(config))
@@ -231,8 +267,15 @@ def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenize
     return ModelReward(engine, own, tokenizer, config.parallel, data.chat_template, data, config.rollout.stop)
 
 
-def _describe_reward(name: str, reward: Reward) -> str:
-    return f"{name}, reads {reward.reader.how}" if isinstance(reward, ModelReward) else name
+def _describe_reward(config: Config, reward: Reward) -> str:
+    names = [config.model.reward, *config.reward.models]
+    models = models_of(reward)
+    lines = [f"{name}, reads {model.reader.how}" for name, model in zip(names, models, strict=False)] or names
+    if len(lines) > 1:
+        lines.append(f"mean of {len(lines)} models minus {config.reward.deviations:g} standard deviations")
+    if config.algorithm.reference_samples:
+        lines.append(f"gains over {config.algorithm.reference_samples} responses of the reference to each prompt")
+    return "\n".join(lines)
 
 
 def _critic_start(session: Session, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -274,6 +317,7 @@ def describe_groups(config: Config, source: GroupSource) -> str:
         "classifier": f"{source.groups}, inferred ({settings.group_trunk} trunk, reads {settings.group_input})",
         "none": "none",
         "reward": "2, rewards above and below their running mean",
+        "gain": "2, gains over the reference above and below the mean of the batch",
         "uniform": f"{source.groups}, equally likely for every response",
     }[settings.groups_from]
     return kind + (", hard assignment" if source.hard else "")

@@ -51,10 +51,11 @@ CHANGEABLE = {
     "policy": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
     "critic": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
     "checkpoint": ("every", "keep", "async", "verify"),
-    "eval": ("every", "prompts", "reward"),
+    "eval": ("every", "prompts", "reward", "pairs"),
 }
 CONTENT = {
     "model": ("reference", "reward", "tokenizer"),
+    "reward": ("models",),
     "data": ("prompts", "preferences", "demonstrations", "domains"),
     "dpo": ("group_model",),
 }

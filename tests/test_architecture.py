@@ -28,6 +28,7 @@ LEVELS = (
     ("rl", "supervised"),
     ("evaluation", "plan"),
     ("report", "tools"),
+    ("api",),
     ("scripts",),
 )
 LEVEL_OF = {layer: level for level, layers in enumerate(LEVELS) for layer in layers}

@@ -101,7 +101,9 @@ class ModelConfig(Section):
         "", description="frozen reference of RL's KL and of DPO; empty: the policy's start"
     )
     critic: str = changeable("", description="start of the critic; empty: the reward model, else the policy")
-    reward: str = fixed_by_content("", description="reward model; or python:package.module:function")
+    reward: str = fixed_by_content(
+        "", description="reward model; or python:package.module:function; or http://host:port/path"
+    )
     tokenizer: str = fixed_by_content("", description="tokenizer folder; empty: the policy's")
 
     @field_validator("*", mode="before")

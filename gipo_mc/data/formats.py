@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gipo_mc.data.fields import Fields, LeftOut, RowError, first, kind, optional, says, string, wrong
@@ -33,7 +33,7 @@ class Example:
 
     domain: what the row itself says, "" if nothing. system: the row's system text, where the prompt is a text; messages
     begin with theirs. conversation: the dialogue that it is a turn of, "" where the row does not say. row: where it
-    stands, "file:line".
+    stands, "file:line". columns: all of it.
     """
 
     prompt: str | tuple[Message, ...]
@@ -43,6 +43,7 @@ class Example:
     system: str = ""
     conversation: str = ""
     row: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 _ROLES: dict[str, Role] = {
@@ -280,9 +281,9 @@ def _message_list(row: Fields, key: str) -> tuple[Message, ...]:
         if call := next((field for field in _CALLS if says(entry.get(field))), None):
             raise RowError(f"{name} has {call}, and calls of tools are not text to learn: leave the dialogue out")
         messages.append(Message(role, string(entry, "content", f"{name}.content").strip()))
-        for field, held in entry.items():
-            if field not in ("role", "content") and says(held):
-                row.ignore(f"{key}.{field}")
+        for part, held in entry.items():
+            if part not in ("role", "content") and says(held):
+                row.ignore(f"{key}.{part}")
     return tuple(messages)
 
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from gipo_mc.config import Config
+from gipo_mc.config.reward import is_model
 from gipo_mc.errors import ConfigError
 from gipo_mc.models.packing import Packer
 from gipo_mc.models.shape import ModelShape
@@ -158,8 +159,7 @@ def _rl_roles(config: Config, of: Sizes) -> list[Role]:
         Role("policy", policy, "lm", True),
         Role("reference", of(model.reference, "model.reference") if model.reference else policy, "lm", False),
     ]
-    is_function = model.reward.startswith("python:")
-    reward = policy if is_function or not model.reward else of(model.reward, "model.reward")
+    reward = of(model.reward, "model.reward") if is_model(model.reward) else policy
     critic = of(model.critic, "model.critic") if model.critic else reward
     own = settings.inferred and settings.group_trunk == "own"
     if settings.advantage == "gae":
@@ -167,11 +167,13 @@ def _rl_roles(config: Config, of: Sizes) -> list[Role]:
         found.append(Role("critic", critic, "critic" if groups else "value", True, groups, settings.group_head))
     if own:
         found.append(Role("classifier", critic, "critic", True, settings.groups, settings.group_head))
-    if not is_function:
+    if is_model(model.reward) or not model.reward:
         found.append(Role("reward", reward, "reward", False))
     for place, name in enumerate(config.reward.models, 2):
         found.append(Role(f"reward {place}", of(name, "reward.models"), "reward", False))
-    if config.eval.reward and not config.eval.reward.startswith("python:"):
+    for name in filter(is_model, config.reward.also):
+        found.append(Role("reward", of(name, "reward.also"), "reward", False))
+    if is_model(config.eval.reward):
         found.append(Role("eval reward", of(config.eval.reward, "eval.reward"), "reward", False))
     return found
 

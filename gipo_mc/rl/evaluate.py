@@ -12,7 +12,7 @@ from gipo_mc.config import Config
 from gipo_mc.models.micro_batch import micro_batches, run_forward
 from gipo_mc.models.readout import token_log_probs
 from gipo_mc.rl.hacking.metrics import domain_rows
-from gipo_mc.rl.learned.ensemble import paid
+from gipo_mc.rl.learned.paid import paid
 from gipo_mc.rl.metrics import by_domain, worst_domain
 from gipo_mc.rl.rollout import roll_out
 from gipo_mc.rl.setup import RLSetup
@@ -40,7 +40,7 @@ def _on_prompts(setup: RLSetup, config: Config) -> dict[str, float]:
     prompts = _held_out(setup, config.eval.prompts)
     rollout = roll_out(setup.rollout_engine, setup.tokenizer, prompts, config, 0, purpose="evaluation")
     level = setup.models.reference_samples(prompts, "evaluation") if setup.models.reference_samples else None
-    raw_B, disagreement_B = paid(setup.models.reward, prompts, rollout, None if level is None else level.members_KB)
+    raw_B, _, disagreement_B = paid(setup.models.reward, prompts, rollout, level)
     kl_B = _kl(setup, rollout, config)
     reward_B, domain_B, left_out = finite_rewards(raw_B, rollout.domain_B, config, "eval/reward")
     metrics = {

@@ -72,6 +72,7 @@ def iteration_metrics(
         "reward/max": float(outputs.reward_B.max()),
         **by_domain(outputs.reward_B, rollout.domain_B, "reward"),
         **tail(outputs.reward_B, rollout.domain_B),
+        **{f"reward/part/{name}": float(part_B.mean()) for name, part_B in outputs.reward_parts.items()},
         "kl/mean": float(experience.kl_B.mean()),
         "kl/per_token": float(experience.kl_B.sum()) / tokens,
         "kl/weighted": float((experience.inputs.kl_weight_B * experience.kl_B).mean()),

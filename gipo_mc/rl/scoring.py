@@ -13,7 +13,7 @@ from gipo_mc.models.readout import groups_alone, token_log_probs, values_and_gro
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.timing import Phases
 from gipo_mc.rl.experience import ModelOutputs
-from gipo_mc.rl.learned.ensemble import paid
+from gipo_mc.rl.learned.paid import paid
 from gipo_mc.rl.learned.reference import ReferenceSamples
 from gipo_mc.rl.rewards import Reward
 from gipo_mc.types import Prompt, Rollout
@@ -68,8 +68,7 @@ def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: C
         with phases("reference_samples"):
             level = models.reference_samples(prompts)
     with phases("rewards"):
-        level_KB = None if level is None else level.members_KB
-        reward_B, disagreement_B = paid(models.reward, prompts, rollout, level_KB)
+        reward_B, reward_parts, disagreement_B = paid(models.reward, prompts, rollout, level)
     return ModelOutputs(
         behaviour_logp_BT=behaviour["logp"],
         entropy_BT=behaviour["entropy"],
@@ -79,4 +78,5 @@ def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: C
         group_probs_BM=group_probs_BM,
         level_B=None if level is None else level.reward_B,
         disagreement_B=disagreement_B,
+        reward_parts=reward_parts,
     )

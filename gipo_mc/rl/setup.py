@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from gipo_mc.algorithms.group_source import GroupSource
 from gipo_mc.algorithms.state import Health, RLState
 from gipo_mc.config import Config
+from gipo_mc.config.reward import is_model
 from gipo_mc.data.loading import load_prompts, sources_of
 from gipo_mc.data.sets import PromptSet, seen_in_training
 from gipo_mc.data.tokenizer import same_tokens
@@ -24,10 +25,11 @@ from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.memory.movers import mover_for
 from gipo_mc.parallel.memory.offload import Offloader
 from gipo_mc.presets import PRESETS
-from gipo_mc.rl.learned.ensemble import EnsembleReward, models_of
 from gipo_mc.rl.learned.pairs import HeldOutPairs, load_pairs
 from gipo_mc.rl.learned.reference import FILE, ReferenceSamples
-from gipo_mc.rl.rewards import FunctionReward, ModelReward, Reward, is_function, load_function
+from gipo_mc.rl.reward_sources.loading import describe_reward, load_reward, training_reward
+from gipo_mc.rl.reward_sources.mixed import models_in
+from gipo_mc.rl.rewards import Reward
 from gipo_mc.rl.rollout import limits_of, longest_sequence
 from gipo_mc.rl.scoring import Models
 from gipo_mc.run.model_sources import NO_BUILTIN, ModelSource, check_fits
@@ -77,19 +79,23 @@ def set_up(session: Session) -> RLSetup:
     config = session.config
     sources = _find_sources(session)
     tokenizer = sources.tokenizer
-    prompts = load_prompts(config.data, tokenizer, seed=config.run.seed)
-    session.trains_on("data.prompts", prompts, tokenizer, named_domains=is_function(config.model.reward))
+    told = config.reward.from_outside(config.model.reward)
+    asked = told or not is_model(config.eval.reward or "none")  # by a reward that is given the whole row
+    prompts = load_prompts(config.data, tokenizer, seed=config.run.seed, columns=asked)
+    session.trains_on("data.prompts", prompts, tokenizer, named_domains=told)
+    if told:
+        session.fixed.frozen["data.prompts (columns)"] = prompts.columns_hash()
     held_out = None
     if config.eval.prompts and sources_of(config.data, "prompts", "evaluation"):
-        held_out = load_prompts(config.data, tokenizer, seed=config.run.seed, part="evaluation")
+        held_out = load_prompts(config.data, tokenizer, seed=config.run.seed, part="evaluation", columns=asked)
         if text := seen_in_training(prompts, held_out):
             session.warn(text)
     groups = group_source(config, prompts)
     if config.memory.offload:
         session.offloader = Offloader(config.memory.offload, mover_for(session.layout.device, session.folder.path))
-    gold = _reward(session, config.eval.reward, "eval.reward", tokenizer) if config.eval.reward else None
+    gold = load_reward(session, config.eval.reward, "eval.reward", tokenizer) if config.eval.reward else None
     models = _load_models(session, sources)
-    for reward in models_of(models.reward, gold):
+    for reward in (*models_in(models.reward), *models_in(gold)):
         for rows in (prompts, held_out or ()):
             reward.reader.check(rows)
     session.header(
@@ -99,7 +105,7 @@ def set_up(session: Session) -> RLSetup:
             ("policy", sources.policy.name),
             ("reference", sources.reference.name),
             ("critic", sources.critic.name if models.critic is not None else "none"),
-            ("reward", _describe_reward(config, models.reward)),
+            *(("reward", line) for line in describe_reward(config, models.reward)),
             ("prompts", prompts.describe()),
             ("held out", held_out.describe() if held_out else "none"),
             *([("offload", session.offloader.describe())] if config.memory.offload else []),
@@ -127,8 +133,8 @@ def _rollout_engine(config: Config, models: Models) -> RolloutEngine:
 def _in_turn(models: Models) -> list[Engine]:
     """Models in the order in which an iteration works with them: `score`, then the updates."""
     trained = [engine for engine in (models.critic, models.classifier) if engine is not None]
-    rewards = [reward.engine for reward in models_of(models.reward)]
-    return [models.policy, models.reference, *trained, *rewards, *trained]
+    reward = [part.engine for part in models_in(models.reward)]
+    return [models.policy, models.reference, *trained, *reward, *trained]
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,8 @@ def _find_sources(session: Session) -> _Sources:
         raise ConfigError(f"model.policy is empty: give an SFT run, a Hugging Face folder or a hub name. {NO_BUILTIN}")
     if not config.model.reward:
         raise ConfigError(
-            f"model.reward is empty: give a reward-model run or folder, or python:package.module:function. {NO_BUILTIN}"
+            "model.reward is empty: give a reward-model run or folder, python:package.module:function, or the address "
+            f"of a server. {NO_BUILTIN}"
         )
     policy = session.source(config.model.policy, "model.policy")
     check_engine(config.rollout.engine, policy.shape, session.layout)
@@ -180,21 +187,9 @@ def _load_models(session: Session, sources: _Sources) -> Models:
         classifier = _critic(session, sources.critic, steps, groups=True)
     policy = session.load(sources.policy, "lm", config.policy, total_steps=policy_steps)
     reference = session.load(sources.reference, "lm", key="model.reference")
-    reward = _trained_reward(session, sources.tokenizer)
+    reward = training_reward(session, sources.tokenizer)
     samples = _reference_samples(session, reference, reward, sources.tokenizer) if settings.reference_samples else None
     return Models(policy, reference, critic, reward, classifier, samples)
-
-
-def _trained_reward(session: Session, tokenizer: PreTrainedTokenizerBase) -> Reward:
-    """What the policy is paid: model.reward, with reward.models an ensemble."""
-    config = session.config
-    first = _reward(session, config.model.reward, "model.reward", tokenizer)
-    more = config.reward.models
-    session.fixed.frozen["reward.models"] = f"{len(more)} models"  # their contents are compared one by one
-    if not more:
-        return first
-    others = [_reward(session, name, f"reward.models ({at})", tokenizer) for at, name in enumerate(more, 2)]
-    return EnsembleReward(models_of(first, *others), config.reward.deviations)
 
 
 def _reference_samples(
@@ -254,34 +249,10 @@ def restore(session: Session, setup: RLSetup) -> RLState:
     return replace(RLState.from_dict(state["groups"]), health=Health.from_dict(state.get("health")))
 
 
-def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenizerBase) -> Reward:
-    if is_function(name):
-        session.fixed.frozen[key] = name  # its code may be corrected, as that of the trainer itself
-        return FunctionReward(name, load_function(name, key), tokenizer, session.layout)
-    config, source = session.config, session.source(name, key.partition(" ")[0])
-    own = session.tokenizer(source)
-    if same_tokens(own, tokenizer):
-        check_fits(source, session.layout.of_frozen, sequence_length=longest_sequence(config))
-    data = config.data
-    engine = session.load(source, "reward", key=key)
-    return ModelReward(engine, own, tokenizer, config.parallel, data.chat_template, data, config.rollout.stop)
-
-
-def _describe_reward(config: Config, reward: Reward) -> str:
-    names = [config.model.reward, *config.reward.models]
-    models = models_of(reward)
-    lines = [f"{name}, reads {model.reader.how}" for name, model in zip(names, models, strict=False)] or names
-    if len(lines) > 1:
-        lines.append(f"mean of {len(lines)} models minus {config.reward.deviations:g} standard deviations")
-    if config.algorithm.reference_samples:
-        lines.append(f"gains over {config.algorithm.reference_samples} responses of the reference to each prompt")
-    return "\n".join(lines)
-
-
 def _critic_start(session: Session, tokenizer: PreTrainedTokenizerBase) -> str:
     """The reward model, where it reads the policy's tokens; else the policy."""
     model = session.config.model
-    if is_function(model.reward):
+    if not is_model(model.reward):
         return model.policy
     if same_tokens(session.tokenizer(session.source(model.reward, "model.reward")), tokenizer):
         return model.reward

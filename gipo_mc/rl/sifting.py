@@ -23,7 +23,7 @@ from gipo_mc.algorithms.state import Health
 from gipo_mc.config import Config
 from gipo_mc.errors import NumericsError
 from gipo_mc.rl.experience import ModelOutputs
-from gipo_mc.rl.rewards import is_function, responses
+from gipo_mc.rl.rewards import responses
 from gipo_mc.run.jsonl import printable
 from gipo_mc.types import Prompt, Rollout
 
@@ -77,12 +77,13 @@ def sift(
     reward_B, clipped_B = _winsorised_reward(outputs.reward_B, health, config)
     causes = _causes(outputs, reward_B)
     for source in sorted(set(causes) - {""}, key=list(_SOURCES).index):
-        if all(cause == source for cause in causes) and not (source in _PAID and is_function(config.model.reward)):
+        back_soon = source in _PAID and config.reward.from_outside(config.model.reward)
+        if all(cause == source for cause in causes) and not back_soon:
             raise NumericsError(_broken_model(source, config))
     usable_B = torch.tensor([not cause for cause in causes], device=reward_B.device)
     if len(usable_B) and bool(usable_B.any()):
         health = health.reached(reach_of(reward_B[usable_B]), config.algorithm.signal_decay)
-    health = health.counted(invalid=not bool(usable_B.all()))
+    health = health.counted(invalid=_too_many(causes, config))
     if bool(usable_B.all()) and not bool(clipped_B.any()):
         return Sifted(prompts, rollout, outputs, [], "", {}), health
     found = Counter(cause for cause in causes if cause)
@@ -159,6 +160,13 @@ def _causes(outputs: ModelOutputs, reward_B: Tensor) -> list[str]:
     return causes
 
 
+def _too_many(causes: Sequence[str], config: Config) -> bool:
+    """Does what is left out count towards algorithm.invalid_patience? A few rewards skipped by option do not."""
+    rewards, all_of_them = causes.count("reward"), sum(map(bool, causes))
+    tolerated = config.reward.max_skipped * len(causes) if config.reward.on_error == "skip" else 0.0
+    return all_of_them > rewards or rewards > tolerated
+
+
 def _whole_prompts(usable_B: Tensor, config: Config) -> Tensor:
     samples = config.rollout.samples_per_prompt
     return usable_B.reshape(-1, samples).all(dim=1).repeat_interleave(samples)
@@ -194,7 +202,7 @@ def _bad_rows(
 def _sentence(found: Counter[str], first: dict[str, object] | None, config: Config) -> str:
     if first is None:
         return ""
-    named = {"reward": config.model.reward}
+    named = {"reward": " + ".join(config.reward.sources(config.model.reward))}
     parts = [
         f"Responses without a usable {what}: {count} ({key}{'=' + named[source] if source in named else ''})"
         for source, count in found.items()

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gipo_mc.rl.rewards import ModelReward, Reward
+from gipo_mc.rl.rewards import ModelReward
 from gipo_mc.types import Prompt, Rollout
 
 
@@ -24,10 +24,7 @@ def conservative(members_KB: Tensor, deviations: float, level_KB: Tensor | None 
     """(reward [B], disagreement [B]) of K models: mean - deviations * std, and that std (the population's).
 
     members_KB: each model's rewards. level_KB: what each model gives the prompt's reference responses in the mean.
-    One model: its reward, bit for bit, and 0.
     """
-    if len(members_KB) == 1:
-        return members_KB[0], torch.zeros_like(members_KB[0])
     compared_KB = members_KB if level_KB is None else members_KB - level_KB
     disagreement_B = compared_KB.std(dim=0, correction=0)
     return members_KB.mean(dim=0) - deviations * disagreement_B, disagreement_B
@@ -40,33 +37,10 @@ class EnsembleReward:
         self.members = tuple(members)
         self.deviations = deviations
 
+    def scores(self, prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
+        """float32 [K, B]: what each model says."""
+        return torch.stack([member(prompts, rollout) for member in self.members])
+
     def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
         """See `Reward`; the models' rewards are compared as they are."""
-        return paid(self, prompts, rollout)[0]
-
-
-def member_rewards(reward: Reward, prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
-    """float32 [K, B]: what each model of the reward says; K = 1 where it is one model or a function."""
-    members: Sequence[Reward] = reward.members if isinstance(reward, EnsembleReward) else (reward,)
-    return torch.stack([member(prompts, rollout) for member in members])
-
-
-def paid(
-    reward: Reward, prompts: Sequence[Prompt], rollout: Rollout, level_KB: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """(what each response is paid [B], the models' disagreement [B] or None where there is one reward); `conservative`
-    has the arguments."""
-    members_KB = member_rewards(reward, prompts, rollout)
-    reward_B, disagreement_B = conservative(members_KB, deviations_of(reward), level_KB)
-    return reward_B, disagreement_B if isinstance(reward, EnsembleReward) else None
-
-
-def deviations_of(reward: Reward) -> float:
-    """How many standard deviations the reward takes off; 0 where it is one model or a function."""
-    return reward.deviations if isinstance(reward, EnsembleReward) else 0.0
-
-
-def models_of(*rewards: Reward | None) -> list[ModelReward]:
-    """The reward models among, and inside, the rewards."""
-    members = [m for reward in rewards for m in (reward.members if isinstance(reward, EnsembleReward) else (reward,))]
-    return [member for member in members if isinstance(member, ModelReward)]
+        return conservative(self.scores(prompts, rollout), self.deviations)[0]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from gipo_mc.config import Config
 from gipo_mc.generation.engine import RolloutEngine
 from gipo_mc.parallel.collectives import on_main
-from gipo_mc.rl.learned.ensemble import conservative, deviations_of, member_rewards
+from gipo_mc.rl.learned.paid import Level, ensemble_in, paid
 from gipo_mc.rl.rewards import Reward
 from gipo_mc.rl.rollout import roll_out
 from gipo_mc.rl.sifting import usable_rewards
@@ -35,17 +34,6 @@ from gipo_mc.types import Prompt
 FILE = "reference_rewards.jsonl"
 #: Which prompts: the number of a prompt counts in one of the two sets.
 Part = Literal["train", "evaluation"]
-
-
-@dataclass(frozen=True)
-class Level:
-    """What the reference's responses to B prompts earn in the mean, float32; NaN where none has a usable reward.
-
-    reward_B: of the reward that the policy is paid. members_KB: of each reward model.
-    """
-
-    reward_B: Tensor
-    members_KB: Tensor
 
 
 class ReferenceSamples:
@@ -102,20 +90,27 @@ class ReferenceSamples:
         purpose = "reference" if part == "train" else f"reference/{part}"
         with self._engine.layout.active():
             rollout = roll_out(self._engine, self._tokenizer, repeated, self._config, 0, purpose=purpose)
-        rewards_KB = member_rewards(self._reward, repeated, rollout)
-        usable_KB = torch.stack([usable_rewards(reward_B, self._config) for reward_B in rewards_KB])
-        members_Kb = usable_KB.unflatten(1, (-1, count)).nanmean(dim=2)
-        paid_B, _ = conservative(usable_KB, deviations_of(self._reward), members_Kb.repeat_interleave(count, dim=1))
-        paid_b = paid_B.unflatten(0, (-1, count)).nanmean(dim=1)
-        rows = torch.cat([paid_b[None], members_Kb]).T.tolist()
+        ensemble = ensemble_in(self._reward)
+        scores_KB = None if ensemble is None else self._usable(ensemble.scores(repeated, rollout))
+        members_Kb = rollout.sampler_logp_BT.new_zeros(0, len(prompts))
+        if scores_KB is not None:
+            members_Kb = scores_KB.unflatten(1, (-1, count)).nanmean(dim=2)
+        level = Level(members_Kb.new_zeros(len(repeated)), members_Kb.repeat_interleave(count, dim=1))
+        reward_B, _, _ = paid(self._reward, repeated, rollout, level, scores_KB)
+        reward_b = self._usable(reward_B[None]).unflatten(1, (-1, count)).nanmean(dim=2)
+        rows = torch.cat([reward_b, members_Kb]).T.tolist()
         return {prompt.index: tuple(row) for prompt, row in zip(prompts, rows, strict=True)}
 
+    def _usable(self, rewards_KB: Tensor) -> Tensor:
+        return torch.stack([usable_rewards(reward_B, self._config) for reward_B in rewards_KB])
+
     def _check_line(self, row: dict[str, Any]) -> None:
-        rewards, count = row.get("rewards"), 2 + len(self._config.reward.models)
+        rewards, models = row.get("rewards"), self._config.reward.models
+        count = 2 + len(models) if models else 1  # the reward, and each model of an ensemble
         if type(row.get("prompt")) is not int:
             raise ValueError('"prompt" must be the number of a prompt')
         if not isinstance(rewards, list) or len(rewards) != count or not all(map(_is_number_or_none, rewards)):
-            raise ValueError(f'"rewards" must be {count} numbers, of the reward and of each reward model')
+            raise ValueError(f'"rewards" must be a list of {count}, the reward and each model of an ensemble')
 
 
 def _is_number_or_none(value: object) -> bool:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from gipo_mc.config import Config
+from gipo_mc.config.reward import is_function, is_server
 from gipo_mc.data import sources
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer
 from gipo_mc.errors import GipoError
 from gipo_mc.models.weights.hf_load import SafetensorsFolder
-from gipo_mc.rl.rewards import is_function, load_function
+from gipo_mc.rl.reward_sources.functions import load_function
 from gipo_mc.run import model_sources
 
 #: Rows that a command reads: keys of `data`, and "pairs", those of eval.pairs.
@@ -41,6 +42,8 @@ def look(config: Config, command: str) -> tuple[list[str], list[str]]:
     for key, name in _models(config, command):
         if is_function(name):
             attempt(partial(load_function, name, key))
+        elif is_server(name):
+            notes.append(f"{key}={name} is a server: a start asks it first in its first iteration.")
         elif model_sources.on_hub(name) and Path(name).parts[0] != config.run.dir:
             notes.append(f"{key}={name} is not on this machine: a start asks the hub for it.")
         else:
@@ -64,6 +67,8 @@ def _models(config: Config, command: str) -> Iterator[tuple[str, str]]:
     for name in names:
         if value := getattr(config.model, name):
             yield f"model.{name}", value
+    if rl:
+        yield from (("reward.also", name) for name in config.reward.also)
     if rl and config.eval.reward:
         yield "eval.reward", config.eval.reward
     for name in config.reward.models if rl else ():
@@ -76,7 +81,7 @@ def _model(name: str, key: str, config: Config) -> None:
         raise model_sources.no_folder(name, key)
     source = model_sources.resolve(name, key)
     shape = source.shape
-    own = config.model.tokenizer if key not in ("model.reward", "reward.models") else ""
+    own = config.model.tokenizer if key not in ("model.reward", "reward.also", "reward.models") else ""
     tokenizer = load_tokenizer(own or str(source.folder), chat_template=config.data.chat_template)
     check_vocabulary(tokenizer, shape.vocab_size, source.name)
     if source.kind == "hf":

@@ -15,12 +15,6 @@ def test_the_mean_less_the_standard_deviations() -> None:
     assert conservative(members_KB, 0.0)[0].tolist() == [2.0, 2.0, 0.5]
 
 
-def test_one_model_is_its_reward_bit_for_bit() -> None:
-    reward_B = torch.randn(5)
-    found_B, disagreement_B = conservative(reward_B[None], 3.0)
-    assert torch.equal(found_B, reward_B) and not bool(disagreement_B.any())
-
-
 def test_the_level_of_a_prompt_is_no_disagreement() -> None:
     """Adding to each model what it likes, prompt by prompt, changes what the policy is paid by a constant a prompt."""
     members_KB = torch.randn(4, 6, dtype=torch.float64)

@@ -130,7 +130,7 @@ def test_a_continued_run_has_the_same_bits(folder: Path, found: dict[str, Any]) 
 
 
 def test_damage_and_other_models_are_refused(found: dict[str, Any]) -> None:
-    assert f"{FILE}:1: not a line of this program" in found["damaged"] and "2 numbers" in found["damaged"]
+    assert f"{FILE}:1: not a line of this program" in found["damaged"] and "a list of 1" in found["damaged"]
     assert "reward.models was made of 0 models, now of 1 models" in found["more models"]
 
 
@@ -164,7 +164,7 @@ def test_at_chance_is_said_in_words() -> None:
         (["algorithm.signal=disagreement"], "name others in reward.models"),
         (["reward.deviations=1"], "there is one model"),
         (["model.reward=a", "reward.models=[b,a]"], "names a more than once"),
-        (["model.reward=a", "reward.models=[python:m:f]"], "python:m:f is a function"),
+        (["model.reward=a", "reward.models=[python:m:f]"], "python:m:f is no reward model"),
     ],
 )
 def test_combinations_without_a_meaning(words: list[str], sentence: str) -> None:

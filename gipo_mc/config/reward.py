@@ -100,8 +100,8 @@ class RewardConfig(Section):
         """The weight of each reward, in the order of `sources`."""
         return list(self.weights) or [1.0] * (1 + len(self.also))
 
-    def problems(self, first: str) -> list[str]:
-        """Combinations that have no meaning, each with the fix. first: model.reward."""
+    def problems(self, first: str, signal: str = "reward") -> list[str]:
+        """Combinations that have no meaning, each with the fix. first: model.reward. signal: algorithm.signal."""
         found, count = [], 1 + len(self.also)
         for key, given in (("weights", self.weights), ("names", self.names)):
             if given and len(given) != count:
@@ -117,13 +117,18 @@ class RewardConfig(Section):
             found.append(
                 f"reward.free_length={self.free_length} is what reward.length_penalty lets pass, and that is 0: set it"
             )
-        found += self._ensemble_problems(first)
+        found += self._ensemble_problems(first, signal)
         servers = [name for name in self.sources(first) if is_server(name)]
         found += [problem for name in servers if (problem := _address_problem(name))]
         return found
 
-    def _ensemble_problems(self, first: str) -> list[str]:
+    def _ensemble_problems(self, first: str, signal: str) -> list[str]:
         found = []
+        if signal == "disagreement" and not self.models:
+            found.append(
+                "algorithm.signal=disagreement is the standard deviation of several reward models, and there is one: "
+                "name others in reward.models, or set algorithm.signal=reward"
+            )
         others = [name for name in ([first] if self.models else []) + self.models if name and not is_model(name)]
         if others:
             found.append(

@@ -197,12 +197,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:
-        problems = [*self.algorithm.problems(), *self.data.problems(), *self.reward.problems(self.model.reward)]
-        if self.algorithm.signal == "disagreement" and not self.reward.models:
-            problems.append(
-                "algorithm.signal=disagreement is the standard deviation of several reward models, and there is one: "
-                "name others in reward.models, or set algorithm.signal=reward"
-            )
+        problems = [*self.algorithm.problems(), *self.data.problems()]
+        problems += self.reward.problems(self.model.reward, self.algorithm.signal)
         samples = self.rollout.samples_per_prompt
         if self.rollout.batch_size % samples:
             problems.append(

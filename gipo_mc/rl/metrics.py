@@ -19,7 +19,7 @@ from gipo_mc.errors import NumericsError
 from gipo_mc.models.readout import check_starts_as_reference
 from gipo_mc.rl.experience import Experience
 from gipo_mc.rl.hacking.metrics import Looks, domain_rows, response_metrics
-from gipo_mc.rl.learned.signals import signal_metrics
+from gipo_mc.rl.learned.signals import learned_metrics
 from gipo_mc.rl.rewards import responses
 from gipo_mc.rl.sifting import Sifted
 from gipo_mc.types import Prompt
@@ -86,13 +86,8 @@ def iteration_metrics(
         "response/length": float(length_B.float().mean()),
         "response/truncated": float(rollout.truncated_B.float().mean()),
         **response_metrics(experience, seen),
-        **signal_metrics(experience),
+        **learned_metrics(experience),
     }
-    if outputs.level_B is not None:
-        metrics |= {"gain/mean": float(outputs.gain_B.mean()), **by_domain(outputs.gain_B, rollout.domain_B, "gain")}
-    if outputs.disagreement_B is not None:
-        metrics["disagreement/mean"] = float(outputs.disagreement_B.mean())
-        metrics |= by_domain(outputs.disagreement_B, rollout.domain_B, "disagreement")
     if settings.advantage == "gae":
         metrics["value/mean"] = float(outputs.values_BT[mask_BT].mean())
         metrics["return/mean"] = float(experience.return_BT[mask_BT].mean())

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gipo_mc.algorithms.advantages import response_mask
 from gipo_mc.rl.experience import Experience
+from gipo_mc.rl.hacking.metrics import domain_rows
 
 
 def domain_aucs(values_SB: Tensor, domains: Sequence[str]) -> Tensor:
@@ -34,6 +35,18 @@ def domain_aucs(values_SB: Tensor, domains: Sequence[str]) -> Tensor:
         area_S = (rank_SB[:, member_B].sum(1) - count * (count + 1) / 2.0) / (count * (len(domains) - count))
         found.append(torch.maximum(area_S, 1.0 - area_S))
     return torch.stack(found).mean(0)
+
+
+def learned_metrics(experience: Experience) -> dict[str, float]:
+    """ "gain/..." and "disagreement/...", means of an iteration, whole and by domain, where the run has them; and
+    `signal_metrics`."""
+    outputs, rollout = experience.outputs, experience.rollout
+    there = {"gain": outputs.gain_B} if outputs.level_B is not None else {}
+    there |= {"disagreement": outputs.disagreement_B} if outputs.disagreement_B is not None else {}
+    metrics = {f"{name}/mean": float(values_B.mean()) for name, values_B in there.items()}
+    for domain, rows in domain_rows(rollout.domain_B).items():
+        metrics |= {f"{name}/domain/{domain}": float(values_B[rows].mean()) for name, values_B in there.items()}
+    return metrics | signal_metrics(experience)
 
 
 def signal_metrics(experience: Experience) -> dict[str, float]:

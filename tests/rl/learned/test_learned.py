@@ -71,7 +71,7 @@ def _work(rank: int, folder: Path) -> dict[str, Any]:
 def _refused(folder: Path, models: dict[str, str]) -> Iterator[tuple[str, Any, type[Exception]]]:
     shutil.copytree(folder / "two", folder / "damaged")
     path = folder / "damaged" / FILE
-    path.write_text(path.read_text().replace('"rewards": [', '"rewards": ["', 1))
+    path.write_text(path.read_text().replace('"rewards": [', '"rewards": [1.5, ', 1))
     more = [*FAST, "run.iterations=3"]
     yield "damaged", rl_config(folder, models, *more, *GAIN, "run.name=damaged"), DataError
     words = [f"reward.models=[{folder}/4/reward]", "run.name=gain"]
@@ -90,7 +90,7 @@ def _levels(folder: Path, models: dict[str, str]) -> list[list[float]]:
             samples.begin(anew=True)
             prompts = take_prompts(setup.prompts, config, 0)[::order]
             halves = [samples(prompts[:5]).reward_B, samples(prompts[5:]).reward_B]
-            asked.append(torch.cat(halves)[::order] if order < 0 else samples(prompts).reward_B)
+            asked.append(torch.cat(halves).flip(0) if order < 0 else samples(prompts).reward_B)
             assert torch.equal(samples(prompts).reward_B[:5], halves[0])
     return [level_B.tolist() for level_B in asked]
 

@@ -30,7 +30,8 @@ def shape(
     """
     settings, length_B = config.algorithm, rollout.sequences.response_length_B
     state = track_reward(state, outputs.reward_B, settings.signal_decay)
-    probs_BM = _group_probabilities(rollout, outputs, state, source)
+    compared_B, mean = _compared(outputs, state, settings)
+    probs_BM = source(outputs.group_probs_BM, compared_B, rollout.domain_B, mean)
     if settings.best_group != "objective":
         ranked_B = outputs.gain_B if settings.best_group == "gain" else outputs.reward_B
         state = _rank_groups(state, probs_BM, ranked_B, settings)
@@ -69,12 +70,12 @@ def shape(
     return experience, state
 
 
-def _group_probabilities(rollout: Rollout, outputs: ModelOutputs, state: RLState, source: GroupSource) -> Tensor:
-    """p_ig, [B, M]. Rewards are compared with their running mean, gains, which begin at 0, with that of the batch."""
-    compared_B, mean = outputs.reward_B, state.reward_mean
-    if source.kind == "gain":
-        compared_B, mean = outputs.gain_B, float(outputs.gain_B.double().mean())
-    return source(outputs.group_probs_BM, compared_B, rollout.domain_B, mean)
+def _compared(outputs: ModelOutputs, state: RLState, settings: AlgorithmConfig) -> tuple[Tensor, float | None]:
+    """(what a threshold of groups compares, [B], with what): rewards with their running mean, gains, which begin at 0,
+    with the mean of the batch."""
+    if settings.groups_from == "gain":
+        return outputs.gain_B, float(outputs.gain_B.double().mean())
+    return outputs.reward_B, state.reward_mean
 
 
 #: How S_i depends on the policy, by algorithm.signal_form and signal_tokens.

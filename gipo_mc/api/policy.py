@@ -100,14 +100,15 @@ class Policy:
         longest = max(len(prompt.token_ids) for prompt in repeated) + max_new_tokens
         check_fits(self._source, self._layout, sequence_length=longest)
         engine = rollout_engine("megatron", self._model, limits_of(config), longest)
-        rollout = roll_out(engine, self.tokenizer, repeated, config, 0, purpose="generate", greedy=greedy)
+        rows = ranks.enough(repeated, self._layout)
+        rollout = roll_out(engine, self.tokenizer, rows, config, 0, purpose="generate", greedy=greedy)
         sequences, found = rollout.sequences, []
         texts, cut = texts_of(sequences, self.tokenizer), rollout.truncated_B.tolist()
-        spans = zip(sequences.prompt_length_B.tolist(), sequences.response_length_B.tolist(), strict=True)
-        for row, (start, length) in enumerate(spans):
-            ids = tuple(sequences.tokens_BL[row, start : start + length].tolist())
-            log_probs = tuple(rollout.sampler_logp_BT[row, :length].tolist())
-            found.append(Generation(repeated[row].text, texts[row], ids, log_probs, cut[row]))
+        starts, lengths = sequences.prompt_length_B.tolist(), sequences.response_length_B.tolist()
+        for row, prompt in enumerate(repeated):
+            ids = tuple(sequences.tokens_BL[row, starts[row] : starts[row] + lengths[row]].tolist())
+            log_probs = tuple(rollout.sampler_logp_BT[row, : lengths[row]].tolist())
+            found.append(Generation(prompt.text, texts[row], ids, log_probs, cut[row]))
         return found
 
     def log_probs(
@@ -132,8 +133,9 @@ class Policy:
             raise DataError(f"Response {empty[0]} has no token: there is no log-prob to give.")
         if not ids:
             return []
-        prompt_ids = [prompt.token_ids for prompt in asked]
-        sequences = to_sequences(prompt_ids, ids, self.tokenizer.pad_token_id, self._layout.device)
+        prompt_ids = ranks.enough([prompt.token_ids for prompt in asked], self._layout)
+        answers = ranks.enough(ids, self._layout)
+        sequences = to_sequences(prompt_ids, answers, self.tokenizer.pad_token_id, self._layout.device)
         longest = int((sequences.prompt_length_B + sequences.response_length_B).max())
         check_fits(self._source, self._layout, sequence_length=longest)
         parallel, width = self._config.parallel, max(map(len, ids))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch.distributed as dist
 
@@ -18,6 +18,7 @@ from gipo_mc.parallel import runtime
 from gipo_mc.parallel.launcher import adopt_slurm, suit_cuda, world_size
 from gipo_mc.parallel.layout import Layout
 
+T = TypeVar("T")
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16"]
 
@@ -29,6 +30,15 @@ _sizes = (1, 1)
 def acquire(config: Config) -> Layout:
     """Join the ranks, once for each `release`. Raises ConfigError where the layout does not fit the ranks, or is not
     that of what is open."""
+    _hold(config)
+    try:
+        return runtime.initialize(config.parallel, config.device)
+    except BaseException:
+        release()
+        raise
+
+
+def _hold(config: Config) -> None:
     global _holders, _was_there, _sizes
     adopt_slurm()
     check_layout(config, world_size())
@@ -41,14 +51,7 @@ def acquire(config: Config) -> Layout:
         )
     if not _holders:
         _was_there = dist.is_initialized()
-    try:
-        layout = runtime.initialize(config.parallel, config.device)
-    except BaseException:
-        if not _holders:
-            _leave()
-        raise
     _holders, _sizes = _holders + 1, sizes
-    return layout
 
 
 def release() -> None:
@@ -56,18 +59,19 @@ def release() -> None:
     global _holders
     _holders -= 1
     if not _holders:
-        _leave()
+        runtime.shutdown(keep_ranks=_was_there)
 
 
 @contextmanager
-def joined(config: Config) -> Iterator[Layout]:
-    """`acquire` and `release` around a block, whatever ends it."""
-    layout = acquire(config)
+def held(config: Config) -> Iterator[None]:
+    """Around work that joins the ranks by itself: what it joined is left, whatever ends it. Raises as `acquire`."""
+    _hold(config)
     try:
-        yield layout
+        yield
     finally:
         release()
 
 
-def _leave() -> None:
-    runtime.shutdown(keep_ranks=_was_there)
+def enough(rows: list[T], layout: Layout) -> list[T]:
+    """The rows, with the last one repeated until every data-parallel rank has one; what comes of those is cut off."""
+    return rows + rows[-1:] * (layout.data - len(rows))

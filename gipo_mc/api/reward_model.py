@@ -66,7 +66,7 @@ class RewardModel:
             )
         if not prompts:
             return torch.zeros(0)
-        return self._reward(*self._read(prompts, responses, truncated or [False] * len(prompts))).cpu()
+        return self._reward(*self._read(prompts, responses, truncated or [False] * len(prompts)))[: len(prompts)].cpu()
 
     def _read(
         self,
@@ -75,22 +75,23 @@ class RewardModel:
         truncated: Sequence[bool],
     ) -> tuple[list[Prompt], Rollout]:
         encoder, device = Encoder(self.tokenizer), self._layout.device
+        prompts, cut_B = ranks.enough(list(prompts), self._layout), ranks.enough(list(truncated), self._layout)
         dialogues = [messages_of(one, place) for place, one in enumerate(prompts)]
         texts = [
             one if isinstance(one, str) and not self._chat else plain(turns)
             for one, turns in zip(prompts, dialogues, strict=True)
         ]
         ids = encoder.prompts(texts)
-        answers = response_ids(responses, encoder)
-        if responses and isinstance(responses[0], str):
-            answers = [one[:-1] if cut and len(one) > 1 else one for one, cut in zip(answers, truncated, strict=True)]
+        answers = ranks.enough(response_ids(responses, encoder), self._layout)
+        if isinstance(responses[0], str):
+            answers = [one[:-1] if cut and len(one) > 1 else one for one, cut in zip(answers, cut_B, strict=True)]
         sequences = to_sequences(ids, answers, self.tokenizer.pad_token_id, device)
         rollout = Rollout(
             sequences,
             torch.arange(len(ids), device=device),
             ("",) * len(ids),
             torch.zeros(len(ids), int(sequences.response_length_B.max()), device=device),
-            torch.tensor(list(truncated), device=device),
+            torch.tensor(cut_B, device=device),
         )
         keep = [() if isinstance(one, str) and not self._chat else turns for one, turns in zip(prompts, dialogues)]
         rows = zip(ids, texts, keep, strict=True)

@@ -52,7 +52,7 @@ def train(
     settings = load_config(
         str(config) if config else None, [f"{key}={_as_yaml(value)}" for key, value in given.items()]
     )
-    with given_function(name, function) if function else nullcontext(), ranks.joined(settings):
+    with given_function(name, function) if function else nullcontext(), ranks.held(settings):
         _train(settings)
     return read_run(folder)
 

@@ -50,6 +50,7 @@ CHANGEABLE = {
     "algorithm": ("outlier", "invalid_patience"),
     "policy": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
     "critic": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
+    "reward": ("names", "on_error", "max_skipped", "key_variable", "timeout_seconds", "retries", "workers", "batch"),
     "checkpoint": ("every", "keep", "async", "verify"),
     "eval": ("every", "prompts", "reward", "pairs"),
 }
@@ -58,6 +59,7 @@ CONTENT = {
     "reward": ("models",),
     "data": ("prompts", "preferences", "demonstrations", "domains"),
     "dpo": ("group_model",),
+    "reward": ("also",),
 }
 
 

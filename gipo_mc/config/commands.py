@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from gipo_mc.config.schema import options
 
-_RL_ONLY = ("rollout", "algorithm", "critic", "model.critic", "model.reward", "eval.reward", "memory.offload")
-_RL_ONLY += ("reward",)
+_RL_ONLY = (
+    *("rollout", "algorithm", "critic", "model.critic", "model.reward", "eval.reward", "memory.offload"),
+    *("reward", "eval.pairs"),
+)
 _FROZEN = ("parallel.frozen_tensor", "parallel.frozen_pipeline")
 _RL_DATA = ("data.prompts", "data.prompt_length", "data.reward_chat_template")
 _SFT_DATA = ("data.demonstrations", "data.turns")
@@ -25,7 +27,7 @@ UNREAD: dict[str, tuple[str, ...]] = {
         "rollout.refusals",
         *("data.sequence_length", "data.turns", "data.join", "data.reward_chat_template"),
         *("algorithm", "policy", "critic", "train", "dpo", "checkpoint", "eval.every", "eval.reward"),
-        "reward",
+        *("reward", "eval.pairs"),
     ),
 }
 

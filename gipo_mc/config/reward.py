@@ -1,4 +1,5 @@
-"""The section `reward`: rewards beside `model.reward`, what is taken from them, and what happens where one fails.
+"""The section `reward`: rewards beside `model.reward`, an ensemble with it or added to it, what is taken from them, and
+what happens where one fails.
 
 A reward is named by a run, a folder or a hub name (a reward model), by `python:package.module:function`, or by the
 address of a server, `http://host:port/path`.
@@ -34,6 +35,12 @@ def is_model(name: str) -> bool:
 
 
 class RewardConfig(Section):
+    models: list[str] = fixed_by_content(
+        default_factory=list, description="RL: reward models beside model.reward, an ensemble with it"
+    )
+    deviations: float = Field(
+        0.0, ge=0, description="an ensemble pays its mean minus so many standard deviations of its models"
+    )
     also: list[str] = fixed_by_content(
         default_factory=list,
         description="RL: rewards added to model.reward: models, python:package.module:function, http://host:port/path",
@@ -93,8 +100,8 @@ class RewardConfig(Section):
         """The weight of each reward, in the order of `sources`."""
         return list(self.weights) or [1.0] * (1 + len(self.also))
 
-    def problems(self, first: str) -> list[str]:
-        """Combinations that have no meaning, each with the fix. first: model.reward."""
+    def problems(self, first: str, signal: str = "reward") -> list[str]:
+        """Combinations that have no meaning, each with the fix. first: model.reward. signal: algorithm.signal."""
         found, count = [], 1 + len(self.also)
         for key, given in (("weights", self.weights), ("names", self.names)):
             if given and len(given) != count:
@@ -110,8 +117,34 @@ class RewardConfig(Section):
             found.append(
                 f"reward.free_length={self.free_length} is what reward.length_penalty lets pass, and that is 0: set it"
             )
+        found += self._ensemble_problems(first, signal)
         servers = [name for name in self.sources(first) if is_server(name)]
         found += [problem for name in servers if (problem := _address_problem(name))]
+        return found
+
+    def _ensemble_problems(self, first: str, signal: str) -> list[str]:
+        found = []
+        if signal == "disagreement" and not self.models:
+            found.append(
+                "algorithm.signal=disagreement is the standard deviation of several reward models, and there is one: "
+                "name others in reward.models, or set algorithm.signal=reward"
+            )
+        others = [name for name in ([first] if self.models else []) + self.models if name and not is_model(name)]
+        if others:
+            found.append(
+                f"reward.models makes an ensemble of model.reward and itself, and {', '.join(others)} is no reward "
+                "model, and has another scale: name it in reward.also"
+            )
+        if again := [name for name in self.models if [first, *self.models].count(name) > 1]:
+            found.append(
+                f"reward.models names {again[0]} more than once, model.reward counted: a model does not disagree with "
+                "itself, so take it out"
+            )
+        if self.deviations and not self.models:
+            found.append(
+                f"reward.deviations={self.deviations:g} is what an ensemble loses where its models disagree, and there "
+                "is one model: name others in reward.models, or set it to 0"
+            )
         return found
 
 

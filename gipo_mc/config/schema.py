@@ -190,6 +190,10 @@ class EvalConfig(Section):
     reward: str = changeable(
         "", description="RL: a second reward that training never sees, logged as gold/*; like model.reward"
     )
+    pairs: list[str] = changeable(
+        default_factory=list,
+        description="RL: held-out preference pairs; how many the reward model orders as labelled, by domain and group",
+    )
 
 
 class Config(Section):
@@ -218,7 +222,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:
-        problems = [*self.algorithm.problems(), *self.data.problems(), *self.reward.problems(self.model.reward)]
+        problems = [*self.algorithm.problems(), *self.data.problems()]
+        problems += self.reward.problems(self.model.reward, self.algorithm.signal)
         samples = self.rollout.samples_per_prompt
         if self.rollout.batch_size % samples:
             problems.append(

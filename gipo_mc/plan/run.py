@@ -168,6 +168,8 @@ def _rl_roles(config: Config, of: Sizes) -> list[Role]:
         found.append(Role("classifier", critic, "critic", True, settings.groups, settings.group_head))
     if is_model(model.reward) or not model.reward:
         found.append(Role("reward", reward, "reward", False))
+    for place, name in enumerate(config.reward.models, 2):
+        found.append(Role(f"reward {place}", of(name, "reward.models"), "reward", False))
     for name in filter(is_model, config.reward.also):
         found.append(Role("reward", of(name, "reward.also"), "reward", False))
     if is_model(config.eval.reward):
@@ -193,7 +195,7 @@ def _rl(run: Run, grid: Grid, longest: bool) -> dict[str, list[Pass]]:
         "behaviour_logprob": [Pass(run.roles[0], all_rows, False, True)],
         "reference_logprob": [Pass(run.roles[1], frozen_rows, False, True)],
         "values": [Pass(role, all_rows, False, False) for name in ("critic", "classifier") if (role := run.role(name))],
-        "rewards": [Pass(role, frozen_rows, False, False)] if (role := run.role("reward")) else [],
+        "rewards": [Pass(role, frozen_rows, False, False) for role in run.roles if role.name.startswith("reward")],
     }
     steps = -(-batch // settings.mini_batch_size)
     own_rows = run.parts(-(-batch // steps), grid, longest=longest)

@@ -19,6 +19,7 @@ from gipo_mc.errors import NumericsError
 from gipo_mc.models.readout import check_starts_as_reference
 from gipo_mc.rl.experience import Experience
 from gipo_mc.rl.hacking.metrics import Looks, domain_rows, response_metrics
+from gipo_mc.rl.learned.signals import learned_metrics
 from gipo_mc.rl.rewards import responses
 from gipo_mc.rl.sifting import Sifted
 from gipo_mc.types import Prompt
@@ -85,6 +86,7 @@ def iteration_metrics(
         "response/length": float(length_B.float().mean()),
         "response/truncated": float(rollout.truncated_B.float().mean()),
         **response_metrics(experience, seen),
+        **learned_metrics(experience),
     }
     if settings.advantage == "gae":
         metrics["value/mean"] = float(outputs.values_BT[mask_BT].mean())

@@ -38,7 +38,10 @@ _SOURCES = {
     "critic": ("value of the critic", "model.critic"),
     "classifier": ("group probability of the classifier", "model.critic"),
     "reward": ("reward", "model.reward"),
+    "level": ("reward of the reference's responses", "model.reward"),
 }
+#: Of these a function may have none for any response of a batch, and be whole.
+_PAID = ("reward", "level")
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def sift(
     reward_B, clipped_B = _winsorised_reward(outputs.reward_B, health, config)
     causes = _causes(outputs, reward_B)
     for source in sorted(set(causes) - {""}, key=list(_SOURCES).index):
-        back_soon = source == "reward" and config.reward.from_outside(config.model.reward)
+        back_soon = source in _PAID and config.reward.from_outside(config.model.reward)
         if all(cause == source for cause in causes) and not back_soon:
             raise NumericsError(_broken_model(source, config))
     usable_B = torch.tensor([not cause for cause in causes], device=reward_B.device)
@@ -115,6 +118,12 @@ def finite_rewards(
     return clean_B[usable_B], [domains[row] for row in usable_B.nonzero().flatten().tolist()], metrics
 
 
+def usable_rewards(reward_B: Tensor, config: Config) -> Tensor:
+    """Rewards [B] with outliers winsorised, and NaN for those that are not finite or out of all bounds."""
+    clean_B, _ = _winsorised_reward(reward_B, Health(), config)
+    return clean_B.where(clean_B.isfinite() & (clean_B.abs() <= LARGEST), torch.nan)
+
+
 def _winsorised_reward(reward_B: Tensor, health: Health, config: Config) -> tuple[Tensor, Tensor]:
     """(rewards with outliers pulled in, which were), those that are not finite as they are."""
     finite_B = reward_B.isfinite()
@@ -142,6 +151,7 @@ def _causes(outputs: ModelOutputs, reward_B: Tensor) -> list[str]:
         "critic": bounded(outputs.values_BT),
         "classifier": bounded(outputs.group_probs_BM),
         "reward": bounded(reward_B),
+        **({} if outputs.level_B is None else {"level": bounded(outputs.level_B)}),
     }
     causes = [""] * len(reward_B)
     for source, fine_B in reversed(fine.items()):

@@ -53,10 +53,11 @@ CHANGEABLE = {
     "critic": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
     "reward": ("names", "on_error", "max_skipped", "key_variable", "timeout_seconds", "retries", "workers", "batch"),
     "checkpoint": ("every", "keep", "async", "verify"),
-    "eval": ("every", "prompts", "reward"),
+    "eval": ("every", "prompts", "reward", "pairs"),
 }
 CONTENT = {
     "model": ("reference", "reward", "tokenizer"),
+    "reward": ("models",),
     "data": ("prompts", "preferences", "demonstrations", "domains"),
     "dpo": ("group_model",),
     "reward": ("also",),

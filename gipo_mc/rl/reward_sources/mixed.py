@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gipo_mc.config.reward import RewardConfig
+from gipo_mc.rl.learned.ensemble import EnsembleReward
 from gipo_mc.rl.rewards import ModelReward, Reward
 from gipo_mc.types import Prompt, Rollout
 
@@ -72,7 +73,8 @@ class MixedReward:
 def models_in(reward: Reward | None) -> list[ModelReward]:
     """The reward models that a reward stands on."""
     parts = reward.rewards if isinstance(reward, MixedReward) else (reward,)
-    return [part for part in parts if isinstance(part, ModelReward)]
+    single = [one for part in parts for one in (part.members if isinstance(part, EnsembleReward) else (part,))]
+    return [part for part in single if isinstance(part, ModelReward)]
 
 
 def with_parts(reward: Reward, prompts: Sequence[Prompt], rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -59,11 +60,13 @@ class MetricsLogger:
             row["nonfinite"] = [f"{name}={values[name]}" for name in values if name in bad]
         self._metrics.append(row)
         self._last_step = step
+        # One event for all of them: a hundred metrics an iteration cost a hundred times less as one message.
+        scalars = [Summary.Value(tag=printable(n), simple_value=value) for n, value in values.items() if n not in bad]
         with storage_errors(self._folder.tensorboard):
-            for name, value in values.items():
-                if name not in bad:
-                    self._tensorboard().add_scalar(printable(name), value, step)
-            self._tensorboard().flush()
+            writer = self._tensorboard()
+            if scalars:
+                writer.file_writer.add_summary(Summary(value=scalars), step)
+            writer.flush()
 
     def histograms(self, step: int, name: str, values_B: Tensor, domains: Sequence[str]) -> None:
         """The distribution of `values_B` [B], whole and by domain; domains: of each value."""

@@ -5,7 +5,7 @@ import warnings
 
 __version__ = "0.1.0"
 
-# TransformerEngine and Apex are options here, not conditions; scripts/doctor.py says what is missing and what for.
+# TransformerEngine and Apex are options here, not conditions; gipo-mc doctor says what is missing and what for.
 for _message in (
     "Transformer Engine and Apex are not installed",
     "Apex is not installed",

@@ -37,7 +37,7 @@ def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cu
     if device == "cuda" and gpus < local_ranks:
         raise ConfigError(
             f"device=cuda, but this machine has {gpus} usable GPUs for {local_ranks} local ranks: start at most {gpus} "
-            "ranks here (torchrun --nproc-per-node), or use device=cpu. scripts/doctor.py shows what torch sees."
+            "ranks here (torchrun --nproc-per-node), or use device=cpu. gipo-mc doctor shows what torch sees."
         )
     if device == "auto":
         return "cuda" if gpus >= local_ranks > 0 else "cpu"

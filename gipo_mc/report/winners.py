@@ -234,7 +234,7 @@ def _agreement(path: Path) -> list[ShownAgreement]:
         return [_agreement_row(who, row) for who, row in rows]
     except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{path} is damaged ({error!r:.100}): import the votes again with scripts/evaluate.py votes."
+            f"{path} is damaged ({error!r:.100}): import the votes again with gipo-mc evaluate votes."
         ) from error
 
 

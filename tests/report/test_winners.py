@@ -114,7 +114,7 @@ def test_the_command_takes_an_evaluation_alone_and_draws_its_bars(folder: Path, 
 
 
 def test_what_is_missing_or_damaged_is_one_sentence(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"scripts/evaluate.py table"):
+    with pytest.raises(DataError, match=r"gipo-mc evaluate table"):
         build_report([], tmp_path / "r.html", evaluation=tmp_path)
     other = evaluation(tmp_path / "e", prompts=12)
     for damage in ("{", '{"couples": []}', '{"among": 3, "couples": []}', '{"among": null, "couples": [{"first": 1}]}'):

@@ -32,7 +32,7 @@ def generate(
     or settings. Raises GipoError."""
     if world_size() > 1:
         raise ConfigError(
-            "judge runs as one process: generate the responses with torchrun scripts/generate.py --out first, and give "
+            "judge runs as one process: generate the responses with torchrun -m gipo_mc generate --out first, and give "
             "the files."
         )
     files = {label: out / FOLDER / f"{label}.jsonl" for label in models}
@@ -40,7 +40,7 @@ def generate(
         if missing := [label for label, file in files.items() if not file.is_file()]:
             raise ConfigError(
                 f"--dry-run generates nothing, and there are no responses of {', '.join(missing)} yet: give files of "
-                "scripts/generate.py --out."
+                "gipo-mc generate --out."
             )
         return files
     configs = {

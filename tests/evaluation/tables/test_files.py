@@ -50,7 +50,7 @@ def test_another_file_is_refused(tmp_path: Path, text: str, words: str):
 
 
 def test_without_a_table_it_says_what_to_run(tmp_path: Path):
-    with pytest.raises(DataError, match=r"run `scripts/evaluate.py table .*` first"):
+    with pytest.raises(DataError, match=r"run `gipo-mc evaluate table .*` first"):
         read_table(tmp_path)
 
 

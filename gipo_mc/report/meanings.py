@@ -113,7 +113,7 @@ SECTIONS: dict[str, tuple[Meaning, ...]] = {
         ("group/<g>/{weight,loss}", "", "weight of the group in the loss; its own loss (group-DRO, group-DPO)"),
         ("group/variance", "", "R_var over the rollout batch: variance of the objective between groups"),
         ("group/explained_share", "", "R_var over Var(S): what of the signal's variance lies between groups"),
-        ("group/entropy", _NATS, "mean entropy of p(g|x,y); log M: the classifier knows nothing"),
+        ("group/entropy", _NATS, "mean entropy of the group probabilities; log M: the classifier knows nothing"),
         ("group/best", "", "number of the best group, whose KL is weighted"),
         ("group/flips", "", "times that the best group changed since the start"),
         ("group/stability", "", "share of responses whose likeliest group the update did not change"),

@@ -133,6 +133,10 @@ def train_rl(config: Config) -> dict[str, Any]:
     return read_outcome(Path(config.run.dir) / config.run.name, config.run.iterations)
 
 
+#: First parts of the names of metrics whose late means a study keeps.
+_LATE = {"group", "kl", "reward", "time", "policy", "critic", "signal", "gain", "disagreement"}
+
+
 def read_outcome(path: Path, iterations: int) -> dict[str, Any]:
     """What the study keeps of a run folder: the last evaluation, all evaluations (`curve`), the groups every few
     iterations (`trace`), means over the last fifth (`late`), share of HACK tokens there by domain, first warnings."""
@@ -141,7 +145,7 @@ def read_outcome(path: Path, iterations: int) -> dict[str, Any]:
     if last["step"] != iterations:
         raise ValueError(f"{path} has {last['step']} iterations, not {iterations}.")
     tail = [row for row in rows if row["step"] > iterations - max(1, iterations // 5)]
-    names = [name for name in last if name.partition("/")[0] in {"group", "kl", "reward", "time", "policy", "critic"}]
+    names = [name for name in last if name.partition("/")[0] in _LATE]
     late = {name: _mean(row.get(name) for row in tail) for name in names}
     traced = ("group/0/mass", "group/1/mass", "group/domain_auc", "group/p_high", "group/best", "kl/mean")
     return {

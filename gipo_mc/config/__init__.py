@@ -1,9 +1,9 @@
 """The configuration: typed sections, loaded and checked once, before any process group starts."""
 
-from gipo_mc.config.commands import UNREAD, read_by
+from gipo_mc.config.commands import TRAINERS, UNREAD, read_by
 from gipo_mc.config.data import DataConfig
 from gipo_mc.config.environment import hide
-from gipo_mc.config.help import help_lines
+from gipo_mc.config.help import describe, help_lines
 from gipo_mc.config.layout import check_layout
 from gipo_mc.config.load import (
     as_yaml,
@@ -18,6 +18,7 @@ from gipo_mc.config.load import (
 from gipo_mc.config.memory import MemoryConfig
 from gipo_mc.config.names import check_name, check_regular, name_problem
 from gipo_mc.config.precision import PrecisionConfig
+from gipo_mc.config.reward import RewardConfig
 from gipo_mc.config.rl import AlgorithmConfig, RolloutConfig
 from gipo_mc.config.schema import (
     CheckpointConfig,
@@ -28,6 +29,7 @@ from gipo_mc.config.schema import (
     OptimizerConfig,
     ParallelConfig,
     RunConfig,
+    TrackingConfig,
     TrainConfig,
     options,
     resume_rule,
@@ -35,6 +37,7 @@ from gipo_mc.config.schema import (
 from gipo_mc.config.yaml_text import check_yaml
 
 __all__ = [
+    "TRAINERS",
     "UNREAD",
     "AlgorithmConfig",
     "CheckpointConfig",
@@ -47,8 +50,10 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "PrecisionConfig",
+    "RewardConfig",
     "RolloutConfig",
     "RunConfig",
+    "TrackingConfig",
     "TrainConfig",
     "as_yaml",
     "changes",
@@ -56,6 +61,7 @@ __all__ = [
     "check_name",
     "check_regular",
     "check_yaml",
+    "describe",
     "help_lines",
     "hide",
     "load_config",

@@ -198,9 +198,9 @@ def timed_out(error: BaseException) -> bool:
     return "imed out" in str(error) or "imeout" in str(error)
 
 
-def shutdown() -> None:
-    """Leave all groups. Idempotent."""
+def shutdown(*, keep_ranks: bool = False) -> None:
+    """Leave all groups. Idempotent. keep_ranks: only Megatron's, not the one of all ranks, which somebody else made."""
     parallel_state.destroy_model_parallel()
     _groups_beside.clear()
-    if dist.is_initialized():
+    if dist.is_initialized() and not keep_ranks:
         dist.destroy_process_group()

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from gipo_mc.config import Config
+from gipo_mc.config.reward import is_model
 from gipo_mc.errors import ConfigError
 from gipo_mc.models.packing import Packer
 from gipo_mc.models.shape import ModelShape
@@ -17,7 +18,6 @@ from gipo_mc.plan.shapes import known_shape, shape_of
 
 #: (name of a model, option that names it) -> its sizes.
 Sizes = Callable[[str, str], ModelShape]
-COMMANDS = ("train_gi_ppo", "train_sft", "train_reward", "train_dpo")
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,7 @@ def _rl_roles(config: Config, of: Sizes) -> list[Role]:
         Role("policy", policy, "lm", True),
         Role("reference", of(model.reference, "model.reference") if model.reference else policy, "lm", False),
     ]
-    is_function = model.reward.startswith("python:")
-    reward = policy if is_function or not model.reward else of(model.reward, "model.reward")
+    reward = of(model.reward, "model.reward") if is_model(model.reward) else policy
     critic = of(model.critic, "model.critic") if model.critic else reward
     own = settings.inferred and settings.group_trunk == "own"
     if settings.advantage == "gae":
@@ -167,9 +166,13 @@ def _rl_roles(config: Config, of: Sizes) -> list[Role]:
         found.append(Role("critic", critic, "critic" if groups else "value", True, groups, settings.group_head))
     if own:
         found.append(Role("classifier", critic, "critic", True, settings.groups, settings.group_head))
-    if not is_function:
+    if is_model(model.reward) or not model.reward:
         found.append(Role("reward", reward, "reward", False))
-    if config.eval.reward and not config.eval.reward.startswith("python:"):
+    for place, name in enumerate(config.reward.models, 2):
+        found.append(Role(f"reward {place}", of(name, "reward.models"), "reward", False))
+    for name in filter(is_model, config.reward.also):
+        found.append(Role("reward", of(name, "reward.also"), "reward", False))
+    if is_model(config.eval.reward):
         found.append(Role("eval reward", of(config.eval.reward, "eval.reward"), "reward", False))
     return found
 
@@ -192,7 +195,7 @@ def _rl(run: Run, grid: Grid, longest: bool) -> dict[str, list[Pass]]:
         "behaviour_logprob": [Pass(run.roles[0], all_rows, False, True)],
         "reference_logprob": [Pass(run.roles[1], frozen_rows, False, True)],
         "values": [Pass(role, all_rows, False, False) for name in ("critic", "classifier") if (role := run.role(name))],
-        "rewards": [Pass(role, frozen_rows, False, False)] if (role := run.role("reward")) else [],
+        "rewards": [Pass(role, frozen_rows, False, False) for role in run.roles if role.name.startswith("reward")],
     }
     steps = -(-batch // settings.mini_batch_size)
     own_rows = run.parts(-(-batch // steps), grid, longest=longest)

@@ -45,12 +45,12 @@ class Section:
     folded: bool = False
 
 
-def sections(runs: Sequence[RunData]) -> list[Section]:
-    """All sections of runs of one kind, in reading order."""
+def sections(runs: Sequence[RunData], *more: Chapter) -> list[Section]:
+    """All sections of runs of one kind, in reading order. more: chapters of RL runs, behind those known here."""
     rl = runs[0].kind == "rl"
     seen = {f"time/{phase}" for run in runs for phase in run.keys("time/")}
     found = []
-    for chapter in (*RL_CHAPTERS, hacking.CHAPTER) if rl else SUPERVISED_CHAPTERS:
+    for chapter in (*RL_CHAPTERS, *more, hacking.CHAPTER) if rl else SUPERVISED_CHAPTERS:
         found.append(_section(chapter, runs, seen))
         if chapter.title == "Reward":
             found.append(_distributions(runs, seen))

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 import gipo_mc
 from gipo_mc.errors import DataError
-from gipo_mc.report import hacking, panels, summary
+from gipo_mc.report import diagnosis, hacking, panels, summary
 from gipo_mc.report.runs import RunData, load_runs
 from gipo_mc.report.texts import readable
 from gipo_mc.run.jsonl import read_file, storage_errors, write_atomically
@@ -38,6 +38,7 @@ class _RunView:
     notices: list[tuple[str, str]]
     samples: list[summary.ShownSample]
     hacking: list[hacking.ShownHacking]
+    groups: list[diagnosis.ShownGroup]
     config: str
 
 
@@ -96,7 +97,7 @@ def save_charts(runs: list[Path], folder: Path, evaluation: Path | None = None) 
     kinds = _by_kind(load_runs(runs) if runs or not evaluation else [])
     charts = _evaluation_charts(evaluation) if evaluation else []
     for kind, members in kinds.items():
-        drawn = [panel for section in panels.sections(members) for panel in section.panels]
+        drawn = [panel for section in panels.sections(members, diagnosis.CHAPTER) for panel in section.panels]
         charts += [(panel.title if len(kinds) == 1 else f"{kind} {panel.title}", panel.svg) for panel in drawn]
     written: list[Path] = []
     with storage_errors(folder):
@@ -145,7 +146,7 @@ def _chapter(kind: str, runs: Sequence[RunData], number: int) -> _Chapter:
         anchor=f"part-{number}",
         runs=[_view(run, index, f"run-{number}-{index}") for index, run in enumerate(runs)],
         comparison=summary.comparison(runs) if len(runs) > 1 else None,
-        sections=panels.sections(runs),
+        sections=panels.sections(runs, diagnosis.CHAPTER),
         phases=[(phase.replace("_", " "), panels.phase_colour(phase), cells) for phase, cells in rows],
     )
 
@@ -165,8 +166,9 @@ def _view(run: RunData, index: int, anchor: str) -> _RunView:
         headline=summary.headline(run),
         facts=facts,
         cards=summary.cards(run),
-        notices=summary.notices(run),
+        notices=summary.notices(run) + [("info", text) for text in diagnosis.verdicts(run)],
         samples=summary.chosen_samples(run),
         hacking=hacking.examples(run),
+        groups=diagnosis.groups(run),
         config=readable(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)) if run.config else "",
     )

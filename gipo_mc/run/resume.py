@@ -138,6 +138,7 @@ def fixed_settings(config: Config, command: str, dtype: torch.dtype, *, distribu
         "dtype": str(dtype).removeprefix("torch."),
         "parallel.distributed_optimizer": "on" if distributed_optimizer else "off",
         "algorithm.groups": config.algorithm.group_count,
+        "reward.weights": config.reward.weighted(),
     }
     return {key: found[key] for key in read_by(command) if resume_rule(key) == "fixed"}
 

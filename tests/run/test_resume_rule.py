@@ -27,7 +27,8 @@ from tests.runs import read_metrics, save_models
 COMMANDS = tuple(UNREAD)
 #: The whole list, so that a field that comes to be marked is seen here.
 CHANGEABLE = {
-    "run": ("dir", "name", "iterations", "resume", "grace_seconds"),
+    "run": ("dir", "name", "iterations", "resume", "grace_seconds", "trackers"),
+    "tracking": ("project", "name", "group", "tags", "entity", "wandb_mode", "mlflow_uri"),
     "parallel": (
         "tensor",
         "pipeline",
@@ -50,13 +51,16 @@ CHANGEABLE = {
     "algorithm": ("outlier", "invalid_patience"),
     "policy": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
     "critic": ("lr", "min_lr", "schedule", "warmup", "clip_grad"),
+    "reward": ("names", "on_error", "max_skipped", "key_variable", "timeout_seconds", "retries", "workers", "batch"),
     "checkpoint": ("every", "keep", "async", "verify"),
-    "eval": ("every", "prompts", "reward"),
+    "eval": ("every", "prompts", "reward", "pairs"),
 }
 CONTENT = {
     "model": ("reference", "reward", "tokenizer"),
+    "reward": ("models",),
     "data": ("prompts", "preferences", "demonstrations", "domains"),
     "dpo": ("group_model",),
+    "reward": ("also",),
 }
 
 

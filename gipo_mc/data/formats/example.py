@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from gipo_mc.data.fields import Fields, LeftOut, RowError, kind
 from gipo_mc.types import Message, Role
@@ -15,7 +16,7 @@ class Example:
 
     domain: what the row itself says, "" if nothing. system: the row's system text, where the prompt is a text; messages
     begin with theirs. conversation: the dialogue that it is a turn of, "" where the row does not say. row: where it
-    stands, "file:line".
+    stands, "file:line". columns: all of it.
     """
 
     prompt: str | tuple[Message, ...]
@@ -25,6 +26,7 @@ class Example:
     system: str = ""
     conversation: str = ""
     row: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 #: What a format makes of a row: prompt, chosen, rejected, and the domain that the row states, or "".

@@ -56,7 +56,7 @@ def generate(
 
 def _generate(label: str, config: Config, file: Path, tell: Callable[[str], None]) -> None:
     # Seconds of import that a dry run and a refused command need not wait for.
-    from gipo_mc.run.console import Console
+    from gipo_mc.run.console import on_stderr
     from gipo_mc.run.model_sources import resolve
     from gipo_mc.tools.respond import respond
 
@@ -69,8 +69,7 @@ def _generate(label: str, config: Config, file: Path, tell: Callable[[str], None
     with storage_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         stamp.unlink(missing_ok=True)
-    console = Console("judge", 1)
-    with console.share(f"generate {label}", config.eval.prompts) as advance:
+    with on_stderr().share(f"generate {label}", config.eval.prompts) as advance:
         responses = respond(config, on_step=advance, tell=tell)
     write_responses(file, responses)
     write_atomically(stamp, json.dumps(mark, indent=1) + "\n")

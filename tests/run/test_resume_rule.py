@@ -57,10 +57,9 @@ CHANGEABLE = {
 }
 CONTENT = {
     "model": ("reference", "reward", "tokenizer"),
-    "reward": ("models",),
+    "reward": ("models", "also"),
     "data": ("prompts", "preferences", "demonstrations", "domains"),
     "dpo": ("group_model",),
-    "reward": ("also",),
 }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from gipo_mc.run.jsonl import storage_errors
@@ -35,9 +36,11 @@ class TensorBoard:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Finite metrics of a step."""
+        # One event for all of them: a hundred metrics an iteration cost a hundred times less as one message.
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         with storage_errors(self._folder):
-            for name, value in values.items():
-                self._opened().add_scalar(name, value, step)
+            if scalars:
+                self._opened().file_writer.add_summary(Summary(value=scalars), step)
             self._opened().flush()
 
     def histogram(self, step: int, name: str, values: Sequence[float] | np.ndarray) -> None:

@@ -144,6 +144,8 @@ def block_violations(page: str, text: str) -> list[str]:
             elif language == "yaml":
                 validate(yaml.safe_load(block))
             elif language == "json":
+                json.loads(block)
+            elif language == "jsonl":
                 for line in block.splitlines():
                     parse(row := json.loads(line), detect(row), ())
             elif language not in {"", "bash", "sh", "shell", "console"}:
@@ -235,7 +237,7 @@ def test_layer_rule_of_a_page():
         "python\nimport gipo_mc.no_such_module",
         "python\nx = (",
         "yaml\nrun: {nme: x}",
-        'json\n{"texts": 1}',
+        'jsonl\n{"texts": 1}',
         "json\n{",
         "ruby\n1",
     ],

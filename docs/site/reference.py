@@ -26,10 +26,9 @@ def metrics() -> str:
 
 def exit_codes() -> str:
     """A table of the exit codes, as the exceptions that carry them say it."""
-    kinds = [errors.ConfigError, errors.DataError, errors.CheckpointError, errors.NumericsError]
-    kinds += [errors.StorageError, errors.PeerError]
+    kinds = [kind for kind in errors.GipoError.__subclasses__() if kind.__module__ == errors.__name__]
     meanings = {0: "done", 1: "an error that this program did not expect: a traceback stands above"}
-    meanings |= {kind.exit_code: _sentence(kind) for kind in kinds}
+    meanings |= {kind.exit_code: _sentence(kind) for kind in kinds if kind is not errors.Requeue}
     meanings[errors.EXIT_REQUEUE] = "asked to stop, and stopped: the same command continues"
     meanings[errors.EXIT_INTERRUPTED] = "Ctrl-C"
     rows = [f"| {code} | {text} |" for code, text in sorted(meanings.items())]

@@ -37,8 +37,10 @@ def matches(row: Mapping[str, Any]) -> bool:
 
 
 def parse(row: Fields, needs: Collection[str]) -> Parsed:
+    if isinstance(row.peek("summary"), Mapping):
+        return _rated(row, needs)
     if row.has("info") or row.has("summaries"):
-        return _rated(row, needs) if isinstance(row.peek("summary"), Mapping) else _comparison(row, needs)
+        return _comparison(row, needs)
     if row.has("post"):
         prompt, domain = _post({key: string(row, key) for key in ("subreddit", "title", "post")})
         return prompt, optional(row, "summary"), None, domain

@@ -96,7 +96,7 @@ def test_rows_in_order_that_a_use_cannot_take_are_left_out(row: p.Row, needs: tu
 
 MALFORMED = [
     (p.AXIS[0], ONE, "rated by itself"),
-    ({**p.AXIS[0], "info": None}, (), "'info' is null"),
+    ({**p.AXIS[0], "info": 3}, (), "'info' is a number"),
     ({"conversations": []}, (), "'conversations' is empty"),
     ({"conversations": [{"from": "tool", "value": "3"}]}, (), r"'conversations'\[0\] has the role 'tool'"),
     ({"conversations": [{"from": "human", "value": 3}]}, (), r"'conversations'\[0\].value is a number"),
@@ -109,7 +109,6 @@ MALFORMED = [
     ({**p.ULTRAFEEDBACK[0], "completions": [3]}, ONE, "'completions' is a list, not a list of objects"),
     ({**p.BINARIZED[0], "score_chosen": "8"}, BOTH, "'score_chosen' is a string, not a number"),
     ({**p.HELPSTEER[0], "helpfulness": True}, ONE, "'helpfulness' is a boolean, not a number"),
-    ({**p.HELPSTEER[0], "helpfulness": None}, ONE, "'helpfulness' is null"),
     ({**p.HELPSTEER3[0], "overall_preference": None}, BOTH, "'overall_preference' is null"),
     ({**p.HELPSTEER3[0], "context": "a"}, (), "'context' is a string, not a list of messages"),
     *(({**p.SAFE_RLHF[0], "safer_response_id": bad}, BOTH, "'safer_response_id' is") for bad in (None, True, 2, "0")),
@@ -121,6 +120,12 @@ MALFORMED = [
 def test_a_malformed_row_says_what_is_wrong(row: p.Row, needs: tuple[str, ...], reason: str) -> None:
     with pytest.raises(RowError, match=reason):
         parse(row, detect(row), needs)
+
+
+def test_a_row_without_its_label_is_an_error_in_a_file_of_labelled_ones() -> None:
+    for row, key in ((p.HELPSTEER[0], "helpfulness"), (p.HELPSTEER2_PREFERENCE[0], "preference_strength")):
+        with pytest.raises(RowError, match=f"'{key}' is null"):
+            parse({**row, key: None}, "helpsteer", ONE)
 
 
 def test_alpaca_with_earlier_turns_and_a_system_text() -> None:

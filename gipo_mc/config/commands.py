@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from gipo_mc.config.schema import options
 
-_RL_ONLY = ("rollout", "algorithm", "critic", "model.critic", "model.reward", "eval.reward", "memory.offload")
-_RL_ONLY += ("reward",)
+_RL_ONLY = (
+    *("rollout", "algorithm", "critic", "model.critic", "model.reward", "eval.reward", "memory.offload"),
+    "reward",
+)
 _FROZEN = ("parallel.frozen_tensor", "parallel.frozen_pipeline")
 _RL_DATA = ("data.prompts", "data.prompt_length", "data.reward_chat_template")
 _SFT_DATA = ("data.demonstrations", "data.turns")

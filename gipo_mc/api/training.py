@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -73,7 +74,8 @@ def _named(reward: str | Path | Callable[..., Any]) -> tuple[str, Callable[..., 
 
 
 def _sources(prompts: str | Path | Sequence[str | Path | Mapping[str, Any]], folder: Path) -> list[str]:
-    """What data.prompts is to be. Rows become a file beside the run folder, which a later start reads again."""
+    """What data.prompts is to be. Rows become a file beside the run folder, which a later start by a command reads
+    again; its name has a hash of them, so that other rows for the same run, which refuses them, spoil nothing."""
     if isinstance(prompts, str | Path):
         return [str(prompts)]
     rows = [one for one in prompts if isinstance(one, Mapping)]
@@ -81,10 +83,11 @@ def _sources(prompts: str | Path | Sequence[str | Path | Mapping[str, Any]], fol
         return [str(one) for one in prompts]
     if len(rows) != len(prompts):
         raise ConfigError("prompts holds rows and names of files: give all of one kind.")
-    path = folder.with_name(f"{folder.name}.prompts.jsonl")
+    text = "".join(encode(row) + "\n" for row in rows)
+    path = folder.with_name(f"{folder.name}.prompts-{hashlib.sha256(text.encode()).hexdigest()[:8]}.jsonl")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "".join(encode(row) + "\n" for row in rows))
+    write_atomically(path, text)
     return [str(path)]
 
 

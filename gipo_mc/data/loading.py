@@ -212,8 +212,8 @@ def _each_turn(rows: Iterable[Example], report: SourceReport) -> Iterator[Exampl
 def _rendered(rows: Iterable[Example], renderer: Renderer, report: SourceReport) -> Iterator[Rendered]:
     for example in rows:
         try:
-            own = {"row": example.row, "conversation": example.conversation, "columns": example.columns}
-            yield replace(renderer.render(example), **own)
+            rendered = renderer.render(example)
+            yield replace(rendered, row=example.row, conversation=example.conversation, columns=example.columns)
         except LeftOut as reason:
             report.left_out[str(reason)] += 1
             if isinstance(reason, Refused):

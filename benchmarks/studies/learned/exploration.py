@@ -28,7 +28,7 @@ from benchmarks.studies import group_robustness, study
 from benchmarks.studies.learned import learned, reward_models
 from benchmarks.studies.runs import Method, Run, carry_out, finished, forked, train_rl
 
-SIZE = {"iterations": 60, "batch": 128, "every": 20, "held_out": 256, "sft": 600, "demonstrations": 16384}
+SIZE = {"iterations": 40, "batch": 128, "every": 20, "held_out": 256, "sft": 600, "demonstrations": 16384}
 QUICK = {"iterations": 2, "batch": 8, "every": 1, "held_out": 8, "sft": 2, "demonstrations": 64}
 SEEDS = (141, 142)
 STRENGTHS = ("weak", "middle", "strong", "clean")

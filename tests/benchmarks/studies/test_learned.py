@@ -90,9 +90,8 @@ def test_p_values() -> None:
 def test_the_page_shows_the_record() -> None:
     text, record = (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), json.loads(RECORD.read_text())
     parts = tables.parts(record)
-    assert len(parts) == 4
+    assert parts and text.count("<!-- table of benchmarks/results/learned_exploration.json: ") == len(parts)
     for part in parts:
         source = f"benchmarks/results/learned_exploration.json: {part}"
         assert documents.inserted(text, source, tables.table(record, part)) == text, part
-    cells = f"{record['cells_tried']} cells"
-    assert cells in text, f"docs/results.md does not say that {cells} were tried"
+    assert record["exploration"] and f"{record['cells_tried']} cells" in text

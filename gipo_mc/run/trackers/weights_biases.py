@@ -114,7 +114,7 @@ def _settings(wandb: Any) -> Any:
     )
 
 
-def _mode(wanted: str) -> str:
+def _mode(wanted: str) -> Any:
     """online or offline; without a key the library would ask for one at the terminal."""
     if wanted == "auto":
         wanted = os.environ.get("WANDB_MODE", "") or ("online" if _has_key() else "offline")

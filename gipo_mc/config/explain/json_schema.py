@@ -85,7 +85,10 @@ def _section(name: str, section: type[BaseModel], fields: dict[str, Any], sugges
 
 def _option(key: str, name: str, section: type[BaseModel], raw: dict[str, Any], suggested: set[str]) -> dict[str, Any]:
     core = values_of(key, raw)
-    ways = [core, *_also_taken(core, name, section)]
+    also = _also_taken(core, name, section)
+    if "enum" in core.get("items", {}):
+        core["items"] = {"anyOf": [core["items"], REFERENCE]}
+    ways = [core, *also]
     if core.get("type") != "string" or "enum" in core:
         ways += [] if key == "algorithm.name" else [REFERENCE]
     return {

@@ -88,7 +88,7 @@ def _choices(where: tuple[Any, ...]) -> list[str]:
 
 
 def _nearest(value: Any, known: list[str]) -> str:
-    close = get_close_matches(str(value), known, n=1)
+    close = get_close_matches(str(value), known, n=1, cutoff=0.7)
     return f"; did you mean {close[0]}?" if close else ""
 
 

@@ -44,6 +44,8 @@ class MLflow:
         self._client: Any = None
         self._run = ""
         self._texts = 0
+        #: Names of the metrics that a folder has as files; None: a server, which has no files.
+        self._files: set[str] | None = None
 
     def start(self, about: About) -> None:
         """Raises ConfigError where the experiment was deleted; what the library raises."""
@@ -73,7 +75,7 @@ class MLflow:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        rows = [Metric(_name(name), value, now, step) for name, value in values.items()]
+        rows = [Metric(self._metric(name), values[name], now, step) for name in sorted(values)]
         for first in range(0, len(rows), _METRICS):
             self._client.log_batch(self._run, metrics=rows[first : first + _METRICS])
 
@@ -96,7 +98,8 @@ class MLflow:
         """Parameters, tags, and config.yaml."""
         from mlflow.entities import Param, RunTag
 
-        known = self._client.get_run(self._run).data.params
+        found = self._client.get_run(self._run).data
+        known, self._files = found.params, set(found.metrics) if about.tracking.mlflow_uri.startswith("file:") else None
         options = {_name(key): str(value)[:_LONGEST] for key, value in about.options.items()}
         new = [Param(key, value) for key, value in options.items() if key not in known]
         for first in range(0, len(new), _PARAMETERS):
@@ -106,6 +109,20 @@ class MLflow:
         tags |= {f"now.{key}": value for key, value in options.items() if known.get(key, value) != value}
         self._client.log_batch(self._run, tags=[RunTag(key, value) for key, value in tags.items()])
         self._client.log_text(self._run, about.yaml, "config.yaml")
+
+    def _metric(self, name: str) -> str:
+        """What a metric is called there. In a folder each is a file, and `group/gap` cannot be one where `group/gap/2`
+        made it a folder: the one that comes second is `group/gap/all`, or `group/gap.2`."""
+        name = _name(name)
+        if self._files is None:
+            return name
+        for above in (name[: slash.start()] for slash in re.finditer("/", name)):
+            if above in self._files:
+                name = f"{above}.{name[len(above) + 1 :]}"
+        if any(file.startswith(f"{name}/") for file in self._files):
+            name = f"{name}/all"
+        self._files.add(name)
+        return name
 
 
 def store(uri: str, dir: Path) -> str:

@@ -23,6 +23,8 @@ from gipo_mc.run.trackers.protocol import About, End, Memory
 #: Seconds for the first answer of the server, and for what is left at the end.
 _START, _FINISH = 60.0, 50.0
 _KEY = "WANDB_API_KEY"
+#: Under what `wandb login` leaves a key in ~/.netrc, by version.
+_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 
 
 class WeightsAndBiases:
@@ -38,6 +40,7 @@ class WeightsAndBiases:
         """Raises ConfigError where it is to be online and has no key; what the library raises."""
         hide_value(os.environ.get(_KEY, ""), _KEY)
         mode = _mode(about.tracking.wandb_mode)
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # a connection to its makers, offline too
         import wandb
 
         if self._run is not None:  # it failed: begin with a new process of the library
@@ -111,7 +114,7 @@ def _settings(wandb: Any) -> Any:
     )
 
 
-def _mode(wanted: str) -> str:
+def _mode(wanted: str) -> Any:
     """online or offline; without a key the library would ask for one at the terminal."""
     if wanted == "auto":
         wanted = os.environ.get("WANDB_MODE", "") or ("online" if _has_key() else "offline")
@@ -126,9 +129,10 @@ def _mode(wanted: str) -> str:
 def _has_key() -> bool:
     if os.environ.get(_KEY) or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    own = urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname
     with suppress(OSError, netrc.NetrcParseError):
-        return netrc.netrc(os.environ.get("NETRC") or None).authenticators(host) is not None
+        known = netrc.netrc(os.environ.get("NETRC") or os.path.expanduser("~/.netrc")).hosts
+        return any(host in known for host in ([own] if own else _HOSTS))
     return False
 
 

@@ -27,7 +27,9 @@ LEVELS = (
     ("run",),
     ("rl", "supervised"),
     ("evaluation", "plan"),
-    ("report", "tools"),
+    ("report",),
+    ("monitor",),
+    ("tools",),
     ("scripts",),
 )
 LEVEL_OF = {layer: level for level, layers in enumerate(LEVELS) for layer in layers}

@@ -149,8 +149,9 @@ def _charts(drawn: list[tuple[str, str, list[Curve]]], look: Look, height: int, 
 
 def _chart(title: str, unit: str, drawn: Sequence[Curve], look: Look, width: int, height: int) -> list[Text]:
     head = Text(title, style="bold", no_wrap=True)
+    several = len({curve.mark for curve in drawn}) > 1  # their colours stand before the names of the runs
     for curve in drawn:
-        label = look.clean(curve.label) if len(drawn) > 1 and not curve.mark else ""
+        label = look.clean(curve.label) if len(drawn) > 1 and not several else ""
         text = f" {label} {number(float(curve.y[-1]))}".replace("  ", " ")
         if cell_len(head.plain) + 1 + cell_len(text) <= width:
             head.append(text, style=f"not bold {curve.colour}" if len(drawn) > 1 else "not bold")

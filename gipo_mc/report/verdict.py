@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from gipo_mc.report import summary
 from gipo_mc.report.groups import parts
-from gipo_mc.report.judgement import apart, best_step, change
-from gipo_mc.report.runs import RunData
+from gipo_mc.report.judgement import apart, best_step, change, wavering
+from gipo_mc.report.runs import RunData, window_of
 from gipo_mc.report.texts import readable
 from gipo_mc.run.console import number
 
@@ -172,13 +173,14 @@ def _supervised(run: RunData) -> Verdict:
         points.append(("info", f"The {held}accuracy went from {went}; 0.5 is chance."))
     points += _weak_domains(run)
     rise, fall = last - values[lowest], first - values[lowest]
-    turned = name == "eval/loss" and 0 < lowest < len(values) - 1 and rise > 0.1 * fall
-    if last >= first:
-        return Verdict("warn", f"The model did not learn: its {called} went {ends}.", points)
+    clear = min(rise, fall) > 3 * wavering(values) * math.sqrt(window_of(len(values)))
+    turned = name == "eval/loss" and 0 < lowest < len(values) - 1 and rise > 0.1 * fall and clear
     if turned:
         step = int(run.steps[run.series[name] == values[lowest]][0])
         text = f"The model learned until step {step}, where its {called} was lowest ({number(float(values[lowest]))})"
         return Verdict("warn", f"{text}; then it overfitted, to {number(last)}.", points)
+    if last >= first:
+        return Verdict("warn", f"The model did not learn: its {called} went {ends}.", points)
     return Verdict("good", f"The model learned: its {called} fell {ends}.", points)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from gipo_mc.monitor.follow import Follower, View, followers
-from tests.monitor.folders import append, rows, run, sample, status
+from tests.monitor.folders import append, rows, run, status
 
 
 def _view(path: Path) -> View:
@@ -93,14 +94,11 @@ def test_names_tell_runs_apart(tmp_path: Path) -> None:
 
 
 def test_a_run_of_a_hundred_thousand_steps_costs_little(tmp_path: Path) -> None:
-    import time
-
     path = run(tmp_path / "r", 2)
     more = {f"m/{at}": 0.123456789 for at in range(12)}
     with open(path / "metrics.jsonl", "w") as file:
         text = json.dumps(more)[1:]
         file.writelines(f'{{"step": {step}, "reward/mean": 0.5, {text}\n' for step in range(1, 100_001))
-    append(path / "samples.jsonl", [sample(step, step % 2 == 0, step) for step in range(1, 20_000)])
     follower = Follower(path, "r")
     begin = time.process_time()
     assert follower.refresh().step == 100_000

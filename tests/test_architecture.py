@@ -28,6 +28,7 @@ LEVELS = (
     ("rl", "supervised"),
     ("evaluation", "plan"),
     ("report",),
+    ("monitor",),
     ("tools",),
     ("api",),
     ("scripts",),

@@ -53,6 +53,9 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "a small model with random weights, for trying things",
             "gipo-mc new-model --out models/tiny --data train.jsonl.gz",
         ),
+        "monitor": Verb(
+            "gipo_mc.tools.monitor", "follow runs while they go on, here or on a page", "gipo-mc monitor runs/gi_ppo"
+        ),
         "status": Verb(_VERBS + "status", "how a run stands, and its exit code", "gipo-mc status runs/gi_ppo"),
     },
     "Before it starts": {

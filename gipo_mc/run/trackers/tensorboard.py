@@ -40,7 +40,7 @@ class TensorBoard:
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         with storage_errors(self._folder):
             if scalars:
-                self._opened().file_writer.add_summary(Summary(value=scalars), step)
+                self._opened()._get_file_writer().add_summary(Summary(value=scalars), step)
             self._opened().flush()
 
     def histogram(self, step: int, name: str, values: Sequence[float] | np.ndarray) -> None:

@@ -8,7 +8,9 @@ needed: its value is null (JSON has no NaN, and readers of tables take null for 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -153,5 +155,17 @@ class MetricsLogger:
     def _tensorboard(self) -> SummaryWriter:
         # Made at the first use: truncate_after() has to come before it.
         if self._writer is None:
+            _pass_newest_event_file(self._folder.tensorboard)
             self._writer = SummaryWriter(str(self._folder.tensorboard), purge_step=self._purge_step)
         return self._writer
+
+
+def _pass_newest_event_file(folder: Path) -> None:
+    """Wait until a new file's name comes behind those that are there, for a second at most.
+
+    TensorBoard reads event files in the order of their names, which begin with the second they were made in. One that
+    a resumed run made in the same second may come first, and its steps would then be replaced by older ones.
+    """
+    made = [int(name) for path in folder.glob("events.out.tfevents.*") if (name := path.name.split(".")[3]).isdigit()]
+    if made and max(made) == int(time.time()):
+        time.sleep(max(made) + 1 - time.time())

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 
 import numpy as np
 import pytest
@@ -75,6 +76,20 @@ def test_a_resumed_run_has_each_step_once_everywhere(folder):
     assert [row["step"] for row in lines(folder.distributions)] == [1, 2, 3]
     assert [row["step"] for row in lines(folder.warnings)] == [1, 2, 3]
     assert scalars(folder, "a") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0), (5, 50.0)]
+
+
+def test_a_resume_in_the_same_second_comes_behind_what_was_logged(folder):
+    """TensorBoard reads event files by name: the second they were made in, then host, process and a counter."""
+    with MetricsLogger(folder) as log:
+        log.log(1, {"a": 1.0})
+        log.log(2, {"a": 2.0})
+    (first,) = folder.tensorboard.iterdir()
+    now = str(int(time.time()))
+    first.rename(first.with_name(f"events.out.tfevents.{now}.~"))  # behind any host
+    with MetricsLogger(folder) as log:
+        log.truncate_after(1)
+        log.log(2, {"a": 20.0})
+    assert scalars(folder, "a") == [(1, 1.0), (2, 20.0)]
 
 
 def test_truncating_to_the_last_step_leaves_the_bytes_alone(folder):

@@ -4,8 +4,9 @@ asks for it at each press of the tabulator, so neither torch nor Megatron-core i
 from __future__ import annotations
 
 import importlib
-from argparse import Action
+from argparse import Action, _SubParsersAction
 from collections.abc import Iterable, Sequence
+from types import ModuleType
 from typing import Literal, get_args, get_origin
 
 from gipo_mc.run.arguments import Parser
@@ -31,14 +32,22 @@ def _all(before: Sequence[str], current: str) -> Iterable[Candidate]:
     verb, after = VERBS.get(rest[0]), before[before.index(rest[0]) + 1 :]
     if verb is None:
         return []
-    module = importlib.import_module(verb.module)
-    parsers: dict[str, Parser] = getattr(module, "parsers", dict)()
+    parsers = parsers_of(importlib.import_module(verb.module))
     if "" in parsers:
         return _of_parser(parsers[""], after, current)
     named = [word for word in after if not word.startswith("-")]
     if not named:
         return [(name, (parser.description or "").split("\n")[0]) for name, parser in parsers.items()]
     return _of_parser(parsers[named[0]], after, current) if named[0] in parsers else []
+
+
+def parsers_of(module: ModuleType) -> dict[str, Parser]:
+    """Sub-command -> its parser, of a verb's module; "" where it has no sub-commands."""
+    parsers: dict[str, Parser] = getattr(module, "parsers", dict)()
+    for action in parsers[""]._actions if "" in parsers else ():
+        if isinstance(action, _SubParsersAction):
+            return dict(action.choices)
+    return parsers
 
 
 def _of_parser(parser: Parser, before: Sequence[str], current: str) -> Iterable[Candidate]:

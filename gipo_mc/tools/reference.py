@@ -11,8 +11,8 @@ import sys
 from argparse import Action
 from pathlib import Path
 
-from gipo_mc.run.arguments import Parser
 from gipo_mc.tools.command import GROUPS, VERBS
+from gipo_mc.tools.complete import parsers_of
 
 VERB_TABLE = "verbs"
 _TABLE = re.compile(r"(<!-- options of (?P<name>[a-z -]+) -->\n).*?(<!-- end of options -->)", re.DOTALL)
@@ -29,7 +29,7 @@ def table(name: str) -> str:
         rows = [f"| **{title}** | |\n" + "".join(map(_verb_row, verbs)) for title, verbs in GROUPS.items()]
         return "| verb | does |\n| --- | --- |\n" + "".join(rows)
     verb, _, own = name.partition(" ")
-    parser: Parser = importlib.import_module(VERBS[verb].module).parsers()[own]
+    parser = parsers_of(importlib.import_module(VERBS[verb].module))[own]
     rows = [row for action in parser._actions if (row := _row(action))]
     return "| option | meaning [default] |\n| --- | --- |\n" + "".join(rows)
 

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from gipo_mc.presets import PRESETS
+from gipo_mc.run.arguments import Parser
 from gipo_mc.tools.command import VERBS
-from gipo_mc.tools.complete import candidates
+from gipo_mc.tools.complete import candidates, parsers_of
 from gipo_mc.tools.verbs.completion import main
 from tests.source_rules import ROOT
 
@@ -51,6 +53,17 @@ def _words(line: str) -> list[str]:
 )
 def test_what_may_stand_next(line: str, found: list[str]) -> None:
     assert _words(line) == found
+
+
+def test_a_verb_may_have_parsers_of_parsers() -> None:
+    def parsers() -> dict[str, Parser]:
+        parser = Parser("config")
+        parser.add_subparsers().add_parser("show").add_argument("--only-changed")
+        return {"": parser}
+
+    found = parsers_of(SimpleNamespace(parsers=parsers))  # type: ignore[arg-type]
+    assert list(found) == ["show"] and "--only-changed" in found["show"].format_help()
+    assert parsers_of(SimpleNamespace()) == {}  # type: ignore[arg-type]
 
 
 def test_all_verbs_and_values_are_proposed() -> None:

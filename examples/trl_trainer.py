@@ -107,9 +107,9 @@ def main(steps: int) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(f"{folder}/model")  # TRL reads the reference from there
         settings = GRPOConfig(
-            output_dir=f"{folder}/run", per_device_train_batch_size=16, gradient_accumulation_steps=1, num_generations=4,
-            max_completion_length=6, beta=0.02, learning_rate=1e-3, max_steps=steps, logging_steps=1, use_cpu=True,
-            report_to=[], save_strategy="no", bf16=False, gradient_checkpointing=False,
+            output_dir=f"{folder}/run", per_device_train_batch_size=16, gradient_accumulation_steps=1,
+            num_generations=4, max_completion_length=6, beta=0.02, learning_rate=1e-3, max_steps=steps,
+            logging_steps=1, use_cpu=True, report_to=[], save_strategy="no", bf16=False, gradient_checkpointing=False,
         )  # fmt: skip
         trainer = GroupInvariantTrainer(
             model=f"{folder}/model", reward_funcs=vowels, args=settings, train_dataset=Dataset.from_list(rows),

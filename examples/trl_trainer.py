@@ -105,13 +105,14 @@ def main(steps: int) -> list[dict[str, float]]:
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), pad_token_id=0, eos_token_id=1, **sizes))
     rows = [{"prompt": f"{kind} {letter}"} for kind in ("easy", "hard") for letter in "abcdef"]
     with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(f"{folder}/model")  # TRL reads the reference from there
         settings = GRPOConfig(
-            output_dir=folder, per_device_train_batch_size=16, gradient_accumulation_steps=1, num_generations=4,
-            max_completion_length=6, beta=0.02, learning_rate=1e-3, max_steps=steps, logging_steps=1, use_cpu=True,
-            report_to=[], save_strategy="no", bf16=False, gradient_checkpointing=False,
+            output_dir=f"{folder}/run", per_device_train_batch_size=16, gradient_accumulation_steps=1,
+            num_generations=4, max_completion_length=6, beta=0.02, learning_rate=1e-3, max_steps=steps,
+            logging_steps=1, use_cpu=True, report_to=[], save_strategy="no", bf16=False, gradient_checkpointing=False,
         )  # fmt: skip
         trainer = GroupInvariantTrainer(
-            model=model, reward_funcs=vowels, args=settings, train_dataset=Dataset.from_list(rows),
+            model=f"{folder}/model", reward_funcs=vowels, args=settings, train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )  # fmt: skip
         trainer.train()

@@ -167,6 +167,32 @@ def test_ranks_make_the_same_calls_and_a_group_of_the_programs_own_stays(
     assert first == second and first[2] and len(first[1]) == 1
 
 
+def _joins_again(rank: int, folder: Path, models: dict[str, str], port: int) -> Any:
+    """As a program under torchrun, whose store outlives each process group."""
+    os.chdir(folder)
+    dist.destroy_process_group()
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
+    options = OPTIONS | {"parallel.tensor": 2, "parallel.timeout_minutes": 1}
+    call = {"policy": models["policy"], "prompts": ROWS, "run": "runs/again", "options": options}
+    with pytest.raises(DataError):
+        gipo_mc.train(reward=_fails, **call)  # type: ignore[arg-type]
+    assert not dist.is_initialized()
+    run = gipo_mc.train(reward=_shorter, **call)  # type: ignore[arg-type]
+    with gipo_mc.load_policy(run.path, device="cpu", tensor=2) as policy:
+        said = policy.sample(PROMPTS, max_new_tokens=4)
+    return said, run.metrics()["reward/mean"].tolist(), dist.is_initialized()
+
+
+def _fails(samples: list[gipo_mc.Sample]) -> list[float]:
+    raise RuntimeError("not today")
+
+
+def test_ranks_of_torchrun_join_again_after_an_error(tmp_path: Path, models: dict[str, str]) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    first, second = run_ranks(_joins_again, 2, tmp_path, models, store.port)
+    assert first == second and not first[2] and len(first[1]) == 1
+
+
 def test_what_is_no_run_or_no_reward_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no run folder"):
         gipo_mc.read_run(tmp_path)

@@ -142,7 +142,7 @@ def block_violations(page: str, text: str) -> list[str]:
             if language == "python":
                 _check_python(block)
             elif language == "yaml":
-                validate(yaml.safe_load(block))
+                validate(yaml.safe_load(block) or {})  # a comment alone is no key
             elif language == "json":
                 json.loads(block)
             elif language == "jsonl":

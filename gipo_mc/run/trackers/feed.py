@@ -120,7 +120,8 @@ class Feed:
             call()
         except BaseException as error:  # SystemExit of a library, too: this thread has nothing else to end
             self._failures += 1
-            self._trouble = self._trouble or printable(f"{type(error).__name__}: {error}")[:300]
+            said = printable(f"{type(error).__name__}: {error}")
+            self._trouble = self._trouble or (said if len(said) <= 200 else f"{said[:200]}...")
             return False
         finally:
             self._since = None

@@ -63,7 +63,7 @@ class MLflow:
             self._run = known["id"]
             client.update_run(self._run, status="RUNNING")
             if about.logged > about.begin:
-                lost = f"steps {about.begin + 1} to {about.logged} are there twice: the later time counts"
+                lost = f"steps {about.begin + 1} to {about.logged} were sent twice: the later time counts"
                 client.set_tag(self._run, "gipo_mc.rewound", lost)
         else:
             run = client.create_run(_experiment(client, project), run_name=about.tracking.name)

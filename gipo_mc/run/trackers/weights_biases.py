@@ -2,6 +2,8 @@
 
 A row's step there is the run's own step, under which everything of it is gathered. W&B takes no step again that it has:
 where a run goes back to a checkpoint, the steps that it repeats stay as they were first sent, and are not sent again.
+Online the server says which it has. Offline that is remembered here, because a killed job loses what the library had
+not yet written.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import netrc
 import os
 import secrets
 import signal
+import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -20,8 +24,8 @@ from gipo_mc.config.environment import hide_value
 from gipo_mc.errors import ConfigError
 from gipo_mc.run.trackers.protocol import About, End, Memory
 
-#: Seconds for the first answer of the server, and for what is left at the end.
-_START, _FINISH = 60.0, 50.0
+#: Seconds for the first answer of the server, for what is left at the end, and between two writes to the disk.
+_START, _FINISH, _WRITE = 60.0, 50.0, 1.0
 _KEY = "WANDB_API_KEY"
 #: Under what `wandb login` leaves a key in ~/.netrc, by version.
 _HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
@@ -34,7 +38,10 @@ class WeightsAndBiases:
 
     def __init__(self) -> None:
         self._run: Any = None
-        self._sent = 0
+        self._memory: Memory | None = None
+        #: Last step that W&B has, or -1; steps that were given to the library since, with the time.
+        self._sent = -1
+        self._given: deque[tuple[float, int]] = deque()
 
     def start(self, about: About) -> None:
         """Raises ConfigError where it is to be online and has no key; what the library raises."""
@@ -46,12 +53,13 @@ class WeightsAndBiases:
         if self._run is not None:  # it failed: begin with a new process of the library
             self._run = None
             wandb.teardown(exit_code=1)
-        memory, tracking = Memory(about.folder / "wandb.json"), about.tracking
+        tracking = about.tracking
+        self._memory = memory = Memory(about.folder / "wandb.json")
         place = {"project": tracking.project, "entity": tracking.entity}
-        known = all(memory.values.get(key) == value for key, value in place.items())
-        name = memory.values.get("id") if known else None
-        self._sent = max(about.logged, memory.values.get("sent", 0)) if name else 0
-        memory.keep(id=name or secrets.token_hex(8), sent=self._sent, **place)
+        known = bool(memory.values.get("id")) and all(memory.values.get(key) == place[key] for key in place)
+        if not known:
+            memory.keep(id=secrets.token_hex(8), sent=-1, **place)
+        self._given.clear()
         self._run = wandb.init(
             project=tracking.project,
             entity=tracking.entity or None,
@@ -67,9 +75,11 @@ class WeightsAndBiases:
             reinit="create_new",
             settings=_settings(wandb),
         )
+        self._sent = memory.values.get("sent", -1) if mode == "offline" else self._run.step - 1
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._log(step, dict(values))
+        self._remember(step)
 
     def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
         import wandb
@@ -92,10 +102,21 @@ class WeightsAndBiases:
         if end.state == "requeue":
             self._run.mark_preempting()
         self._run.finish(exit_code=end.exit_code)
+        if self._given and self._memory:
+            self._memory.keep(sent=self._given[-1][1])
 
     def _log(self, step: int, values: dict[str, Any]) -> None:
-        if step > self._sent or step == self._sent == 0:
+        if step > self._sent:
             self._run.log(values, step=step)
+
+    def _remember(self, step: int) -> None:
+        """A row is whole when the next one begins, and on the disk some time later."""
+        now, written = time.monotonic(), -1
+        self._given.append((now, step))
+        while len(self._given) > 1 and self._given[1][0] < now - 2 * _WRITE:
+            written = self._given.popleft()[1]
+        if written > self._sent and self._memory:
+            self._memory.keep(sent=written)
 
 
 def _settings(wandb: Any) -> Any:
@@ -110,6 +131,7 @@ def _settings(wandb: Any) -> Any:
         x_save_requirements=False,
         init_timeout=_START,
         finish_timeout=_FINISH,
+        x_transaction_log_flush_interval=_WRITE,
         stop_fn=lambda: os.kill(os.getpid(), signal.SIGTERM),
     )
 

@@ -58,7 +58,7 @@ def test_a_run_and_its_continuation_are_one_run(place: Path) -> None:
     second.finish(End("done", 0, report=report))
     assert points(found, name, "loss") == [(1, 1.0), (2, 0.5), (3, 1.0 / 3), (3, 9.0), (4, 8.0)]
     run = found.get_run(name)
-    assert run.info.status == "FINISHED" and run.data.tags["gipo_mc.rewound"].startswith("steps 3 to 3 are there twice")
+    assert run.info.status == "FINISHED" and run.data.tags["gipo_mc.rewound"].startswith("steps 3 to 3 were sent twice")
     assert (run.data.params["policy.lr"], run.data.tags["now.policy.lr"]) == ("1e-05", "0.5")
     files = {file.path for folder in ("", "warnings") for file in found.list_artifacts(name, folder)}
     assert files >= {"report.html", "config.yaml", "warnings/00000003-1.txt"}

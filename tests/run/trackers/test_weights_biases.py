@@ -14,7 +14,7 @@ import pytest
 
 from gipo_mc.config import environment
 from gipo_mc.errors import ConfigError
-from gipo_mc.run.trackers.protocol import End
+from gipo_mc.run.trackers.protocol import End, Memory
 from gipo_mc.run.trackers.weights_biases import WeightsAndBiases, _has_key, _mode
 from tests.run.trackers.fakes import about
 
@@ -104,13 +104,24 @@ def test_a_run_and_its_continuation_have_one_id_and_each_step_once(
     second.finish(End("done", 0, report=report))
     assert list(rows(run / "wandb")) == [3, 4], "step 2 was sent before"
     assert next(record.run.run_id for record in records(run / "wandb") if record.HasField("run")) == made.run_id
-    assert json.loads((run / "wandb.json").read_text())["sent"] == 2
+    assert json.loads((run / "wandb.json").read_text())["sent"] == 4
     ends = [[r.exit.exit_code for r in records(place) if r.HasField("exit")] for place in (kept, run / "wandb")]
     assert ends == [[5], [0]]
     everything = b"".join(path.read_bytes() for path in places.rglob("*") if path.is_file())
     for secret in (b"0123456789abcdef", b"s3cret-of-the", b"--password"):
         assert secret not in everything
     assert os.environ["WANDB_ERROR_REPORTING"] == "false"
+
+
+def test_what_a_killed_job_had_not_written_is_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row is whole when the next one begins; the library writes once a second, and loses the rest with its parent."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    tracker = WeightsAndBiases()
+    tracker._memory = Memory(tmp_path / "wandb.json")
+    for now[0], step, written in ((0, 1, None), (5, 2, None), (6, 3, None), (8, 4, 2 - 1), (20, 5, 3)):
+        tracker._remember(step)
+        assert tracker._memory.values.get("sent") == written, step
 
 
 def test_online_needs_a_key_and_nothing_is_asked_at_the_terminal(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:

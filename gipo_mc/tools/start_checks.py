@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from gipo_mc.config import Config, check_layout, options, read_by
 from gipo_mc.config.load import examine
@@ -27,8 +28,11 @@ BASES = {
     "train_reward": builtin.reward_base,
     "train_dpo": builtin.dpo_base,
 }
-_MODELS = ("model.policy", "model.reference", "model.critic", "model.reward", "model.tokenizer", "dpo.group_model")
-_DATA = ("data.prompts", "data.preferences", "data.demonstrations", "data.evaluation")
+_MODELS = (
+    *("model.policy", "model.reference", "model.critic", "model.reward", "model.tokenizer", "dpo.group_model"),
+    *("reward.models", "reward.also", "eval.reward"),
+)
+_DATA = ("data.prompts", "data.preferences", "data.demonstrations", "data.evaluation", "eval.pairs")
 
 
 def start_problems(
@@ -60,27 +64,31 @@ def _fewest(config: Config) -> int:
 
 def _missing(config: Config, command: str) -> Iterator[str]:
     needs = {key: _value(config, key) for key in _NEEDS.get(command, ())}
+    verb = command.replace("_", " ", 1).replace("_", "-")
     if any(needs.values()):
-        yield from (
-            f"{key} is empty, and gipo-mc {command.replace('_', ' ', 1)} needs it" for key in needs if not needs[key]
-        )
+        yield from (f"{key} is empty, and gipo-mc {verb} needs it" for key in needs if not needs[key])
 
 
 def _no_files(config: Config, command: str) -> Iterator[tuple[str, int]]:
     """Names of files and folders that are not there; what may be on the hub is not looked for."""
     reads = set(read_by(command)) if command else set(options())
-    for key in (key for key in _MODELS if key in reads):
-        name = _value(config, key)
+    for key, name in _named(config, _MODELS, reads):
         local = name.startswith((".", "/", "~", f"{config.run.dir}/")) or name.count("/") > 1
         if local and ":" not in name and not Path(os.path.expanduser(name)).exists():
             yield f"{key}={name}: there is no such folder. A run is there once it was trained.", ConfigError.exit_code
-    for key in (key for key in _DATA if key in reads):
-        for source in _value(config, key):
-            known = source.partition(":")[0] == "builtin" or on_hub(source)
-            if not known and not Path(os.path.expanduser(source)).exists():
-                yield f"{key}: there is no file {source}", DataError.exit_code
+    for key, source in _named(config, _DATA, reads):
+        known = source.partition(":")[0] == "builtin" or on_hub(source)
+        if not known and not Path(os.path.expanduser(source)).exists():
+            yield f"{key}: there is no file {source}", DataError.exit_code
 
 
-def _value(config: Config, key: str):  # type: ignore[no-untyped-def]
+def _named(config: Config, keys: tuple[str, ...], reads: set[str]) -> Iterator[tuple[str, str]]:
+    """(key, name) of all names that these options hold, one or several each."""
+    for key in (key for key in keys if key in reads):
+        value = _value(config, key)
+        yield from ((key, name) for name in (value if isinstance(value, list) else [value]))
+
+
+def _value(config: Config, key: str) -> Any:
     section, _, name = key.partition(".")
     return getattr(getattr(config, section), name)

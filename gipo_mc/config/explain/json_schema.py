@@ -73,9 +73,11 @@ def json_schema(kind: str) -> dict[str, Any]:
 def _section(name: str, section: type[BaseModel], fields: dict[str, Any], suggested: set[str]) -> dict[str, Any]:
     options = {key: _option(f"{name}.{key}", key, section, raw, suggested) for key, raw in fields.items()}
     if name == "algorithm":
-        options["preset"] = options["name"] | {"description": "The same as algorithm.name: give one of the two."}
+        same = "The same as algorithm.name: give one of the two."
+        options["preset"] = options["name"] | {"title": "algorithm.preset", "description": same}
     unread = not any(f"{name}.{key}" in suggested for key in fields)
     return {
+        "title": name,
         "type": "object",
         "properties": options,
         "additionalProperties": False,
@@ -93,6 +95,7 @@ def _option(key: str, name: str, section: type[BaseModel], raw: dict[str, Any], 
     if core.get("type") != "string" or "enum" in core:
         ways += [] if key == "algorithm.name" else [REFERENCE]
     return {
+        "title": key,
         "description": _meaning(key, raw) + ("" if key in suggested else " Not read by this command."),
         "default": _default(section, name),
         **(ways[0] if len(ways) == 1 else {"anyOf": ways}),
@@ -138,4 +141,5 @@ def _default(section: type[BaseModel], name: str) -> Any:
 def _meaning(key: str, raw: dict[str, Any]) -> str:
     text = raw["description"]
     unit = f" Unit: {UNITS[key]}." if key in UNITS else ""
-    return f"{text[0].upper()}{text[1:]}.{unit} {ON_RESUME[resume_rule(key)]}"
+    default = f" Default: {json.dumps(raw['default'])}." if raw.get("default") not in (None, "", []) else ""
+    return f"{text[0].upper()}{text[1:]}.{unit}{default} {ON_RESUME[resume_rule(key)]}"

@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from gipo_mc.errors import GipoError
 from gipo_mc.run.arguments import Parser, name, number, say_error
@@ -218,7 +218,7 @@ def _reference(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _print(text: str, file=None) -> None:  # type: ignore[no-untyped-def]
+def _print(text: str, file: TextIO | None = None) -> None:
     from gipo_mc.run.jsonl import printable_lines
 
     print(printable_lines(text), file=file or sys.stdout)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import struct
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,15 +22,20 @@ from tests.run.trackers.fakes import about
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Everything it writes below the test's folder, and no key."""
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Everything it writes below the test's folder, and no key. Its threads and its process end with the test: others
+    fork."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(environment, "_hidden", {})
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_ERROR_REPORTING", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     for name in ("HOME", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
-    return tmp_path
+    yield tmp_path
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
+        assert not [thread.name for thread in threading.enumerate() if "wandb" in thread.name.lower()]
 
 
 def records(folder: Path) -> Iterator[Any]:

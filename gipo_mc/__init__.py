@@ -1,9 +1,10 @@
 """gipo_mc: Group-Invariant PPO for Llama, Mistral and Qwen models on Megatron-core (Zheng et al., arXiv 2310.11971)."""
 
+import importlib
 import logging
 import warnings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # TransformerEngine and Apex are options here, not conditions; gipo-mc doctor says what is missing and what for.
 for _message in (
@@ -22,3 +23,38 @@ for _message in (
 logging.getLogger("torch.utils.cpp_extension").addFilter(
     lambda record: "No CUDA runtime is found" not in str(record.msg)
 )
+
+#: What other programs may rely on (docs/library.md), and where it stands. It is imported when it is first asked for:
+#: `import gipo_mc` itself is cheap, and commands that need no torch never load it.
+_PUBLIC = {
+    "GipoError": "gipo_mc.errors",
+    "Message": "gipo_mc.types",
+    "Sample": "gipo_mc.types",
+    "load_policy": "gipo_mc.api.policy",
+    "Policy": "gipo_mc.api.policy",
+    "Generation": "gipo_mc.api.policy",
+    "load_reward": "gipo_mc.api.reward_model",
+    "RewardModel": "gipo_mc.api.reward_model",
+    "train": "gipo_mc.api.training",
+    "read_run": "gipo_mc.api.runs",
+    "Run": "gipo_mc.api.runs",
+    "group_objective": "gipo_mc.ops.group_objective",
+    "group_variance": "gipo_mc.ops.group_objective",
+    "GroupObjective": "gipo_mc.ops.results",
+    "GroupVariance": "gipo_mc.ops.results",
+    "kl_weights": "gipo_mc.algorithms.kl",
+}
+__all__ = ["__version__", "errors", *_PUBLIC]
+
+
+def __getattr__(name: str) -> object:
+    if name == "errors":
+        return importlib.import_module("gipo_mc.errors")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'gipo_mc' has no attribute {name!r}; it has {', '.join(sorted(_PUBLIC))}")
+    found = globals()[name] = getattr(importlib.import_module(_PUBLIC[name]), name)
+    return found  # type: ignore[no-any-return]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

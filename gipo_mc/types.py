@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -38,6 +38,7 @@ class Prompt:
     messages: the dialogue that it was rendered from, for a model that renders it in another way; empty where the row's
         prompt is a text that the policy reads as it stands.
     row: where it was read, "file:line". conversation: what the row says of the dialogue that it is a turn of, or "".
+    columns: the row as its file has it, where a reward may ask for it; else empty.
     """
 
     index: int
@@ -47,6 +48,29 @@ class Prompt:
     messages: tuple[Message, ...] = ()
     row: str = ""
     conversation: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response of the policy with the row that it answers: what a reward function is given.
+
+    prompt: the text that the policy read. response: its text as it continues the prompt, without special tokens.
+    domain: label of the row. messages: the dialogue behind the prompt; empty where the row's prompt is a text.
+    columns: every column of the row, as its file has it. response_ids: the policy's token ids, EOS included where there
+        is one. truncated: did rollout.max_new_tokens cut it?
+    row: where the row was read, "file:line". index: its position in the prompt data set.
+    """
+
+    prompt: str
+    response: str
+    domain: str = ""
+    messages: tuple[Message, ...] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    response_ids: tuple[int, ...] = ()
+    truncated: bool = False
+    row: str = ""
+    index: int = 0
 
 
 @dataclass(frozen=True)

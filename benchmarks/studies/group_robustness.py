@@ -141,9 +141,12 @@ def described(options: argparse.Namespace) -> Study:
     )
 
 
-def configured(run: Run, method: Method, *others: str, size: dict[str, int], folder: Path) -> Config:
+def configured(
+    run: Run, method: Method, *others: str, size: dict[str, int], folder: Path, reward: str = PROXY
+) -> Config:
     """A run of `scripts/train_gi_ppo.py` on the built-in task, whose defaults hold for all that is not named here. The
-    weight of the variance penalty, which that sets, is the package's default here unless the method tunes it."""
+    weight of the variance penalty, which that sets, is the package's default here unless the method tunes it. reward:
+    model.reward; empty: `others` name it."""
     from gipo_mc.config import load_config
     from gipo_mc.tools import builtin
 
@@ -155,7 +158,7 @@ def configured(run: Run, method: Method, *others: str, size: dict[str, int], fol
         *common_words(run, method, size, folder),
         f"model.policy={folder / f'seed{run.seed}' / 'reference'}",
         *others,
-        f"model.reward={PROXY}",
+        *([f"model.reward={reward}"] if reward else []),
         f"eval.reward={GOLD}",
         f"data.prompts=[{run.data}]",
     ]

@@ -48,6 +48,25 @@ def interval(differences: Sequence[float]) -> Interval:
     return Interval(mean, quantile * math.sqrt(variance / count), sum(d > 0 for d in differences), count)
 
 
+def p_value(differences: Sequence[float]) -> float:
+    """Two-sided p of the t test that the mean of the differences is 0. Raises ValueError for fewer than two.
+
+    The distribution of t has a finite sum for whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4).
+    """
+    found, freedom = interval(differences), len(differences) - 1
+    error = found.half / t_quantile(freedom)
+    if not error:
+        return 0.0 if found.mean else 1.0
+    angle = math.atan(abs(found.mean) / error / math.sqrt(freedom))
+    odd = freedom % 2
+    term, total = (math.cos(angle), 0.0) if odd else (1.0, 0.0)
+    for power in range(odd, freedom - 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (power + 1) / (power + 2)
+    inside = math.sin(angle) * total
+    return max(0.0, 1.0 - (2.0 * (angle + inside) / math.pi if odd else inside))
+
+
 def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Interval | None:
     """Interval of one - other over the seeds that both have; None where they share fewer than two."""
     shared = sorted(set(one) & set(other))

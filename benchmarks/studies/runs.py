@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.studies.costs import spent
+
 if TYPE_CHECKING:
     from gipo_mc.config import Config
 
@@ -104,7 +106,7 @@ def carry_out(run: Run, train: Callable[[], dict[str, Any]], folder: Path) -> No
     """Train, in this process, and leave the outcome behind."""
     from gipo_mc.errors import NumericsError
 
-    begin, path = time.monotonic(), outcome_path(run, folder)
+    begin, processor, path = time.monotonic(), time.process_time(), outcome_path(run, folder)
     found: dict[str, Any] = {}
     failure = ""
     try:
@@ -113,7 +115,8 @@ def carry_out(run: Run, train: Callable[[], dict[str, Any]], folder: Path) -> No
         failure = f"{type(error).__name__}: {error}"
     for left in ("checkpoints", "tensorboard"):
         shutil.rmtree(path.parent / left, ignore_errors=True)
-    leave(found | {"run": vars(run) | {}, "failure": failure, "seconds": time.monotonic() - begin}, folder)
+    about = {"run": vars(run) | {}, "failure": failure, "seconds": time.monotonic() - begin}
+    leave(found | about | {"cost": spent(path.parent, processor)}, folder)
 
 
 def leave(outcome: Mapping[str, Any], folder: Path) -> None:
@@ -133,6 +136,10 @@ def train_rl(config: Config) -> dict[str, Any]:
     return read_outcome(Path(config.run.dir) / config.run.name, config.run.iterations)
 
 
+#: First parts of the names of metrics whose late means a study keeps.
+_LATE = {"group", "kl", "reward", "time", "policy", "critic", "signal", "gain", "disagreement"}
+
+
 def read_outcome(path: Path, iterations: int) -> dict[str, Any]:
     """What the study keeps of a run folder: the last evaluation, all evaluations (`curve`), the groups every few
     iterations (`trace`), means over the last fifth (`late`), share of HACK tokens there by domain, first warnings."""
@@ -141,7 +148,7 @@ def read_outcome(path: Path, iterations: int) -> dict[str, Any]:
     if last["step"] != iterations:
         raise ValueError(f"{path} has {last['step']} iterations, not {iterations}.")
     tail = [row for row in rows if row["step"] > iterations - max(1, iterations // 5)]
-    names = [name for name in last if name.partition("/")[0] in {"group", "kl", "reward", "time", "policy", "critic"}]
+    names = [name for name in last if name.partition("/")[0] in _LATE]
     late = {name: _mean(row.get(name) for row in tail) for name in names}
     traced = ("group/0/mass", "group/1/mass", "group/domain_auc", "group/p_high", "group/best", "kl/mean")
     return {

@@ -20,6 +20,7 @@ from benchmarks.studies.cells import (
     title,
     warned,
 )
+from benchmarks.studies.learned import tables as learned_tables
 
 #: The figures that are compared, and their titles, by study.
 COMPARED = {
@@ -36,7 +37,7 @@ COMPARED = {
         "mean": "mean of both",
     },
 }
-COMPARED["demo_seeds"] = COMPARED["group_robustness"]
+COMPARED["demo_seeds"] = COMPARED["learned_reward"] = COMPARED["learned_exploration"] = COMPARED["group_robustness"]
 #: The columns of the table of gold rewards, by study.
 COLUMNS = {
     "group_robustness": {
@@ -59,7 +60,7 @@ COLUMNS = {
         "kl_helpful": "KL, helpful",
     },
 }
-COLUMNS["demo_seeds"] = COLUMNS["group_robustness"]
+COLUMNS["demo_seeds"] = COLUMNS["learned_reward"] = COLUMNS["group_robustness"]
 #: Beside PPO: what says whether a gain is due to group inference, and to which part of it.
 _CONTROLS = ("mean_kl", "threshold_kl", "threshold_gi_ppo", "ppo_no_kl", "dpo")
 _COUNTERPARTS = (
@@ -300,6 +301,11 @@ PARTS: dict[str, Callable[[Record], str]] = {
     "even groups": lambda record: groups(record, "builtin:even"),
     "by seed": by_seed,
     "judge": judge,
+    "what the reward models know": learned_tables.judge,
+    "explored gold": learned_tables.explored_gold,
+    "explored differences": learned_tables.explored_differences,
+    "explored signals": learned_tables.explored_signals,
+    "main questions": learned_tables.questions,
     "overhead": overhead,
 }
 
@@ -307,8 +313,13 @@ PARTS: dict[str, Callable[[Record], str]] = {
 #: The tables of each kind of record.
 DEMO = ("gold", "differences", "by seed")
 _PARTS = {
-    "group_robustness": tuple(part for part in PARTS if part not in ("overhead", "judge", "by seed")),
+    "group_robustness": tuple(PARTS)[: tuple(PARTS).index("by seed")],
     "demo_seeds": DEMO,
+    "learned_exploration": ("what the reward models know", *(part for part in PARTS if part.startswith("explored"))),
+    "learned_reward": (
+        *("settings", "what the reward models know", "gold", "differences", "main questions", "controls"),
+        *("groups", "hacking", "preferences"),
+    ),
     "hh_gold": ("judge", "settings", "gold", "differences", "controls", "groups", "preferences"),
     "group_overhead": ("overhead",),
 }
@@ -317,7 +328,7 @@ _PARTS = {
 def parts(record: Record) -> tuple[str, ...]:
     """The tables that a record can have by now; none for a record of something else."""
     known = _PARTS.get(record.get("benchmark", ""), ())
-    needs = {"settings": "tuning", "judge": "judge", "overhead": "overhead"}
+    needs = {"settings": "tuning", "judge": "judge", "overhead": "overhead", "what the reward models know": "judge"}
     absent = {
         "replication": not any(addition["final_seeds"] for addition in record.get("additions", [])),
         "preferences": not any(method.get("preset") == "dpo" for method in record.get("methods", {}).values()),

@@ -1,8 +1,8 @@
 """Where the group probabilities p_ig come from: a classifier, or one of the controls that replace it.
 
 GI-PPO infers them (Zheng et al., arXiv 2310.11971). The controls answer what the inference itself is worth: the known
-domains (an oracle: the method is told what it is meant to find), the reward alone (is a response above the running
-mean?), equal probabilities, and one group for all.
+domains (an oracle: the method is told what it is meant to find), the reward alone (is a response above the mean?) or
+its gain over the reference, equal probabilities, and one group for all.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Kind = Literal["classifier", "none", "domain", "reward", "uniform"]
+Kind = Literal["classifier", "none", "domain", "reward", "gain", "uniform"]
 
 
 def domain_probabilities(domains: Sequence[str], names: Sequence[str]) -> Tensor:
@@ -62,13 +62,13 @@ class GroupSource:
         """p, float32 [B, M], rows sum to 1, without gradient.
 
         classifier_BM: p_phi of these sequences (read by "classifier" only). reward_B: their raw rewards, on the device
-        of the result. domains: their labels. reward_mean: running mean of the rewards, which "reward" compares with.
+        of the result ("gain": their gains). domains: their labels. reward_mean: what "reward" and "gain" compare with.
         """
         if self.kind == "classifier":
             probs_BM = classifier_BM.detach()
         elif self.kind == "domain":
             probs_BM = domain_probabilities(domains, self.domains).to(reward_B.device)
-        elif self.kind == "reward":
+        elif self.kind in ("reward", "gain"):
             assert reward_mean is not None, "the rewards of the batch are tracked before they are compared"
             probs_BM = threshold_probabilities(reward_B, reward_mean)
         else:

@@ -1,6 +1,7 @@
 """The signal S_i of a sequence: what R_g = sum_i p_ig S_i / P_g is made of.
 
-    value:     S_i = agg_t X_it                       X: reward r_i, return-to-go G_it, or advantage A_it
+    value:     S_i = agg_t X_it                       X: reward r_i, gain r_i - b(x_i) over the reference, disagreement
+                                                      of several reward models, return-to-go G_it, or advantage A_it
     log_prob:  S_i = agg_t log pi(a_it | s_it) X_it   (Zheng et al., arXiv 2310.11971, with X = A and a sum)
 
 agg is the mean or the sum over the response tokens. "value" does not depend on the policy's parameters: the policy
@@ -22,15 +23,16 @@ STD_FLOOR = 1e-8
 
 
 def token_signal(
-    signal: Literal["reward", "return", "advantage"],
-    reward_B: Tensor,
+    signal: Literal["reward", "gain", "disagreement", "return", "advantage"],
+    whole_B: Tensor,
     return_BT: Tensor,
     advantage_BT: Tensor,
 ) -> Tensor:
-    """X_it, [B, T]: the raw reward at every token, the return-to-go, or the advantage as PPO uses it."""
+    """X_it, [B, T]: the return-to-go, the advantage as PPO uses it, or what the other signals say of the whole response
+    (`whole_B`), at every token."""
     if signal == "return":
         return return_BT
-    return advantage_BT if signal == "advantage" else reward_B.to(return_BT.dtype)[:, None].expand_as(return_BT)
+    return advantage_BT if signal == "advantage" else whole_B.to(return_BT.dtype)[:, None].expand_as(return_BT)
 
 
 def sequence_signal(

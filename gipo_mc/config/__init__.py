@@ -18,6 +18,7 @@ from gipo_mc.config.load import (
 from gipo_mc.config.memory import MemoryConfig
 from gipo_mc.config.names import check_name, check_regular, name_problem
 from gipo_mc.config.precision import PrecisionConfig
+from gipo_mc.config.reward import RewardConfig
 from gipo_mc.config.rl import AlgorithmConfig, RolloutConfig
 from gipo_mc.config.schema import (
     CheckpointConfig,
@@ -28,6 +29,7 @@ from gipo_mc.config.schema import (
     OptimizerConfig,
     ParallelConfig,
     RunConfig,
+    TrackingConfig,
     TrainConfig,
     options,
     resume_rule,
@@ -48,8 +50,10 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "PrecisionConfig",
+    "RewardConfig",
     "RolloutConfig",
     "RunConfig",
+    "TrackingConfig",
     "TrainConfig",
     "as_yaml",
     "changes",

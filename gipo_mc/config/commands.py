@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from gipo_mc.config.schema import options
 
-_RL_ONLY = ("rollout", "algorithm", "critic", "model.critic", "model.reward", "eval.reward", "memory.offload")
+_RL_ONLY = (
+    *("rollout", "algorithm", "critic", "model.critic", "model.reward", "eval.reward", "memory.offload"),
+    *("reward", "eval.pairs"),
+)
 _FROZEN = ("parallel.frozen_tensor", "parallel.frozen_pipeline")
 _RL_DATA = ("data.prompts", "data.prompt_length", "data.reward_chat_template")
 _SFT_DATA = ("data.demonstrations", "data.turns")
@@ -17,13 +20,14 @@ UNREAD: dict[str, tuple[str, ...]] = {
     "train_dpo": (*_RL_ONLY, *_RL_DATA, *_SFT_DATA, "train.margin"),
     "train_gi_ppo": ("train", "dpo", "data.sequence_length", "data.turns", "data.join"),
     "generate": (
-        *("run.dir", "run.name", "run.iterations", "run.resume", "run.grace_seconds"),
+        *("run.dir", "run.name", "run.iterations", "run.resume", "run.grace_seconds", "run.trackers", "tracking"),
         *("parallel.micro_batch_size", "parallel.tokens_per_micro_batch", "parallel.logit_rows"),
         *("parallel.distributed_optimizer", "parallel.overlap", "memory", "precision.fp8", *_FROZEN),
         *("model.reference", "model.critic", "model.reward", "rollout.batch_size", "rollout.samples_per_prompt"),
         "rollout.refusals",
         *("data.sequence_length", "data.turns", "data.join", "data.reward_chat_template"),
         *("algorithm", "policy", "critic", "train", "dpo", "checkpoint", "eval.every", "eval.reward"),
+        *("reward", "eval.pairs"),
     ),
 }
 

@@ -43,4 +43,4 @@ def help_lines(command: str) -> Iterator[str]:
         before = section
         yield f"  {key:<{width}}  {meaning} [{default}]"
     yield "\nThese are the options that this command reads. A file may hold those of other commands, too; all of them"
-    yield "stand in gipo_mc/config/ (schema.py, data.py, memory.py, precision.py, rl.py)."
+    yield "stand in gipo_mc/config/ (schema.py, data.py, memory.py, precision.py, reward.py, rl.py)."

@@ -13,7 +13,7 @@ from gipo_mc.errors import ConfigError
 #: Bytes of a part of a path, and of a path, on Linux.
 LONGEST_PART, LONGEST_PATH = 255, 4095
 _NAMES = ("run.dir", "run.name", "model.", "data.prompts", "data.preferences", "data.demonstrations", "data.evaluation")
-_MORE_NAMES = ("dpo.group_model", "eval.reward")
+_MORE_NAMES = ("dpo.group_model", "eval.reward", "eval.pairs", "reward.also", "reward.models")
 
 
 def name_problem(name: str) -> str:

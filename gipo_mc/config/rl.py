@@ -45,9 +45,9 @@ class AlgorithmConfig(Section):
 
     name: str = Field("gi_ppo", description="a known combination of the keys below; algorithm.preset is the same")
     # ------------------------------------------------------------------------------------- where the groups come from
-    groups_from: Literal["classifier", "none", "domain", "reward", "uniform"] = Field(
+    groups_from: Literal["classifier", "none", "domain", "reward", "gain", "uniform"] = Field(
         "classifier",
-        description="group probabilities p: inferred; one group; known domains (oracle); reward above its mean; 1/M",
+        description="group probabilities p: inferred; one group; known domains (oracle); reward or gain > mean; 1/M",
     )
     groups: int = Field(2, ge=1, le=16, description="groups M (domain: as many as the prompts have domains)")
     assignment: Literal["soft", "hard"] = Field("soft", description="the policy side uses p, or 1 for the likeliest")
@@ -60,7 +60,15 @@ class AlgorithmConfig(Section):
     beta_critic: float = Field(1.0, ge=0, description="weight of R_var in the classifier's loss")
     balance: float = Field(0.0, ge=0, description="weight of KL(mean p || uniform) in the classifier's loss")
     # ------------------------------------------------------------------------------------------------- the signal S
-    signal: Literal["reward", "return", "advantage"] = Field("reward", description="X of the signal S")
+    signal: Literal["reward", "gain", "disagreement", "return", "advantage"] = Field(
+        "reward", description="X of the signal S; gain: reward minus the reference's; disagreement: of reward.models"
+    )
+    reference_samples: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="the reference's responses to each prompt, whose mean reward a gain is over; 0: none",
+    )
     signal_form: Literal["value", "log_prob"] = Field("value", description="S of X itself, or of log pi X (the paper)")
     signal_tokens: Literal["mean", "sum"] = Field("mean", description="S over the tokens of a response")
     signal_normalize: bool = Field(True, description="S minus its mean, over its running standard deviation")
@@ -78,8 +86,8 @@ class AlgorithmConfig(Section):
     group_statistics: Literal["exact", "rollout"] = Field(
         "exact", description="statistics of later mini-batches: a forward pass first, or the rollout's"
     )
-    best_group: Literal["reward", "objective"] = Field(
-        "reward", description="g_high has the highest mean raw reward, or the highest R_g (the paper)"
+    best_group: Literal["reward", "gain", "objective"] = Field(
+        "reward", description="g_high has the highest mean raw reward or gain, or the highest R_g (the paper)"
     )
     best_group_decay: float = Field(0.9, ge=0, lt=1, description="EMA of what picks g_high")
     # --------------------------------------------------------------------------------------------------- KL and PPO
@@ -139,10 +147,16 @@ class AlgorithmConfig(Section):
     def problems(self) -> list[str]:
         """Combinations of keys that have no meaning, each with the fix."""
         found = []
-        if self.groups_from == "reward" and self.groups != 2:
+        if self.groups_from in ("reward", "gain") and self.groups != 2:
             found.append(
-                f"algorithm.groups_from=reward makes two groups, above and below the mean, not algorithm.groups="
-                f"{self.groups}: set algorithm.groups=2"
+                f"algorithm.groups_from={self.groups_from} makes two groups, above and below the mean, not "
+                f"algorithm.groups={self.groups}: set algorithm.groups=2"
+            )
+        gains = [key for key in ("signal", "best_group", "groups_from") if getattr(self, key) == "gain"]
+        if gains and not self.reference_samples:
+            found.append(
+                f"algorithm.{gains[0]}=gain compares a reward with those of the reference's own responses to the "
+                "prompt, and algorithm.reference_samples=0 asks for none: set it to 4"
             )
         if self.kl_in == "loss" and self.kl_estimator == "k1" and self.kl_penalty != "none":
             found.append(

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from gipo_mc.config.data import DataConfig
 from gipo_mc.config.memory import MemoryConfig
 from gipo_mc.config.precision import PrecisionConfig
+from gipo_mc.config.reward import RewardConfig
 from gipo_mc.config.rl import AlgorithmConfig, RolloutConfig
 from gipo_mc.config.section import LARGE, ResumeRule, Section, changeable, fixed_by_content, on_or_off
 
@@ -33,6 +34,30 @@ class RunConfig(Section):
         25.0,
         gt=0,
         description="seconds to reach the end of a step after SIGTERM and its like; torchrun kills after 30",
+    )
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = changeable(
+        default_factory=lambda: ["tensorboard"], description="what shows the metrics beside metrics.jsonl; []: nothing"
+    )
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+
+class TrackingConfig(Section):
+    """Where Weights & Biases and MLflow keep a run; docs/trackers.md."""
+
+    project: str = changeable("gipo_mc", min_length=1, description="project of W&B, experiment of MLflow")
+    name: str = changeable("", description="what the run is called there; empty: the name of the run folder")
+    group: str = changeable("", description='group of W&B, tag "group" of MLflow; empty: none')
+    tags: list[str] = changeable(default_factory=list, description="tags, beside the command and the algorithm")
+    entity: str = changeable("", description="team or user of W&B; empty: the account's own")
+    wandb_mode: Literal["auto", "online", "offline"] = changeable(
+        "auto", description="offline: files in the run folder, for wandb sync; auto: online where there is an API key"
+    )
+    mlflow_uri: str = changeable(
+        "", description="server or folder of MLflow; empty: MLFLOW_TRACKING_URI, else the folder mlruns in run.dir"
     )
 
 
@@ -100,7 +125,9 @@ class ModelConfig(Section):
         "", description="frozen reference of RL's KL and of DPO; empty: the policy's start"
     )
     critic: str = changeable("", description="start of the critic; empty: the reward model, else the policy")
-    reward: str = fixed_by_content("", description="reward model; or python:package.module:function")
+    reward: str = fixed_by_content(
+        "", description="reward model; or python:package.module:function; or http://host:port/path"
+    )
     tokenizer: str = fixed_by_content("", description="tokenizer folder; empty: the policy's")
 
     @field_validator("*", mode="before")
@@ -163,18 +190,24 @@ class EvalConfig(Section):
     reward: str = changeable(
         "", description="RL: a second reward that training never sees, logged as gold/*; like model.reward"
     )
+    pairs: list[str] = changeable(
+        default_factory=list,
+        description="RL: held-out preference pairs; how many the reward model orders as labelled, by domain and group",
+    )
 
 
 class Config(Section):
     """Everything a run needs. One class for all commands; a command reads the sections it uses."""
 
     run: RunConfig = Field(default_factory=RunConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     device: Literal["auto", "cpu", "cuda"] = changeable("auto", description="auto: CUDA where there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA")
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     memory: MemoryConfig = Field(default_factory=MemoryConfig)
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
+    reward: RewardConfig = Field(default_factory=RewardConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
@@ -190,6 +223,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _combinations(self) -> Config:
         problems = [*self.algorithm.problems(), *self.data.problems()]
+        problems += self.reward.problems(self.model.reward, self.algorithm.signal)
         samples = self.rollout.samples_per_prompt
         if self.rollout.batch_size % samples:
             problems.append(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from gipo_mc.config import DataConfig
 from gipo_mc.data.encode import CUT, Encoder
@@ -61,7 +63,7 @@ class Rendered:
     """The prompt's text up to where the response begins, and the texts of the responses (0, 1, or chosen and rejected)
     that follow it, separator included and EOS not. Both may hold the encoder's `CUT`.
 
-    messages: what was rendered; empty for a text as it stands. row, conversation: the example's.
+    messages: what was rendered; empty for a text as it stands. row, conversation, columns: the example's.
     """
 
     prompt: str
@@ -70,6 +72,7 @@ class Rendered:
     messages: tuple[Message, ...] = ()
     row: str = ""
     conversation: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def text(self) -> str:

@@ -61,6 +61,7 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
                 rejected=example.rejected if kind == "preferences" else None,
                 domain=label or example.domain or fallback,
                 row=Path(row.where).name,
+                columns=row.fields,
             )
     if malformed > QUARANTINE_ROWS and malformed > QUARANTINE_SHARE * report.read:
         raise DataError(

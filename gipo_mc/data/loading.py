@@ -6,10 +6,10 @@ their shared prompts), prompts to the demonstrations, and with no source at all 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -38,14 +38,20 @@ BUILTIN = "builtin"
 
 
 def load_prompts(
-    data: DataConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int = 1, part: Part = "train"
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int = 1,
+    part: Part = "train",
+    columns: bool = False,
 ) -> PromptSet:
     """Prompts of data.prompts (part "train") or data.evaluation, each once, none longer than data.prompt_length.
 
-    seed: of the built-in task's rows; files ignore it. Raises DataError and ConfigError.
+    seed: of the built-in task's rows; files ignore it. columns: keep every column of each row, for a reward that asks.
+    Raises DataError and ConfigError.
     """
-    columns, texts, domains, reports = _load("prompts", data, tokenizer, seed, part)
-    return PromptSet(columns[0], texts, domains, reports)
+    ids, texts, domains, reports = _load("prompts", data, tokenizer, seed, part, keep=columns)
+    return PromptSet(ids[0], texts, domains, reports)
 
 
 def load_demonstrations(
@@ -84,7 +90,7 @@ def sources_of(data: DataConfig, kind: Kind, part: Part = "train") -> list[str]:
 
 
 def _load(
-    kind: Kind, data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, part: Part
+    kind: Kind, data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, part: Part, keep: bool = False
 ) -> tuple[list[TokenRows], list[Text], list[str], list[SourceReport]]:
     sources = sources_of(data, kind, part)
     if not sources:
@@ -113,16 +119,19 @@ def _load(
             for column, row in zip(columns, ids, strict=True):
                 column.append(row)
             if kind == "prompts":
-                texts.append(text)
+                texts.append(text if keep else (*text[:-1], NO_COLUMNS))
             domains.append(label or domain)
             report.kept += 1
             report.by_domain[domains[-1]] += 1
+        if keep:
+            report.unused.clear()
     if not domains:
         raise DataError(f"No {kind} remain to use:\n" + "\n".join(report.describe() for report in reports))
     return columns, texts, domains, reports
 
 
-NO_TEXT: Text = ("", (), "", "")
+NO_COLUMNS: Mapping[str, Any] = {}
+NO_TEXT: Text = ("", (), "", "", NO_COLUMNS)
 Row = tuple[tuple[Sequence[int], ...], Text, str]  # (the columns' token ids, prompt, domain)
 
 
@@ -146,7 +155,7 @@ def _builtin_rows(
         if kind == "prompts":
             prompt_ids, domain = synthetic.prompt(seed, split, index)
             text = tokenizer.decode(prompt_ids, skip_special_tokens=True)
-            yield (prompt_ids,), (text, (), f"{source}:{index + 1}", ""), domain
+            yield (prompt_ids,), (text, (), f"{source}:{index + 1}", "", NO_COLUMNS), domain
         elif kind == "demonstrations":
             prompt_ids, response_ids, domain = synthetic.demonstration(seed, split, index)
             yield (prompt_ids, response_ids), NO_TEXT, domain
@@ -186,7 +195,7 @@ def _file_rows(
                 continue
             if kind == "prompts":
                 seen.add(r.text)
-            yield ids, (r.text, r.messages, r.row, r.conversation), r.domain
+            yield ids, (r.text, r.messages, r.row, r.conversation, r.columns), r.domain
 
 
 def _each_turn(rows: Iterable[Example], report: SourceReport) -> Iterator[Example]:
@@ -203,7 +212,8 @@ def _each_turn(rows: Iterable[Example], report: SourceReport) -> Iterator[Exampl
 def _rendered(rows: Iterable[Example], renderer: Renderer, report: SourceReport) -> Iterator[Rendered]:
     for example in rows:
         try:
-            yield replace(renderer.render(example), row=example.row, conversation=example.conversation)
+            rendered = renderer.render(example)
+            yield replace(rendered, row=example.row, conversation=example.conversation, columns=example.columns)
         except LeftOut as reason:
             report.left_out[str(reason)] += 1
             if isinstance(reason, Refused):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, overload
 
@@ -196,8 +196,8 @@ def seen_in_training(train: DataSet[Item], held_out: DataSet[Item]) -> str:
     )
 
 
-#: What a prompt has besides its ids and its domain: text, messages, row, conversation.
-Text = tuple[str, tuple[Message, ...], str, str]
+#: What a prompt has besides its ids and its domain: text, messages, row, conversation, columns.
+Text = tuple[str, tuple[Message, ...], str, str, Mapping[str, Any]]
 
 
 class PromptSet(DataSet[Prompt]):
@@ -212,6 +212,14 @@ class PromptSet(DataSet[Prompt]):
     ) -> None:
         super().__init__((prompts,), domains, reports)
         self._texts = tuple(texts)
+
+    def columns_hash(self) -> str:
+        """Of every column of the rows, where they were kept."""
+        digest = hashlib.sha256()
+        for *_, columns in self._texts:
+            row = repr(sorted(columns.items(), key=lambda item: str(item[0])))
+            digest.update(row.encode("utf-8", "backslashreplace"))
+        return digest.hexdigest()[:16]
 
     def _item(self, index: int) -> Prompt:
         return Prompt(index, self._columns[0][index], self._domains[index], *self._texts[index])

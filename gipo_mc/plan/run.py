@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from gipo_mc.config import Config
+from gipo_mc.config.reward import is_model
 from gipo_mc.errors import ConfigError
 from gipo_mc.models.packing import Packer
 from gipo_mc.models.shape import ModelShape
@@ -157,8 +158,7 @@ def _rl_roles(config: Config, of: Sizes) -> list[Role]:
         Role("policy", policy, "lm", True),
         Role("reference", of(model.reference, "model.reference") if model.reference else policy, "lm", False),
     ]
-    is_function = model.reward.startswith("python:")
-    reward = policy if is_function or not model.reward else of(model.reward, "model.reward")
+    reward = of(model.reward, "model.reward") if is_model(model.reward) else policy
     critic = of(model.critic, "model.critic") if model.critic else reward
     own = settings.inferred and settings.group_trunk == "own"
     if settings.advantage == "gae":
@@ -166,9 +166,13 @@ def _rl_roles(config: Config, of: Sizes) -> list[Role]:
         found.append(Role("critic", critic, "critic" if groups else "value", True, groups, settings.group_head))
     if own:
         found.append(Role("classifier", critic, "critic", True, settings.groups, settings.group_head))
-    if not is_function:
+    if is_model(model.reward) or not model.reward:
         found.append(Role("reward", reward, "reward", False))
-    if config.eval.reward and not config.eval.reward.startswith("python:"):
+    for place, name in enumerate(config.reward.models, 2):
+        found.append(Role(f"reward {place}", of(name, "reward.models"), "reward", False))
+    for name in filter(is_model, config.reward.also):
+        found.append(Role("reward", of(name, "reward.also"), "reward", False))
+    if is_model(config.eval.reward):
         found.append(Role("eval reward", of(config.eval.reward, "eval.reward"), "reward", False))
     return found
 
@@ -191,18 +195,20 @@ def _rl(run: Run, grid: Grid, longest: bool) -> dict[str, list[Pass]]:
         "behaviour_logprob": [Pass(run.roles[0], all_rows, False, True)],
         "reference_logprob": [Pass(run.roles[1], frozen_rows, False, True)],
         "values": [Pass(role, all_rows, False, False) for name in ("critic", "classifier") if (role := run.role(name))],
-        "rewards": [Pass(role, frozen_rows, False, False)] if (role := run.role("reward")) else [],
+        "rewards": [Pass(role, frozen_rows, False, False) for role in run.roles if role.name.startswith("reward")],
     }
     steps = -(-batch // settings.mini_batch_size)
     own_rows = run.parts(-(-batch // steps), grid, longest=longest)
     critic, epochs = [], settings.critic_epochs or settings.epochs
+    # A mini-batch that is one micro-batch of one replica knows its sums by group in its only pass.
+    first_pass = settings.group_statistics == "exact" and not (len(own_rows) == grid.data == grid.pipeline == 1)
     for name in ("critic", "classifier"):
         if (role := run.role(name)) is None:
             continue
         # The classifier's probabilities of the whole mini-batch come first, those of the first mini-batch aside.
-        again = role.groups > 0 and settings.group_statistics == "exact"
+        again = role.groups > 0 and first_pass
         critic += _steps(role, own_rows, steps * epochs, again, logits=False)
-    again = settings.penalty == "variance" and settings.group_count > 1 and settings.group_statistics == "exact"
+    again = settings.penalty == "variance" and settings.group_count > 1 and first_pass
     found["update_critic"] = critic
     found["update_policy"] = _steps(run.roles[0], own_rows, steps * settings.epochs, again, logits=True)
     return {name: passes for name, passes in found.items() if passes}

@@ -12,6 +12,7 @@ from gipo_mc.config import Config
 from gipo_mc.models.micro_batch import micro_batches, run_forward
 from gipo_mc.models.readout import token_log_probs
 from gipo_mc.rl.hacking.metrics import domain_rows
+from gipo_mc.rl.learned.paid import paid
 from gipo_mc.rl.metrics import by_domain, worst_domain
 from gipo_mc.rl.rollout import roll_out
 from gipo_mc.rl.setup import RLSetup
@@ -20,19 +21,27 @@ from gipo_mc.types import Prompt, Rollout
 
 
 def evaluate_policy(setup: RLSetup, config: Config) -> dict[str, float]:
+    """What held-out prompts say of the policy, and held-out pairs of the reward (`learned.pairs`)."""
+    metrics = _on_prompts(setup, config) if setup.held_out is not None else {}
+    return metrics | (setup.pairs.metrics() if setup.pairs is not None else {})
+
+
+def _on_prompts(setup: RLSetup, config: Config) -> dict[str, float]:
     """Sample one response for the first `eval.prompts` held-out prompts of each domain, always with the same random
     numbers, so that two evaluations differ by the policy alone.
 
     Metrics "eval/reward/mean", "eval/reward/domain/<name>", "eval/kl/mean" and "eval/kl/domain/<name>" (k1, nats a
     response), "eval/length" and, with eval.reward, "gold/mean", "gold/domain/<name>" and "worst/domain_gold". Of each
     reward also "<reward>/lowest_tenth", the mean of the lowest tenth, and "<reward>/kurtosis" (excess), whole and by
-    domain. Rewards that are not finite are left out and outliers winsorised: "<reward>/{invalid,clipped}" count them,
-    where there are any.
+    domain. With algorithm.reference_samples "eval/gain/..." and "worst/domain_gain": gains over the reference, which
+    begin at one level in all domains; with reward.models "eval/disagreement/...". Rewards that are not finite are left
+    out and outliers winsorised: "<reward>/{invalid,clipped}" count them, where there are any.
     """
-    assert setup.held_out is not None, "the caller checks that there are held-out prompts"
     prompts = _held_out(setup, config.eval.prompts)
     rollout = roll_out(setup.rollout_engine, setup.tokenizer, prompts, config, 0, purpose="evaluation")
-    raw_B, kl_B = setup.models.reward(prompts, rollout), _kl(setup, rollout, config)
+    level = setup.models.reference_samples(prompts, "evaluation") if setup.models.reference_samples else None
+    raw_B, _, disagreement_B = paid(setup.models.reward, prompts, rollout, level)
+    kl_B = _kl(setup, rollout, config)
     reward_B, domain_B, left_out = finite_rewards(raw_B, rollout.domain_B, config, "eval/reward")
     metrics = {
         "eval/reward/mean": float(reward_B.mean()),
@@ -43,6 +52,13 @@ def evaluate_policy(setup: RLSetup, config: Config) -> dict[str, float]:
         **_shape(reward_B, domain_B, "eval/reward"),
         **left_out,
     }
+    if level is not None:
+        gain_B, domain_B, left_out = finite_rewards(raw_B - level.reward_B, rollout.domain_B, config, "eval/gain")
+        metrics |= {"eval/gain/mean": float(gain_B.mean()), **by_domain(gain_B, domain_B, "eval/gain"), **left_out}
+        metrics |= worst_domain(gain_B, domain_B, "worst/domain_gain")
+    if disagreement_B is not None:
+        metrics |= {"eval/disagreement/mean": float(disagreement_B.nanmean())}
+        metrics |= by_domain(disagreement_B, rollout.domain_B, "eval/disagreement")
     if setup.gold is not None:
         gold_B, domain_B, left_out = finite_rewards(setup.gold(prompts, rollout), rollout.domain_B, config, "gold")
         metrics |= {"gold/mean": float(gold_B.mean()), **by_domain(gold_B, domain_B, "gold"), **left_out}

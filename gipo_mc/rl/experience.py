@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from torch import Tensor
@@ -23,6 +24,9 @@ class ModelOutputs:
     values_BT: critic's value of the state before response token t; 0 without a critic.
     reward_B: raw reward of the whole response, in reward-model units.
     group_probs_BM: p_phi(g|x,y) of the classifier, rows sum to 1; [B, 1] of ones without a classifier.
+    level_B: mean reward of the reference's responses to the prompt; None without algorithm.reference_samples.
+    disagreement_B: standard deviation of the reward models (`learned.ensemble`); None where there is one reward.
+    reward_parts: what the reward is made of, [B] each by name; empty where it is one reward.
     """
 
     behaviour_logp_BT: Tensor
@@ -31,10 +35,22 @@ class ModelOutputs:
     values_BT: Tensor
     reward_B: Tensor
     group_probs_BM: Tensor
+    level_B: Tensor | None = None
+    disagreement_B: Tensor | None = None
+    reward_parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def gain_B(self) -> Tensor:
+        """Reward less the level of its prompt."""
+        assert self.level_B is not None, "the configuration asks for reference samples where it asks for gains"
+        return self.reward_B - self.level_B
 
     def rows(self, rows_B: Tensor) -> ModelOutputs:
         """The same of the rows `rows_B` (int64 [b])."""
-        return ModelOutputs(*(getattr(self, field.name)[rows_B] for field in fields(self)))
+        columns = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "reward_parts"}
+        tensors = {name: None if column is None else column[rows_B] for name, column in columns.items()}
+        parts = {name: part_B[rows_B] for name, part_B in self.reward_parts.items()}
+        return ModelOutputs(**tensors, reward_parts=parts)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

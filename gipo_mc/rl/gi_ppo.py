@@ -49,7 +49,7 @@ def train(config: Config) -> None:
     with open_session(config, "train_gi_ppo") as session:
         setup = set_up(session)
         state = restore(session, setup)
-        if session.start == 0 and setup.held_out is not None:
+        if session.start == 0 and setup.evaluates:
             session.log(0, evaluate_policy(setup, config))  # what the policy could do before
         for step in range(session.start, config.run.iterations):
             session.stop_point(step, partial(_save, session, setup, state, step))
@@ -81,7 +81,7 @@ def iterate(session: Session, setup: RLSetup, state: RLState, step: int) -> tupl
     if len(sifted.prompts) >= session.layout.data:
         seen, state, metrics = _learn(session, setup, sifted, state, step, phases)
     metrics |= sifted.metrics
-    if session.evaluation_due(step + 1) and setup.held_out is not None:
+    if session.evaluation_due(step + 1) and setup.evaluates:
         with phases("evaluation"):
             metrics |= evaluate_policy(setup, config)
     metrics |= phases.metrics()

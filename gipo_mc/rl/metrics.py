@@ -19,6 +19,7 @@ from gipo_mc.errors import NumericsError
 from gipo_mc.models.readout import check_starts_as_reference
 from gipo_mc.rl.experience import Experience
 from gipo_mc.rl.hacking.metrics import Looks, domain_rows, response_metrics
+from gipo_mc.rl.learned.signals import learned_metrics
 from gipo_mc.rl.rewards import responses
 from gipo_mc.rl.sifting import Sifted
 from gipo_mc.types import Prompt
@@ -71,6 +72,7 @@ def iteration_metrics(
         "reward/max": float(outputs.reward_B.max()),
         **by_domain(outputs.reward_B, rollout.domain_B, "reward"),
         **tail(outputs.reward_B, rollout.domain_B),
+        **{f"reward/part/{name}": float(part_B.mean()) for name, part_B in outputs.reward_parts.items()},
         "kl/mean": float(experience.kl_B.mean()),
         "kl/per_token": float(experience.kl_B.sum()) / tokens,
         "kl/weighted": float((experience.inputs.kl_weight_B * experience.kl_B).mean()),
@@ -84,6 +86,7 @@ def iteration_metrics(
         "response/length": float(length_B.float().mean()),
         "response/truncated": float(rollout.truncated_B.float().mean()),
         **response_metrics(experience, seen),
+        **learned_metrics(experience),
     }
     if settings.advantage == "gae":
         metrics["value/mean"] = float(outputs.values_BT[mask_BT].mean())

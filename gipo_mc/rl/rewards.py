@@ -1,32 +1,24 @@
-"""The reward of a response: a reward-model checkpoint (its tokenizer may differ from the policy's) or a function."""
+"""The reward of a response: what every reward is, and a reward model (its tokenizer may differ from the policy's).
+
+Functions, servers and several rewards at once are in `reward_sources/`.
+"""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.config import DataConfig, ParallelConfig
-from gipo_mc.data.encode import Encoder
+from gipo_mc.data.encode import encoder_of
 from gipo_mc.data.reading import RewardReader
-from gipo_mc.errors import ConfigError, DataError, users_code
+from gipo_mc.errors import DataError
 from gipo_mc.models.micro_batch import micro_batches, run_forward
 from gipo_mc.models.readout import sequence_rewards
-from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.engine import Engine
-from gipo_mc.parallel.layout import Layout
-from gipo_mc.parallel.limits import limited
 from gipo_mc.types import Prompt, Rollout, Sequences
-
-#: f(prompts, responses, domains) -> one reward each, in any units. NaN or infinity: there is none for that response.
-RewardFunction = Callable[[list[str], list[str], list[str]], list[float]]
-
-_FUNCTION = "python:"
 
 
 class Reward(Protocol):
@@ -35,59 +27,6 @@ class Reward(Protocol):
     def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
         """float32 [B] on the layout's device, the same on every rank. prompts: those of the rollout, in its order."""
         ...
-
-
-def is_function(name: str) -> bool:
-    """Does this value of model.reward name a Python function?"""
-    return name.startswith(_FUNCTION)
-
-
-def load_function(name: str, key: str = "model.reward") -> RewardFunction:
-    """The function behind "python:package.module:function", the value of `key`. Raises ConfigError; imports the
-    module."""
-    try:
-        module, function = name.removeprefix(_FUNCTION).split(":")
-        found = getattr(importlib.import_module(module), function)
-    except (Exception, SystemExit) as error:  # importing runs the user's module, which may raise anything
-        raise ConfigError(
-            f"{key}={name}: the function cannot be loaded ({type(error).__name__}: {error}). Write "
-            "python:package.module:function, with the module on PYTHONPATH; it is called as "
-            "f(prompts, responses, domains) and returns one number each."
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"{key}={name} is a {type(found).__name__}, not a function.")
-    return found  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True)
-class FunctionReward:
-    """A Python function, called on one rank (it may be slow, or not deterministic); its answer goes to all."""
-
-    name: str
-    function: RewardFunction
-    tokenizer: PreTrainedTokenizerBase
-    layout: Layout
-
-    def __call__(self, prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
-        def work() -> list[float]:
-            texts = responses(rollout.sequences, self.tokenizer)
-            with users_code(self.name), limited(f"The reward function {self.name}"):
-                found = self.function([prompt.text for prompt in prompts], texts, list(rollout.domain_B))
-                rewards = [self._number(reward, row) for row, reward in enumerate(found)]
-            if len(rewards) != len(prompts):
-                raise DataError(f"{self.name} returned {len(rewards)} rewards for {len(prompts)} responses.")
-            return rewards
-
-        return torch.tensor(on_main(work), dtype=torch.float32, device=self.layout.device)
-
-    def _number(self, reward: object, row: int) -> float:
-        try:
-            return float(reward)  # type: ignore[arg-type]  # or the error below
-        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-            raise DataError(
-                f"{self.name} returned {reward!r:.100} for response {row}: a number is expected, NaN where there is "
-                "none."
-            ) from error
 
 
 class ModelReward:
@@ -140,4 +79,4 @@ def responses(sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> list[
         sequences.response_length_B.tolist(),
         strict=True,
     )
-    return Encoder(tokenizer).texts([ids[start : start + n] for ids, start, n in rows])
+    return encoder_of(tokenizer).texts([ids[start : start + n] for ids, start, n in rows])

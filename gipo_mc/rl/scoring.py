@@ -13,6 +13,8 @@ from gipo_mc.models.readout import groups_alone, token_log_probs, values_and_gro
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.timing import Phases
 from gipo_mc.rl.experience import ModelOutputs
+from gipo_mc.rl.learned.paid import paid
+from gipo_mc.rl.learned.reference import ReferenceSamples
 from gipo_mc.rl.rewards import Reward
 from gipo_mc.types import Prompt, Rollout
 
@@ -22,7 +24,7 @@ class Models:
     """The models of an RL run. The reference and the reward are frozen.
 
     critic: None where advantages need none. classifier: the group classifier where it has a trunk of its own, else
-    None, and it stands on the critic.
+    None, and it stands on the critic. reference_samples: the level of each prompt, None where nothing asks for it.
     """
 
     policy: Engine
@@ -30,6 +32,7 @@ class Models:
     critic: Engine | None
     reward: Reward
     classifier: Engine | None = None
+    reference_samples: ReferenceSamples | None = None
 
 
 def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: Config, phases: Phases) -> ModelOutputs:
@@ -60,8 +63,12 @@ def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: C
             stage = groups_alone(config.algorithm.group_input)
             found = run_forward(models.classifier, packed, stage, {"groups": groups})
             group_probs_BM = found["groups"]
+    level = None
+    if models.reference_samples is not None:
+        with phases("reference_samples"):
+            level = models.reference_samples(prompts)
     with phases("rewards"):
-        reward_B = models.reward(prompts, rollout)
+        reward_B, reward_parts, disagreement_B = paid(models.reward, prompts, rollout, level)
     return ModelOutputs(
         behaviour_logp_BT=behaviour["logp"],
         entropy_BT=behaviour["entropy"],
@@ -69,4 +76,7 @@ def score(models: Models, prompts: Sequence[Prompt], rollout: Rollout, config: C
         values_BT=values_BT,
         reward_B=reward_B,
         group_probs_BM=group_probs_BM,
+        level_B=None if level is None else level.reward_B,
+        disagreement_B=disagreement_B,
+        reward_parts=reward_parts,
     )

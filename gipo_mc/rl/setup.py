@@ -12,18 +12,24 @@ from transformers import PreTrainedTokenizerBase
 from gipo_mc.algorithms.group_source import GroupSource
 from gipo_mc.algorithms.state import Health, RLState
 from gipo_mc.config import Config
+from gipo_mc.config.reward import is_model
 from gipo_mc.data.loading import load_prompts, sources_of
 from gipo_mc.data.sets import PromptSet, seen_in_training
 from gipo_mc.data.tokenizer import same_tokens
 from gipo_mc.errors import ConfigError
 from gipo_mc.generation.choose import BroughtEngine, check_engine, rollout_engine
 from gipo_mc.generation.engine import RolloutEngine
+from gipo_mc.generation.megatron import MegatronEngine
 from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.memory.movers import mover_for
 from gipo_mc.parallel.memory.offload import Offloader
 from gipo_mc.presets import PRESETS
-from gipo_mc.rl.rewards import FunctionReward, ModelReward, Reward, is_function, load_function
+from gipo_mc.rl.learned.pairs import HeldOutPairs, load_pairs
+from gipo_mc.rl.learned.reference import FILE, ReferenceSamples
+from gipo_mc.rl.reward_sources.loading import describe_reward, load_reward, training_reward
+from gipo_mc.rl.reward_sources.mixed import models_in
+from gipo_mc.rl.rewards import Reward
 from gipo_mc.rl.rollout import limits_of, longest_sequence
 from gipo_mc.rl.scoring import Models
 from gipo_mc.run.model_sources import NO_BUILTIN, ModelSource, check_fits
@@ -35,8 +41,8 @@ class RLSetup:
     """What the loop works with.
 
     rollout_engine: generates with the policy. group_source: where group probabilities come from. held_out: evaluation
-    prompts, or None. gold: the reward that training never sees. starts_as_reference: is the policy's start the
-    reference?
+    prompts, or None. gold: the reward that training never sees. pairs: of eval.pairs. starts_as_reference: is the
+    policy's start the reference?
     """
 
     models: Models
@@ -46,7 +52,13 @@ class RLSetup:
     prompts: PromptSet
     held_out: PromptSet | None
     gold: Reward | None
+    pairs: HeldOutPairs | None = None
     starts_as_reference: bool = False
+
+    @property
+    def evaluates(self) -> bool:
+        """Is there anything to evaluate with?"""
+        return self.held_out is not None or self.pairs is not None
 
     @property
     def engines(self) -> Mapping[str, Engine]:
@@ -67,22 +79,25 @@ def set_up(session: Session) -> RLSetup:
     config = session.config
     sources = _find_sources(session)
     tokenizer = sources.tokenizer
-    prompts = load_prompts(config.data, tokenizer, seed=config.run.seed)
-    session.trains_on("data.prompts", prompts, tokenizer, named_domains=is_function(config.model.reward))
+    told = config.reward.from_outside(config.model.reward)
+    asked = told or not is_model(config.eval.reward or "none")  # by a reward that is given the whole row
+    prompts = load_prompts(config.data, tokenizer, seed=config.run.seed, columns=asked)
+    session.trains_on("data.prompts", prompts, tokenizer, named_domains=told)
+    if told:
+        session.fixed.frozen["data.prompts (columns)"] = prompts.columns_hash()
     held_out = None
     if config.eval.prompts and sources_of(config.data, "prompts", "evaluation"):
-        held_out = load_prompts(config.data, tokenizer, seed=config.run.seed, part="evaluation")
+        held_out = load_prompts(config.data, tokenizer, seed=config.run.seed, part="evaluation", columns=asked)
         if text := seen_in_training(prompts, held_out):
             session.warn(text)
     groups = group_source(config, prompts)
     if config.memory.offload:
         session.offloader = Offloader(config.memory.offload, mover_for(session.layout.device, session.folder.path))
-    gold = _reward(session, config.eval.reward, "eval.reward", tokenizer) if config.eval.reward else None
+    gold = load_reward(session, config.eval.reward, "eval.reward", tokenizer) if config.eval.reward else None
     models = _load_models(session, sources)
-    for reward in (models.reward, gold):
-        if isinstance(reward, ModelReward):
-            for rows in (prompts, held_out or ()):
-                reward.reader.check(rows)
+    for reward in (*models_in(models.reward), *models_in(gold)):
+        for rows in (prompts, held_out or ()):
+            reward.reader.check(rows)
     session.header(
         [
             ("algorithm", describe_algorithm(config)),
@@ -90,7 +105,7 @@ def set_up(session: Session) -> RLSetup:
             ("policy", sources.policy.name),
             ("reference", sources.reference.name),
             ("critic", sources.critic.name if models.critic is not None else "none"),
-            ("reward", _describe_reward(config.model.reward, models.reward)),
+            *(("reward", line) for line in describe_reward(config, models.reward)),
             ("prompts", prompts.describe()),
             ("held out", held_out.describe() if held_out else "none"),
             *([("offload", session.offloader.describe())] if config.memory.offload else []),
@@ -99,7 +114,10 @@ def set_up(session: Session) -> RLSetup:
     engine = _rollout_engine(config, models)
     session.offloader.in_turn(engine.resident for engine in _in_turn(models))
     same = sources.policy.folder.resolve() == sources.reference.folder.resolve()
-    return RLSetup(models, engine, groups, tokenizer, prompts, held_out, gold, starts_as_reference=same)
+    pairs = None
+    if config.eval.pairs and config.eval.prompts:
+        pairs = HeldOutPairs(load_pairs(config, tokenizer), models, tokenizer, config, session.warn)
+    return RLSetup(models, engine, groups, tokenizer, prompts, held_out, gold, pairs, starts_as_reference=same)
 
 
 def _rollout_engine(config: Config, models: Models) -> RolloutEngine:
@@ -115,7 +133,7 @@ def _rollout_engine(config: Config, models: Models) -> RolloutEngine:
 def _in_turn(models: Models) -> list[Engine]:
     """Models in the order in which an iteration works with them: `score`, then the updates."""
     trained = [engine for engine in (models.critic, models.classifier) if engine is not None]
-    reward = [models.reward.engine] if isinstance(models.reward, ModelReward) else []
+    reward = [part.engine for part in models_in(models.reward)]
     return [models.policy, models.reference, *trained, *reward, *trained]
 
 
@@ -135,7 +153,8 @@ def _find_sources(session: Session) -> _Sources:
         raise ConfigError(f"model.policy is empty: give an SFT run, a Hugging Face folder or a hub name. {NO_BUILTIN}")
     if not config.model.reward:
         raise ConfigError(
-            f"model.reward is empty: give a reward-model run or folder, or python:package.module:function. {NO_BUILTIN}"
+            "model.reward is empty: give a reward-model run or folder, python:package.module:function, or the address "
+            f"of a server. {NO_BUILTIN}"
         )
     policy = session.source(config.model.policy, "model.policy")
     check_engine(config.rollout.engine, policy.shape, session.layout)
@@ -166,13 +185,23 @@ def _load_models(session: Session, sources: _Sources) -> Models:
     if own_trunk:
         steps = optimizer_steps(config, math.ceil(iterations / settings.classifier_every), epochs)
         classifier = _critic(session, sources.critic, steps, groups=True)
-    return Models(
-        policy=session.load(sources.policy, "lm", config.policy, total_steps=policy_steps),
-        reference=session.load(sources.reference, "lm", key="model.reference"),
-        critic=critic,
-        classifier=classifier,
-        reward=_reward(session, config.model.reward, "model.reward", sources.tokenizer),
-    )
+    policy = session.load(sources.policy, "lm", config.policy, total_steps=policy_steps)
+    reference = session.load(sources.reference, "lm", key="model.reference")
+    reward = training_reward(session, sources.tokenizer)
+    samples = _reference_samples(session, reference, reward, sources.tokenizer) if settings.reference_samples else None
+    return Models(policy, reference, critic, reward, classifier, samples)
+
+
+def _reference_samples(
+    session: Session, reference: Engine, reward: Reward, tokenizer: PreTrainedTokenizerBase
+) -> ReferenceSamples:
+    """The reference generates on the training ranks, whatever the policy's engine is."""
+    config, model = session.config, reference.model
+    assert isinstance(model, StageModel)
+    engine: RolloutEngine = MegatronEngine(model, replace(limits_of(config), keep=False), longest_sequence(config))
+    if reference.resident is not None:
+        engine = BroughtEngine(engine, reference.resident.generate)
+    return ReferenceSamples(engine, reward, tokenizer, config, session.folder.path / FILE)
 
 
 def _has_critic(config: Config) -> bool:
@@ -213,32 +242,17 @@ def optimizer_steps(config: Config, iterations: int, epochs: int) -> int:
 def restore(session: Session, setup: RLSetup) -> RLState:
     """Continue from the run folder's checkpoint; the state to begin with."""
     state: dict[str, Any] | None = session.resume(setup.engines)
+    if setup.models.reference_samples is not None:
+        setup.models.reference_samples.begin(anew=state is None)
     if state is None:
         return RLState.initial(session.config.algorithm.group_count)
     return replace(RLState.from_dict(state["groups"]), health=Health.from_dict(state.get("health")))
 
 
-def _reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenizerBase) -> Reward:
-    if is_function(name):
-        session.fixed.frozen[key] = name  # its code may be corrected, as that of the trainer itself
-        return FunctionReward(name, load_function(name, key), tokenizer, session.layout)
-    config, source = session.config, session.source(name, key)
-    own = session.tokenizer(source)
-    if same_tokens(own, tokenizer):
-        check_fits(source, session.layout.of_frozen, sequence_length=longest_sequence(config))
-    data = config.data
-    engine = session.load(source, "reward", key=key)
-    return ModelReward(engine, own, tokenizer, config.parallel, data.chat_template, data, config.rollout.stop)
-
-
-def _describe_reward(name: str, reward: Reward) -> str:
-    return f"{name}, reads {reward.reader.how}" if isinstance(reward, ModelReward) else name
-
-
 def _critic_start(session: Session, tokenizer: PreTrainedTokenizerBase) -> str:
     """The reward model, where it reads the policy's tokens; else the policy."""
     model = session.config.model
-    if is_function(model.reward):
+    if not is_model(model.reward):
         return model.policy
     if same_tokens(session.tokenizer(session.source(model.reward, "model.reward")), tokenizer):
         return model.reward
@@ -274,6 +288,7 @@ def describe_groups(config: Config, source: GroupSource) -> str:
         "classifier": f"{source.groups}, inferred ({settings.group_trunk} trunk, reads {settings.group_input})",
         "none": "none",
         "reward": "2, rewards above and below their running mean",
+        "gain": "2, gains over the reference above and below the mean of the batch",
         "uniform": f"{source.groups}, equally likely for every response",
     }[settings.groups_from]
     return kind + (", hard assignment" if source.hard else "")

@@ -30,9 +30,11 @@ def shape(
     """
     settings, length_B = config.algorithm, rollout.sequences.response_length_B
     state = track_reward(state, outputs.reward_B, settings.signal_decay)
-    probs_BM = source(outputs.group_probs_BM, outputs.reward_B, rollout.domain_B, state.reward_mean)
-    if settings.best_group == "reward":
-        state = _rank_groups(state, probs_BM, outputs.reward_B, settings)
+    compared_B, mean = _compared(outputs, state, settings)
+    probs_BM = source(outputs.group_probs_BM, compared_B, rollout.domain_B, mean)
+    if settings.best_group != "objective":
+        ranked_B = outputs.gain_B if settings.best_group == "gain" else outputs.reward_B
+        state = _rank_groups(state, probs_BM, ranked_B, settings)
     kl_coef = settings.kl_coef if state.kl_coef is None else state.kl_coef
     kl_weight_B = kl_weights(kl_coef, probs_BM, state.groups.best_group, settings.kl_penalty)
     shaped, advantage_BT = _advantages(rollout, outputs, kl_weight_B, state, config)
@@ -66,6 +68,14 @@ def shape(
         signal_weight_BT=None if _weighted_by_the_advantage(settings) else weight_BT,
     )
     return experience, state
+
+
+def _compared(outputs: ModelOutputs, state: RLState, settings: AlgorithmConfig) -> tuple[Tensor, float | None]:
+    """(what a threshold of groups compares, [B], with what): rewards with their running mean, gains, which begin at 0,
+    with the mean of the batch."""
+    if settings.groups_from == "gain":
+        return outputs.gain_B, float(outputs.gain_B.double().mean())
+    return outputs.reward_B, state.reward_mean
 
 
 #: How S_i depends on the policy, by algorithm.signal_form and signal_tokens.
@@ -141,12 +151,13 @@ def _signal(
     settings: AlgorithmConfig,
 ) -> tuple[Tensor, Tensor | None, RLState]:
     """(S_B, X_BT where S = agg log pi X, state) as `algorithms.signal` defines them."""
-    token_BT: Tensor | None = signal.token_signal(settings.signal, outputs.reward_B, return_BT, advantage_BT)
+    whole_B = _whole_signal(outputs, settings)
+    token_BT: Tensor | None = signal.token_signal(settings.signal, whole_B, return_BT, advantage_BT)
     assert token_BT is not None
     if settings.signal_form == "log_prob":
         signal_B = signal.sequence_signal(token_BT, length_B, settings.signal_tokens, outputs.behaviour_logp_BT)
-    elif settings.signal == "reward" and settings.signal_tokens == "mean":
-        signal_B, token_BT = outputs.reward_B, None  # a mean of equal numbers, without its rounding
+    elif settings.signal not in ("return", "advantage") and settings.signal_tokens == "mean":
+        signal_B, token_BT = whole_B, None  # a mean of equal numbers, without its rounding
     else:
         signal_B, token_BT = signal.sequence_signal(token_BT, length_B, settings.signal_tokens), None
     if settings.signal_normalize:
@@ -155,3 +166,11 @@ def _signal(
             assert state.signal_std is not None
             token_BT = token_BT / max(state.signal_std, signal.STD_FLOOR)
     return signal_B, token_BT, state
+
+
+def _whole_signal(outputs: ModelOutputs, settings: AlgorithmConfig) -> Tensor:
+    """What the signal says of a whole response, [B]; the reward where it speaks of tokens."""
+    if settings.signal == "disagreement":
+        assert outputs.disagreement_B is not None, "the configuration asks for several reward models"
+        return outputs.disagreement_B
+    return outputs.gain_B if settings.signal == "gain" else outputs.reward_B

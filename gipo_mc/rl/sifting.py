@@ -23,7 +23,7 @@ from gipo_mc.algorithms.state import Health
 from gipo_mc.config import Config
 from gipo_mc.errors import NumericsError
 from gipo_mc.rl.experience import ModelOutputs
-from gipo_mc.rl.rewards import is_function, responses
+from gipo_mc.rl.rewards import responses
 from gipo_mc.run.jsonl import printable
 from gipo_mc.types import Prompt, Rollout
 
@@ -38,7 +38,10 @@ _SOURCES = {
     "critic": ("value of the critic", "model.critic"),
     "classifier": ("group probability of the classifier", "model.critic"),
     "reward": ("reward", "model.reward"),
+    "level": ("reward of the reference's responses", "model.reward"),
 }
+#: Of these a function may have none for any response of a batch, and be whole.
+_PAID = ("reward", "level")
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,13 @@ def sift(
     reward_B, clipped_B = _winsorised_reward(outputs.reward_B, health, config)
     causes = _causes(outputs, reward_B)
     for source in sorted(set(causes) - {""}, key=list(_SOURCES).index):
-        if all(cause == source for cause in causes) and not (source == "reward" and is_function(config.model.reward)):
+        back_soon = source in _PAID and config.reward.from_outside(config.model.reward)
+        if all(cause == source for cause in causes) and not back_soon:
             raise NumericsError(_broken_model(source, config))
     usable_B = torch.tensor([not cause for cause in causes], device=reward_B.device)
     if len(usable_B) and bool(usable_B.any()):
         health = health.reached(reach_of(reward_B[usable_B]), config.algorithm.signal_decay)
-    health = health.counted(invalid=not bool(usable_B.all()))
+    health = health.counted(invalid=_too_many(causes, config))
     if bool(usable_B.all()) and not bool(clipped_B.any()):
         return Sifted(prompts, rollout, outputs, [], "", {}), health
     found = Counter(cause for cause in causes if cause)
@@ -114,6 +118,12 @@ def finite_rewards(
     return clean_B[usable_B], [domains[row] for row in usable_B.nonzero().flatten().tolist()], metrics
 
 
+def usable_rewards(reward_B: Tensor, config: Config) -> Tensor:
+    """Rewards [B] with outliers winsorised, and NaN for those that are not finite or out of all bounds."""
+    clean_B, _ = _winsorised_reward(reward_B, Health(), config)
+    return clean_B.where(clean_B.isfinite() & (clean_B.abs() <= LARGEST), torch.nan)
+
+
 def _winsorised_reward(reward_B: Tensor, health: Health, config: Config) -> tuple[Tensor, Tensor]:
     """(rewards with outliers pulled in, which were), those that are not finite as they are."""
     finite_B = reward_B.isfinite()
@@ -141,12 +151,20 @@ def _causes(outputs: ModelOutputs, reward_B: Tensor) -> list[str]:
         "critic": bounded(outputs.values_BT),
         "classifier": bounded(outputs.group_probs_BM),
         "reward": bounded(reward_B),
+        **({} if outputs.level_B is None else {"level": bounded(outputs.level_B)}),
     }
     causes = [""] * len(reward_B)
     for source, fine_B in reversed(fine.items()):
         for row in (~fine_B).nonzero().flatten().tolist():
             causes[row] = source
     return causes
+
+
+def _too_many(causes: Sequence[str], config: Config) -> bool:
+    """Does what is left out count towards algorithm.invalid_patience? A few rewards skipped by option do not."""
+    rewards, all_of_them = causes.count("reward"), sum(map(bool, causes))
+    tolerated = config.reward.max_skipped * len(causes) if config.reward.on_error == "skip" else 0.0
+    return all_of_them > rewards or rewards > tolerated
 
 
 def _whole_prompts(usable_B: Tensor, config: Config) -> Tensor:
@@ -184,7 +202,7 @@ def _bad_rows(
 def _sentence(found: Counter[str], first: dict[str, object] | None, config: Config) -> str:
     if first is None:
         return ""
-    named = {"reward": config.model.reward}
+    named = {"reward": " + ".join(config.reward.sources(config.model.reward))}
     parts = [
         f"Responses without a usable {what}: {count} ({key}{'=' + named[source] if source in named else ''})"
         for source, count in found.items()

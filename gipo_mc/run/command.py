@@ -24,6 +24,7 @@ from gipo_mc.run.jsonl import printable_lines
 from gipo_mc.run.outcome import exit_called, note_end, refusal_noted
 from gipo_mc.run.terminal.ending import interrupted
 from gipo_mc.run.terminal.waiting import importing
+from gipo_mc.run.trackers import check_trackers
 
 #: Seconds that other ranks leave to the first of their host, to say why a start was refused, before they end: torchrun
 #: ends all ranks with the first. On several hosts that one imports torch first, to tell the others.
@@ -138,6 +139,7 @@ class _Start:
             self._base = self._task.base() if self._task else None
             config = load_config(self._path, self._overrides, self._base)
             check_layout(config, world_size())
+            check_trackers(config)
             suit_cuda(config)
         return config
 

@@ -38,7 +38,7 @@ from gipo_mc.run.hashes import content_of
 #: To a user who set one option more and meets an empty one.
 NO_BUILTIN = "Only a command that names neither a model nor data runs the built-in task."
 #: Options that name models that only score.
-FROZEN = ("model.reference", "model.reward", "eval.reward", "dpo.group_model")
+FROZEN = ("model.reference", "model.reward", "eval.reward", "reward.also", "reward.models", "dpo.group_model")
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer*", "*.jinja"]
 
 

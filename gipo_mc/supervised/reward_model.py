@@ -4,6 +4,7 @@ each dialogue."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,25 +24,31 @@ from gipo_mc.types import Sequences
 
 class RewardTask(Task):
     """Preference pairs. Metrics: "loss" (nats a pair), "accuracy", "margin" (mean reward difference), "reward" (mean
-    over all responses)."""
+    over all responses); where pairs have several domains "accuracy/domain/<name>" of those in the batch."""
 
     unit = Pairs.unit
-    outputs = ("chosen", "rejected")
+    outputs = ("chosen", "rejected", "domain")
 
     def __init__(self, session: Session, tokenizer: PreTrainedTokenizerBase) -> None:
         self._margin = session.config.train.margin
         self.guess = float(preference_loss_sum(torch.zeros(1), torch.zeros(1), self._margin))
         self._pairs = Pairs(session, tokenizer)
         self.train_size, self.held_out_size = self._pairs.train_size, self._pairs.held_out_size
+        self._device = session.layout.device
+        domains = {part: self._pairs.domain_of(held_out=part) for part in (False, True)}
+        self._names = sorted({*domains[False], *domains[True]})
+        number = {name: float(place) for place, name in enumerate(self._names)}
+        self._domain_P = {part: torch.tensor([number[name] for name in names]) for part, names in domains.items()}
 
     def batch(self, rows: Sequence[int], *, held_out: bool = False) -> tuple[Sequences, LastStage]:
-        return self._pairs.sequences(rows, held_out=held_out), self.last_stage
+        domain_P = self._domain_P[held_out][list(rows)].to(self._device)
+        return self._pairs.sequences(rows, held_out=held_out), partial(self.last_stage, domain_P)
 
-    def last_stage(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
+    def last_stage(self, domain_P: Tensor, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
         reward_B = response_rewards(model, hidden_LBH, part)
         chosen_P, rejected_P = reward_B[0::2], reward_B[1::2]
         loss_sum = preference_loss_sum(chosen_P, rejected_P, self._margin)
-        return {"loss_sum": loss_sum, "chosen": chosen_P, "rejected": rejected_P}
+        return {"loss_sum": loss_sum, "chosen": chosen_P, "rejected": rejected_P, "domain": domain_P[part.units_U]}
 
     def normaliser(self, batch: Sequences) -> float:
         return len(batch) / self.unit
@@ -53,6 +60,15 @@ class RewardTask(Task):
             "accuracy": float(preference_correct(chosen_P, rejected_P)) / normaliser,
             "margin": float((chosen_P - rejected_P).mean()),
             "reward": float(torch.cat([chosen_P, rejected_P]).mean()),
+            **self._by_domain(chosen_P, rejected_P, outputs["domain"]),
+        }
+
+    def _by_domain(self, chosen_P: Tensor, rejected_P: Tensor, domain_P: Tensor) -> dict[str, float]:
+        members = {name: (domain_P == place).nonzero().flatten() for place, name in enumerate(self._names)}
+        return {
+            f"accuracy/domain/{name}": float(preference_correct(chosen_P[rows], rejected_P[rows])) / len(rows)
+            for name, rows in members.items()
+            if len(rows) and len(members) > 1
         }
 
     def describe(self) -> list[tuple[str, str]]:

@@ -264,8 +264,10 @@ def _optional(found: Libraries) -> Iterator[Finding]:
     """Optional libraries by name only: importing them may take long, and a run imports them only where it uses them.
     TransformerEngine was tried, where a run would use it."""
     yield _transformer_engine(found)
-    wandb = importlib.util.find_spec("wandb")
-    yield Finding("wandb", "ok", _version("wandb") if wandb else "not installed (optional: pip install -e '.[wandb]')")
+    for module, package in (("wandb", "wandb"), ("mlflow", "mlflow-skinny")):
+        there = importlib.util.find_spec(module)
+        missing = f"not installed (optional: pip install -e '.[{module}]')"
+        yield Finding(module, "ok", _version(package) if there else missing)
     offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if os.environ.get(name, "") not in ("", "0")]
     cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
     if offline:

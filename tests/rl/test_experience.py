@@ -29,6 +29,7 @@ def experience(**changes: Any) -> Experience:
     sequences = Sequences(torch.randint(0, 9, (B, 7), generator=generator), torch.tensor([3, 1, 2, 3, 1]), length_B)
     rollout = Rollout(sequences, torch.arange(B) + 10, tuple("abcde"), random(B, T), length_B == 4)
     outputs = ModelOutputs(random(B, T), random(B, T), random(B, T), random(B, T), random(B), random(B, M).softmax(1))
+    outputs = replace(outputs, level_B=random(B), disagreement_B=random(B), reward_parts={"part": random(B)})
     inputs = ObjectiveInputs(
         outputs.behaviour_logp_BT,
         outputs.reference_logp_BT,
@@ -50,8 +51,12 @@ def test_rows_are_the_rows_of_every_field() -> None:
     assert part.rollout.prompt_index_B.tolist() == [13, 11] and part.rollout.truncated_B.tolist() == [False, False]
     assert part.rollout.sequences.tokens_BL.tolist() == whole.rollout.sequences.tokens_BL[rows_B, :5].tolist()
     for one, other in ((whole.outputs, part.outputs),):
-        for field in fields(one):
-            assert torch.equal(getattr(one, field.name)[rows_B], getattr(other, field.name)), field.name
+        for name in {field.name for field in fields(one)} - {"reward_parts"}:
+            assert torch.equal(getattr(one, name)[rows_B], getattr(other, name)), name
+    assert torch.equal(whole.outputs.reward_parts["part"][rows_B], part.outputs.reward_parts["part"])
+    assert torch.equal(part.outputs.gain_B, part.outputs.reward_B - part.outputs.level_B)
+    without = replace(whole.outputs, level_B=None, disagreement_B=None).rows(rows_B)
+    assert without.level_B is None and without.disagreement_B is None
     for name in ObjectiveInputs._fields:
         assert torch.equal(getattr(whole.inputs, name)[rows_B], getattr(part.inputs, name)), name
     assert torch.equal(whole.return_BT[rows_B], part.return_BT) and torch.equal(whole.kl_B[rows_B], part.kl_B)

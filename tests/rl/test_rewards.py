@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from gipo_mc.config import ParallelConfig
+from gipo_mc.config.reward import is_function
 from gipo_mc.data.collate import to_sequences
 from gipo_mc.data.tokenizer import load_tokenizer, same_tokens, train_bpe_tokenizer
 from gipo_mc.errors import ConfigError
@@ -25,7 +26,8 @@ from gipo_mc.generation.stopping import stop_on_strings
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.rl import gi_ppo
-from gipo_mc.rl.rewards import FunctionReward, ModelReward, is_function, load_function, responses
+from gipo_mc.rl.reward_sources.functions import FunctionReward, load_function
+from gipo_mc.rl.rewards import ModelReward, responses
 from gipo_mc.run.model_sources import load_model, resolve
 from gipo_mc.types import Prompt, Rollout
 from tests.ranks import LAYOUTS, run_ranks

@@ -162,7 +162,8 @@ def test_what_a_run_remembers_is_saved_and_comes_back() -> None:
     state = replace(RLState.initial(2), signal_std=0.5, health=health)
     saved: dict[str, Any] = {}
     session: Any = SimpleNamespace(save=lambda step, engines, tokenizers, state: saved.update(state))
-    setup: Any = SimpleNamespace(engines={}, tokenizers={})
+    models = SimpleNamespace(reference_samples=None)
+    setup: Any = SimpleNamespace(engines={}, tokenizers={}, models=models)
     gi_ppo._save(session, setup, state, 3)
     session.resume = lambda engines: json.loads(json.dumps(saved))
     assert restore(session, setup) == state

@@ -160,7 +160,7 @@ def test_a_full_disk_under_tensorboard_is_a_storage_error(folder, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         with monkeypatch.context() as patch:
-            patch.setattr(log._writer, "add_scalar", refuse)
+            patch.setattr(log._board._writer, "_get_file_writer", refuse)
             with pytest.raises(StorageError, match=r"tensorboard cannot be written: No space left on device; [\d,]+"):
                 log.log(2, {"a": 2.0})
 

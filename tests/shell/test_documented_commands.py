@@ -31,6 +31,7 @@ EXCLUDED = {
     "began=": "a variable of the shell",
     'eval "$(gipo-mc completion': "tests/tools/test_complete.py does so in real shells",
     "mkdir": "a command of the shell",
+    "gipo-mc config": "tests/tools/test_config.py runs them",
     "python -m venv": "an environment of the reader's",
     "git worktree": "an earlier version, which the reader chooses",
     "GIPO_MC_CUDA=0": "a build in that version's folder",

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from gipo_mc.config import Config
+from gipo_mc.config.reward import is_function, is_server
 from gipo_mc.data import sources
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer
 from gipo_mc.errors import GipoError
 from gipo_mc.models.weights.hf_load import SafetensorsFolder
-from gipo_mc.rl.rewards import is_function, load_function
+from gipo_mc.rl.reward_sources.functions import load_function
 from gipo_mc.run import model_sources
 
-#: Sections of `data` that a command reads.
+#: Rows that a command reads: keys of `data`, and "pairs", those of eval.pairs.
 _DATA = {
-    "train_gi_ppo": ("prompts", "evaluation"),
+    "train_gi_ppo": ("prompts", "evaluation", "pairs"),
     "train_sft": ("demonstrations", "preferences", "evaluation"),
     "train_reward": ("preferences", "evaluation"),
     "train_dpo": ("preferences", "evaluation"),
@@ -41,16 +42,19 @@ def look(config: Config, command: str) -> tuple[list[str], list[str]]:
     for key, name in _models(config, command):
         if is_function(name):
             attempt(partial(load_function, name, key))
+        elif is_server(name):
+            notes.append(f"{key}={name} is a server: a start asks it first in its first iteration.")
         elif model_sources.on_hub(name) and Path(name).parts[0] != config.run.dir:
             notes.append(f"{key}={name} is not on this machine: a start asks the hub for it.")
         else:
             attempt(partial(_model, name, key, config))
     for kind in _DATA[command]:
-        for source in getattr(config.data, kind):
+        for source in config.eval.pairs if kind == "pairs" else getattr(config.data, kind):
             if source.partition(":")[0] == "builtin":
                 continue
             if sources.on_hub(source):
-                notes.append(f"data.{kind}: {source} is not on this machine: a start asks the hub for it.")
+                section = "eval" if kind == "pairs" else "data"
+                notes.append(f"{section}.{kind}: {source} is not on this machine: a start asks the hub for it.")
             else:
                 attempt(lambda source=source: next(sources.read_rows(source), None))  # type: ignore[misc]
     return list(dict.fromkeys(problems)), list(dict.fromkeys(notes))
@@ -63,8 +67,12 @@ def _models(config: Config, command: str) -> Iterator[tuple[str, str]]:
     for name in names:
         if value := getattr(config.model, name):
             yield f"model.{name}", value
+    if rl:
+        yield from (("reward.also", name) for name in config.reward.also)
     if rl and config.eval.reward:
         yield "eval.reward", config.eval.reward
+    for name in config.reward.models if rl else ():
+        yield "reward.models", name
 
 
 def _model(name: str, key: str, config: Config) -> None:
@@ -73,7 +81,7 @@ def _model(name: str, key: str, config: Config) -> None:
         raise model_sources.no_folder(name, key)
     source = model_sources.resolve(name, key)
     shape = source.shape
-    own = config.model.tokenizer if key != "model.reward" else ""
+    own = config.model.tokenizer if key not in ("model.reward", "reward.also", "reward.models") else ""
     tokenizer = load_tokenizer(own or str(source.folder), chat_template=config.data.chat_template)
     check_vocabulary(tokenizer, shape.vocab_size, source.name)
     if source.kind == "hf":

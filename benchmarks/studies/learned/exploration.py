@@ -1,0 +1,157 @@
+"""An exploration before the study of learned reward models: a few seeds, one setting for all methods, nothing tuned.
+
+    python benchmarks/studies/learned/exploration.py [--strengths weak strong] [--methods ppo gi_ppo] [--seeds 141]
+    python benchmarks/studies/learned/exploration.py --table FILE.json [--into docs/results.md]
+
+It asks, of each strength of reward model: does the model know what it is to reward, domain by domain; what does an
+oracle of the domains gain by it; what does each candidate signal know of the domains; and does GI-PPO on gains over the
+reference close what is left. Its answers are leads: the record says that it is an exploration, how many cells (a method
+at a strength) were tried, and on which seeds. It goes on where it was interrupted, and keeps what the record holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # benchmarks/ is not installed
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a worker, before torch is imported
+
+from benchmarks.common.machine import describe_machine
+from benchmarks.common.record import fingerprint, write
+from benchmarks.studies import group_robustness, study
+from benchmarks.studies.learned import learned, reward_models
+from benchmarks.studies.runs import Method, Run, carry_out, finished, forked, train_rl
+
+SIZE = {"iterations": 40, "batch": 128, "every": 20, "held_out": 256, "sft": 600, "demonstrations": 16384}
+QUICK = {"iterations": 2, "batch": 8, "every": 1, "held_out": 8, "sft": 2, "demonstrations": 64}
+SEEDS = (141, 142)
+STRENGTHS = ("weak", "middle", "strong", "clean")
+#: The one setting. With reference_samples a run logs what gains would know, and trains as without.
+SETTING = ("algorithm.kl_coef=0.15", "policy.lr=0.0001")
+HEAVY = ("algorithm.beta_policy=1", "algorithm.reweight_cap=1.6")
+SEEN = (f"algorithm.reference_samples={learned.SAMPLES}",)
+METHODS: dict[str, Method] = {
+    "ppo": Method("PPO", "ppo", (), (), SETTING),
+    "oracle_gi_ppo": Method("ORACLE GI-PPO", "oracle_gi_ppo", (), (), (*SETTING, *HEAVY)),
+    "gi_ppo": Method("GI-PPO", "gi_ppo", (), (), (*SETTING, *HEAVY, *SEEN)),
+    "gi_ppo_gain": Method("GI-PPO, gains", "gi_ppo", (), (), (*SETTING, *HEAVY, *learned.GAIN)),
+    "threshold_gi_ppo": Method("reward-threshold groups", "threshold_gi_ppo", (), (), (*SETTING, *HEAVY)),
+    "threshold_gain": Method(
+        "gain-threshold groups",
+        "threshold_gi_ppo",
+        (),
+        (),
+        (*SETTING, *HEAVY, *learned.GAIN, "algorithm.groups_from=gain"),
+    ),
+    "gi_ppo_gain_prompt": Method(
+        "GI-PPO, gains, reads the prompt",
+        "gi_ppo",
+        (),
+        (),
+        (*SETTING, *HEAVY, *learned.GAIN, "algorithm.group_input=prompt"),
+    ),
+    "oracle_gain": Method("ORACLE GI-PPO, gains", "oracle_gi_ppo", (), (), (*SETTING, *HEAVY, *learned.GAIN)),
+}
+
+
+def main(words: list[str] | None = None) -> int:
+    options = arguments(words)
+    if options.table:
+        return study.show(options)
+    size = QUICK if options.quick else SIZE
+    record = _record(options.out, size)
+    for line in group_robustness.references(options.seeds, size, options.runs, options.workers):
+        print(line, flush=True)
+    for strength in options.strengths:
+        for line in reward_models.prepare(options.seeds, strength, 1, options.runs, options.workers, options.quick):
+            print(line, flush=True)
+    cells = [(s, m, seed) for m in options.methods for s in options.strengths for seed in options.seeds]
+    jobs: list[tuple[Any, tuple[Any, ...]]] = [
+        (f"judge {s} {seed}", (reward_models.judge, seed, s, options.runs, 64 if options.quick else 1500))
+        for s in options.strengths
+        for seed in options.seeds
+        if not _judged(options.runs, s, seed).exists()
+    ]
+    jobs += [(run_of(*cell), (_train, *cell, size, options.runs)) for cell in cells if not _known(record, *cell)]
+    for number, (name, seconds) in enumerate(forked(jobs, options.runs, options.workers), 1):
+        print(f"{number}/{len(jobs)} {getattr(name, 'name', name)}: {seconds:.0f} s", flush=True)
+        _collect(record, options)
+        write(options.out, record)
+    _collect(record, options)
+    write(options.out, record)
+    from benchmarks.studies import tables
+
+    print("\n\n".join(tables.table(record, part) for part in tables.parts(record)))
+    return 0
+
+
+def run_of(strength: str, method: str, seed: int) -> Run:
+    return Run("explore", f"{strength}/{method}", "", seed)
+
+
+def _record(path: Path, size: dict[str, int]) -> dict[str, Any]:
+    """The record so far, or an empty one. Raises SystemExit where it is of another size."""
+    titles = {name: {"title": m.title, "preset": m.preset, "others": list(m.others)} for name, m in METHODS.items()}
+    fresh = {"benchmark": "learned_exploration", "exploration": True, "size": size, "methods": titles}
+    fresh |= {"strengths": reward_models.described(), "machine": describe_machine(), "code": fingerprint()}
+    fresh |= {"cells_tried": 0, "seeds": [], "judge": {}, "runs": []}
+    if not path.exists():
+        return fresh
+    found: dict[str, Any] = json.loads(path.read_text())
+    if found["size"] != size:
+        raise SystemExit(f"{path} is of another size: give another --out.")
+    return fresh | {key: found[key] for key in ("judge", "runs", "machine")}
+
+
+def _known(record: dict[str, Any], strength: str, method: str, seed: int) -> bool:
+    return any(run["run"] == vars(run_of(strength, method, seed)) for run in record["runs"])
+
+
+def _judged(folder: Path, strength: str, seed: int) -> Path:
+    return folder / f"seed{seed}" / f"judge_{strength}.json"
+
+
+def _collect(record: dict[str, Any], options: argparse.Namespace) -> None:
+    """Put what has ended since into the record."""
+    for strength in options.strengths:
+        for seed in options.seeds:
+            if (path := _judged(options.runs, strength, seed)).exists():
+                record["judge"].setdefault(strength, {})[str(seed)] = json.loads(path.read_text())
+            for method in options.methods:
+                outcome = finished(run_of(strength, method, seed), options.runs)
+                if outcome and not _known(record, strength, method, seed):
+                    record["runs"].append(outcome)
+    record["cells_tried"] = len({run["run"]["method"] for run in record["runs"]})
+    record["seeds"] = sorted({run["run"]["seed"] for run in record["runs"]})
+
+
+def _train(strength: str, method: str, seed: int, size: dict[str, int], folder: Path) -> None:
+    run, chosen = run_of(strength, method, seed), METHODS[method]
+    config = learned.configured(run, chosen, strength=strength, size=size, folder=folder)
+    carry_out(run, lambda: train_rl(config), folder)
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--strengths", nargs="+", choices=reward_models.STRENGTHS, default=list(STRENGTHS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, one thread each [1]")
+    folder = Path("runs/learned_exploration")
+    parser.add_argument("--runs", type=Path, default=folder, help="folder of the runs [%(default)s]")
+    out = Path("benchmarks/results/learned_exploration.json")
+    parser.add_argument("--out", type=Path, default=out, help="the record [%(default)s]")
+    parser.add_argument("--quick", action="store_true", help="a tiny size: does it run?")
+    parser.add_argument("--table", type=Path, help="run nothing: the tables of this record, in Markdown")
+    parser.add_argument("--into", type=Path, help="with --table: replace the tables between their markers there")
+    parser.set_defaults(pictures=None)
+    return study.parsed(parser, words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

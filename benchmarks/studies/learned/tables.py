@@ -1,0 +1,110 @@
+"""Tables of learned reward models, as Markdown, from their records alone."""
+
+from __future__ import annotations
+
+from benchmarks.studies.cells import Record, average, difference, markdown, results, shown
+from benchmarks.studies.paired import figures, p_value
+
+#: Candidates for the signal, in the order of the table; a run logs those that it has.
+SIGNALS = ("reward", "gain", "return", "advantage", "value_error", "kl", "length")
+
+
+def judge(record: Record) -> str:
+    """What the reward models know, by strength and domain, mean over seeds."""
+    rows = []
+    for strength, seeds in _judged(record).items():
+        for domain in ("easy", "hard"):
+            own = [found[domain] for found in seeds]
+            cells = [
+                f"{average([row[key] for row in own]):.3f}" for key in ("accuracy", "bound", "gold", "correlation")
+            ]
+            levels = ", ".join(f"{row['level']:+.2f}" for row in own)
+            rows.append([strength, domain, *cells, levels])
+    titles = ("held-out pairs, right", "the most that label noise allows", "of pairs that gold orders, right")
+    return markdown(["reward model", "domain", *titles, "correlation with gold", "mean reward, by seed"], rows)
+
+
+def _judged(record: Record) -> dict[str, list[dict[str, dict[str, float]]]]:
+    """strength -> what was found of each seed. A study's record is of one strength."""
+    found = record["judge"]
+    if "strength" in record["size"]:
+        return {record["size"]["strength"]: list(found.values())}
+    return {strength: list(seeds.values()) for strength, seeds in found.items()}
+
+
+def by_strength(record: Record) -> dict[str, dict[str, dict[int, dict[str, float]]]]:
+    """strength -> method -> seed -> figures of its last evaluation, of an exploration's runs that did not fail."""
+    found: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
+    for outcome in record["runs"]:
+        strength, method = outcome["run"]["method"].split("/")
+        if own := figures(outcome):
+            found.setdefault(strength, {}).setdefault(method, {})[outcome["run"]["seed"]] = own
+    order = {s: [m for m in record["methods"] if m in found[s]] for s in record["strengths"] if s in found}
+    return {strength: {method: found[strength][method] for method in methods} for strength, methods in order.items()}
+
+
+def explored_gold(record: Record) -> str:
+    """Gold, proxy and KL of each method at each strength, mean over seeds."""
+    columns = {"easy": "gold, easy", "hard": "hard", "ood": "out of domain", "proxy": "reward", "kl": "KL, nats"}
+    rows = [
+        [
+            strength,
+            record["methods"][method]["title"],
+            *(f"{average([own[c] for own in seeds.values()]):.3f}" for c in columns),
+        ]
+        for strength, methods in by_strength(record).items()
+        for method, seeds in methods.items()
+    ]
+    return markdown(["reward model", "method", *columns.values()], rows)
+
+
+def explored_differences(record: Record) -> str:
+    """Each method minus PPO, seed by seed: no interval, which two seeds do not make."""
+    compared = {"worst": "worst domain", "ood": "out of domain", "mean": "mean of easy and hard"}
+    rows = []
+    for strength, methods in by_strength(record).items():
+        ppo = methods.get("ppo", {})
+        for method, seeds in methods.items():
+            shared = sorted(set(seeds) & set(ppo))
+            if method != "ppo" and shared:
+                cells = [", ".join(f"{seeds[s][key] - ppo[s][key]:+.3f}" for s in shared) for key in compared]
+                rows.append([strength, record["methods"][method]["title"], *cells])
+    return markdown(["reward model", "minus PPO, by seed", *compared.values()], rows)
+
+
+def explored_signals(record: Record) -> str:
+    """AUC of each candidate signal, alone, and of the groups, against the domains: means of the last fifth of a run."""
+    rows = []
+    for strength in record["strengths"]:
+        for method in record["methods"]:
+            late = [
+                run["late"]
+                for run in record["runs"]
+                if run["run"]["method"] == f"{strength}/{method}" and "signal/auc/gain" in run.get("late", {})
+            ]
+            if late:
+                names = [f"signal/auc/{name}" for name in SIGNALS] + ["group/domain_auc"]
+                cells = [f"{average([row[name] for row in late if name in row]):.2f}" for name in names]
+                rows.append([strength, record["methods"][method]["title"], *cells])
+    return markdown(["reward model", "run", *(name.replace("_", " ") for name in SIGNALS), "the groups"], rows)
+
+
+def questions(record: Record) -> str:
+    """The main questions of the study: paired differences, p of a t test over seeds, and Holm's p over all of them."""
+    from benchmarks.studies.learned.learned import QUESTIONS
+    from gipo_mc.evaluation.statistics.sign_test import holm
+
+    found = results(record)
+    asked = [q for q in QUESTIONS if q[0] in found and q[1] in found]
+    intervals = [difference(found, *question) for question in asked]
+    p_values = [
+        p_value([found[a][seed][figure] - found[b][seed][figure] for seed in sorted(set(found[a]) & set(found[b]))])
+        for a, b, figure in asked
+    ]
+    names = {"worst": "worst domain", "ood": "out of domain"}
+    rows = [
+        [f"{record['methods'][a]['title']} minus {record['methods'][b]['title']}", names[figure], shown(own)]
+        + [f"{p:.4f}", f"{adjusted:.4f}"]
+        for (a, b, figure), own, p, adjusted in zip(asked, intervals, p_values, holm(p_values), strict=True)
+    ]
+    return markdown(["main question", "figure", "difference", "p", "p, Holm"], rows)

@@ -1,0 +1,1 @@
+"""What a learned reward takes that a function does not: a level to compare with, second opinions, and doubts."""

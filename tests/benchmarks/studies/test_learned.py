@@ -1,0 +1,97 @@
+"""The study of learned reward models and its exploration: one of them whole at a tiny size, and what they keep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.common import documents
+from benchmarks.studies import paired, tables
+from benchmarks.studies.learned import exploration, learned, reward_models
+from gipo_mc.config import load_config
+from gipo_mc.data import synthetic
+from gipo_mc.data.loading import load_preferences
+from gipo_mc.tools import builtin
+from tests.source_rules import ROOT
+
+RECORD = ROOT / "benchmarks" / "results" / "learned_exploration.json"
+
+
+def test_a_small_exploration_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "record.json"
+    words = ["--quick", "--runs", str(tmp_path / "runs"), "--out", str(out), "--workers", "2"]
+    words += ["--strengths", "clean", "--methods", "ppo", "gi_ppo_gain", "--seeds", "1"]
+    assert exploration.main(words) == 0
+    printed, record = capsys.readouterr().out, json.loads(out.read_text())
+    assert record["exploration"] and record["cells_tried"] == 2 and record["seeds"] == [1]
+    assert {run["run"]["method"] for run in record["runs"]} == {"clean/ppo", "clean/gi_ppo_gain"}
+    assert not any(run["failure"] for run in record["runs"])
+    assert record["judge"]["clean"]["1"].keys() == {"easy", "hard"}
+    assert "| clean | GI-PPO, gains | " in printed and "signal/auc/gain" in record["runs"][1]["late"]
+
+    began = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("outcome.json")}
+    assert exploration.main(words) == 0 and len(began) == 2
+    assert all(path.stat().st_mtime_ns == time for path, time in began.items())
+
+
+def test_the_study_has_equal_budgets_and_says_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert {len(method.values) for method in learned.METHODS.values()} == {8}
+    assert all(learned.METHODS[name].preset for question in learned.QUESTIONS for name in question[:2])
+    words = ["--strength", "weak", "--budget", "--runs", str(tmp_path), "--out", str(tmp_path / "record.json")]
+    assert learned.main(words) == 0
+    said = capsys.readouterr().out
+    assert "4 of each of 12 seeds, 200 steps" in said and "tuning 192, final 150" in said
+    assert not set(learned.TUNING_SEEDS) & set(learned.FINAL_SEEDS) and len(learned.FINAL_SEEDS) == 10
+    assert not set(exploration.SEEDS) & {*learned.TUNING_SEEDS, *learned.FINAL_SEEDS}
+
+
+def test_an_ensemble_is_of_its_own_seeds_models(tmp_path: Path) -> None:
+    from benchmarks.studies.runs import Run
+
+    size = learned.QUICK
+    for name, count in (("ensemble", 3), ("ppo", 0)):
+        method = learned.METHODS[name]
+        run = Run("tuning", name, method.values[0], 131)
+        config = learned.configured(run, method, strength="strong", size=size, folder=tmp_path)
+        assert config.model.reward == str(tmp_path / "seed131" / "reward_strong")
+        assert len(config.reward.models) == count and config.eval.reward.endswith(":gold")
+
+
+def test_clean_pairs_are_the_tasks_own_without_noise_and_ties(tmp_path: Path) -> None:
+    words = reward_models.pairs_of(3, "clean", tmp_path, 60)
+    data = load_config(None, words, builtin.reward_base()).data
+    pairs = load_preferences(data, synthetic.builtin_tokenizer(), seed=3)
+    assert len(pairs) == 60 and set(pairs.domains) == {"easy", "hard"}
+    for pair in pairs:
+        better, worse = (
+            synthetic.proxy_reward(pair.prompt_ids, response, pair.domain)
+            for response in (pair.chosen_ids, pair.rejected_ids)
+        )
+        assert better > worse
+
+
+def test_what_is_compared_of_pairs() -> None:
+    reward_P2 = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0], [1.0, 1.0]])
+    gold_P2 = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+    found = reward_models.compared(reward_P2, gold_P2, gold_P2)
+    assert found["accuracy"] == (1 + 0 + 1 + 0.5) / 4 and found["bound"] == (1 + 1 + 0.5 + 0) / 4
+    assert found["gold"] == pytest.approx(1 / 3)
+
+
+def test_p_values() -> None:
+    assert paired.p_value([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(0.013236, abs=1e-5)  # scipy.stats.ttest_1samp
+    assert paired.p_value([1.0, -0.5]) == pytest.approx(0.795167, abs=1e-5)
+    assert paired.p_value([1.0, 1.0]) == 0.0
+
+
+def test_the_page_shows_the_record() -> None:
+    text, record = (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), json.loads(RECORD.read_text())
+    parts = tables.parts(record)
+    assert parts and text.count("<!-- table of benchmarks/results/learned_exploration.json: ") == len(parts)
+    for part in parts:
+        source = f"benchmarks/results/learned_exploration.json: {part}"
+        assert documents.inserted(text, source, tables.table(record, part)) == text, part
+    assert record["exploration"] and f"{record['cells_tried']} cells" in text

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from string import Template
 from types import FrameType
 
 from gipo_mc.run.jsonl import printable
@@ -33,8 +34,11 @@ def launched(words: list[str], ranks: int) -> list[str]:
 
 
 def for_torchrun(words: Sequence[str]) -> list[str]:
-    """Words of a program as torchrun passes them on unchanged: it makes one "$" of two."""
-    return [word.replace("$$", "$$$$") for word in words]
+    """Words of a program, written so that torchrun passes them on as they were: it makes one "$" of two, and the rank
+    of `$local_rank`."""
+    return [
+        word.replace("$", "$$") if Template(word).safe_substitute(local_rank="") != word else word for word in words
+    ]
 
 
 def shown(words: list[str]) -> str:

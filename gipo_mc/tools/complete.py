@@ -61,7 +61,7 @@ def _of_parser(parser: Parser, before: Sequence[str], current: str) -> Iterable[
     if current.startswith("-"):
         return [(name, action.help or "") for name, action in options.items() if name.startswith("--")]
     positional = [action for action in parser._actions if not action.option_strings]
-    if any(action.dest == "overrides" for action in positional):
+    if any(action.dest in ("overrides", "words") for action in positional):
         return _of_configuration(parser.command, current)
     return [(str(choice), "") for action in positional for choice in action.choices or ()]
 

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from gipo_mc.config import DataConfig
 from gipo_mc.data.chat import plain
@@ -48,6 +49,7 @@ def create_model(
             **config,
         }
     )
+    logging.disable_progress_bar()  # of a file that takes a moment
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind.hf_class(kind.causal_lm)(shape)

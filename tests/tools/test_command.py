@@ -19,7 +19,7 @@ from tests.source_rules import ROOT
 
 WANTED = {
     "demo", "train", "generate", "evaluate", "report", "convert", "plan", "dry-run", "doctor", "new-model", "launch",
-    "paper", "status", "completion",
+    "paper", "status", "completion", "config", "monitor",
 }  # fmt: skip
 
 

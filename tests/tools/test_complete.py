@@ -48,6 +48,10 @@ def _words(line: str) -> list[str]:
         ("evaluate export --format l", ["latex"]),
         ("evaluate export --format=l", ["--format=latex"]),
         ("completion z", ["zsh"]),
+        ("config sch", ["schema"]),
+        ("config show algorithm.name=pap", ["algorithm.name=paper"]),
+        ("config check --for s", ["sft"]),
+        ("monitor --on", ["--once"]),
         ("nothing ", []),
     ],
 )

@@ -55,7 +55,10 @@ def test_a_signal_reaches_the_ranks_and_ends_it_without_a_word(number: int, code
 
 
 def test_words_reach_the_program_as_they_are(tmp_path: Path) -> None:
-    words, out = ["a$$b", "$$$", "${run.dir}", "$HOME"], tmp_path / "out"
+    words, out = (
+        ["a$$b", "$$$", "${run.dir}", "$HOME", "$local_rank is ${local_rank}", "$$ of ${run.dir}"],
+        tmp_path / "out",
+    )
     line = f'printf "%s\\n" "$@" >{out}'
     pid, _ = _launched(tmp_path, "--nproc-per-node=1", "sh", "-c", line, "sh", *for_torchrun(words))
     assert _code(pid) == 0 and out.read_text().splitlines() == words

@@ -14,6 +14,7 @@ from pathlib import Path
 from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
 from gipo_mc.run.folder import RunFolder
 from gipo_mc.run.jsonl import lock_file, printable, storage_errors, write_atomically
+from gipo_mc.run.terminal.voice import is_quiet, tell
 from gipo_mc.tools.commands import attempt, launched, shown
 from gipo_mc.tools.paper.durations import estimate, in_words
 from gipo_mc.tools.paper.standing import Journal, Standing, reached, reads_of, refuse_changed, standing
@@ -69,7 +70,7 @@ def drive(steps: Sequence[Step], folder: Path, again: Sequence[str] = ()) -> int
                 refuse_changed([(step.name, stands)])
                 if stands.state == "done":
                     continue
-            print(f"\n=== {step.name} ({number} of {len(steps)})", flush=True)
+            tell(f"\n=== {step.name} ({number} of {len(steps)})")
             if code := _run(step, journal, again=anew):
                 return code
     return 0
@@ -77,8 +78,8 @@ def drive(steps: Sequence[Step], folder: Path, again: Sequence[str] = ()) -> int
 
 def _run(step: Step, journal: Journal, *, again: bool) -> int:
     """One attempt, noted in the journal. The exit code is the run's own where torchrun has only 1 for it."""
-    words = command_of(step, again=again)
-    print(shown(words), flush=True)
+    words = [*command_of(step, again=again), *["--quiet"] * is_quiet()]
+    tell(shown(words))
     for path in step.writes:
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from gipo_mc.errors import GipoError
-from gipo_mc.run.arguments import Parser, name, number, say_error
+from gipo_mc.errors import ConfigError
+from gipo_mc.run.arguments import Parser, name, number
+from gipo_mc.run.terminal.ending import ended
 
 if TYPE_CHECKING:
     from gipo_mc.config.explain.origins import Shown
@@ -30,20 +31,28 @@ _ON_RESUME = {
 }
 
 
-def main(argv: Sequence[str] | None = None, description: str | None = None, prog: str = "gipo-mc config") -> int:
+def parsers() -> dict[str, Parser]:
+    return {verb: _parser_of(verb) for verb in _VERBS}
+
+
+def main(words: Sequence[str] | None = None) -> int:
     """Parse and do; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    return ended(lambda: _config(list(sys.argv[1:] if words is None else words)))
+
+
+def _config(words: list[str]) -> int:
     lines = [f"  {verb:<10} {text}" for verb, (text, _, _) in _VERBS.items()]
-    front = Parser(prog=prog, description=description or __doc__, epilog="\n".join(lines), usage="%(prog)s VERB ...")
+    front = Parser("config", description=__doc__, epilog="\n".join(lines), usage="%(prog)s VERB ...")
     front.add_argument("verb", choices=list(_VERBS), metavar="VERB", help=", ".join(_VERBS))
     verb = front.parse_args(words[:1]).verb
-    text, add_arguments, do = _VERBS[verb]
-    parser = Parser(prog=f"{prog} {verb}", description=f"{text[0].upper()}{text[1:]}.")
+    return _VERBS[verb][2](_parser_of(verb).parse_intermixed_args(words[1:]))
+
+
+def _parser_of(verb: str) -> Parser:
+    text, add_arguments, _ = _VERBS[verb]
+    parser = Parser(f"config {verb}", description=f"{text[0].upper()}{text[1:]}.")
     add_arguments(parser)
-    try:
-        return do(parser.parse_intermixed_args(words[1:]))
-    except GipoError as error:
-        return say_error(error)
+    return parser
 
 
 def _of_show(parser: Parser) -> None:
@@ -91,9 +100,7 @@ def _split(words: list[str]) -> tuple[str | None, list[str]]:
     return (config_of(files[0]) if files else None), [word for word in words if "=" in word]
 
 
-def _error(text: str) -> GipoError:
-    from gipo_mc.errors import ConfigError
-
+def _error(text: str) -> ConfigError:
     return ConfigError(text)
 
 

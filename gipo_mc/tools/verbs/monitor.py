@@ -12,19 +12,28 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gipo_mc.errors import DataError, GipoError
-from gipo_mc.run.arguments import Parser, name, number, real, say_error
+from gipo_mc.errors import DataError
+from gipo_mc.run.arguments import Parser, name, number, real
 from gipo_mc.run.jsonl import printable
+from gipo_mc.run.terminal.ending import ended
 
 _PORT = 8899
 #: Runs that a screen has room for.
 _MOST = 7
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def parsers() -> dict[str, Parser]:
+    return {"": _parser()}
+
+
+def main(words: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
+    return ended(lambda: _monitor(words))
+
+
+def _monitor(words: Sequence[str] | None) -> int:
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words)
     if (options.host or options.port is not None) and not options.serve:
         parser.error("--host and --port go with --serve")
     if len(options.runs) > _MOST:
@@ -34,14 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             port = _PORT if options.port is None else options.port
             return _serve(options.runs, options.host or "127.0.0.1", port, options.every)
         return _show(options.runs, options.once, options.every)
-    except GipoError as error:
-        return say_error(error)
     except KeyboardInterrupt:
-        return 0
+        return 0  # the way out of it
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="gipo-mc monitor", description=__doc__)
+    parser = Parser("monitor", description=__doc__)
     parser.add_argument("runs", nargs="+", type=name, metavar="RUN", help="run folder; it may begin later")
     parser.add_argument("--once", action="store_true", help="print how the runs stand, and end")
     seconds = real(lambda value: 0.2 <= value <= 3600, "number of seconds from 0.2 to 3600")

@@ -49,8 +49,6 @@ def _make(parser: Parser, options: argparse.Namespace) -> int:
         if (options.hidden if key == "--heads" else options.heads) % heads:
             parser.error(f"{key} {heads} does not divide {'--hidden' if key == '--heads' else '--heads'}")
     with importing():
-        from transformers.utils import logging as transformers_logging
-
         from gipo_mc.config import validate
         from gipo_mc.models.families import FAMILIES
         from gipo_mc.run.jsonl import printable
@@ -59,7 +57,6 @@ def _make(parser: Parser, options: argparse.Namespace) -> int:
     if options.family not in FAMILIES:
         near = did_you_mean(options.family, FAMILIES)
         parser.error(f"argument --family: {options.family!r} is none of {', '.join(FAMILIES)}{near}")
-    transformers_logging.disable_progress_bar()
     with waiting("Reading the data and making the model"):
         vocab = create_text_model(
             Path(options.out),

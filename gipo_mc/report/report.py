@@ -22,7 +22,7 @@ from gipo_mc.report.verdict import Verdict, verdict
 from gipo_mc.run.jsonl import read_file, storage_errors, write_atomically
 
 if TYPE_CHECKING:
-    from gipo_mc.report.winners import Evaluation
+    from gipo_mc.report.evaluation.winners import Evaluation
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,15 @@ def save_charts(runs: list[Path], folder: Path, evaluation: Path | None = None) 
 
 
 def _evaluation(folder: Path) -> Evaluation:
-    from gipo_mc.report.winners import load_evaluation  # it looks at responses with torch, which a run does not need
+    from gipo_mc.report.evaluation.winners import (
+        load_evaluation,  # it looks at responses with torch, which a run does not need
+    )
 
     return load_evaluation(folder)
 
 
 def _evaluation_charts(folder: Path) -> list[tuple[str, str]]:
-    from gipo_mc.report.winners import charts
+    from gipo_mc.report.evaluation.winners import charts
 
     return charts(folder)
 

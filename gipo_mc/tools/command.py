@@ -54,13 +54,15 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "gipo-mc new-model --out models/tiny --data train.jsonl.gz",
         ),
         "monitor": Verb(
-            "gipo_mc.tools.monitor", "follow runs while they go on, here or on a page", "gipo-mc monitor runs/gi_ppo"
+            "gipo_mc.tools.verbs.monitor",
+            "follow runs while they go on, here or on a page",
+            "gipo-mc monitor runs/gi_ppo",
         ),
         "status": Verb(_VERBS + "status", "how a run stands, and its exit code", "gipo-mc status runs/gi_ppo"),
     },
     "Before it starts": {
         "config": Verb(
-            "gipo_mc.tools.config",
+            "gipo_mc.tools.verbs.config",
             "what a configuration says, and whether it is right",
             "gipo-mc config show configs/hh_tiny.yaml --only-changed",
         ),

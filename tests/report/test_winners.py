@@ -11,9 +11,9 @@ import pytest
 from gipo_mc.errors import DataError
 from gipo_mc.evaluation.pairs import read_pairs
 from gipo_mc.evaluation.tables.model import read_table
-from gipo_mc.report.policies_shown import policies
+from gipo_mc.report.evaluation.policies_shown import policies
+from gipo_mc.report.evaluation.winners import load_evaluation
 from gipo_mc.report.report import build_report, save_charts
-from gipo_mc.report.winners import load_evaluation
 from tests.report.evaluations import LONG, SAME, evaluation, scored_alone, with_agreement
 from tests.report.pages import Page
 from tests.scripts import run_script

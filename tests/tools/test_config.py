@@ -12,7 +12,7 @@ import pytest
 from gipo_mc.config import load_config, options
 from gipo_mc.config.explain.json_schema import schema_text
 from gipo_mc.config.explain.reference import with_reference
-from gipo_mc.tools.config import main
+from gipo_mc.tools.verbs.config import main
 from tests.source_rules import ROOT
 
 HH = str(ROOT / "configs/hh_tiny.yaml")

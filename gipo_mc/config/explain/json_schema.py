@@ -86,7 +86,8 @@ def _section(name: str, section: type[BaseModel], fields: dict[str, Any], sugges
 def _option(key: str, name: str, section: type[BaseModel], raw: dict[str, Any], suggested: set[str]) -> dict[str, Any]:
     core = values_of(key, raw)
     also = _also_taken(core, name, section)
-    if "enum" in core.get("items", {}):
+    items = core.get("items", {})
+    if "enum" in items or items.get("type") in ("number", "integer"):
         core["items"] = {"anyOf": [core["items"], REFERENCE]}
     ways = [core, *also]
     if core.get("type") != "string" or "enum" in core:

@@ -56,9 +56,9 @@ class EvaluationPlan(Section):
 
     prompts: domain -> source, as in data.evaluation. out_of_domain: those of the domains that training has not seen.
     rows: rows read of each source; longer prompts than data.prompt_length are left out of them. set: options that
-    responses are generated with. judges: files. calibrate: ours is judged against a second sample of itself too. page: pairs
-    that people are shown, 0: no page. minutes: of generation for one policy, and judge_minutes of one judge and all
-    pairs, as in `RunPlan`.
+    responses are generated with. judges: files. calibrate: ours is judged against a second sample of itself too. page:
+    pairs that people are shown, 0: no page. minutes: of generation for one policy, and judge_minutes of one judge and
+    all pairs, as in `RunPlan`.
     """
 
     prompts: dict[Name, str] = Field(min_length=1)

@@ -16,8 +16,8 @@ from gipo_mc.evaluation.tables.model import Cell, Evaluator, Table, read_table
 from gipo_mc.evaluation.tables.text import TIES, bracketed, p_value, part_name, points
 from gipo_mc.report.drawing import plots
 from gipo_mc.report.drawing.plots import Bar
-from gipo_mc.report.pairs_shown import ShownPair, chosen_pairs
-from gipo_mc.report.policies_shown import PolicyRow, policies
+from gipo_mc.report.evaluation.pairs_shown import ShownPair, chosen_pairs
+from gipo_mc.report.evaluation.policies_shown import PolicyRow, policies
 from gipo_mc.report.texts import readable
 from gipo_mc.run.jsonl import read_file
 

@@ -110,6 +110,8 @@ doctor: $(STAMP) ## what this machine has and what will be used
 # What pyproject.toml's extra "docs" names.
 docs_needs = $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
 
+# The variable silences an advertisement: mkdocs-material is kept until May 2027, and Zensical, its successor, reads the
+# same mkdocs.yml.
 docs: $(STAMP) ## the documents as a site, in build/site, without a warning
 	@$(PYTHON) -m pip install --quiet $(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS)) $(docs_needs)
 	@$(PYTHON) docs/site/reference.py --check

@@ -275,8 +275,8 @@ def test_links_between_the_root_and_docs_go_on_in_the_site():
     assert for_site("[a](docs/data.md#x) [b](LICENSE) [c](#y)", "index.md") == "[a](data.md#x) b (`LICENSE`) [c](#y)"
     assert for_site("[s](../../SECURITY.md)", "howto/data.md") == "[s](../SECURITY.md)"
     assert for_site("[r](../README.md) [f](faq.md)", "data.md") == "[r](index.md) [f](faq.md)"
-    text = "1. a\n   b\n   - c\n\n```\n   d\n```\n"
-    assert for_site(text, "data.md") == "1. a\n    b\n    - c\n\n```\n   d\n```\n"
+    text = "1. a\n   b\n   - c\n\n   e\n2. f\n\n```\n   d\n```\n"
+    assert for_site(text, "data.md") == "1. a\n    b\n    - c\n\n    e\n\n2. f\n\n```\n   d\n```\n"
 
 
 def test_the_reference_is_what_the_code_says(capsys: pytest.CaptureFixture[str]):

@@ -52,6 +52,7 @@ def _link(source: str, page: str) -> Callable[[re.Match[str]], str]:
 
 
 def _indented(text: str) -> str:
-    """Items inside of items, and what continues a numbered one, behind four spaces."""
+    """Items inside of items, and what continues a numbered one, behind four spaces; no item glued to a paragraph."""
     text = re.sub(r"^   (?=\S)", "    ", text, flags=re.MULTILINE)
-    return re.sub(r"^  (?=[-*] )", "    ", text, flags=re.MULTILINE)
+    text = re.sub(r"^  (?=[-*] )", "    ", text, flags=re.MULTILINE)
+    return re.sub(r"(\n\n(?:    [^\n]*\n)+)(?=\d+\. |[-*] )", r"\1\n", text)

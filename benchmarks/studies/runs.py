@@ -6,6 +6,7 @@ into `outcome.json` and its checkpoints go away; a run with an outcome is never 
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -261,6 +262,7 @@ def trained(folder: Path) -> bool:
 def _quietly(log: Path, call: tuple[Any, ...]) -> None:
     import torch
 
+    gc.freeze()  # what this process has from its parent stays: not to be looked through, nor copied for that
     torch.set_num_threads(1)
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)

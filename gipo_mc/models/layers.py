@@ -25,6 +25,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
+from gipo_mc.models.cpu_layers import PlainLayer, WholeColumn, WholeRow
 from gipo_mc.models.rotary import rotate
 from gipo_mc.parallel.megatron import transformer_engine
 from gipo_mc.parallel.megatron.versions import mlp
@@ -75,7 +76,7 @@ class CausalAttention(MegatronModule):
 class RotaryAttention(SelfAttention):
     """Megatron's self-attention over whole sequences: projection, rotary embedding, core attention, projection.
 
-    rotary_pos_emb: the tables of `rotary_tables`, made once a forward pass; Megatron takes sines and cosines of its
+    rotary_pos_emb: the tables of `turning_tables`, made once a forward pass; Megatron takes sines and cosines of its
     angles in every layer, for queries and for keys. Raises ValueError for packed sequences and for Megatron's caches,
     neither of which is looked at here.
     """
@@ -120,11 +121,16 @@ def _layer(config: TransformerConfig) -> ModuleSpec:
         "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
         "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
     }
+    layer = TransformerLayer
+    if config.use_cpu_initialization:
+        layer = PlainLayer
+        if config.tensor_model_parallel_size == 1:
+            column, row = WholeColumn, WholeRow
     if has_transformer_engine(config):
         # Its column-parallel linear has the norm in it.
         (column, row), norm, names = transformer_engine.linears(), IdentityOp, {}
     return ModuleSpec(
-        module=TransformerLayer,
+        module=layer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=ModuleSpec(

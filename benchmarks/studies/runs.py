@@ -253,6 +253,14 @@ def forked(jobs: Sequence[tuple[Any, tuple[Any, ...]]], folder: Path, workers: i
             process.kill()
 
 
+def import_once() -> None:
+    """Import here what every run needs, before `forked` makes processes of this one, which then start at once."""
+    import torch._dynamo  # noqa: F401  # which torch imports when the first optimizer is made
+
+    import gipo_mc.rl.gi_ppo
+    import gipo_mc.tools.builtin_models  # noqa: F401
+
+
 def trained(folder: Path) -> bool:
     """Has the run in this folder ended well?"""
     status = folder / "run_status.json"

@@ -19,7 +19,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from gipo_mc.errors import ConfigError
 from gipo_mc.models.shape import ModelShape, bullets
 from gipo_mc.models.weights.mapping import Columns, GateUp, Mapping, QueryKeyValue, Whole
-from gipo_mc.parallel import compiler
+from gipo_mc.parallel.megatron import compiler
 
 with compiler.left_out():  # what all configs of transformers need
     importlib.import_module("transformers.models.llama.configuration_llama")

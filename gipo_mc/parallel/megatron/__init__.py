@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 
-from gipo_mc.parallel import compiler
+from gipo_mc.parallel.megatron import compiler
 
 with compiler.left_out():
     importlib.import_module("megatron.core")

@@ -21,7 +21,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a worker, before tor
 from benchmarks.common.machine import describe_machine
 from benchmarks.common.record import write
 from benchmarks.studies import study, tables
-from benchmarks.studies.runs import Method, Run, carry_out, finished, forked, own_words, train_rl, trained
+from benchmarks.studies.runs import (
+    Method,
+    Run,
+    carry_out,
+    finished,
+    forked,
+    import_once,
+    own_words,
+    train_rl,
+    trained,
+)
 from gipo_mc.config import load_config
 from gipo_mc.supervised import sft
 from gipo_mc.tools import builtin
@@ -38,6 +48,7 @@ def main(words: list[str] | None = None) -> int:
     if options.table:
         return study.show(options)
     machine, seeds = describe_machine(), options.seeds or (SEEDS[:2] if options.quick else SEEDS)
+    import_once()
     jobs = [(f"seed {seed}", (train, seed, options.runs, options.quick)) for seed in seeds]
     for number, (name, seconds) in enumerate(forked(jobs, options.runs, options.workers), 1):
         print(f"{number}/{len(jobs)} {name}: {seconds:.0f} s", flush=True)

@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a worker, before tor
 from benchmarks.common.machine import describe_machine, show_machine
 from benchmarks.common.record import write
 from benchmarks.studies import dpo, overhead, study, tables
-from benchmarks.studies.runs import Method, Run, common_words, evaluations, forked, own_words, trained
+from benchmarks.studies.runs import Method, Run, common_words, evaluations, forked, import_once, own_words, trained
 from benchmarks.studies.study import Study
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def train_reference(seed: int, size: dict[str, int], folder: Path) -> None:
 
 def time_overhead(options: argparse.Namespace) -> int:
     """A record of its own: what an iteration of GI-PPO costs beside one of PPO."""
-    import gipo_mc.tools.builtin_models  # noqa: F401
+    import_once()
 
     record: dict[str, Any] = {"benchmark": "group_overhead", "machine": describe_machine()}
     print(show_machine(record["machine"]) + "\n", flush=True)

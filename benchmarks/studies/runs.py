@@ -6,6 +6,7 @@ into `outcome.json` and its checkpoints go away; a run with an outcome is never 
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -252,6 +253,14 @@ def forked(jobs: Sequence[tuple[Any, tuple[Any, ...]]], folder: Path, workers: i
             process.kill()
 
 
+def import_once() -> None:
+    """Import here what every run needs, before `forked` makes processes of this one, which then start at once."""
+    import torch._dynamo  # noqa: F401  # which torch imports when the first optimizer is made
+
+    import gipo_mc.rl.gi_ppo
+    import gipo_mc.tools.builtin_models  # noqa: F401
+
+
 def trained(folder: Path) -> bool:
     """Has the run in this folder ended well?"""
     status = folder / "run_status.json"
@@ -261,6 +270,7 @@ def trained(folder: Path) -> bool:
 def _quietly(log: Path, call: tuple[Any, ...]) -> None:
     import torch
 
+    gc.freeze()  # what this process has from its parent stays: not to be looked through, nor copied for that
     torch.set_num_threads(1)
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)

@@ -122,6 +122,7 @@ def table(record: dict[str, Any]) -> list[str]:
 def work(what: str, given: dict[str, Any]) -> int:
     """Train the reference, or one run, and print what it took."""
     import torch
+    import torch._dynamo  # as a study imports it before its forks
 
     torch.set_num_threads(1)
     from gipo_mc.config import load_config

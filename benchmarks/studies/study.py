@@ -17,7 +17,7 @@ from benchmarks.common.machine import describe_machine, show_machine
 from benchmarks.common.record import fingerprint, write
 from benchmarks.studies import costs, pictures, tables
 from benchmarks.studies.paired import best_value, figures
-from benchmarks.studies.runs import Method, Run, carry_out, finished, forked, leave
+from benchmarks.studies.runs import Method, Run, carry_out, finished, forked, import_once, leave
 
 _SIZE = "size.json"  # in the folder of the runs: what their size was
 
@@ -106,7 +106,7 @@ def run(study: Study, options: argparse.Namespace) -> int:
     restore(record, options.runs)
     record["machine"] = record.get("machine") or describe_machine()
     print(show_machine(record["machine"]) + "\n", flush=True)
-    import gipo_mc.tools.builtin_models  # noqa: F401  # before the forks, which then start at once
+    import_once()
 
     tuning = study.tuning_runs(record.get("tuning", ()))
     _carry_out(study, tuning, options)

@@ -154,7 +154,7 @@ def _builtin_rows(
         report.read += 1
         if kind == "prompts":
             prompt_ids, domain = synthetic.prompt(seed, split, index)
-            text = tokenizer.decode(prompt_ids, skip_special_tokens=True)
+            text = synthetic.prompt_text(prompt_ids)
             yield (prompt_ids,), (text, (), f"{source}:{index + 1}", "", NO_COLUMNS), domain
         elif kind == "demonstrations":
             prompt_ids, response_ids, domain = synthetic.demonstration(seed, split, index)

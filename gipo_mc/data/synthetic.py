@@ -180,6 +180,11 @@ def prompt(seed: int, split: str, index: int) -> tuple[tuple[int, ...], str]:
     return _prompt(_stream(seed, "prompts", split, index), "prompts", split)
 
 
+def prompt_text(prompt_ids: Sequence[int]) -> str:
+    """The text of a prompt, without BOS: what the tokenizer decodes it to, which takes it many times as long."""
+    return _text(prompt_ids[1:])
+
+
 def demonstration(seed: int, split: str, index: int) -> tuple[tuple[int, ...], tuple[int, ...], str]:
     """(prompt ids, response ids ending with EOS, domain). Train is 40 % easy, 40 % hard, 20 % out of domain."""
     rng = _stream(seed, "demonstrations", split, index)

@@ -26,7 +26,7 @@ from gipo_mc.models.families import family_of
 from gipo_mc.models.heads import GroupHead, ScalarHead
 from gipo_mc.models.layers import block_spec
 from gipo_mc.models.projection import logits
-from gipo_mc.models.rotary import rotary_tables
+from gipo_mc.models.rotary import turning_tables
 from gipo_mc.models.shape import ModelShape
 from gipo_mc.parallel.layout import Layout
 
@@ -113,7 +113,7 @@ class ModelChunk(GPTModel):
         hidden = self.decoder(
             hidden_states=self.embedding(input_ids=tokens_BL, position_ids=None) if self.pre_process else None,
             attention_mask=None,
-            rotary_pos_emb=rotary_tables(self.rotary_pos_emb.inv_freq, length + extra),
+            rotary_pos_emb=turning_tables(self.rotary_pos_emb.inv_freq, length + extra),
         )
         if not self.post_process:
             return hidden

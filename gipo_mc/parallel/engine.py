@@ -169,7 +169,7 @@ class Engine:
         """Outputs of each micro-batch on the last stage, an empty list on the others. No gradients."""
         if self.resident is not None:
             self.resident.score()
-        self.model.eval()
+        self._set_training(False)
         with torch.no_grad():
             return self._run(micro_batches, last_stage, forward_only=True)
 
@@ -178,11 +178,15 @@ class Engine:
         assert self.optimizer is not None, "a frozen model has no gradients"
         if self.resident is not None:
             self.resident.train()
-        self.model.train()
+        self._set_training(True)
         for chunk in self._wrapped:
             chunk.zero_grad_buffer()  # type: ignore[operator]
         self.optimizer.zero_grad()
         return self._run(micro_batches, last_stage, forward_only=False)
+
+    def _set_training(self, training: bool) -> None:
+        if self.model.training != training:  # or it would walk through all modules for nothing
+            self.model.train(training)
 
     def _run(self, micro_batches: Sequence[ModelInput], last_stage: LastStage, forward_only: bool) -> list[Outputs]:
         def forward_step(iterator: Any, model: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:

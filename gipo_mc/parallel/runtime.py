@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gipo_mc.parallel.megatron  # noqa: F401  # before anything else imports Megatron-core
+
+# isort: split
 import os
 from collections.abc import Mapping
 from dataclasses import replace

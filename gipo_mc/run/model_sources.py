@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,9 +58,9 @@ class ModelSource:
     checkpoint: Path = Path()
     role: str = ""
 
-    @property
+    @cached_property
     def shape(self) -> ModelShape:
-        """Sizes of the model, from its config.json."""
+        """Sizes of the model, from its config.json, read once."""
         return read_shape(self.folder)
 
     @property

@@ -20,7 +20,7 @@ from gipo_mc.parallel import runtime
 from tests.models.tiny import FAMILIES, VARIANTS, config
 from tests.ranks import LAYOUTS, parallel_config, run_ranks
 
-LENGTHS = (3, 21, 16, 1)
+LENGTHS = (3, 21, 16, 16, 1)  # neighbours of one length attend together
 NEW = 18  # across a page's end for every row
 MODELS = {**{name: config(**fields) for name, fields in VARIANTS.items()},
           **{name: config(name, **fields) for name, fields in FAMILIES.items()}}  # fmt: skip
@@ -69,7 +69,7 @@ def compare(rank: int, parallel: ParallelConfig, name: str, ops: str) -> None:
     cache = KVCache(shape, layout, pages=9 * len(LENGTHS), slots=6, longest=longest, dtype=torch.float32)
     for pool in (pool for both in cache.pools for pool in both):
         pool.fill_(torch.nan)  # what was never written is never read
-    slots = [4, 0, 5, 2]
+    slots = [4, 0, 5, 2, 1]
     scattered = torch.randperm(9 * len(LENGTHS), generator=torch.Generator().manual_seed(1)).tolist()
     cache.give(slots, [scattered[row * pages : (row + 1) * pages] for row in range(len(LENGTHS))])
     run = CachedForward(model, longest)

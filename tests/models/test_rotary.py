@@ -7,17 +7,22 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from gipo_mc.models.rotary import rotary_tables, rotate
+from gipo_mc.models.rotary import rotary_tables, rotate, turning_tables
 
 POSITIONS, HALF = 7, 4
 
 
-def _tables() -> tuple[Tensor, Tensor]:
-    return rotary_tables(10000.0 ** -(torch.arange(HALF) / HALF), POSITIONS)
+FREQUENCIES = 10000.0 ** -(torch.arange(HALF) / HALF)
+
+
+def _tables() -> Tensor:
+    return turning_tables(FREQUENCIES, POSITIONS)
 
 
 def _plain(x_LBHD: Tensor) -> Tensor:
-    cos, sin = (torch.cat([table, table], dim=-1).to(x_LBHD.dtype)[None] for table in _tables())
+    cos, sin = (
+        torch.cat([table, table], dim=-1).to(x_LBHD.dtype)[None] for table in rotary_tables(FREQUENCIES, POSITIONS)
+    )
     x_BHLD = x_LBHD.permute(1, 2, 0, 3)
     return apply_rotary_pos_emb(x_BHLD, x_BHLD, cos, sin)[0].permute(2, 0, 1, 3)
 

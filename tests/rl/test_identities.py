@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gipo_mc.algorithms.group_invariance import beta_at, bounded_beta, group_statistics, moments, signal_gradient
 from gipo_mc.config import Config
-from gipo_mc.models.micro_batch import MicroBatch
+from gipo_mc.models.micro_batch import MicroBatch, PackedBatch
 from gipo_mc.models.readout import response_statistics
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.step_checks import StepResult
@@ -159,6 +159,19 @@ def test_exact_and_rollout_statistics_part_only_after_the_first_step(tmp_path: P
     exact = _run(tmp_path, models, "exact2", "algorithm.group_statistics=exact", count=1)
     rollout = _run(tmp_path, models, "rollout2", "algorithm.group_statistics=rollout", count=1)
     assert _same(exact[1]["policy"], rollout[1]["policy"]), "the second mini-batch has statistics of its own"
+
+
+def test_a_mini_batch_of_one_micro_batch_needs_no_first_pass(
+    tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = ["parallel.micro_batch_size=6", "algorithm.group_statistics=exact", "algorithm.beta_ramp=0"]
+    one = _run(tmp_path, models, "one", *together)
+    monkeypatch.setattr(PackedBatch, "is_one_pass", False)
+    two = _run(tmp_path, models, "two", *together)
+    for role in ("policy", "critic"):
+        assert _same(one[1][role], two[1][role]) == []
+    names = [name for name in one[0][1] if name.partition("/")[0] in {"policy", "critic", "group"}]
+    assert "policy/weight_max" in names and {n: one[0][1][n] for n in names} == {n: two[0][1][n] for n in names}
 
 
 # ------------------------------------------------------------------------------- the penalty in one plain graph

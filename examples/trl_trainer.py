@@ -34,7 +34,7 @@ class GroupInvariantTrainer(GRPOTrainer):
         super().__init__(*arguments, **options)
         embedding = self.model.get_input_embeddings()
         self.classifier = torch.nn.Linear(embedding.weight.shape[1], 2)
-        self.classifier_optimizer = torch.optim.AdamW(self.classifier.parameters(), lr=1e-2)
+        self.classifier_optimizer = torch.optim.AdamW(self.classifier.parameters(), lr=0.3)
 
     def _calculate_rewards(self, *arguments: Any, **options: Any) -> Tensor:
         rewards_BK = super()._calculate_rewards(*arguments, **options)
@@ -105,13 +105,14 @@ def main(steps: int) -> list[dict[str, float]]:
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), pad_token_id=0, eos_token_id=1, **sizes))
     rows = [{"prompt": f"{kind} {letter}"} for kind in ("easy", "hard") for letter in "abcdef"]
     with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(f"{folder}/model")  # TRL reads the reference from there
         settings = GRPOConfig(
-            output_dir=folder, per_device_train_batch_size=16, gradient_accumulation_steps=1, num_generations=4,
-            max_completion_length=6, beta=0.02, learning_rate=1e-3, max_steps=steps, logging_steps=1, use_cpu=True,
-            report_to=[], save_strategy="no", bf16=False, gradient_checkpointing=False,
+            output_dir=f"{folder}/run", per_device_train_batch_size=16, gradient_accumulation_steps=1,
+            num_generations=4, max_completion_length=6, beta=0.02, learning_rate=1e-3, max_steps=steps,
+            logging_steps=1, use_cpu=True, report_to=[], save_strategy="no", bf16=False, gradient_checkpointing=False,
         )  # fmt: skip
         trainer = GroupInvariantTrainer(
-            model=model, reward_funcs=vowels, args=settings, train_dataset=Dataset.from_list(rows),
+            model=f"{folder}/model", reward_funcs=vowels, args=settings, train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )  # fmt: skip
         trainer.train()
@@ -122,4 +123,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps [%(default)s]")
     for line in main(parser.parse_args().steps):
-        print({name: round(value, 4) for name, value in line.items() if name in ("step", "reward", "group/variance")})
+        print({name: round(value, 6) for name, value in line.items() if name in ("step", "reward", "group/variance")})

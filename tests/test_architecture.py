@@ -49,7 +49,7 @@ DOCTOR = "gipo_mc.tools.doctor"
 CPP = {".h", ".hpp", ".cpp", ".cc", ".cu", ".cuh"}
 SOURCES = [
     path
-    for folder in ("gipo_mc", "scripts", "benchmarks", "csrc", "tests")
+    for folder in ("gipo_mc", "scripts", "benchmarks", "examples", "csrc", "tests")
     for path in sorted((ROOT / folder).rglob("*"))
     if path.suffix in {".py", ".sh", *CPP}
 ]
@@ -220,7 +220,7 @@ def test_sizes_of_folders():
 
 
 def test_sizes_of_functions():
-    files = python_files("gipo_mc", "scripts", "benchmarks", "tests")
+    files = python_files("gipo_mc", "scripts", "benchmarks", "examples", "tests")
     violations = [v for p in files for v in function_violations(p.relative_to(ROOT).as_posix(), p.read_text("utf-8"))]
     assert not violations, "\n".join(violations)
     for label in LONG_FUNCTIONS:

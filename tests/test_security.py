@@ -44,7 +44,7 @@ READS_PICKLES = {
 ADAPTER = "gipo_mc/parallel/sharded_files.py"
 #: Keyword arguments that may not be given with anything but this constant.
 KEYWORDS = {"shell": False, "trust_remote_code": False, "allow_pickle": False, "weights_only": True, "verify": True}
-FILES = [*python_files("gipo_mc", "scripts", "benchmarks"), *ROOT.glob("setup.py")]
+FILES = [*python_files("gipo_mc", "scripts", "benchmarks", "examples"), *ROOT.glob("setup.py")]
 
 
 def violations(name: str, source: str) -> list[str]:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from gipo_mc.config import Config, check_layout
 from gipo_mc.errors import ConfigError
-from gipo_mc.parallel import runtime
+from gipo_mc.parallel import news, runtime
 from gipo_mc.parallel.launcher import adopt_slurm, suit_cuda, world_size
 from gipo_mc.parallel.layout import Layout
 
@@ -66,6 +66,7 @@ def release() -> None:
 def held(config: Config) -> Iterator[None]:
     """Around work that joins the ranks by itself: what it joined is left, whatever ends it. Raises as `acquire`."""
     _hold(config)
+    news.new_job()
     try:
         yield
     finally:

@@ -25,6 +25,7 @@ T = TypeVar("T")
 #: Seconds between two looks of a rank that waits for rank 0.
 _LOOK = 2.0
 _calls = count()
+_job = 0
 _lost = False
 _silence = 0.0
 _limit = 0.0
@@ -61,6 +62,12 @@ def silence() -> float:
 def unanswered() -> bool:
     """Has the store, which is there, given no answer for so long? (One whose process ended is only lost.)"""
     return _unanswered
+
+
+def new_job() -> None:
+    """What was told before is no news any more: the same ranks, all of which call this, begin something else."""
+    global _job
+    _job += 1
 
 
 def record_error(
@@ -196,7 +203,8 @@ def _in_time(question: Callable[[], T]) -> T:
 
 def _key(name: str) -> str:
     # `torchrun --max-restarts` starts the ranks again on the same store: what the dead ones told is not news.
-    return f"gipo_mc/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
+    job = f".{_job}" if _job else ""
+    return f"gipo_mc/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}{job}/{name}"
 
 
 def _store() -> dist.Store:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
+from itertools import count
 from typing import Literal
 
 import torch
@@ -28,6 +29,9 @@ from gipo_mc.parallel.nodes import greeting, network
 _TRACKER_SEED = 1
 #: Of layouts beside the first one, by (tensor, pipeline); kept, for a command that runs several trainings.
 _groups_beside: dict[tuple[int, int], Groups] = {}
+#: Store, rank and ranks of the first meeting of this process, and how often ranks have joined since.
+_met: tuple[dist.Store, int, int] | None = None
+_joins = count()
 
 
 def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
@@ -129,10 +133,12 @@ def _join(kind: Literal["cpu", "cuda"], parallel: ParallelConfig, same: Mapping[
     if "RANK" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         return
+    store, rank, world = _meet(timeout)
     if not several_hosts():
-        dist.init_process_group(backend, timeout=timeout)
+        dist.init_process_group(
+            backend, store=dist.PrefixStore("default_pg", store), rank=rank, world_size=world, timeout=timeout
+        )
         return
-    store, rank, world = greeting.meet(timeout)
     greeting.greet(store, rank, world, same)
     news.of_several_hosts(parallel.silence_seconds, timeout.total_seconds())
     try:
@@ -145,6 +151,21 @@ def _join(kind: Literal["cpu", "cuda"], parallel: ParallelConfig, same: Mapping[
             "and NCCL_SOCKET_IFNAME (NCCL) name the interface of each host that the others are reached by; no "
             f"firewall may stand between them. It said: {error}"
         ) from error
+
+
+def _meet(timeout: timedelta) -> tuple[dist.Store, int, int]:
+    """(a store that nobody has written to, this rank, all ranks). Ranks that join again, after `shutdown`, keep the
+    store of their first meeting, which has what they told each other then: each time they use a part of its own."""
+    global _met
+    if _met is None:
+        if several_hosts():
+            _met = greeting.meet(timeout)
+        else:
+            _met = next(dist.rendezvous("env://", timeout=timeout))
+            _met[0].set_timeout(timeout)
+    store, rank, world = _met
+    again = next(_joins)
+    return (dist.PrefixStore(f"again{again}", store) if again else store), rank, world
 
 
 def cpu_backend(shared_memory: bool) -> str:

@@ -120,13 +120,14 @@ def _trains(models: dict[str, str]) -> list[Any]:
     train("runs/two", mine)
     train("runs/one", mine, **{"run.iterations": 2})
     assert not dist.is_initialized()
+    state = run.status()["state"]
     others = [row | {"answer": -1} for row in ROWS]
     call = {"policy": models["policy"], "reward": mine, "run": "runs/one", "options": OPTIONS | {"run.iterations": 3}}
     with pytest.raises(ConfigError, match=r"data\.prompts \(columns\) was made of"):
         gipo_mc.train(prompts=others, **call)
     table = run.metrics()
     found += [table.index.tolist(), table["reward/mean"].tolist(), str(table.dtypes["reward/mean"]), table.index.name]
-    found += [run.status()["state"], run.options()["model.reward"], len(run.samples()), seen]
+    found += [state, run.options()["model.reward"], len(run.samples()), seen]
     with gipo_mc.load_policy(run.path, device="cpu") as policy:
         found.append(policy.sample(PROMPTS[:1], max_new_tokens=3, greedy=True)[0].text)
     return found
@@ -140,7 +141,7 @@ def test_training_with_a_function_of_ones_own_again_and_again(tmp_path: Path, mo
     answers = {row["prompt"]: row["answer"] for row in ROWS}
     assert all(answers[prompt] == answer for prompt, answer in seen), "each response has the columns of its row"
     status = json.loads((tmp_path / "runs" / "two" / "run_status.json").read_text())
-    assert status["state"] == "done" and len(list(tmp_path.glob("runs/one.prompts-*.jsonl"))) == 2
+    assert status["state"] == "done" and len(list(tmp_path.glob("runs/one.rows-*/prompts.jsonl"))) == 2
 
 
 def _on_ranks(rank: int, folder: Path, models: dict[str, str]) -> Any:
@@ -165,6 +166,32 @@ def test_ranks_make_the_same_calls_and_a_group_of_the_programs_own_stays(
 ) -> None:
     first, second = run_ranks(_on_ranks, 2, tmp_path, models)
     assert first == second and first[2] and len(first[1]) == 1
+
+
+def _joins_again(rank: int, folder: Path, models: dict[str, str], port: int) -> Any:
+    """As a program under torchrun, whose store outlives each process group."""
+    os.chdir(folder)
+    dist.destroy_process_group()
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
+    options = OPTIONS | {"parallel.tensor": 2, "parallel.timeout_minutes": 1}
+    call = {"policy": models["policy"], "prompts": ROWS, "run": "runs/again", "options": options}
+    with pytest.raises(DataError):
+        gipo_mc.train(reward=_fails, **call)  # type: ignore[arg-type]
+    assert not dist.is_initialized()
+    run = gipo_mc.train(reward=_shorter, **call)  # type: ignore[arg-type]
+    with gipo_mc.load_policy(run.path, device="cpu", tensor=2) as policy:
+        said = policy.sample(PROMPTS, max_new_tokens=4)
+    return said, run.metrics()["reward/mean"].tolist(), dist.is_initialized()
+
+
+def _fails(samples: list[gipo_mc.Sample]) -> list[float]:
+    raise RuntimeError("not today")
+
+
+def test_ranks_of_torchrun_join_again_after_an_error(tmp_path: Path, models: dict[str, str]) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    first, second = run_ranks(_joins_again, 2, tmp_path, models, store.port)
+    assert first == second and not first[2] and len(first[1]) == 1
 
 
 def test_what_is_no_run_or_no_reward_is_said(tmp_path: Path) -> None:

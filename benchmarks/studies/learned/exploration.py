@@ -1,8 +1,7 @@
 """An exploration before the study of learned reward models: a few seeds, one setting for all methods, nothing tuned.
 
     python benchmarks/studies/learned/exploration.py [--strengths weak strong] [--methods ppo gi_ppo] [--seeds 141]
-    python benchmarks/studies/learned/exploration.py --table benchmarks/results/learned_exploration.json \
-        [--into docs/results.md]
+    python benchmarks/studies/learned/exploration.py --table FILE.json [--into docs/results.md]
 
 It asks, of each strength of reward model: does the model know what it is to reward, domain by domain; what does an
 oracle of the domains gain by it; what does each candidate signal know of the domains; and does GI-PPO on gains over the
@@ -64,6 +63,8 @@ def main(words: list[str] | None = None) -> int:
     options = arguments(words)
     if options.table:
         return study.show(options)
+    import gipo_mc.rl.gi_ppo  # noqa: F401  # before the forks, which then start at once
+
     size = QUICK if options.quick else SIZE
     record = _record(options.out, size)
     for line in group_robustness.references(options.seeds, size, options.runs, options.workers):

@@ -52,7 +52,7 @@ BUILD_INPUTS := pyproject.toml $(wildcard constraints.txt setup.py CMakeLists.tx
 # The commands of the environment (clang-format, mypy, ruff) come before others of the same name.
 run := PATH="$$(cd "$$(dirname "$(PYTHON)")" && pwd):$$PATH"
 
-.PHONY: help venv demo test test-matrix test-vllm test-browser digests soak bench lint format doctor clean
+.PHONY: help venv demo test test-matrix test-vllm test-browser digests soak bench lint format doctor docs release-check clean
 
 help: ## what there is
 	@echo "gipo_mc: Group-Invariant PPO on Megatron-core"
@@ -106,6 +106,18 @@ format: $(STAMP) ## put Python and C++ into the one format
 
 doctor: $(STAMP) ## what this machine has and what will be used
 	@$(PYTHON) scripts/doctor.py $(ARGS)
+
+# What pyproject.toml's extra "docs" names.
+docs_needs = $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+
+docs: $(STAMP) ## the documents as a site, in build/site, without a warning
+	@$(PYTHON) -m pip install --quiet $(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS)) $(docs_needs)
+	@$(PYTHON) docs/site/reference.py --check
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
+	@echo "Built: build/site/index.html"
+
+release-check: $(STAMP) ## wheel and sdist: built, looked at, installed and started on their own (a minute)
+	@.ci/release_check "$(PYTHON)"
 
 clean: ## remove what was built, and the environment; runs/ stays
 	rm -rf build dist *.egg-info gipo_mc/_C*.so $(VLLM_VENV) .venv-3.11 .venv-3.12 .pytest_cache .mypy_cache .ruff_cache .hypothesis

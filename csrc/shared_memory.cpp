@@ -11,16 +11,19 @@
 #include <climits>
 #include <cstring>
 #include <ctime>
+#include <stdexcept>
+#include <string>
 
 namespace gipo {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Counts up, wraps around; on a cache line of its own.
+// Counts up, wraps around; on a cache line of its own, with the bytes of the last things that it counted.
 struct alignas(kLine) Counter {
     std::atomic<uint32_t> value;
     std::atomic<uint32_t> sleepers;
+    int64_t bytes[kLetters];  // written before `value` says so, and read after it
 
     bool reached(uint32_t wanted) const { return int32_t(value.load() - wanted) >= 0; }
 
@@ -97,6 +100,20 @@ Clock::time_point after(int64_t milliseconds) {
     return Clock::now() + std::chrono::milliseconds(milliseconds);
 }
 
+int64_t& bytes_of(Counter& counter, uint32_t number) {
+    return counter.bytes[number % kLetters];
+}
+
+// Throws where rank `from` has brought other than `bytes` to collective or message `number`: what follows copies.
+void check_bytes(Counter& counter, uint32_t number, int64_t from, int64_t bytes) {
+    const int64_t theirs = bytes_of(counter, number);
+    if (theirs == bytes) return;
+    throw std::runtime_error("Rank " + std::to_string(from) + " of a process group has " + std::to_string(theirs) +
+                             " bytes for a message or a collective where this rank has " + std::to_string(bytes) +
+                             ": the ranks do not run the same program, or disagree about a shape. Start all of them "
+                             "with the same version and configuration; if they have it, please report this.");
+}
+
 template <class T>
 T joined(T a, T b, Reduction reduction) {
     if (reduction == Reduction::kSum) return a + b;
@@ -135,6 +152,7 @@ int64_t post(const Room& room, uint32_t number, const char* data, int64_t bytes,
     for (int64_t piece = 0; piece < pieces && bytes; ++piece) {
         std::memcpy(place + piece * bytes, data + piece * stride, bytes);
     }
+    bytes_of(posted(room, room.rank), number) = pieces * bytes;
     posted(room, room.rank).publish(number);
     return -1;
 }
@@ -144,6 +162,7 @@ int64_t reduce(const Room& room, uint32_t number, char* out, int64_t count, int6
     const auto until = after(milliseconds);
     for (int64_t rank = 0; rank < room.ranks; ++rank) {
         if (!posted(room, rank).wait(number, room.spins, until)) return rank;
+        check_bytes(posted(room, rank), number, rank, bytes_of(posted(room, room.rank), number));
     }
     const auto run = [&](auto* typed) { reduce_as(room, number, typed, count, offset, reduction); };
     if (element == Element::kFloat32) run(reinterpret_cast<float*>(out));
@@ -155,6 +174,7 @@ int64_t reduce(const Room& room, uint32_t number, char* out, int64_t count, int6
 
 int64_t take(const Room& room, uint32_t number, int64_t from, char* out, int64_t bytes, int64_t milliseconds) {
     if (!posted(room, from).wait(number, room.spins, after(milliseconds))) return from;
+    check_bytes(posted(room, from), number, from, bytes);
     if (bytes) std::memcpy(out, buffer(room, from, number), bytes);
     return -1;
 }
@@ -167,12 +187,14 @@ int64_t send(const Room& room, uint32_t number, int64_t to, const char* data, in
     const auto until = after(milliseconds);
     if (!taken(room, room.rank, to).wait(number - kLetters, room.spins, until)) return to;
     if (bytes) std::memcpy(letter(room, room.rank, to, number), data, bytes);
+    bytes_of(sent(room, room.rank, to), number) = bytes;
     sent(room, room.rank, to).publish(number);
     return -1;
 }
 
 int64_t receive(const Room& room, uint32_t number, int64_t from, char* out, int64_t bytes, int64_t milliseconds) {
     if (!sent(room, from, room.rank).wait(number, room.spins, after(milliseconds))) return from;
+    check_bytes(sent(room, from, room.rank), number, from, bytes);
     if (bytes) std::memcpy(out, letter(room, from, room.rank, number), bytes);
     taken(room, from, room.rank).publish(number);
     return -1;

@@ -4,6 +4,7 @@
 //
 //     board      [ranks]             two counters of each rank: collectives it has posted to, and has finished
 //     mail       [ranks, ranks]      two counters of each pair (from, to): messages sent, and taken
+//                                    beside the posted and the sent ones, the bytes of each of the last kLetters
 //     buffers    [ranks, 2]          kPiece bytes: what a rank posts to a collective; even and odd ones take turns
 //     letters    [ranks, ranks, kLetters]  kPiece bytes: messages on their way
 //
@@ -12,7 +13,8 @@
 // a moment and then sleeps on the counter (a futex), so that ranks that share a core get on with their work.
 //
 // Functions that wait return -1 when they are done, and else, after `milliseconds`, the rank that they still wait for:
-// nothing has happened then, and the same call may be made again. Linux only.
+// nothing has happened then, and the same call may be made again. Those that read what another rank has written throw
+// std::runtime_error where it has another number of bytes for this collective or message. Linux only.
 #pragma once
 
 #include <cstddef>

@@ -4,9 +4,9 @@ import importlib
 import logging
 import warnings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-# TransformerEngine and Apex are options here, not conditions; scripts/doctor.py says what is missing and what for.
+# TransformerEngine and Apex are options here, not conditions; gipo-mc doctor says what is missing and what for.
 for _message in (
     "Transformer Engine and Apex are not installed",
     "Apex is not installed",

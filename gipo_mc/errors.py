@@ -4,7 +4,7 @@ A message is a sentence for the user: what happened, where (file:line, rank, ste
 """
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -69,8 +69,20 @@ EXIT_REQUEUE = 75
 #: Ctrl-C, as shells count it: 128 + SIGINT.
 EXIT_INTERRUPTED = 130
 
+#: The reader of a pipe has gone (`gipo-mc plan | head`), as shells count it: 128 + SIGPIPE.
+EXIT_NO_READER = 141
+
 
 class Requeue(GipoError):
     """No error: a signal asked the job to stop. The message says what was saved and what the same command will do."""
 
     exit_code = EXIT_REQUEUE
+
+
+def did_you_mean(word: str, known: Iterable[str], most: int = 3) -> str:
+    """The end of a sentence on a name that nobody knows, "; did you mean x or y?", of the nearest known ones; "" where
+    none is near."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, list(known), n=most)
+    return f"; did you mean {' or '.join([', '.join(close[:-1]), close[-1]] if close[1:] else close)}?" if close else ""

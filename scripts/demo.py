@@ -1,119 +1,15 @@
-"""The whole pipeline on the built-in task, as a user would run it: SFT on data-parallel ranks, a reward model in a
-pipeline, PPO, and GI-PPO with tensor and pipeline parallelism, on this machine's CPU or GPUs; then one report that
-compares the last two and says what the comparison is worth.
+"""The whole pipeline on the built-in task, as a user would run it, ending with one report.
 
-Every step is one of the commands below, printed before it runs; run again, it continues where it stopped.
+    python scripts/demo.py
+
+`gipo-mc demo` from a checkout.
 """
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
 import sys
-import textwrap
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
-from gipo_mc.errors import GipoError
-from gipo_mc.report.runs import RunData, load_run
-from gipo_mc.run.arguments import Parser, name, number, say_error
-from gipo_mc.run.jsonl import printable, write_atomically
-from gipo_mc.tools.builtin import PPO
-
-#: Iterations of GI-PPO on four ranks. On two cores these take four times as long as on one rank, which does the others.
-SHARED = 10
-MOST_RANKS = 4
-REGIME = (
-    "The reward here is the task's own proxy, a noisy function that pays for a habit the gold reward punishes; the "
-    "reward model that the demo trains is shown beside it and rewards nothing. Each method has the settings that the "
-    "study in docs/results.md tuned for it, for 100 iterations. The first iterations of GI-PPO ran on four ranks, "
-    "TP2 x PP2; its others, and PPO, on one."
-)
-EVIDENCE = (
-    "One seed says little. Over ten seeds (docs/results.md, The demo over ten seeds) GI-PPO minus PPO is "
-    "+0.143 ± 0.036 on the worst domain, +0.058 ± 0.027 out of domain and +0.075 ± 0.021 on the mean of easy and hard, "
-    "with 95 % intervals. The study there has baselines, controls and oracles on ten other seeds: the gain is the "
-    "variance penalty's, and on this mixture of prompts groups of high and low reward gain as much without a "
-    "classifier. With a learned reward model in place of the proxy no difference between PPO and GI-PPO was found, "
-    "over four seeds of this task and on HH-RLHF rows."
-)
-
-
-def steps(folder: Path, iterations: int) -> Iterator[tuple[str, int, str, list[str]]]:
-    """(what, ranks, script, overrides) of each step, made when its turn comes."""
-    rl = [f"run.iterations={iterations}"] if iterations else []
-    yield "supervised fine-tuning, two data-parallel ranks", 2, "train_sft.py", ["parallel.tensor=1"]
-    yield "reward model, a pipeline of two", 2, "train_reward.py", ["parallel.tensor=1", "parallel.pipeline=2"]
-    yield "PPO with KL penalty", 1, "train_gi_ppo.py", [*PPO, "run.name=builtin_ppo", *rl]
-    from gipo_mc.run import checkpoint
-
-    first = min(SHARED, iterations or SHARED)
-    if max(checkpoint.steps(folder / "builtin_gi_ppo" / "checkpoints"), default=0) < first:
-        yield f"GI-PPO, {first} iterations with TP2 x PP2", MOST_RANKS, "train_gi_ppo.py", [f"run.iterations={first}"]
-    if iterations != first:
-        yield "GI-PPO, going on from its checkpoint on one rank", 1, "train_gi_ppo.py", rl
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = Parser(description=__doc__)
-    parser.add_argument("--dir", type=name, default="runs", help="folder for the runs [runs]")
-    parser.add_argument("--iterations", type=number(0, 10**9), default=0, help="RL iterations [the built-in task's]")
-    options = parser.parse_args(argv)
-    import torch  # not for --help: it takes seconds
-
-    folder = Path(options.dir)
-    scripts = Path(__file__).resolve().parent
-    begin = time.monotonic()
-    # One GPU for a rank. A machine with fewer shows the same on its CPU cores, and all of it there: a run that goes on
-    # with other ranks keeps its device's number type.
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = "cuda" if gpus >= MOST_RANKS else "cpu"
-    for what, ranks, script, overrides in steps(folder, options.iterations):
-        command = [sys.executable]
-        if ranks > 1:
-            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        command += [str(scripts / script), f"run.dir={folder}", f"device={device}", *overrides]
-        print(f"\n=== {what}\n{printable(shlex.join(command))}", flush=True)
-        # Ranks that share a machine's cores do best with one thread each; torchrun would say so at every start.
-        code = subprocess.run(command, env={"OMP_NUM_THREADS": "1", **os.environ}).returncode
-        if code:
-            print(f"\nerror: {what} ended with exit code {code}; its message stands above.", file=sys.stderr)
-            return code
-    try:
-        found = comparison(load_run(folder / "builtin_ppo"), load_run(folder / "builtin_gi_ppo"))
-    except GipoError as error:
-        return say_error(error)
-    note, report = folder / "demo.txt", folder / "report.html"
-    write_atomically(note, "\n\n".join([found, REGIME, EVIDENCE]) + "\n")
-    names = ("builtin_ppo", "builtin_gi_ppo", "builtin_reward", "builtin_sft")
-    command = [sys.executable, str(scripts / "report.py"), *(str(folder / run) for run in names)]
-    command += ["--note", str(note), "--out", str(report)]
-    print(f"\n=== report\n{printable(shlex.join(command))}", flush=True)
-    code = subprocess.run(command).returncode
-    if not code:
-        print("\n" + "\n".join(textwrap.fill(line, 100) for line in note.read_text(encoding="utf-8").splitlines()))
-        print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes. Open {printable(str(report.resolve()))}")
-    return code
-
-
-def comparison(ppo: RunData, gi_ppo: RunData) -> str:
-    """What the last evaluations of the two runs found, in words."""
-    rows = {
-        "hard domain": ("hard",),
-        "worst of easy and hard": ("easy", "hard"),
-        "out of domain, never asked in training": ("ood",),
-    }
-    lines = [
-        f"GI-PPO beside PPO with KL penalty on the built-in task, seed {gi_ppo.option('run.seed')}, from one SFT "
-        f"policy: gold reward, which training never sees, on held-out prompts after {gi_ppo.steps[-1]} iterations."
-    ]
-    for title, domains in rows.items():
-        one, other = (min(float(run.values(f"gold/domain/{d}")[-1]) for d in domains) for run in (ppo, gi_ppo))
-        lines.append(f"{title}: PPO {one:.3f}, GI-PPO {other:.3f} ({other - one:+.3f})")
-    return "\n".join(lines)
-
+from gipo_mc.tools.verbs.demo import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,4 +14,4 @@ import sys
 from gipo_mc.tools.dry_run.command import main
 
 if __name__ == "__main__":
-    sys.exit(main(description=__doc__))
+    sys.exit(main())

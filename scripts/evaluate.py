@@ -13,4 +13,4 @@ import sys
 from gipo_mc.tools.evaluate.command import main
 
 if __name__ == "__main__":
-    sys.exit(main(description=__doc__))
+    sys.exit(main())

@@ -3,62 +3,14 @@
     python scripts/generate.py model.policy=runs/gi_ppo --prompt "Say something kind."
     torchrun --nproc-per-node 2 scripts/generate.py model.policy=FOLDER parallel.tensor=2 data.evaluation=[test.jsonl]
 
-Temperature, top-p, top-k, length and stop strings are those of the rollout section; run.seed makes it repeatable. With
-data.chat_template=true each --prompt is a user's message, rendered by the tokenizer's chat template.
+`gipo-mc generate` from a checkout.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gipo_mc.config import Config
-from gipo_mc.run.arguments import Parser, name, say_warning
-from gipo_mc.run.command import run_command
-from gipo_mc.run.jsonl import printable
-from gipo_mc.tools.output import check_file
-
-if TYPE_CHECKING:
-    from gipo_mc.evaluation.responses import Response
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = Parser(add_help=False, usage=argparse.SUPPRESS)
-    parser.add_argument(
-        "--prompt", action="append", default=[], help="text to continue; may be repeated [prompts of data.evaluation]"
-    )
-    parser.add_argument("--greedy", action="store_true", help="the most probable token each time [sampling]")
-    parser.add_argument("--out", type=name, metavar="FILE", help="write JSON lines there [text on the screen]")
-    own, rest = parser.parse_known_args(argv)
-
-    def work(config: Config) -> None:
-        from gipo_mc.evaluation.responses import is_response
-        from gipo_mc.parallel.collectives import on_main
-        from gipo_mc.tools.respond import respond
-
-        if own.out:
-            check_file(Path(own.out), is_response)
-        responses = respond(config, own.prompt, greedy=own.greedy, tell=say_warning)
-        on_main(lambda: _show(responses, Path(own.out) if own.out else None))
-
-    return run_command(f"{__doc__}\n{parser.format_help()}", work, argv=rest, command="generate")
-
-
-def _show(responses: Sequence[Response], out: Path | None) -> None:
-    if out:
-        from gipo_mc.evaluation.responses import write_responses
-
-        write_responses(out, responses)
-        return
-    for response in responses:
-        end = ", cut at rollout.max_new_tokens" if response.truncated else ""
-        print(f"--- {printable(response.domain) or 'prompt'}, {response.tokens} tokens{end}")
-        for line in f"{response.prompt}[{response.response}]".split("\n"):
-            print(printable(line))
-
+from gipo_mc.tools.verbs.generate import main
 
 if __name__ == "__main__":
     sys.exit(main())

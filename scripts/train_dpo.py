@@ -2,22 +2,15 @@
 weighted by group (group-DPO: dpo.groups_from).
 
 Without any argument: the built-in task, sized to the ranks and the device there are.
+
+`gipo-mc train dpo` from a checkout, and under torchrun.
 """
 
 from __future__ import annotations
 
 import sys
 
-from gipo_mc.config import Config
-from gipo_mc.run.command import run_command
-from gipo_mc.tools import builtin
-
-
-def work(config: Config) -> None:
-    from gipo_mc.supervised.dpo import train  # torch and Megatron, once the configuration is known to be right
-
-    train(config)
-
+from gipo_mc.tools.verbs.train import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(str(__doc__), work, builtin=builtin.DPO, command="train_dpo"))
+    sys.exit(main(["dpo", *sys.argv[1:]]))

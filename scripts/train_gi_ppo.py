@@ -1,22 +1,15 @@
 """Train a policy with Group-Invariant PPO, or with one of its baselines, controls and oracles (algorithm.name).
 
 Without any argument: the built-in task, sized to the ranks and the device there are.
+
+`gipo-mc train gi-ppo` from a checkout, and under torchrun.
 """
 
 from __future__ import annotations
 
 import sys
 
-from gipo_mc.config import Config
-from gipo_mc.run.command import run_command
-from gipo_mc.tools import builtin
-
-
-def work(config: Config) -> None:
-    from gipo_mc.rl.gi_ppo import train  # torch and Megatron, once the configuration is known to be right
-
-    train(config)
-
+from gipo_mc.tools.verbs.train import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(str(__doc__), work, builtin=builtin.GI_PPO, command="train_gi_ppo"))
+    sys.exit(main(["gi-ppo", *sys.argv[1:]]))

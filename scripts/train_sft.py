@@ -1,22 +1,15 @@
 """Fine-tune a model on demonstrations (supervised, token cross entropy on the responses).
 
 Without any argument: the built-in task, sized to the ranks and the device there are.
+
+`gipo-mc train sft` from a checkout, and under torchrun.
 """
 
 from __future__ import annotations
 
 import sys
 
-from gipo_mc.config import Config
-from gipo_mc.run.command import run_command
-from gipo_mc.tools import builtin
-
-
-def work(config: Config) -> None:
-    from gipo_mc.supervised.sft import train  # torch and Megatron, once the configuration is known to be right
-
-    train(config)
-
+from gipo_mc.tools.verbs.train import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(str(__doc__), work, builtin=builtin.SFT, command="train_sft"))
+    sys.exit(main(["sft", *sys.argv[1:]]))

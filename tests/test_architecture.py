@@ -27,7 +27,9 @@ LEVELS = (
     ("run",),
     ("rl", "supervised"),
     ("evaluation", "plan"),
-    ("report", "tools"),
+    ("report",),
+    ("monitor",),
+    ("tools",),
     ("api",),
     ("scripts",),
 )
@@ -70,7 +72,7 @@ LONG_FUNCTIONS = {
 def layer_of(module: str) -> str | None:
     """Layer of a module of the project; None for everything else, `gipo_mc.__version__` and the native module too."""
     parts = module.split(".")
-    if parts[0] == "scripts":
+    if parts[0] == "scripts" or module == "gipo_mc.__main__":
         return "scripts"
     if parts[0] != "gipo_mc":
         return None

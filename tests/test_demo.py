@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 
 import pytest
@@ -11,20 +10,19 @@ import pytest
 from gipo_mc.config import check_layout, load_config
 from gipo_mc.report.runs import load_run
 from gipo_mc.tools import builtin
-from tests.source_rules import ROOT
+from gipo_mc.tools.verbs import demo
 
-DEMO = runpy.run_path(str(ROOT / "scripts" / "demo.py"))
 BASES = {
-    "train_sft.py": builtin.sft_base,
-    "train_reward.py": builtin.reward_base,
-    "train_gi_ppo.py": builtin.gi_ppo_base,
+    "train_sft": builtin.sft_base,
+    "train_reward": builtin.reward_base,
+    "train_gi_ppo": builtin.gi_ppo_base,
 }
 
 
 def test_its_steps_are_runs_of_the_trainers(tmp_path: Path) -> None:
     runs = []
-    for _, ranks, script, overrides in DEMO["steps"](tmp_path, 0):
-        config = load_config(None, overrides, BASES[script]() | {"parallel": builtin.layout_for(ranks)})
+    for _, ranks, command, overrides in demo.steps(tmp_path, 0):
+        config = load_config(None, overrides, BASES[command]() | {"parallel": builtin.layout_for(ranks)})
         check_layout(config, ranks)
         runs.append((config.run.name, ranks, config.run.iterations))
     assert [name for name, *_ in runs] == ["builtin_sft", "builtin_reward", "builtin_ppo", *["builtin_gi_ppo"] * 2]
@@ -34,12 +32,12 @@ def test_its_steps_are_runs_of_the_trainers(tmp_path: Path) -> None:
 
 def test_gi_ppo_goes_on_where_it_stopped(tmp_path: Path) -> None:
     (tmp_path / "builtin_gi_ppo" / "checkpoints" / "step_00000040").mkdir(parents=True)
-    shares = [ranks for _, ranks, script, _ in DEMO["steps"](tmp_path, 0) if script == "train_gi_ppo.py"]
+    shares = [ranks for _, ranks, command, _ in demo.steps(tmp_path, 0) if command == "train_gi_ppo"]
     assert shares == [1, 1]  # four ranks would find nothing to do
 
 
 def test_a_demo_that_is_short_is_short_in_every_run(tmp_path: Path) -> None:
-    steps = [step for step in DEMO["steps"](tmp_path, 3) if step[2] == "train_gi_ppo.py"]
+    steps = [step for step in demo.steps(tmp_path, 3) if step[2] == "train_gi_ppo"]
     assert [ranks for _, ranks, *_ in steps] == [1, 4]
     assert all("run.iterations=3" in overrides for *_, overrides in steps)
 
@@ -60,7 +58,7 @@ def test_the_comparison_is_of_the_last_evaluations(tmp_path: Path, hard: float, 
         (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (path / "config.yaml").write_text("run: {seed: 7}\n")
         runs[name] = load_run(path)
-    text = DEMO["comparison"](runs["ppo"], runs["gi_ppo"])
+    text = demo.comparison(runs["ppo"], runs["gi_ppo"])
     assert "seed 7" in text and "after 2 iterations" in text
     assert f"hard domain: PPO 0.125, GI-PPO {hard:.3f} ({hard - 0.125:+.3f})" in text
     assert "worst of easy and hard: PPO 0.125, GI-PPO 0.250 (+0.125)" in text

@@ -1,5 +1,5 @@
 """What the Markdown pages name is there: links, files, tests, make targets, configuration keys; the layers, in one
-wording.
+wording. Blocks of Python compile and import what there is, rows are of a known format. The site has every page.
 
 Each rule is a function from text to violations; it is applied to the repository, and to snippets that break it.
 tests/test_readme.py runs the README's commands.
@@ -7,13 +7,20 @@ tests/test_readme.py runs the README's commands.
 
 from __future__ import annotations
 
+import ast
+import importlib
+import json
 import re
+import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from gipo_mc.config import load_config
+from gipo_mc.config import load_config, validate
+from gipo_mc.data.formats import detect, parse
 from tests.source_rules import ROOT
 from tests.test_architecture import LEVELS
 
@@ -125,10 +132,47 @@ def _train_command_violations(page: str, words: list[str], root: Path) -> list[s
     return []
 
 
+def block_violations(page: str, text: str) -> list[str]:
+    """Fenced blocks that a reader could not use: Python that does not compile or imports from gipo_mc what is not
+    there, YAML that is no configuration, rows of no known format, a language that no test looks at. Blocks without a
+    language show output; those of bash are tests/shell/test_documented_commands.py's."""
+    found = []
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        try:
+            if language == "python":
+                _check_python(block)
+            elif language == "yaml":
+                validate(yaml.safe_load(block) or {})  # a comment alone is no key
+            elif language == "json":
+                json.loads(block)
+            elif language == "jsonl":
+                for line in block.splitlines():
+                    parse(row := json.loads(line), detect(row), ())
+            elif language not in {"", "bash", "sh", "shell", "console"}:
+                found.append(f"{page}: no test knows what to do with a block of {language}")
+        except Exception as error:
+            found.append(f"{page}: a block of {language} is wrong: {type(error).__name__}: {error}")
+    return found
+
+
+def _check_python(block: str) -> None:
+    tree = ast.parse(block)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "gipo_mc":
+                    importlib.import_module(alias.name)
+        elif isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "gipo_mc":
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                getattr(module, alias.name)
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_what_a_page_names_is_there(path: Path):
     name, text = path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
     violations = link_violations(name, text) + named_violations(name, text) + missing_tests(name, text)
+    violations += block_violations(name, text)
     assert not violations, "\n".join(violations)
 
 
@@ -184,3 +228,57 @@ def test_layer_rule_of_a_page():
     assert rule.startswith("errors, types, presets < config < ops < ") and rule.endswith(" < scripts")
     assert not layer_rule_violations("a.md", "x\n\n`" + rule.replace(" < ", "/ <\n", 3) + "`.")
     assert layer_rule_violations("a.md", rule.replace("data", "date")) and layer_rule_violations("a.md", "")
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "python\nfrom gipo_mc.errors import NoSuchError",
+        "python\nimport gipo_mc.no_such_module",
+        "python\nx = (",
+        "yaml\nrun: {nme: x}",
+        'jsonl\n{"texts": 1}',
+        "json\n{",
+        "ruby\n1",
+    ],
+)
+def test_rule_of_blocks_finds(block: str):
+    assert block_violations("x.md", f"```{block}\n```\n")
+    assert not block_violations("x.md", "```python\nfrom gipo_mc.errors import DataError\n```\n```\nanything {\n```\n")
+
+
+# --------------------------------------------------------------------------------------------------------- the site
+def test_the_site_has_every_page_once_and_no_other():
+    config = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), _Loader)
+    pages = list(_leaves(config["nav"]))
+    hooks = runpy.run_path(str(ROOT / "docs" / "site" / "hooks.py"))
+    there = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    there |= set(hooks["PAGES"].values())
+    assert sorted(pages) == sorted(there), "the nav of mkdocs.yml names each page of docs/ once"
+
+
+class _Loader(yaml.SafeLoader):
+    """mkdocs.yml names a function of Python, which is not called here."""
+
+
+_Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
+
+
+def _leaves(nav: Any) -> list[str]:
+    if isinstance(nav, str):
+        return [nav]
+    return [page for part in (nav.values() if isinstance(nav, dict) else nav) for page in _leaves(part)]
+
+
+def test_links_between_the_root_and_docs_go_on_in_the_site():
+    for_site = runpy.run_path(str(ROOT / "docs" / "site" / "hooks.py"))["for_site"]
+    assert for_site("[a](docs/data.md#x) [b](LICENSE) [c](#y)", "index.md") == "[a](data.md#x) b (`LICENSE`) [c](#y)"
+    assert for_site("[s](../../SECURITY.md)", "howto/data.md") == "[s](../SECURITY.md)"
+    assert for_site("[r](../README.md) [f](faq.md)", "data.md") == "[r](index.md) [f](faq.md)"
+    text = "1. a\n   b\n   - c\n\n```\n   d\n```\n"
+    assert for_site(text, "data.md") == "1. a\n    b\n    - c\n\n```\n   d\n```\n"
+
+
+def test_the_reference_is_what_the_code_says(capsys: pytest.CaptureFixture[str]):
+    main = runpy.run_path(str(ROOT / "docs" / "site" / "reference.py"))["main"]
+    assert main(["--check"]) == 0, capsys.readouterr().err

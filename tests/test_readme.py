@@ -1,4 +1,5 @@
-"""Every command of the README runs exactly as it is written, in order, in one shell, in a folder like a fresh clone.
+"""Every command of the README and of the tutorial runs exactly as it is written, in order, in one shell, in a folder
+like a fresh clone; every metric that these runs log has a meaning in the reference.
 
 Runs are cut short after the command line was parsed (tests/shell/short_runs.py), and `make` and `pip` are not carried
 out (tests/shell/lines.py): CI has done so before any test. What `make demo` runs has a test of its own.
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from gipo_mc.config import load_config, validate
+from gipo_mc.report.meanings import meaning
 from tests.shell.lines import Outcome, run_lines
 from tests.shell.short_runs import LIMITS, cut, write_model, write_rows, write_user_file
 from tests.source_rules import ROOT
@@ -73,9 +75,10 @@ def failures(outcomes: list[Outcome], commands: list[str]) -> list[str]:
 
 
 @pytest.mark.timeout(600)
-def test_every_command_of_the_readme_runs(tmp_path: Path):
-    commands = commands_of((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(commands) >= 10
+def test_every_command_of_the_readme_and_the_tutorial_runs(tmp_path: Path):
+    pages = [commands_of((ROOT / name).read_text(encoding="utf-8")) for name in ("README.md", "docs/tutorial.md")]
+    assert len(pages[0]) >= 10 and len(pages[1]) >= 5
+    commands = [command for page in pages for command in page]
     folder = clone(tmp_path / "clone")
     write_what_is_the_users(commands, folder)
     outcomes = run_lines(commands, folder, folder / "data" / "hh")
@@ -89,6 +92,8 @@ def test_every_command_of_the_readme_runs(tmp_path: Path):
         assert json.loads((run / "run_status.json").read_text())["exit_code"] == 0, run.name
         last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
         assert last["step"] == LIMITS["run"]["iterations"], run.name
+        unknown = [name for name in last if name not in ("step", "nonfinite") and meaning(name) is None]
+        assert not unknown, f"{run.name} logs metrics that gipo_mc/report/meanings.py does not know: {unknown}"
 
 
 @pytest.mark.timeout(600)

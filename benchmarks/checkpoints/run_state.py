@@ -33,12 +33,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # behind the build that is measured
 
+from benchmarks.common.documents import insert  # noqa: E402
 from benchmarks.common.earlier import earlier_build  # noqa: E402
 from benchmarks.common.host_memory import Watcher  # noqa: E402
 from benchmarks.common.machine import describe_machine  # noqa: E402
 from benchmarks.common.record import write  # noqa: E402
 
-RECORD = ROOT / "benchmarks/results/checkpoints.json"
+RECORD, PAGE = ROOT / "benchmarks/results/checkpoints.json", ROOT / "docs/checkpoints.md"
 #: Layout -> (its sizes, is the optimizer distributed?). All have two ranks but the first.
 LAYOUTS: dict[str, tuple[dict[str, int], bool]] = {
     "1": ({}, False),
@@ -273,6 +274,33 @@ def show(layout: str, row: dict[str, Any]) -> None:
         print(f"{layout:22} {'background: ' + title:34} {value:9.3f}   {more}", flush=True)
 
 
+def table(runs: list[dict[str, Any]]) -> str:
+    """Of all runs of a record: now, and in brackets the earlier build."""
+    lines = [
+        "| parameters, layout | save, s | held beside the state, GB | start, s | start again, s "
+        "| background: training waits, s | an update beside it, s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for run in runs:
+        for layout, row in run["layouts"].items():
+            cells = [f"{run['parameters'] / 1e6:.0f} million, {layout}", _cell(row, "save", "wall")]
+            cells.append(_cell(row, "save", "peak", "state"))
+            cells += [_cell(row, "verify", start) for start in ("first start", "second start")]
+            background = row["now"].get("background")
+            cells.append(f"{background['blocked']:.2f}" if background else "")
+            cells.append(f"{background['update_beside']:.2f}, alone {background['update']:.2f}" if background else "")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any], what: str, name: str, beyond: str | None = None) -> str:
+    """`name` less `beyond`, which are bytes, or seconds."""
+    found = {
+        build: (own[what][name] - own[what][beyond]) / 1e9 if beyond else own[what][name] for build, own in row.items()
+    }
+    return f"{found['now']:.2f}" + (f" ({found['before']:.2f})" if "before" in found else "")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", metavar="COMMIT", help="the earlier build [none]")
@@ -283,7 +311,7 @@ def main() -> int:
         "--no-background", dest="background", action="store_false", help="leave saves beside training out"
     )
     parser.add_argument("--folder", type=Path, help="where checkpoints are written for a while [the system's]")
-    parser.add_argument("--record", action="store_true", help=f"add to {RECORD.relative_to(ROOT)}")
+    parser.add_argument("--record", action="store_true", help=f"add to {RECORD.relative_to(ROOT)} and its table")
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -308,6 +336,7 @@ def main() -> int:
             "layouts": rows,
         }
         write(RECORD, {"runs": [*known, run]})
+        insert(PAGE, RECORD.name, table([*known, run]))
     return 0
 
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.studies.costs import spent
+
 if TYPE_CHECKING:
     from gipo_mc.config import Config
 
@@ -104,7 +106,7 @@ def carry_out(run: Run, train: Callable[[], dict[str, Any]], folder: Path) -> No
     """Train, in this process, and leave the outcome behind."""
     from gipo_mc.errors import NumericsError
 
-    begin, path = time.monotonic(), outcome_path(run, folder)
+    begin, processor, path = time.monotonic(), time.process_time(), outcome_path(run, folder)
     found: dict[str, Any] = {}
     failure = ""
     try:
@@ -113,7 +115,8 @@ def carry_out(run: Run, train: Callable[[], dict[str, Any]], folder: Path) -> No
         failure = f"{type(error).__name__}: {error}"
     for left in ("checkpoints", "tensorboard"):
         shutil.rmtree(path.parent / left, ignore_errors=True)
-    leave(found | {"run": vars(run) | {}, "failure": failure, "seconds": time.monotonic() - begin}, folder)
+    about = {"run": vars(run) | {}, "failure": failure, "seconds": time.monotonic() - begin}
+    leave(found | about | {"cost": spent(path.parent, processor)}, folder)
 
 
 def leave(outcome: Mapping[str, Any], folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.common import documents
 from benchmarks.common.machine import describe_machine, show_machine
 from benchmarks.common.record import fingerprint, write
-from benchmarks.studies import pictures, tables
+from benchmarks.studies import costs, pictures, tables
 from benchmarks.studies.paired import best_value, figures
 from benchmarks.studies.runs import Method, Run, carry_out, finished, forked, leave
 
@@ -29,7 +29,8 @@ class Study:
     data: the prompts of its runs. mixtures: other prompts -> the methods that the final seeds try on them, untuned.
     size: numbers that say how large it is, kept in the record. train: (run, method) -> trains, in the process it is
     called in, and returns the outcome. prepare: seeds -> makes what their runs start from, yielding a line a part.
-    seconds: of a run, about, for the budget. judge: something to keep in the record of what was prepared.
+    seconds: of a run, about, for the budget as long as none was measured. judge: something to keep in the record of
+    what was prepared.
     """
 
     name: str
@@ -143,7 +144,7 @@ def tuning_scores(runs: Sequence[Run], folder: Path) -> dict[str, dict[str, list
 
 
 def budget(study: Study, record: dict[str, Any], options: argparse.Namespace) -> str:
-    """Runs of each kind, those left, and about how long they take."""
+    """Runs of each kind, those left, and what they will cost, as the runs that have ended show."""
     chosen = {name: method.values[0] for name, method in study.methods.items()} | record.get("chosen", {})
     planned = {"tuning": study.tuning_runs(record.get("tuning", ())), "final": study.final_runs(chosen)}
     if mixture := study.mixture_runs(chosen):
@@ -152,12 +153,9 @@ def budget(study: Study, record: dict[str, Any], options: argparse.Namespace) ->
     known = {Run(**outcome["run"]) for outcome in record.get("runs", [])}
     everything = [run for runs in planned.values() for run in runs]
     left = [run for run in everything if run not in known and finished(run, options.runs) is None]
-    minutes = sum(map(study.seconds, left)) / 60
-    return (
-        f"{len(study.methods)} methods. Runs: {counts}; {len(left)} left: about {minutes / options.workers:.0f} "
-        f"minutes with {options.workers} worker(s) of one thread, {minutes:.0f} core-minutes; what they start from "
-        "is not counted."
-    )
+    outcomes = [*record.get("runs", []), *(found for run in everything if (found := finished(run, options.runs)))]
+    cost = costs.sentence(left, outcomes, study.seconds, options.workers)
+    return f"{len(study.methods)} methods. Runs: {counts}; {cost}"
 
 
 def load(study: Study, path: Path, runs: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """The configuration: typed sections, loaded and checked once, before any process group starts."""
 
-from gipo_mc.config.commands import UNREAD, read_by
+from gipo_mc.config.commands import TRAINERS, UNREAD, read_by
 from gipo_mc.config.data import DataConfig
 from gipo_mc.config.environment import hide
-from gipo_mc.config.help import help_lines
+from gipo_mc.config.help import describe, help_lines
 from gipo_mc.config.layout import check_layout
 from gipo_mc.config.load import (
     as_yaml,
@@ -29,6 +29,7 @@ from gipo_mc.config.schema import (
     OptimizerConfig,
     ParallelConfig,
     RunConfig,
+    TrackingConfig,
     TrainConfig,
     options,
     resume_rule,
@@ -36,6 +37,7 @@ from gipo_mc.config.schema import (
 from gipo_mc.config.yaml_text import check_yaml
 
 __all__ = [
+    "TRAINERS",
     "UNREAD",
     "AlgorithmConfig",
     "CheckpointConfig",
@@ -51,6 +53,7 @@ __all__ = [
     "RewardConfig",
     "RolloutConfig",
     "RunConfig",
+    "TrackingConfig",
     "TrainConfig",
     "as_yaml",
     "changes",
@@ -58,6 +61,7 @@ __all__ = [
     "check_name",
     "check_regular",
     "check_yaml",
+    "describe",
     "help_lines",
     "hide",
     "load_config",

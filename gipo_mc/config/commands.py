@@ -12,6 +12,7 @@ _FROZEN = ("parallel.frozen_tensor", "parallel.frozen_pipeline")
 _RL_DATA = ("data.prompts", "data.prompt_length", "data.reward_chat_template")
 _SFT_DATA = ("data.demonstrations", "data.turns")
 
+TRAINERS = ("train_gi_ppo", "train_sft", "train_reward", "train_dpo")
 #: Command -> sections and options that it does not read. They may change, because nothing depends on them.
 UNREAD: dict[str, tuple[str, ...]] = {
     "train_sft": (*_RL_ONLY, *_RL_DATA, *_FROZEN, "model.reference", "dpo", "train.margin"),
@@ -19,7 +20,7 @@ UNREAD: dict[str, tuple[str, ...]] = {
     "train_dpo": (*_RL_ONLY, *_RL_DATA, *_SFT_DATA, "train.margin"),
     "train_gi_ppo": ("train", "dpo", "data.sequence_length", "data.turns", "data.join"),
     "generate": (
-        *("run.dir", "run.name", "run.iterations", "run.resume", "run.grace_seconds"),
+        *("run.dir", "run.name", "run.iterations", "run.resume", "run.grace_seconds", "run.trackers", "tracking"),
         *("parallel.micro_batch_size", "parallel.tokens_per_micro_batch", "parallel.logit_rows"),
         *("parallel.distributed_optimizer", "parallel.overlap", "memory", "precision.fp8", *_FROZEN),
         *("model.reference", "model.critic", "model.reward", "rollout.batch_size", "rollout.samples_per_prompt"),

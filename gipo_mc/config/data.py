@@ -9,6 +9,21 @@ from pydantic import Field, field_validator
 
 from gipo_mc.config.section import LARGE, Section, changeable, fixed_by_content, line_breaks_are_meant, on_or_off
 
+#: auto, the names of gipo_mc/data/formats/, and the built-in task's rows.
+RowFormat = Literal[
+    "auto",
+    "tldr",
+    "safe_rlhf",
+    "helpsteer",
+    "ultrafeedback",
+    "sharegpt",
+    "alpaca",
+    "messages",
+    "pairs",
+    "hh",
+    "builtin",
+]
+
 
 class DataConfig(Section):
     prompts: list[str] = fixed_by_content(
@@ -17,9 +32,7 @@ class DataConfig(Section):
     preferences: list[str] = fixed_by_content(default_factory=list, description="preference pairs (reward model, DPO)")
     demonstrations: list[str] = fixed_by_content(default_factory=list, description="demonstrations (SFT)")
     evaluation: list[str] = changeable(default_factory=list, description="held-out rows of the same kind")
-    format: Literal["auto", "hh", "tldr", "pairs", "safe_rlhf", "messages", "builtin"] = Field(
-        "auto", description="row format"
-    )
+    format: RowFormat = Field("auto", description="row format; auto: by the fields of each source's first row")
     domains: list[str] = fixed_by_content(
         default_factory=list, description="label of each file; empty: from the row or file"
     )

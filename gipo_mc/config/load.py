@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType
@@ -18,10 +18,10 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
 
-from gipo_mc.config.environment import fingerprint, hide, hide_named, marked_environment, references
-from gipo_mc.config.names import is_file, name_problems
+from gipo_mc.config.environment import fingerprint, hide_named, marked_environment, references
+from gipo_mc.config.explain.problems import flat, validated
+from gipo_mc.config.names import is_file
 from gipo_mc.config.scalars import misread_numbers
 from gipo_mc.config.schema import Config
 from gipo_mc.config.yaml_text import check_yaml, read_yaml
@@ -29,22 +29,45 @@ from gipo_mc.errors import ConfigError
 from gipo_mc.presets import apply as apply_presets
 
 
+@dataclass(frozen=True)
+class Layer:
+    """Some values of a configuration, which lie over those of the layers before. origin: where they come from, in
+    words; "" for the base that a command puts underneath."""
+
+    origin: str
+    values: dict[str, Any]
+
+
 def load_config(path: str | None, overrides: list[str], base: dict[str, Any] | None = None) -> Config:
     """Configuration from defaults <- `base` <- YAML file <- `key.sub=value` overrides.
 
     Raises ConfigError naming every problem at once.
     """
-    merged = _merged(path, overrides, base or {})
+    config, problems = examine(path, overrides, base)
+    if problems or config is None:
+        raise _refused(problems)
+    return config
+
+
+def examine(
+    path: str | None, overrides: list[str], base: dict[str, Any] | None = None
+) -> tuple[Config | None, list[str]]:
+    """`load_config`'s configuration and every problem, a sentence each. Where there are some, it has the defaults in
+    the place of what is wrong, or is None. Raises ConfigError where the file cannot be read, or a reference stands for
+    nothing."""
+    found, problems = read_layers(path, overrides, base or {})
+    merged = _merged(found, path)
     real = _resolved(merged, path)
     referring: dict[str, Any] = {}
     if "${" in str(merged):
         with marked_environment():
             marked = _resolved(merged, path)
         # Before anything can complain of a value: from here on it is hidden.
-        referring = references(_flat(real), _flat(marked))
-    config = _validate(real)
-    config._referring = referring
-    return config
+        referring = references(flat(real), flat(marked))
+    config, more = validated(real)
+    if config is not None:
+        config._referring = referring
+    return config, [*problems, *more]
 
 
 def names_nothing(path: str | None, overrides: list[str]) -> bool:
@@ -71,44 +94,88 @@ def run_folder(path: str | None, overrides: list[str], base: dict[str, Any] | No
 
 def _read(path: str | None, overrides: list[str], base: dict[str, Any]) -> dict[str, Any]:
     """All layers merged and resolved, not validated."""
-    return _resolved(_merged(path, overrides, base), path)
+    return _resolved(_merged(read_layers(path, overrides, base)[0], path), path)
 
 
-def _merged(path: str | None, overrides: list[str], base: dict[str, Any]) -> dict[str, Any]:
-    """All layers, over the defaults; references as they were written."""
-    bad = [o for o in overrides if "=" not in o]
-    if bad:
-        raise ConfigError(
-            f"Not understood: {' '.join(bad)}. Overrides are written key.sub=value, for example run.iterations=50."
-        )
+def read_layers(path: str | None, overrides: list[str], base: dict[str, Any]) -> tuple[list[Layer], list[str]]:
+    """Base, file and overrides, with the preset that the last of them names under that one; what was found wrong with
+    them, a sentence each, is left out of them. References are as they were written.
+
+    Raises ConfigError where the file cannot be read at all.
+    """
+    problems: list[str] = []
+    layers, origins = [OmegaConf.create(base)], [""]
     with _problems_of(path):
-        layers = [OmegaConf.create(base)]
         if path:
             if not is_file(path):
                 raise ConfigError(f"There is no configuration file {path}. The runnable ones are in configs/.")
             layers.append(read_yaml(path))
-        for override in overrides:
-            key, _, value = override.partition("=")
-            try:
-                check_yaml(value, f"The value of {key}")
-                _check_section(key, yaml.safe_load(value))
-            except yaml.YAMLError as error:
-                raise ConfigError(f"The value of {key} is not valid YAML: {_yaml_reason(error)}.") from error
-        layers.append(OmegaConf.from_dotlist(overrides))
-        _check_numbers(path, overrides)
-        named = apply_presets([_plain(layer, path) for layer in layers])
-        merged = _plain(OmegaConf.merge(*map(OmegaConf.create, named)), path)
+            origins.append(path)
+        layers.append(OmegaConf.from_dotlist(_sound(overrides, problems)))
+        origins.append("command line")
+        problems += _misread(path, overrides)
+        plain = [_plain(layer, path, problems) for layer in layers]
+        named = apply_presets(plain)
+        if len(named) > len(plain):
+            owner = max(i for i, layer in enumerate(named) if "name" in (layer.get("algorithm") or {}))
+            origins.insert(owner - 1, f"algorithm.name={named[owner]['algorithm']['name']}")
+    return [Layer(origin, values) for origin, values in zip(origins, named, strict=True)], problems
+
+
+def _sound(overrides: list[str], problems: list[str]) -> list[str]:
+    """The overrides that can be read; what is wrong with the others is added to `problems`."""
+    sound = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            problems.append(
+                f"Not understood: {override}. Overrides are written key.sub=value, for example run.iterations=50."
+            )
+            continue
+        try:
+            check_yaml(value, f"The value of {key}")
+            problem = _wrong_section(key, yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            problem = f"The value of {key} is not valid YAML: {_yaml_reason(error)}."
+        if problem:
+            problems.append(problem)
+        else:
+            sound.append(override)
+    return sound
+
+
+def _merged(layers: list[Layer], path: str | None) -> dict[str, Any]:
+    """All layers, over the defaults; references as they were written."""
+    with _problems_of(path):
+        merged = OmegaConf.merge(*(OmegaConf.create(layer.values) for layer in layers))
         # With the defaults underneath, `${run.dir}` means something where nobody gives run.dir.
-        return _filled(merged, _defaults())
+        return _filled(OmegaConf.to_container(merged, resolve=False), _defaults())  # type: ignore[arg-type]
+
+
+def _refused(problems: list[str]) -> ConfigError:
+    return ConfigError("The configuration has problems:\n" + "\n".join(f"  - {line}" for line in problems))
 
 
 def _resolved(merged: dict[str, Any], path: str | None) -> dict[str, Any]:
+    container = OmegaConf.create(merged)
     try:
         with _problems_of(path):
-            return OmegaConf.to_container(OmegaConf.create(merged), resolve=True)  # type: ignore[return-value]
-    except ConfigError:
+            return OmegaConf.to_container(container, resolve=True)  # type: ignore[return-value]
+    except ConfigError as error:
         hide_named(str(merged))
-        raise
+        lines = [line for key, value in flat(merged).items() if "${" in str(value) for line in _bad(container, key)]
+        raise _refused(lines) if len(lines) > 1 else error from None
+
+
+def _bad(container: Any, key: str) -> list[str]:
+    """Why the reference that an option holds stands for nothing, a line; none where it does."""
+    try:
+        value = OmegaConf.select(container, key)
+        if OmegaConf.is_config(value):
+            OmegaConf.to_container(value, resolve=True)
+    except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+        return [f"{key}: {str(error).splitlines()[0] if str(error) else 'it refers to itself in a circle'}"]
+    return []
 
 
 @contextmanager
@@ -134,10 +201,11 @@ def _yaml_reason(error: yaml.YAMLError) -> str:
     return str(error).split("\n")[0]
 
 
-def _check_section(key: str, value: Any) -> None:
-    """A value in a section's place would be dropped where another layer has the section."""
+def _wrong_section(key: str, value: Any) -> str:
+    """A sentence where a value stands in a section's place: it would be dropped where another layer has the section."""
     if not isinstance(value, (dict, NoneType)) and isinstance(_defaults().get(key), dict):
-        raise ConfigError(f"{key} is a section: write {key}.<option>=value, not {key}={str(value)[:60]}.")
+        return f"{key} is a section: write {key}.<option>=value, not {key}={str(value)[:60]}."
+    return ""
 
 
 @cache
@@ -145,13 +213,15 @@ def _defaults() -> dict[str, Any]:
     return Config().model_dump()
 
 
-def _check_numbers(path: str | None, overrides: list[str]) -> None:
-    """Raises ConfigError where YAML would read a number otherwise than the user wrote it."""
+def _misread(path: str | None, overrides: list[str]) -> list[str]:
+    """Numbers that YAML would read otherwise than the user wrote them, a sentence each."""
     texts = [*([Path(path).read_text(encoding="utf-8")] if path else []), *(o.partition("=")[2] for o in overrides)]
     labels = [*([f"{path}, "] if path else []), *(f"{o}, " for o in overrides)]
-    found = [label + problem for label, text in zip(labels, texts, strict=True) for problem in misread_numbers(text)]
-    if found:
-        raise ConfigError("The configuration has problems:\n" + "\n".join(f"  - {line}" for line in found))
+    found = []
+    for label, text in zip(labels, texts, strict=True):
+        with suppress(yaml.YAMLError):  # said already
+            found += [label + problem for problem in misread_numbers(text)]
+    return found
 
 
 def _filled(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -165,67 +235,28 @@ def _filled(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     return given | sections | missing
 
 
-def _plain(layer: Any, path: str | None) -> dict[str, Any]:
+def _plain(layer: Any, path: str | None, problems: list[str]) -> dict[str, Any]:
     plain = OmegaConf.to_container(layer, resolve=False)
     if not isinstance(plain, dict):
         raise ConfigError(f"The configuration {path} must hold sections such as 'run:', not a {type(plain).__name__}.")
-    for key, value in plain.items():
-        _check_section(str(key), value)
-    return plain  # type: ignore[return-value]
+    wrong = {str(key): said for key, value in plain.items() if (said := _wrong_section(str(key), value))}
+    problems += wrong.values()
+    return {key: value for key, value in plain.items() if str(key) not in wrong}  # type: ignore[misc]
 
 
 def validate(raw: dict[str, Any]) -> Config:
     """`Config` from a plain dictionary; every problem in one ConfigError."""
     layers = map(OmegaConf.create, apply_presets([raw]))
-    return _validate(OmegaConf.to_container(OmegaConf.merge(*layers)))  # type: ignore[arg-type]
-
-
-def _validate(raw: dict[str, Any]) -> Config:
-    try:
-        config = Config.model_validate(raw)
-        lines = name_problems(_flat(config.model_dump()))
-    except ValidationError as error:
-        lines = [_problem(detail) for detail in error.errors()]
-    if lines:
-        raise ConfigError("The configuration has problems:\n" + "\n".join(f"  - {line}" for line in lines))
+    config, problems = validated(OmegaConf.to_container(OmegaConf.merge(*layers)))  # type: ignore[arg-type]
+    if problems or config is None:
+        raise _refused(problems)
     return config
-
-
-#: Keys that earlier versions had, and what took their place.
-_MOVED = {"rollout.micro_batch_size": "rollout.slots"}
-
-
-def _problem(detail: Any) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        return f"{key}: there is no such key{_suggestion(detail['loc'])}"
-    if detail["type"] == "value_error":
-        return "\n  - ".join(str(detail["ctx"]["error"]).splitlines())
-    try:
-        value = hide(repr(detail["input"]))  # before it is cut: a part of a secret would not be found
-    except ValueError:  # Python writes no integer of more than 4,300 digits
-        value = "a number of thousands of digits"
-    return f"{key}={value if len(value) <= 200 else f'{value[:200]}...'}: {detail['msg']}"
-
-
-def _suggestion(loc: tuple[Any, ...]) -> str:
-    section: Any = Config
-    for part in loc[:-1]:
-        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
-        section = field.annotation if field else None
-    if now := _MOVED.get(".".join(map(str, loc))):
-        return f" any more; it is {now} now"
-    names = list(getattr(section, "model_fields", {}))
-    close = get_close_matches(str(loc[-1]), names, n=1)
-    if close:
-        return f"; did you mean {'.'.join([*map(str, loc[:-1]), close[0]])}?"
-    return f"; known here: {', '.join(names)}" if names else ""
 
 
 def changes(before: Path, now: Config) -> list[str]:
     """Options that differ from a configuration saved earlier, as "key: old -> new". Raises ConfigError where that
     cannot be read."""
-    then, present = saved_values(before), _flat(_written(now))
+    then, present = saved_values(before), written(now)
     return [f"{key}: {then[key]} -> {present[key]}" for key in present if key in then and then[key] != present[key]]
 
 
@@ -239,27 +270,25 @@ def saved_values(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read ({reason}).") from error
     if not isinstance(found, dict) or not found:
         raise ConfigError(f"{path} cannot be read (it holds no sections).")
-    return _flat(found)
+    return flat(found)
 
 
 def values(config: Config) -> dict[str, Any]:
     """The value of every option by its key ("algorithm.groups"). A text that came from the environment is its reference
     and a hash: enough to compare."""
-    found = _flat(config.model_dump())
+    found = flat(config.model_dump())
     texts = {key: text for key, text in config._referring.items() if isinstance(found[key], (str, list))}
     return found | {key: f"{text} ({fingerprint(key, found[key])})" for key, text in texts.items()}
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    items = [_flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items()]
-    return {key: value for item in items for key, value in item.items()}
 
 
 def as_yaml(config: Config) -> str:
     """The resolved configuration, as config.yaml holds it: what came from the environment stays a reference to it."""
     return OmegaConf.to_yaml(OmegaConf.create(_written(config)))
+
+
+def written(config: Config) -> dict[str, Any]:
+    """The value of every option by its key, as config.yaml holds it."""
+    return flat(_written(config))
 
 
 def _written(config: Config, tree: Any = None, prefix: str = "") -> Any:

@@ -35,6 +35,30 @@ class RunConfig(Section):
         gt=0,
         description="seconds to reach the end of a step after SIGTERM and its like; torchrun kills after 30",
     )
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = changeable(
+        default_factory=lambda: ["tensorboard"], description="what shows the metrics beside metrics.jsonl; []: nothing"
+    )
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+
+class TrackingConfig(Section):
+    """Where Weights & Biases and MLflow keep a run; docs/trackers.md."""
+
+    project: str = changeable("gipo_mc", min_length=1, description="project of W&B, experiment of MLflow")
+    name: str = changeable("", description="what the run is called there; empty: the name of the run folder")
+    group: str = changeable("", description='group of W&B, tag "group" of MLflow; empty: none')
+    tags: list[str] = changeable(default_factory=list, description="tags, beside the command and the algorithm")
+    entity: str = changeable("", description="team or user of W&B; empty: the account's own")
+    wandb_mode: Literal["auto", "online", "offline"] = changeable(
+        "auto", description="offline: files in the run folder, for wandb sync; auto: online where there is an API key"
+    )
+    mlflow_uri: str = changeable(
+        "", description="server or folder of MLflow; empty: MLFLOW_TRACKING_URI, else the folder mlruns in run.dir"
+    )
 
 
 class ParallelConfig(Section):
@@ -176,6 +200,7 @@ class Config(Section):
     """Everything a run needs. One class for all commands; a command reads the sections it uses."""
 
     run: RunConfig = Field(default_factory=RunConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     device: Literal["auto", "cpu", "cuda"] = changeable("auto", description="auto: CUDA where there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on CUDA")
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)

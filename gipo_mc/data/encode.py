@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
@@ -157,6 +158,13 @@ class Encoder:
             if behind[: len(anchor)] == anchor and behind[len(anchor) :] != alone:
                 return anchor
         return None
+
+
+@lru_cache(maxsize=8)
+def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """The encoder of a tokenizer, made once. Making one tries the tokenizer on some texts, which takes longer than
+    decoding the responses of a small rollout."""
+    return Encoder(tokenizer)
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase, marks: Sequence[str]) -> tuple[str, ...]:

@@ -129,7 +129,7 @@ def read_pairs(folder: Path) -> list[Pair]:
     except OSError as error:
         raise DataError(
             f"{folder} is no evaluation: {path} cannot be read ({error.strerror or error}). Make it with "
-            "scripts/evaluate.py judge --ours F --against label=F --out DIR."
+            "gipo-mc evaluate judge --ours F --against label=F --out DIR."
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is damaged ({error.reason} at byte {error.start + 1}): judge again.") from error

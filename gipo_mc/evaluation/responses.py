@@ -1,4 +1,4 @@
-"""Responses of one policy, a line each as scripts/generate.py --out writes them: read, checked, and found by prompt."""
+"""Responses of one policy, a line each as gipo-mc generate --out writes them: read, checked, and found by prompt."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def read_responses(path: Path) -> dict[str, Response]:
             response = _response(json.loads(line))
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{path}:{number}: not a response: {error}. scripts/generate.py --out writes such files; a line needs "
+                f"{path}:{number}: not a response: {error}. gipo-mc generate --out writes such files; a line needs "
                 f"{', '.join(NEEDED)}."
             ) from error
         key = response.prompt_hash

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -146,18 +147,21 @@ class CachedForward:
     def _attend_prompts(self, number: int, query_NHD: Tensor, tokens: Tokens, cache: KVCache) -> Tensor:
         """Causal attention within each prompt, by torch's kernels (flash attention on a GPU): no mask, no padding."""
         out_NHD = torch.empty_like(query_NHD)
-        for first, stop, slot in tokens.prompts:
-            key_GLD, value_GLD = cache.read(number, slot, stop - first)
-            query_HLD = query_NHD[first:stop].transpose(0, 1)
-            out_HLD = F.scaled_dot_product_attention(
-                query_HLD[None],
-                key_GLD[None],
-                value_GLD[None],
+        # Prompts that stand side by side and are as long as one another are a batch: one call for all of them.
+        for length, run in groupby(tokens.prompts, lambda prompt: prompt[1] - prompt[0]):
+            prompts = list(run)
+            first, stop = prompts[0][0], prompts[-1][1]
+            key_SGLD, value_SGLD = cache.read(number, [slot for _, _, slot in prompts], length)
+            query_SLHD, out_SLHD = (x[first:stop].unflatten(0, (-1, length)) for x in (query_NHD, out_NHD))
+            out_SHLD = F.scaled_dot_product_attention(
+                query_SLHD.transpose(1, 2),
+                key_SGLD,
+                value_SGLD,
                 is_causal=True,
                 scale=self._scale,
-                enable_gqa=len(query_HLD) != len(key_GLD),
-            )[0]
-            out_NHD[first:stop] = out_HLD.transpose(0, 1)
+                enable_gqa=query_NHD.shape[1] != key_SGLD.shape[1],
+            )
+            out_SLHD.copy_(out_SHLD.transpose(1, 2))
         return out_NHD.flatten(1)
 
     def _norm_heads(self, qkv_NC: Tensor, layer: _Layer) -> Tensor:

@@ -65,8 +65,10 @@ class KVCache:
         for pool in (pool for layer in layers for pool in self.pools[layer]):
             pool[target] = pool[source]
 
-    def read(self, layer: int, slot: int, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of positions 0 to length - 1 in a slot, [kv heads, length, head_dim] each, copied."""
-        page_P = self.page_table_SP[slot, : pages_for(length)]
-        keys, values = (pool[page_P].transpose(0, 1).flatten(1, 2)[:, :length] for pool in self.pools[layer])
+    def read(self, layer: int, slots: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of positions 0 to length - 1 in these slots, [slots, kv heads, length, head_dim] each,
+        copied."""
+        slot_S = torch.tensor(slots, device=self.page_table_SP.device)
+        page_SP = self.page_table_SP[slot_S, : pages_for(length)]
+        keys, values = (pool[page_SP].transpose(1, 2).flatten(2, 3)[:, :, :length] for pool in self.pools[layer])
         return keys, values

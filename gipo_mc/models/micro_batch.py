@@ -114,6 +114,11 @@ class PackedBatch:
     units: list[list[int]]
     padding: float
 
+    @property
+    def is_one_pass(self) -> bool:
+        """Is it one micro-batch, of one replica? Then a single pass sees all of its rows."""
+        return len(self.units) == len(self.parts) == 1
+
 
 def micro_batches(
     sequences: Sequences, parallel: ParallelConfig, layout: Layout, *, unit: int = 1, width: int = 0

@@ -123,6 +123,12 @@ class ModelChunk(GPTModel):
             )
         return hidden[:length]
 
+    def passed_on(self, tokens_BL: Tensor) -> tuple[int, int, int]:
+        """Shape of what this chunk hands to the next one, of these tokens."""
+        batch, length = tokens_BL.shape
+        length += -length % self.execution.length_multiple(self.layout)
+        return length // self.layout.length_multiple, batch, self.shape.hidden_size
+
     @property
     def head_weight(self) -> Tensor:
         """[padded_vocab / tensor, H]: this rank's shard of the projection on the vocabulary."""

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
@@ -28,8 +28,16 @@ from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.megatron.overlap import Overlap
 from gipo_mc.parallel.memory.offload import Offloader, Resident
 from gipo_mc.parallel.memory.snapshot import optimizer_tensors, to_host
-from gipo_mc.parallel.optimizer import initialize_moments, load_optimizer, make_scheduler, megatron_options, steps_taken
+from gipo_mc.parallel.optimizer import (
+    initialize_moments,
+    load_optimizer,
+    make_scheduler,
+    megatron_options,
+    step_with_norm,
+    steps_taken,
+)
 from gipo_mc.parallel.pipeline.interleaved import Filler, filled_up
+from gipo_mc.parallel.pipeline.known_shapes import messages
 from gipo_mc.parallel.saving.optimizer_shards import FORMAT, distributed_part, sharded_pieces
 from gipo_mc.parallel.step_checks import StepProbe, StepResult
 
@@ -192,11 +200,14 @@ class Engine:
             detached = {name: value.detach() for name, value in outputs.items()}
             return outputs["loss"], torch.zeros((), dtype=torch.int, device=hidden_LBH.device), detached
 
-        # Pipeline stages exchange the shape of each micro-batch (variable_seq_lengths), so the sizes named here only
-        # have to be consistent.
+        # Micro-batches have shapes of their own (variable_seq_lengths), so the sizes named here only have to be
+        # consistent.
         rows, length = micro_batches[0].tokens_BL.shape
-        layout, fed = self.layout, filled_up(micro_batches, self.layout)
+        layout, fed, model = self.layout, filled_up(micro_batches, self.layout), cast(Any, self.model)
         with layout.active():
+            between = {}
+            if layout.pipeline > 1 and layout.virtual == 1:
+                between = messages(model.config, [model.passed_on(part.tokens_BL) for part in fed])
             schedule = get_forward_backward_func(layout.pipeline, layout.virtual if layout.virtual > 1 else None)
             outputs = schedule(
                 forward_step_func=forward_step,
@@ -207,6 +218,7 @@ class Engine:
                 micro_batch_size=rows,
                 forward_only=forward_only,
                 collect_non_loss_data=forward_only,
+                **between,
             )
         return outputs[len(fed) - len(micro_batches) :]
 
@@ -224,7 +236,7 @@ class Engine:
         lr, change = self.lr, None
         if updated:
             probe = StepProbe(self.optimizer)
-            self.optimizer.step()
+            step_with_norm(self.optimizer, grad_norm)
             if self._overlap is not None:
                 self._overlap.weights_changed()
             change = probe.change(self.layout.device)

@@ -59,6 +59,15 @@ def steps_taken(optimizer: MegatronOptimizer) -> int:
     return max(counts)
 
 
+def step_with_norm(optimizer: Any, grad_norm: float) -> None:
+    """Megatron's `step`, with a norm of the gradients that is known: it would add it up once more, over all ranks."""
+    optimizer.get_grad_norm = lambda: grad_norm
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.get_grad_norm
+
+
 def load_optimizer(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
     """`load_state_dict`, and two of Megatron's gaps around the step count of torch's Adam."""
     part = getattr(optimizer, "chained_optimizers", [optimizer])[0]

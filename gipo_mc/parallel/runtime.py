@@ -20,6 +20,7 @@ from gipo_mc.parallel.launcher import several_hosts
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.megatron import cpu_adapter, versions
 from gipo_mc.parallel.megatron.second_layout import Groups
+from gipo_mc.parallel.memory import heap
 from gipo_mc.parallel.messages import shared_memory as memory
 from gipo_mc.parallel.news import first_error
 from gipo_mc.parallel.nodes import greeting, network
@@ -41,7 +42,7 @@ def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cu
     if device == "cuda" and gpus < local_ranks:
         raise ConfigError(
             f"device=cuda, but this machine has {gpus} usable GPUs for {local_ranks} local ranks: start at most {gpus} "
-            "ranks here (torchrun --nproc-per-node), or use device=cpu. scripts/doctor.py shows what torch sees."
+            "ranks here (torchrun --nproc-per-node), or use device=cpu. gipo-mc doctor shows what torch sees."
         )
     if device == "auto":
         return "cuda" if gpus >= local_ranks > 0 else "cpu"
@@ -84,6 +85,7 @@ def initialize(
     else:
         place = torch.device("cpu")
         cpu_adapter.apply()
+        heap.keep_freed()
     if not dist.is_initialized():
         _join(kind, parallel, {"device": kind, **(same or {})})
     layout = _own_layout(parallel, place)

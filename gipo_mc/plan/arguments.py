@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from gipo_mc.config import Config, load_config
-from gipo_mc.errors import ConfigError
-from gipo_mc.plan.hardware import Hardware, hardware
+from gipo_mc.config import TRAINERS, Config, load_config
+from gipo_mc.plan.hardware import HARDWARE, Hardware, hardware
 from gipo_mc.run.arguments import name, number
 
 
@@ -14,10 +13,20 @@ def add_run(parser: argparse.ArgumentParser, *, most_gpus: int, of_cpu: str) -> 
     """The options that `chosen_run` and `gipo_mc.plan.run.read_run` want. of_cpu: what there is not for a CPU."""
     parser.add_argument("--config", type=name, metavar="FILE", required=True, help="YAML file of the run")
     parser.add_argument("--gpus", type=number(1, most_gpus), default=8, help="ranks, one on each GPU [8]")
-    parser.add_argument("--gpu", default="h100", help=f"a100, h100, h200, b200, or cpu ({of_cpu}) [h100]")
+    parser.add_argument(
+        "--gpu",
+        default="h100",
+        choices=list(HARDWARE),
+        metavar="NAME",
+        help=f"a100, h100, h200, b200, or cpu ({of_cpu}) [h100]",
+    )
     parser.add_argument("--gpus-per-node", type=number(1, 1024), default=8, help="GPUs of one machine [8]")
     parser.add_argument(
-        "--command", default="", help="train_gi_ppo, train_sft, train_reward or train_dpo [by the data]"
+        "--command",
+        default="",
+        choices=TRAINERS,
+        metavar="TRAINER",
+        help="train_gi_ppo, train_sft, train_reward or train_dpo [by the data]",
     )
     parser.add_argument("--shape", default="", help="config.json, folder or published name of all models [their own]")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override an option")
@@ -25,9 +34,7 @@ def add_run(parser: argparse.ArgumentParser, *, most_gpus: int, of_cpu: str) -> 
 
 def chosen_run(options: argparse.Namespace) -> tuple[Config, str, Hardware]:
     """(configuration, its command, the device) of the options of `add_run`. Raises ConfigError."""
-    from gipo_mc.plan.run import COMMANDS, command_of
+    from gipo_mc.plan.run import command_of
 
-    if options.command and options.command not in COMMANDS:
-        raise ConfigError(f"--command {options.command} is no trainer: write one of {', '.join(COMMANDS)}.")
     device, config = hardware(options.gpu), load_config(options.config, options.overrides)
     return config, options.command or command_of(config), device

@@ -8,7 +8,7 @@ checkpoints that loses least, Daly (FGCS 22-3, 2006) its next terms and the expe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gipo_mc.errors import ConfigError
@@ -87,14 +87,17 @@ def scale(
     program: Program = OURS,
     failure_hours: float = FAILURE_HOURS,
     restart: float = RESTART,
+    tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Scaled]:
     """The fastest layout that fits on each number of GPUs; sizes on which none does are left out.
 
     grow: the batch and its mini-batches grow with the GPUs (weak scaling); else they stay (strong scaling).
-    program: which is planned. failure_hours: of one GPU. Raises ConfigError where no size has a layout that fits.
+    program: which is planned. failure_hours: of one GPU. tell: how many sizes are done, of how many.
+    Raises ConfigError where no size has a layout that fits.
     """
     found: list[Scaled] = []
-    for number in gpus:
+    for size, number in enumerate(gpus):
+        tell(size, len(gpus))
         own = _grown(run, number // gpus[0]) if grow else run
         plans = search(own, number, device, node=node, utilisation=utilisation, program=program)
         if not plans or not plans[0].fits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -201,12 +201,21 @@ def _changes(config: Config) -> list[dict[str, Any]]:
 
 
 def search(
-    run: Run, gpus: int, device: Hardware, *, node: int = 8, utilisation: float = UTILISATION, program: Program = OURS
+    run: Run,
+    gpus: int,
+    device: Hardware,
+    *,
+    node: int = 8,
+    utilisation: float = UTILISATION,
+    program: Program = OURS,
+    tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Plan]:
     """Every layout of the ranks that works, those that fit first and then by time: tensor (within a node), pipeline,
-    data, with and without sequence parallelism, in several chunks; with what of `RELIEF` makes it fit."""
-    plans = []
-    for layout in _layouts(gpus, node):
+    data, with and without sequence parallelism, in several chunks; with what of `RELIEF` makes it fit. tell: how many
+    layouts were tried, of how many."""
+    plans, layouts = [], list(_layouts(gpus, node))
+    for number, layout in enumerate(layouts):
+        tell(number, len(layouts))
         tried: list[Plan] = []
         for relief in ({}, *known(RELIEF)):
             try:

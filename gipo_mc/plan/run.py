@@ -18,7 +18,6 @@ from gipo_mc.plan.shapes import known_shape, shape_of
 
 #: (name of a model, option that names it) -> its sizes.
 Sizes = Callable[[str, str], ModelShape]
-COMMANDS = ("train_gi_ppo", "train_sft", "train_reward", "train_dpo")
 
 
 @dataclass(frozen=True)
@@ -201,13 +200,15 @@ def _rl(run: Run, grid: Grid, longest: bool) -> dict[str, list[Pass]]:
     steps = -(-batch // settings.mini_batch_size)
     own_rows = run.parts(-(-batch // steps), grid, longest=longest)
     critic, epochs = [], settings.critic_epochs or settings.epochs
+    # A mini-batch that is one micro-batch of one replica knows its sums by group in its only pass.
+    first_pass = settings.group_statistics == "exact" and not (len(own_rows) == grid.data == grid.pipeline == 1)
     for name in ("critic", "classifier"):
         if (role := run.role(name)) is None:
             continue
         # The classifier's probabilities of the whole mini-batch come first, those of the first mini-batch aside.
-        again = role.groups > 0 and settings.group_statistics == "exact"
+        again = role.groups > 0 and first_pass
         critic += _steps(role, own_rows, steps * epochs, again, logits=False)
-    again = settings.penalty == "variance" and settings.group_count > 1 and settings.group_statistics == "exact"
+    again = settings.penalty == "variance" and settings.group_count > 1 and first_pass
     found["update_critic"] = critic
     found["update_policy"] = _steps(run.roles[0], own_rows, steps * settings.epochs, again, logits=True)
     return {name: passes for name, passes in found.items() if passes}

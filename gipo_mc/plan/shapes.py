@@ -33,7 +33,7 @@ KNOWN: dict[str, tuple[_Sizes, str, bool]] = {
     "qwen3-0.6b": ((151936, 1024, 3072, 28, 16, 8, 128, 40960), "qwen3", True),
     "qwen3-8b": ((151936, 4096, 12288, 36, 32, 8, 128, 40960), "qwen3", False),
     "qwen3-32b": ((151936, 5120, 25600, 64, 64, 8, 128, 40960), "qwen3", False),
-    # What this package's own commands make: `scripts/new_model.py --vocab 1024 --hidden 64`, and the built-in task.
+    # What this package's own commands make: `gipo-mc new-model --vocab 1024 --hidden 64`, and the built-in task.
     "hh_tiny": ((1024, 64, 176, 4, 4, 2, 16, 512), "llama", False),
     "builtin_model": ((22, 64, 176, 4, 4, 2, 16, 32), "llama", False),
 }

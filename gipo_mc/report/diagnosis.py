@@ -1,17 +1,11 @@
 """What a run says of its reward and of its groups: do the signals know the domains, does the reward model know its
-pairs, and which prompts are in each group."""
+pairs?"""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
-from typing import Any
-
 from gipo_mc.report.catalogue import REWARD_UNIT, Chapter, Chart
-from gipo_mc.report.hacking import is_example
-from gipo_mc.report.panels import group_colour
 from gipo_mc.report.runs import RunData
-from gipo_mc.report.texts import prompt_shown, readable
+from gipo_mc.report.texts import readable
 
 #: Candidates for algorithm.signal, and what else might tell domains apart; metric "signal/auc/<name>" -> words.
 SIGNALS = {
@@ -61,17 +55,6 @@ CHAPTER = Chapter(
 )  # fmt: skip
 #: A signal whose AUC lies this much over that of the run's own is worth naming.
 _BETTER = 0.05
-_PROMPTS = 4
-
-
-@dataclass(frozen=True)
-class ShownGroup:
-    """An inferred group as the page shows it. what: a sentence. prompts: those that belong to it most."""
-
-    name: str
-    colour: str
-    what: str
-    prompts: list[str]
 
 
 def verdicts(run: RunData) -> list[str]:
@@ -122,35 +105,3 @@ def _on_signals(run: RunData) -> str:
             "what gains over the reference would know"
         )
     return f"{text}."
-
-
-def groups(run: RunData) -> list[ShownGroup]:
-    """The inferred groups by the prompts, among those sampled in the last tenth of the run, that belong to each most;
-    none where the run infers none."""
-    if run.option("algorithm.groups_from") != "classifier":
-        return []
-    rows = [row for row in run.samples if not is_example(row) and _probabilities(row)]
-    steps = sorted({row["step"] for row in rows})[-run.window :]
-    rows = [row for row in rows if row["step"] in steps]
-    count = max((len(_probabilities(row)) for row in rows), default=0)
-    return [_group(run, rows, group) for group in range(count)] if count > 1 else []
-
-
-def _group(run: RunData, rows: list[dict[str, Any]], group: int) -> ShownGroup:
-    members = [row for row in rows if max(range(len(p := _probabilities(row))), key=p.__getitem__) == group]
-    members.sort(key=lambda row: -_probabilities(row)[group])
-    domains = Counter(readable(row.get("domain") or "") for row in members)
-    mass, best = run.last(f"group/{group}/mass"), run.values("group/best")
-    parts = [f"{mass:.0%} of the responses" if mass is not None else ""]
-    parts.append("taken for the best group (g_high)" if len(best) and int(best[-1]) == group else "")
-    if sum(domains.values()) and set(domains) - {""}:
-        shares = ", ".join(f"{n / len(members):.0%} {name}" for name, n in domains.most_common(4))
-        parts.append(f"of {len(members)} sampled members {shares}")
-    prompts = list(dict.fromkeys(prompt_shown(row.get("prompt", "")) for row in members))[:_PROMPTS]
-    what = "; ".join(filter(None, parts)) or "no sampled member"
-    return ShownGroup(f"Group {group}", group_colour(str(group)), what, prompts)
-
-
-def _probabilities(row: dict[str, Any]) -> list[float]:
-    found = row.get("group_probs")
-    return [p for p in found if isinstance(p, (int, float))] if isinstance(found, list) else []

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from gipo_mc.report.catalogue import REWARD_UNIT, Chapter, Chart
 from gipo_mc.report.runs import RunData
 from gipo_mc.report.texts import cell, prompt_shown, readable, response_shown
+from gipo_mc.run.console import number
 
 #: Stand beside the distributions.
 TAIL = (
@@ -92,6 +96,80 @@ class ShownHacking:
     prompts: list[str]
     count: str
     reward: str
+
+
+#: Of the newest samples so many are searched for ordinary responses that look better to the reward than they are.
+_READ = 400
+_SUSPECTS = 3
+#: What makes a response of high reward suspect: a length of so many medians, so large a share of repeated pieces.
+_LONG, _REPEATED = 1.8, 0.25
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An ordinary sample of high reward that is bad by a sign of its own. why: clauses."""
+
+    step: int
+    domain: str
+    prompt: str
+    response: str
+    reward: str
+    why: list[str]
+
+
+def suspects(run: RunData) -> list[Suspect]:
+    """Of the newest samples those of high reward that are far longer than the others, cut off, repeat themselves, or
+    have a low gold reward where that is known; the most suspect first."""
+    rows = [row for row in run.samples if not any(row.get(key) for key in ("hacking", "invalid", "clipped"))]
+    rows = [row for row in sorted(rows, key=lambda row: row["step"])[-_READ:] if _is_number(row.get("reward"))]
+    if len(rows) < 8:
+        return []
+    rewards = np.array([row["reward"] for row in rows], dtype=float)
+    lengths = np.array([row["length"] if _is_number(row.get("length")) else np.nan for row in rows], dtype=float)
+    gold = np.array([row["gold"] if _is_number(row.get("gold")) else np.nan for row in rows], dtype=float)
+    usual_length = float(np.nanmedian(lengths)) if np.isfinite(lengths).any() else float("inf")
+    usual_gold = float(np.nanmedian(gold)) if np.isfinite(gold).any() else float("-inf")
+    cut = sum(bool(row.get("truncated")) for row in rows) / len(rows)
+    found = []
+    for at in np.flatnonzero(rewards >= np.quantile(rewards, 0.75)):
+        row, why = rows[at], []
+        repeated = _repeated(str(row.get("response", "")))
+        if repeated >= _REPEATED:
+            why.append(f"repeats itself: {repeated:.0%} of its pieces of four words stood in it before")
+        if lengths[at] >= _LONG * usual_length:
+            why.append(f"long: {lengths[at]:.0f} tokens, {lengths[at] / usual_length:.1f} times the median")
+        if row.get("truncated") and cut < 0.25:
+            why.append("cut off before its end")
+        if gold[at] < usual_gold:
+            why.append(f"gold reward {number(float(gold[at]))}, below the median of {number(usual_gold)}")
+        if why:
+            found.append((len(why) + repeated, float(rewards[at]), row, why))
+    found.sort(key=lambda item: (-item[0], -item[1]))
+    shown: dict[str, Suspect] = {}
+    for _, reward, row, why in found:
+        response = response_shown(str(row.get("response", "")).strip())
+        if response not in shown and len(shown) < _SUSPECTS:
+            share = float((rewards < reward).mean())
+            shown[response] = Suspect(
+                row["step"],
+                readable(row.get("domain") or ""),
+                prompt_shown(str(row.get("prompt", "")).strip()),
+                response,
+                f"{number(reward)}, above {share:.0%} of the samples",
+                why,
+            )
+    return list(shown.values())
+
+
+def _repeated(response: str) -> float:
+    """Share of a text's pieces of four words that stood in it before."""
+    words = response.split()
+    pieces = [tuple(words[at : at + 4]) for at in range(len(words) - 3)]
+    return 1 - len(set(pieces)) / len(pieces) if pieces else 0.0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_example(row: dict[str, Any]) -> bool:

@@ -12,27 +12,27 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gipo_mc.report import hacking, plots
+from gipo_mc.report import groups, hacking
 from gipo_mc.report.catalogue import REWARD_UNIT, RL_CHAPTERS, SPEED, SUPERVISED_CHAPTERS, Chapter, Chart
-from gipo_mc.report.plots import Bar, Curve, Sample
+from gipo_mc.report.drawing import plots
+from gipo_mc.report.drawing.colours import PHASES, domain_colours, group_colour, phase_colour, run_colour
+from gipo_mc.report.drawing.plots import Bar, Curve, Sample
 from gipo_mc.report.runs import RunData
 
-PHASES = (
-    "rollout", "behaviour_logprob", "reference_logprob", "values", "rewards", "advantages", "update_critic",
-    "update_policy",
-)  # fmt: skip
 #: Commands whose accuracy has a chance level: of two responses, which one is preferred.
 _PAIRWISE = ("train_reward", "train_dpo")
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart. title and caption: what is seen and how to read it. svg: the picture. wide: takes the whole row."""
+    """One chart. title and caption: what is seen and how to read it. svg: the picture. wide: takes the whole row. mark:
+    CSS class of the one run that it is of, among several."""
 
     title: str
     caption: str
     svg: str
     wide: bool = False
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,30 +74,6 @@ def _place(phase: str) -> int:
     return order.index(phase) if phase in order else len(order)
 
 
-def phase_colour(phase: str) -> str:
-    """Colour of a phase, the same in every chart and table."""
-    extra = {"other": "#b8c0c8", "update": plots.PHASE_COLOURS[0], "evaluation": plots.PHASE_COLOURS[-1]}
-    return plots.PHASE_COLOURS[PHASES.index(phase)] if phase in PHASES else extra.get(phase, "#8795a1")
-
-
-def domain_colours(runs: Sequence[RunData]) -> dict[str, str]:
-    """Colour of every domain that any metric of the runs names."""
-    names = sorted(
-        {match[1] for run in runs for name in run.series if (match := re.search(r"(?:^|/)domain/(.+)$", name))}
-    )
-    return {name: plots.DOMAIN_COLOURS[i % len(plots.DOMAIN_COLOURS)] for i, name in enumerate(names)}
-
-
-def group_colour(group: str) -> str:
-    """Colour of inferred group `group`, a number as text."""
-    return plots.GROUP_COLOURS[(int(group) if group.isdigit() else 0) % len(plots.GROUP_COLOURS)]
-
-
-def run_colour(index: int) -> str:
-    """Colour of the run at `index` in the report."""
-    return plots.RUN_COLOURS[index % len(plots.RUN_COLOURS)]
-
-
 def _section(chapter: Chapter, runs: Sequence[RunData], seen: set[str], first: Panel | None = None) -> Section:
     panels = [first] if first else []
     for chart in chapter.charts:
@@ -132,7 +108,11 @@ def _plain(chart: Chart, runs: Sequence[RunData]) -> list[Panel]:
                 f"{chart.title}: {labels[name]}" if len(names) > 1 else chart.title,
                 chart,
                 runs,
-                [_curve(run, name, run.name, run_colour(i)) for i, run in enumerate(runs) if _has(run, name)],
+                [
+                    _curve(run, name, run.name, run_colour(i), mark=run.mark)
+                    for i, run in enumerate(runs)
+                    if _has(run, name)
+                ],
             )
             for name in names
         ]
@@ -146,10 +126,11 @@ def _plain(chart: Chart, runs: Sequence[RunData]) -> list[Panel]:
 def _by_group(chart: Chart, runs: Sequence[RunData], prefix: str, suffix: str) -> list[Panel]:
     panels = []
     for run in runs:
-        groups = [key for key in run.keys(prefix, suffix) if _has(run, f"{prefix}{key}{suffix}")]
-        if not groups:
+        there = [key for key in run.keys(prefix, suffix) if _has(run, f"{prefix}{key}{suffix}")]
+        if not there:
             continue
-        curves = [_curve(run, f"{prefix}{g}{suffix}", f"group {g}", group_colour(g)) for g in groups]
+        known = groups.names(run)
+        curves = [_curve(run, f"{prefix}{g}{suffix}", known.get(g, f"group {g}"), group_colour(g)) for g in there]
         title = chart.title if len(runs) == 1 else f"{chart.title}: {run.name}"
         panels.append(_panel(title, chart, [run], curves))
     return panels
@@ -169,7 +150,9 @@ def _by_domain(chart: Chart, runs: Sequence[RunData], prefix: str, suffix: str, 
     panels = []
     for key in keys:
         name = f"{prefix}{key}{suffix}"
-        curves = [_curve(run, name, run.name, run_colour(i)) for i, run in enumerate(runs) if _has(run, name)]
+        curves = [
+            _curve(run, name, run.name, run_colour(i), mark=run.mark) for i, run in enumerate(runs) if _has(run, name)
+        ]
         if curves:
             panels.append(_panel(f"{single}: {key}", chart, runs, curves))
     return panels
@@ -179,8 +162,10 @@ def _has(run: RunData, name: str) -> bool:
     return len(run.values(name)) > 0
 
 
-def _curve(run: RunData, name: str, label: str, colour: str, band: np.ndarray | None = None, dash: int = 0) -> Curve:
-    return Curve(label, run.steps, run.series[name], colour, band, dash)
+def _curve(
+    run: RunData, name: str, label: str, colour: str, band: np.ndarray | None = None, dash: int = 0, mark: str = ""
+) -> Curve:
+    return Curve(label, run.steps, run.series[name], colour, band, dash, mark)
 
 
 def _panel(title: str, chart: Chart, runs: Sequence[RunData], curves: Sequence[Curve]) -> Panel:
@@ -193,7 +178,7 @@ def _panel(title: str, chart: Chart, runs: Sequence[RunData], curves: Sequence[C
     if len(curves) == 1 and len(runs) > 1:
         caption = f"Only in {curves[0].label}. {caption}".strip()
     svg = plots.line_chart(curves, x_label=x_label, y_label=chart.unit, baseline=chart.baseline)
-    return Panel(title, caption, svg)
+    return Panel(title, caption, svg, mark=runs[0].mark if len(runs) == 1 else "")
 
 
 def _times(runs: Sequence[RunData]) -> Panel | None:
@@ -202,7 +187,7 @@ def _times(runs: Sequence[RunData]) -> Panel | None:
         seconds = phase_seconds(run)
         if seconds:
             parts = tuple((phase.replace("_", " "), value, phase_colour(phase)) for phase, value in seconds.items())
-            bars.append(Bar(run.name, parts))
+            bars.append(Bar(run.name, parts, run.mark))
     if not bars:
         return None
     svg = plots.stacked_bars(bars, x_label="seconds per iteration (mean)")
@@ -245,7 +230,8 @@ def _distribution(run: RunData, name: str, colour: str, several: bool) -> Panel:
     title = name.replace("reward/domain/", "Reward in domain ").replace("reward/group/", "Reward in group ")
     title = "Reward" if title == "reward" else title
     unit = REWARD_UNIT if name.startswith("reward") else name
-    return Panel(f"{title}: {run.name}" if several else title, "", plots.histogram(samples, x_label=unit))
+    name_shown = f"{title}: {run.name}" if several else title
+    return Panel(name_shown, "", plots.histogram(samples, x_label=unit), mark=run.mark)
 
 
 def _span(rows: Sequence) -> str:

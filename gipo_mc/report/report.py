@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +14,15 @@ from markupsafe import Markup
 
 import gipo_mc
 from gipo_mc.errors import DataError
-from gipo_mc.report import diagnosis, hacking, panels, summary
+from gipo_mc.report import comparison, diagnosis, groups, hacking, panels, summary
+from gipo_mc.report.drawing import colours
 from gipo_mc.report.runs import RunData, load_runs
 from gipo_mc.report.texts import readable
+from gipo_mc.report.verdict import Verdict, verdict
 from gipo_mc.run.jsonl import read_file, storage_errors, write_atomically
 
 if TYPE_CHECKING:
-    from gipo_mc.report.winners import Evaluation
+    from gipo_mc.report.evaluation.winners import Evaluation
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class _RunView:
 
     name: str
     anchor: str
+    mark: str
     colour: str
     title: str
     state: str
@@ -36,20 +39,24 @@ class _RunView:
     facts: list[tuple[str, str]]
     cards: list[summary.Card]
     notices: list[tuple[str, str]]
+    parts: list[groups.Part]
     samples: list[summary.ShownSample]
+    suspects: list[hacking.Suspect]
     hacking: list[hacking.ShownHacking]
-    groups: list[diagnosis.ShownGroup]
     config: str
 
 
 @dataclass(frozen=True)
 class _Chapter:
-    """Runs of one kind, which share axes."""
+    """Runs of one kind, which share axes. first: is its verdict to be read first? comparisons: tables side by side: the
+    values and then, against each run, the differences."""
 
     title: str
     anchor: str
+    first: bool
+    verdict: Verdict
     runs: list[_RunView]
-    comparison: summary.Table | None
+    comparisons: list[comparison.Table]
     sections: list[panels.Section]
     phases: list[tuple[str, str, list[tuple[str, str]]]]
 
@@ -113,13 +120,15 @@ def save_charts(runs: list[Path], folder: Path, evaluation: Path | None = None) 
 
 
 def _evaluation(folder: Path) -> Evaluation:
-    from gipo_mc.report.winners import load_evaluation  # it looks at responses with torch, which a run does not need
+    from gipo_mc.report.evaluation.winners import (
+        load_evaluation,  # it looks at responses with torch, which a run does not need
+    )
 
     return load_evaluation(folder)
 
 
 def _evaluation_charts(folder: Path) -> list[tuple[str, str]]:
-    from gipo_mc.report.winners import charts
+    from gipo_mc.report.evaluation.winners import charts
 
     return charts(folder)
 
@@ -140,14 +149,18 @@ def _by_kind(runs: Sequence[RunData]) -> dict[str, list[RunData]]:
 
 
 def _chapter(kind: str, runs: Sequence[RunData], number: int) -> _Chapter:
+    if len(runs) > 1:
+        runs = [replace(run, mark=f"of-{number}-{index}") for index, run in enumerate(runs)]
     rows = summary.phase_rows(runs)
     return _Chapter(
         title=summary.TITLES.get(kind, kind),
         anchor=f"part-{number}",
+        first=kind == "rl",
+        verdict=verdict(runs),
         runs=[_view(run, index, f"run-{number}-{index}") for index, run in enumerate(runs)],
-        comparison=summary.comparison(runs) if len(runs) > 1 else None,
+        comparisons=comparison.comparisons(runs) if len(runs) > 1 else [],
         sections=panels.sections(runs, diagnosis.CHAPTER),
-        phases=[(phase.replace("_", " "), panels.phase_colour(phase), cells) for phase, cells in rows],
+        phases=[(phase.replace("_", " "), colours.phase_colour(phase), cells) for phase, cells in rows],
     )
 
 
@@ -160,15 +173,17 @@ def _view(run: RunData, index: int, anchor: str) -> _RunView:
     return _RunView(
         name=readable(run.name),
         anchor=anchor,
-        colour=panels.run_colour(index),
+        mark=run.mark,
+        colour=colours.run_colour(index),
         title=summary.title(run),
         state=str(run.status.get("state") or "unknown"),
         headline=summary.headline(run),
         facts=facts,
         cards=summary.cards(run),
         notices=summary.notices(run) + [("info", text) for text in diagnosis.verdicts(run)],
+        parts=groups.parts(run),
         samples=summary.chosen_samples(run),
         hacking=hacking.examples(run),
-        groups=diagnosis.groups(run),
+        suspects=hacking.suspects(run) if run.kind == "rl" else [],
         config=readable(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)) if run.config else "",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ class Distribution:
 
 @dataclass(frozen=True)
 class RunData:
-    """One run. Arrays in `series` are float64 [iterations], NaN where a metric was not logged or not finite."""
+    """One run. Arrays in `series` are float64 [iterations], NaN where a metric was not logged or not finite. mark: CSS
+    class of what a page shows of it, "" where nothing tells runs apart."""
 
     name: str
     path: Path
@@ -46,6 +47,7 @@ class RunData:
     samples: list[dict[str, Any]]
     warnings: list[dict[str, Any]]
     notes: list[str]
+    mark: str = ""
 
     @property
     def kind(self) -> str:
@@ -76,17 +78,17 @@ class RunData:
     @property
     def window(self) -> int:
         """Iterations that the first and last values of a metric logged in each of them are means of."""
-        return _window(self.iterations)
+        return window_of(self.iterations)
 
     def first(self, name: str) -> float | None:
         """Mean over the first tenth of a metric's values; None where there are none."""
         values = self.values(name)
-        return float(values[: _window(len(values))].mean()) if len(values) else None
+        return float(values[: window_of(len(values))].mean()) if len(values) else None
 
     def last(self, name: str) -> float | None:
         """Mean over the last tenth of a metric's values; None where there are none."""
         values = self.values(name)
-        return float(values[-_window(len(values)) :].mean()) if len(values) else None
+        return float(values[-window_of(len(values)) :].mean()) if len(values) else None
 
     def values(self, name: str) -> np.ndarray:
         """The finite values of a metric, float64 [n], in order; empty where it was not logged."""
@@ -103,7 +105,8 @@ class RunData:
         return sorted(found, key=lambda key: (not key.isdigit(), key.zfill(9) if key.isdigit() else key))
 
 
-def _window(count: int) -> int:
+def window_of(count: int) -> int:
+    """Values that a first or last mean is over, of `count`."""
     return min(WINDOW_CAP, max(1, round(WINDOW_SHARE * count)))
 
 
@@ -116,12 +119,12 @@ def load_run(path: Path, name: str = "") -> RunData:
         )
     notes: list[str] = []
     steps, series, nonfinite = _metrics(folder.metrics, notes)
-    config = _config(folder.config, notes)
+    config = read_config(folder.config, notes)
     return RunData(
         name=name or path.resolve().name,
         path=path,
         status=folder.read_status(),
-        about=_about(folder.about, notes),
+        about=read_about(folder.about, notes),
         config=config,
         steps=steps,
         series=series,
@@ -179,12 +182,18 @@ def _metrics(path: Path, notes: list[str]) -> tuple[np.ndarray, dict[str, np.nda
         if row["step"] in by_step:
             notes.append(f"{path}:{line}: step {row['step']} was logged twice; the later line is shown.")
         by_step[row["step"]] = row
-    steps = np.array(sorted(by_step))
+    steps, series = series_of(by_step)
+    return steps, series, nonfinite
+
+
+def series_of(by_step: Mapping[int, Mapping[str, Any]]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(steps [n], metric -> its values, float64 [n]) of rows of metrics.jsonl by their step."""
+    steps = np.array(sorted(by_step), dtype=np.int64)
     names = dict.fromkeys(name for step in steps for name in by_step[int(step)] if name not in ("step", "nonfinite"))
     series = {
         name: np.array([_number(by_step[int(step)].get(name)) for step in steps], dtype=np.float64) for name in names
     }
-    return steps, series, nonfinite
+    return steps, series
 
 
 def _number(value: float | None) -> float:
@@ -204,8 +213,9 @@ def _distributions(path: Path, notes: list[str]) -> dict[str, list[Distribution]
     return found
 
 
-def _config(path: Path, notes: list[str]) -> dict[str, Any]:
-    # What the report shows beside the numbers: a damaged one is worth a note, not the loss of the report.
+def read_config(path: Path, notes: list[str]) -> dict[str, Any]:
+    """The resolved configuration. What is shown beside the numbers is worth a note where it is damaged, not the loss of
+    the report."""
     try:
         config = _yaml(path) if path.exists() else {}
     except (OSError, ValueError, yaml.YAMLError, ConfigError, RecursionError) as error:
@@ -220,7 +230,8 @@ def _yaml(path: Path) -> Any:
     return yaml.safe_load(text)
 
 
-def _about(path: Path, notes: list[str]) -> list[tuple[str, str]]:
+def read_about(path: Path, notes: list[str]) -> list[tuple[str, str]]:
+    """(label, value) of what ran; a damaged file is noted."""
     try:
         lines = json.loads(read_file(path)) if path.exists() else []
         return [(str(label), str(value)) for label, value in lines]

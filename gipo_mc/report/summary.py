@@ -1,4 +1,4 @@
-"""What a report says in words and numbers: cards, the comparison table, notices, chosen samples."""
+"""What a report says in words and numbers: cards, notices, chosen samples."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from gipo_mc.presets import PRESETS
+from gipo_mc.report.drawing.colours import group_colour
 from gipo_mc.report.hacking import is_example
-from gipo_mc.report.panels import group_colour, phase_seconds
+from gipo_mc.report.panels import phase_seconds
 from gipo_mc.report.runs import RunData
 from gipo_mc.report.texts import cell, prompt_shown, readable, response_shown
 from gipo_mc.run.console import duration, number
@@ -34,15 +35,6 @@ class Card:
     value: str
     detail: str = ""
     tone: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """columns: headings, the first of the rows' names. rows: cells as text. best: (row, column) worth a mark."""
-
-    columns: list[str]
-    rows: list[list[str]]
-    best: set[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -152,62 +144,6 @@ def cards(run: RunData) -> list[Card]:
     return found
 
 
-def comparison(runs: Sequence[RunData]) -> Table:
-    """Final values of runs of one kind beside one another."""
-    rl = runs[0].kind == "rl"
-    columns: list[tuple[str, str, int]] = [("Reward", "reward/mean", 1)] if rl else []
-    if rl:
-        columns += [("Gold", "gold/mean", 1)]
-        prefix, label = (
-            ("gold/domain/", "Gold") if any(r.keys("gold/domain/") for r in runs) else ("reward/domain/", "Reward")
-        )
-        domains = sorted({key for run in runs for key in run.keys(prefix)})
-        columns += [(f"{label}: {readable(key)}", prefix + key, 1) for key in domains]
-        columns += [
-            ("KL", "kl/mean", 0),
-            ("Length", "response/length", 0),
-            ("Tokens/s", "throughput/tokens_per_second", 0),
-        ]
-    else:
-        columns += [("Loss", "loss", -1), ("Held-out loss", "eval/loss", -1), ("Accuracy", "accuracy", 1)]
-        columns += [("Held-out accuracy", "eval/accuracy", 1), ("Tokens/s", "throughput/tokens_per_second", 0)]
-    columns = [column for column in columns if any(run.last(column[1]) is not None for run in runs)]
-    rows = [[readable(run.name), title(run), str(run.iterations)] for run in runs]
-    best: set[tuple[int, int]] = set()
-    for _, name, good in columns:
-        values = [run.last(name) for run in runs]
-        there = [value for value in values if value is not None]
-        for i, value in enumerate(values):
-            rows[i].append("–" if value is None else number(value))
-            if good and len(there) > 1 and value == max(there, key=lambda v: v * good):
-                best.add((i, len(rows[i]) - 1))
-    headings = ["Run", "What", "Iterations" if rl else "Steps", *(column[0] for column in columns)]
-    cost = _cost(runs)
-    if cost:
-        headings.append("Time per iteration (median)" if rl else "Time per step (median)")
-        for row, text in zip(rows, cost):
-            row.append(text)
-    return Table(headings, rows, best)
-
-
-def _cost(runs: Sequence[RunData]) -> list[str]:
-    """Median seconds of an iteration; in percent over PPO's where one of the runs is PPO."""
-    medians = [_median_total(run) for run in runs]
-    if not any(medians):
-        return []
-    base = next((m for run, m in zip(runs, medians) if run.algorithm == "ppo" and m), None)
-    texts = []
-    for run, seconds in zip(runs, medians):
-        over = f" ({(seconds / base - 1) * 100:+.0f} % vs PPO)" if base and seconds and run.algorithm != "ppo" else ""
-        texts.append(f"{number(seconds)} s{over}" if seconds else "–")
-    return texts
-
-
-def _median_total(run: RunData) -> float | None:
-    values = run.values("time/total")
-    return float(np.median(values)) if len(values) else None
-
-
 def notices(run: RunData) -> list[tuple[str, str]]:
     """(tone, sentence) of what a reader should know: "bad" what went wrong, "warn" what is suspicious, "info"."""
     found: list[tuple[str, str]] = []
@@ -225,11 +161,11 @@ def notices(run: RunData) -> list[tuple[str, str]]:
     for name, steps in run.nonfinite.items():
         found.append(("bad", f"{readable(name)} was NaN or infinite at {_steps(steps)}."))
     found += [("warn", sentence) for sentence in _suspicions(run)]
-    found += [("warn", text) for text in _warnings(run)]
+    found += [("warn", text) for text in own_warnings(run)]
     return found + [("info", readable(note)) for note in run.notes]
 
 
-def _warnings(run: RunData) -> list[str]:
+def own_warnings(run: RunData) -> list[str]:
     """The run's own warnings; those that differ in their numbers or examples only are one, in its latest wording."""
     alike: dict[str, list[dict[str, Any]]] = {}
     for row in run.warnings:
@@ -245,7 +181,7 @@ def _steps(steps: Sequence[int]) -> str:
 
 def _suspicions(run: RunData) -> list[str]:
     found = []
-    if _hacked(run):
+    if hacked(run):
         found.append("The reward rose while the gold reward fell: the policy exploits errors of the reward (hacking).")
     if (truncated := run.last("response/truncated")) is not None and truncated > 0.5:
         found.append(
@@ -259,7 +195,7 @@ def _suspicions(run: RunData) -> list[str]:
     return found
 
 
-def _hacked(run: RunData) -> bool:
+def hacked(run: RunData) -> bool:
     """Whether gold fell, by more than twice its wavering from one value to the next, while the reward rose."""
     gold, reward = run.values("gold/mean"), run.values("reward/mean")
     if len(gold) < 3 or len(reward) < 2:
@@ -302,6 +238,14 @@ def chosen_samples(run: RunData) -> list[ShownSample]:
             worst = ranked[len(best) :][-len(best) :]
             shown += [_shown("best", row) for row in best] + [_shown("worst", row) for row in worst]
     return shown
+
+
+def newest_samples(run: RunData, count: int) -> list[ShownSample]:
+    """The best and the worst responses of the newest sampled iteration, `count` at most."""
+    rows = [row for row in run.samples if not is_example(row)]
+    ranked = sorted((row for row in rows if row["step"] == rows[-1]["step"]), key=_reward, reverse=True)
+    best, worst = ranked[: count - count // 2], ranked[count - count // 2 :][-(count // 2) :]
+    return [_shown("best", row) for row in best] + [_shown("worst", row) for row in worst]
 
 
 def _reward(row: dict[str, Any]) -> float:

@@ -60,7 +60,7 @@ def train(config: Config) -> None:
             [
                 ("metrics", str(session.folder.metrics)),
                 ("checkpoints", str(session.folder.checkpoints)),
-                ("report", f"python scripts/report.py {session.folder.path}"),
+                ("report", f"gipo-mc report {session.folder.path}"),
             ]
         )
 

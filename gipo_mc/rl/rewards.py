@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.config import DataConfig, ParallelConfig
-from gipo_mc.data.encode import Encoder
+from gipo_mc.data.encode import encoder_of
 from gipo_mc.data.reading import RewardReader
 from gipo_mc.errors import DataError
 from gipo_mc.models.micro_batch import micro_batches, run_forward
@@ -79,4 +79,4 @@ def responses(sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> list[
         sequences.response_length_B.tolist(),
         strict=True,
     )
-    return Encoder(tokenizer).texts([ids[start : start + n] for ids, start, n in rows])
+    return encoder_of(tokenizer).texts([ids[start : start + n] for ids, start, n in rows])

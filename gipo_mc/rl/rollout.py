@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.config import Config
 from gipo_mc.data.batches import batch_indices
-from gipo_mc.data.encode import Encoder
+from gipo_mc.data.encode import encoder_of
 from gipo_mc.data.sets import PromptSet
 from gipo_mc.data.special_tokens import end_ids
 from gipo_mc.generation.assemble import assemble_rollout, sampling_uniforms
@@ -85,7 +85,7 @@ def roll_out(
         top_p=settings.top_p,
         top_k=settings.top_k,
         greedy=greedy,
-        stop=stop_on_strings(tokenizer, settings.stop, Encoder(tokenizer).lead if settings.stop else ()),
+        stop=stop_on_strings(tokenizer, settings.stop, encoder_of(tokenizer).lead if settings.stop else ()),
         stop_ids=end_ids(tokenizer, engine.end_ids),
         known_ids=_known_ids(tokenizer),
     )

@@ -222,6 +222,6 @@ def _broken_model(source: str, config: Config) -> str:
     remedy = f", or {section}.lr is too large (go back to a checkpoint and lower it)" if section else ""
     return (
         f"No response has a usable {what}: {key}={model} holds weights that are not finite, or overflows in "
-        f"dtype={config.dtype}{remedy}. Nothing was changed by it. Check the model with scripts/convert_checkpoint.py "
+        f"dtype={config.dtype}{remedy}. Nothing was changed by it. Check the model with gipo-mc convert "
         "--check, or use dtype=float32."
     )

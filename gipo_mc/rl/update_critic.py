@@ -4,13 +4,15 @@
                                                                               (Zheng et al., arXiv 2310.11971)
 
 The classifier stands on the critic, or is a model of its own, with an update of its own. R_var is not linear in the
-batch, so each mini-batch takes two passes: probabilities of all its sequences first (for the first mini-batch of an
-iteration the rollout's are still exact and cost nothing), then the backward pass with dR_var/dp fixed. The result is
-the gradient of R_var of the whole mini-batch, however it is split.
+batch, so each mini-batch takes two passes: probabilities of all its sequences first, then the backward pass with
+dR_var/dp fixed. The first one costs nothing for the first mini-batch of an iteration, where the rollout's are still
+exact, and for one that is a single micro-batch, which has them before its loss. The result is the gradient of R_var of
+the whole mini-batch, however it is split.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,12 +51,13 @@ class CriticLoss:
     """A micro-batch's share of the mini-batch's loss: value loss (token mean over the mini-batch), and the classifier's
     share of -beta R_var, for what the model has to learn.
 
-    statistics: R_var of the mini-batch from the first pass; None: no classifier to train.
+    statistics: R_var of the mini-batch from the first pass, or a function of its probabilities [B, M] where a
+    micro-batch is all of it and no first pass was taken; None: no classifier to train.
     """
 
     batch: MiniBatch
     values: bool
-    statistics: GroupMoments | None
+    statistics: GroupMoments | Callable[[Tensor], GroupMoments] | None
     settings: AlgorithmConfig
 
     def __call__(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
@@ -72,8 +75,12 @@ class CriticLoss:
             detach = settings.group_trunk == "detached"
             probs_BM = group_probabilities(model, hidden_LBH, part, reads=settings.group_input, detach=detach)
             signal_B = experience.inputs.behaviour_signal_B[part.rows_B]
+            statistics = self.statistics
+            if callable(statistics):
+                known_BM = probs_BM.detach()
+                statistics = statistics(torch.empty_like(known_BM).index_copy_(0, part.rows_B, known_BM))
             loss = loss + classifier_loss_terms(
-                probs_BM, signal_B, self.statistics, beta=settings.beta_critic, balance=settings.balance
+                probs_BM, signal_B, statistics, beta=settings.beta_critic, balance=settings.balance
             )
             outputs["groups"] = probs_BM.detach()
         return outputs | {"loss": loss}
@@ -121,8 +128,7 @@ def _update(
         log.padding(packed.padding)
         statistics = None
         if part.groups:
-            statistics = _group_moments(part.engine, packed, batch, settings)
-            log.add(group_variance=float(statistics.variance))
+            statistics = _group_moments(part.engine, packed, batch, settings, log)
         outputs = CriticLoss(batch, part.values, statistics, settings).backward(part.engine, packed)
         if part.values:
             log.add(loss=float(outputs["value_loss"]) / batch.tokens)
@@ -139,14 +145,24 @@ def _update(
     return metrics
 
 
-def _group_moments(engine: Engine, packed: PackedBatch, batch: MiniBatch, settings: AlgorithmConfig) -> GroupMoments:
-    """First pass: R_var of the whole mini-batch under the current classifier, identical on every rank."""
-    probs_BM = batch.experience.outputs.group_probs_BM
-    if not batch.first and settings.group_statistics == "exact":
-        stage = groups_alone(settings.group_input)
-        probs_BM = run_forward(engine, packed, stage, {"groups": settings.groups})["groups"]
-    mass_M, weighted_M = group_statistics(probs_BM, batch.experience.inputs.behaviour_signal_B)
-    return moments(mass_M, weighted_M, len(batch), settings.weights)
+def _group_moments(
+    engine: Engine, packed: PackedBatch, batch: MiniBatch, settings: AlgorithmConfig, log: UpdateLog
+) -> GroupMoments | Callable[[Tensor], GroupMoments]:
+    """R_var of the whole mini-batch under the current classifier, identical on every rank, from the first pass; or as a
+    function of its probabilities [b, M], where the backward pass has them in time."""
+
+    def of_probabilities(probs_BM: Tensor) -> GroupMoments:
+        mass_M, weighted_M = group_statistics(probs_BM, batch.experience.inputs.behaviour_signal_B)
+        found = moments(mass_M, weighted_M, len(batch), settings.weights)
+        log.add(group_variance=float(found.variance))
+        return found
+
+    if batch.first or settings.group_statistics != "exact":
+        return of_probabilities(batch.experience.outputs.group_probs_BM)
+    if packed.is_one_pass and engine.layout.pipeline == 1:  # on a pipeline only the last stage would know
+        return of_probabilities
+    stage = groups_alone(settings.group_input)
+    return of_probabilities(run_forward(engine, packed, stage, {"groups": settings.groups})["groups"])
 
 
 def _groups_now(engine: Engine, experience: Experience, config: Config) -> tuple[Tensor, Tensor]:

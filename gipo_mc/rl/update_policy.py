@@ -3,14 +3,16 @@
     loss = - (1/n) sum_it min(ratio A, clip(ratio) A) + beta R_var(S_theta) - entropy bonus      (arXiv 2310.11971)
            + (1/n) sum_i eta_i KL_i, with algorithm.kl_in=loss
 
-R_var needs the signals S_i of the whole mini-batch, so each one takes two passes: a forward pass for S (free for the
-first mini-batch, where the ratio is 1 and S is the rollout's signal), then the backward pass of sum_i c'_i S_i with
-c' = dR_var/dS fixed. `algorithm.group_statistics=rollout` uses the rollout's S throughout and saves the first pass.
+R_var needs the signals S_i of the whole mini-batch, so each one takes two passes: a forward pass for S, then the
+backward pass of sum_i c'_i S_i with c' = dR_var/dS fixed. The first pass is free for the first mini-batch, where the
+ratio is 1 and S is the rollout's signal, and for one that is a single micro-batch, whose own pass knows S before its
+loss. `algorithm.group_statistics=rollout` uses the rollout's S throughout and never takes it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,23 +41,25 @@ _ROW_OUTPUTS = ("surrogate", "clipped", "ratio_max", "behaviour_kl", "entropy")
 class PolicyLoss:
     """A micro-batch's share of the mini-batch's loss.
 
-    objective: op B over the mini-batch's rows. signal_gradient_B: beta dR_var/dS_i of these rows, [b], from the first
-    pass; None where there is no penalty.
+    objective: op B over the mini-batch's rows. signal_gradient_B: beta dR_var/dS_i of these rows, [b]: a function of
+    their log-probs [B, T] where a micro-batch is all of them and no first pass was taken; None: there is no penalty.
     """
 
     batch: MiniBatch
     objective: Objective
-    signal_gradient_B: Tensor | None
+    signal_gradient_B: Tensor | Callable[[Tensor], Tensor] | None
     config: Config
 
     def __call__(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
         """ "loss", and `_ROW_OUTPUTS`, [b] each."""
         config, settings = self.config, self.config.algorithm
+        gradient_B = self.signal_gradient_B
+        if callable(gradient_B):
+            gradient_B = gradient_B(self._log_probs(model, hidden_LBH, part))
         own = self.objective.rows(part.rows_B)
         objective, entropy_B = own.of_hidden(
             model, hidden_LBH, part, config.rollout.temperature, config.parallel.logit_rows
         )
-        gradient_B = self.signal_gradient_B
         loss = policy_loss_terms(
             objective,
             tokens=self.batch.tokens,
@@ -73,6 +77,13 @@ class PolicyLoss:
             "behaviour_kl": objective.behaviour_kl_B,
             "entropy": entropy_B,
         }
+
+    @torch.no_grad()
+    def _log_probs(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Tensor:
+        """Log-probs [B, T] of the rows of a mini-batch, in its order, that is this micro-batch."""
+        stage = token_log_probs(self.config.rollout.temperature, self.config.parallel.logit_rows)
+        logp_BT = stage(model, hidden_LBH, part)["logp"]
+        return torch.empty_like(logp_BT).index_copy_(0, part.rows_B, logp_BT)
 
     def backward(self, policy: Engine, packed: PackedBatch) -> dict[str, Tensor]:
         """The gradients of the whole mini-batch's loss; statistics of every row, on every rank."""
@@ -125,16 +136,29 @@ def _penalty_gradient(
     beta: float,
     config: Config,
     log: UpdateLog,
+) -> Tensor | Callable[[Tensor], Tensor]:
+    """beta dR_var/dS of every sequence of the mini-batch, [b], from the first pass; or as a function of their log-probs
+    [b, T], where the backward pass has them in time."""
+    settings = config.algorithm
+
+    def gradient(logp_BT: Tensor) -> Tensor:
+        return _bounded_gradient(objective, logp_BT, len(batch), beta, config, log)
+
+    if batch.first or settings.group_statistics != "exact":
+        return gradient(objective.inputs.behaviour_logp_BT)
+    if packed.is_one_pass and policy.layout.pipeline == 1:  # on a pipeline only the last stage would know
+        return gradient
+    stage = token_log_probs(config.rollout.temperature, config.parallel.logit_rows)
+    return gradient(run_forward(policy, packed, stage, {"logp": batch.experience.rollout.width})["logp"])
+
+
+def _bounded_gradient(
+    objective: Objective, logp_BT: Tensor, rows: int, beta: float, config: Config, log: UpdateLog
 ) -> Tensor:
-    """First pass: beta dR_var/dS of every sequence of the mini-batch, [b]."""
+    """beta dR_var/dS, [b], where the policy has the log-probs `logp_BT` [b, T]."""
     settings, probs_BM = config.algorithm, objective.inputs.group_probs_BM
-    logp_BT = objective.inputs.behaviour_logp_BT
-    if not batch.first and settings.group_statistics == "exact":
-        stage = token_log_probs(config.rollout.temperature, config.parallel.logit_rows)
-        widths = {"logp": batch.experience.rollout.width}
-        logp_BT = run_forward(policy, packed, stage, widths)["logp"]
     found = objective.of_log_probs(logp_BT)
-    statistics = moments(found.mass_M, found.weighted_M, len(batch), settings.weights)
+    statistics = moments(found.mass_M, found.weighted_M, rows, settings.weights)
     bounded, statistics = bounded_beta(
         beta, statistics, mass_floor=settings.mass_floor, cap=settings.reweight_cap or math.inf
     )

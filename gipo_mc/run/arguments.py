@@ -1,4 +1,7 @@
-"""Command lines, and how a command says what was wrong: in one sentence that a terminal shows as it is."""
+"""Command lines, and how a command says what was wrong: in one sentence that a terminal shows as it is.
+
+What `--help` does not need is imported where it is used: the configuration takes a third of a second.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +9,85 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
-from gipo_mc.config import check_name
-from gipo_mc.errors import ConfigError, GipoError
-from gipo_mc.run.jsonl import printable, printable_lines
+from gipo_mc.errors import ConfigError, GipoError, did_you_mean
+from gipo_mc.run.terminal.voice import Quiet
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that shows its description as it is written, and quotes arguments with control characters
-    escaped."""
+    """An argument parser that shows its description as it is written, quotes arguments with control characters
+    escaped, and answers a mistyped option or value with the nearest ones.
 
-    def __init__(self, **options: Any) -> None:
+    verb: of gipo-mc, such as "train sft". reports: whether there is --json, for one object on stdout. Its attribute
+    `command` names the command whose options of a configuration `overrides` are; "": any.
+    """
+
+    def __init__(self, verb: str = "", *, reports: bool = False, **options: Any) -> None:
+        if verb:
+            options["prog"] = _typed(verb)
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        if self.add_help:
+            self.add_argument("-q", "--quiet", action=Quiet, help="only the result, warnings and errors")
+        if reports:
+            self.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+        self.command = ""
+        self._words: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        from gipo_mc.run.jsonl import printable
+
         self.print_usage(sys.stderr)
+        message += self._nearest()
         self.exit(ConfigError.exit_code, f"{self.prog}: error: {printable(message)}\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += did_you_mean(str(value), map(str, action.choices or ()))
+            raise
+
+    def _nearest(self) -> str:
+        """What the first unknown option was perhaps meant to be: it may be why another one is missing."""
+        from gipo_mc.config import options
+
+        known = self._option_string_actions
+        for word in (word.partition("=")[0] for word in self._words if word.startswith("--") and len(word) > 2):
+            if any(option.startswith(word) for option in known):
+                continue
+            if (key := word.lstrip("-")) in options():
+                return f"; an option of the configuration has no dashes: {key}=VALUE"
+            return did_you_mean(key, options()) if "." in key else did_you_mean(word, known)
+        return ""
+
+
+def _typed(verb: str) -> str:
+    """The command as it was typed: `gipo-mc evaluate judge`, or the script's name for it, `evaluate.py judge`."""
+    script = Path(sys.argv[0]).name
+    if script == "__main__.py" or not script.endswith(".py"):
+        return f"gipo-mc {verb}"
+    first, _, more = verb.partition(" ")
+    return f"{script} {more}" if more and script == f"{first}.py" else script
 
 
 def say_error(error: GipoError) -> int:
     """Print what happened, and return the exit code."""
+    from gipo_mc.run.jsonl import printable_lines
+
     print(f"\nerror: {printable_lines(str(error))}", file=sys.stderr, flush=True)
     return error.exit_code
 
 
 def say_warning(text: str) -> None:
     """Print what is odd, in one line."""
+    from gipo_mc.run.jsonl import printable
+
     print(f"warning: {printable(text)}", file=sys.stderr, flush=True)
 
 
@@ -68,6 +123,8 @@ def real(allowed: Callable[[float], bool], kind: str) -> Callable[[str], float]:
 
 def name(text: str) -> str:
     """For `type=` of an argument: the name of a file or folder, one that a file system can have."""
+    from gipo_mc.config import check_name
+
     try:
         check_name(text, "the name")
     except ConfigError as error:

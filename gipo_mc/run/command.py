@@ -22,6 +22,9 @@ from gipo_mc.run.arguments import Parser, say_error
 from gipo_mc.run.folder import RunFolder, now
 from gipo_mc.run.jsonl import printable_lines
 from gipo_mc.run.outcome import exit_called, note_end, refusal_noted
+from gipo_mc.run.terminal.ending import interrupted
+from gipo_mc.run.terminal.waiting import importing
+from gipo_mc.run.trackers import check_trackers
 
 #: Seconds that other ranks leave to the first of their host, to say why a start was refused, before they end: torchrun
 #: ends all ranks with the first. On several hosts that one imports torch first, to tell the others.
@@ -54,19 +57,36 @@ def run_command(
     Returns the exit code: 0, that of the `GipoError` that ended the run, 75 after a signal that asked it to stop, or
     130 after Ctrl-C.
     """
-    parser = Parser(description=description, epilog=_options(command) if command else None)
+    arguments = command_parser(description, command).parse_intermixed_args(argv)
+    return run_parsed(arguments, work, builtin=builtin, command=command)
+
+
+def command_parser(description: str, command: str = "") -> Parser:
+    """The parser of `run_command`, for a command that has options of its own besides."""
+    verb = command.replace("_", " ", 1).replace("_", "-")
+    parser = Parser(verb, description=description, epilog=_options(command) if command else None)
+    parser.command = command
     parser.add_argument("--config", metavar="FILE", help="YAML file; the runnable ones are in configs/")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override an option")
-    arguments = parser.parse_intermixed_args(argv)
-    start = _Start(arguments, builtin)
+    return parser
+
+
+def run_parsed(
+    arguments: argparse.Namespace,
+    work: Callable[[Config], None],
+    *,
+    builtin: BuiltinTask | None = None,
+    command: str = "",
+) -> int:
+    """`run_command`, of arguments that `command_parser` has read."""
+    start = _Start(arguments, builtin, command)
     try:
         config = start.checked()
         return _run(lambda: work(start.prepared(config)), start.ended)
     except GipoError as error:
         return refuse(error)
     except KeyboardInterrupt as stop:
-        _say(f"Interrupted. {stop}".strip())
-        return EXIT_INTERRUPTED
+        return interrupted(stop) if _is_first() else EXIT_INTERRUPTED
     except BaseException as error:
         _tell_other_hosts(f"{type(error).__name__}: {error}", 1)
         raise
@@ -74,8 +94,9 @@ def run_command(
 
 def _run(work: Callable[[], None], ended: Callable[[str], None]) -> int:
     """Call `work` and return the exit code. ended: told of a signal that ends the command before the run began."""
-    from gipo_mc.parallel import runtime
-    from gipo_mc.run.watch import listening
+    with importing(_is_first()):
+        from gipo_mc.parallel import runtime
+        from gipo_mc.run.watch import listening
 
     try:
         with listening(ended):
@@ -101,10 +122,11 @@ def _run(work: Callable[[], None], ended: Callable[[str], None]) -> int:
 class _Start:
     """What comes before a run; if it ends here, its status lies in the run folder it was meant for."""
 
-    def __init__(self, arguments: argparse.Namespace, builtin: BuiltinTask | None) -> None:
+    def __init__(self, arguments: argparse.Namespace, builtin: BuiltinTask | None, command: str) -> None:
         self._path: str | None = arguments.config
         self._overrides: list[str] = arguments.overrides
         self._builtin = builtin
+        self._command = command or Path(sys.argv[0]).stem
         self._task: BuiltinTask | None = None
         self._base: dict[str, Any] | None = None
         self._began = now()
@@ -117,6 +139,7 @@ class _Start:
             self._base = self._task.base() if self._task else None
             config = load_config(self._path, self._overrides, self._base)
             check_layout(config, world_size())
+            check_trackers(config)
             suit_cuda(config)
         return config
 
@@ -137,7 +160,7 @@ class _Start:
 
     def _folder(self) -> RunFolder:
         dir, name = run_folder(self._path, self._overrides, self._base)
-        return RunFolder(Path(dir) / (name or Path(sys.argv[0]).stem), started=self._began)
+        return RunFolder(Path(dir) / (name or self._command), started=self._began)
 
 
 def _is_first() -> bool:

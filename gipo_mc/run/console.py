@@ -14,13 +14,20 @@ from dataclasses import dataclass
 from typing import TextIO
 
 import rich.console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from gipo_mc.run.jsonl import printable
-
-#: Seconds between two progress lines where there is no terminal.
-QUIET_SECONDS = 30.0
+from gipo_mc.run.terminal.voice import is_quiet
+from gipo_mc.run.terminal.waiting import FIRST, LATER, duration
 
 _ASCII = str.maketrans({"±": "+-", "·": "|", "→": "->", "…": "..", "×": "x"})
 
@@ -55,6 +62,8 @@ class Console:
 
     def header(self, lines: Sequence[tuple[str, str] | str]) -> None:
         """What will run: (label, value) pairs in aligned columns, or plain lines."""
+        if is_quiet():
+            return
         self._print(Segment(self._name, 0, "bold cyan"))
         self._labelled(lines)
 
@@ -68,7 +77,7 @@ class Console:
         label = (
             description if self._step is None else f"[{min(self._step + 1, self._total)}/{self._total}] {description}"
         )
-        if not self._enabled:
+        if not self._enabled or is_quiet():
             yield ProgressTask()
         elif not self._rich.is_terminal:
             yield _PlainTask(self, label, total)
@@ -111,7 +120,8 @@ class Console:
         left = None
         if step > self._first_step:
             left = (now - self._started) / (step - self._first_step) * max(0, self._total - step)
-        self._print(*iteration_segments(step, self._total, metrics, left), fit=True)
+        if not is_quiet():
+            self._print(*iteration_segments(step, self._total, metrics, left), fit=True)
 
     def warn(self, text: str) -> None:
         """A warning, in words."""
@@ -121,7 +131,7 @@ class Console:
             )
 
     def done(self, lines: Sequence[tuple[str, str] | str]) -> None:
-        """The end: where the results lie."""
+        """The end: where the results lie; with --quiet too, because they are the result."""
         self._print(Segment(f"{self._name}: done", 0, "bold green"))
         self._labelled(lines)
 
@@ -159,9 +169,16 @@ class Console:
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
             console=self._rich,
             transient=True,
         )
+
+
+def on_stderr(enabled: bool = True) -> Console:
+    """For the progress of a command whose result goes to stdout."""
+    return Console("", 1, enabled=enabled, file=sys.stderr)
 
 
 class ProgressTask:
@@ -186,13 +203,16 @@ class _PlainTask(ProgressTask):
         self._label = label
         self._total = total
         self._done = 0
-        self._said = time.monotonic()
+        self._began = time.monotonic()
+        self._next = self._began + FIRST
 
     def advance(self, amount: int = 1) -> None:
         self._done += amount
-        if time.monotonic() - self._said >= QUIET_SECONDS:
-            self._said = time.monotonic()
-            self._console._print(Segment(f"{self._label} {self._done}/{self._total}", 0))
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + LATER
+            left = (now - self._began) * (self._total - self._done) / max(self._done, 1)
+            self._console._print(Segment(f"{self._label} {self._done}/{self._total}, {duration(left)} left", 0))
 
 
 def iteration_segments(step: int, total: int, metrics: Mapping[str, float], left: float | None = None) -> list[Segment]:
@@ -270,13 +290,3 @@ def number(value: float) -> str:
         if size < 999.5 * scale:
             return f"{value / scale:.3g}{unit}"
     return f"{value:.2e}"
-
-
-def duration(seconds: float) -> str:
-    """`seconds` as a person says it: 42 s, 3 min 20 s, 2 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,7 +1,8 @@
 """The run folder: where everything a run leaves behind lies, owned by one job at a time.
 
 config.yaml (resolved), about.json (what ran, in words), metrics.jsonl, distributions.jsonl, samples.jsonl,
-warnings.jsonl, reference_rewards.jsonl, tensorboard/, checkpoints/, run_status.json, report.html.
+warnings.jsonl, reference_rewards.jsonl, tensorboard/, trackers/ (what Weights & Biases and MLflow are to remember),
+checkpoints/, run_status.json, report.html.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _LINE_SECONDS = 2.0
 #: What belongs to one run, and is set aside together when a folder is started anew.
 _CONTENTS = (
     *("config.yaml", "about.json", "metrics.jsonl", "distributions.jsonl", "samples.jsonl", "warnings.jsonl"),
-    *("reference_rewards.jsonl", "tensorboard", "checkpoints", "run_status.json", "report.html", ".saved.json"),
+    *("reference_rewards.jsonl", "tensorboard", "trackers", "checkpoints", "run_status.json", "report.html"),
+    ".saved.json",
 )
 
 #: What `gipo_mc.run.manifest` calls FILE and STATE. Not imported from there: readers of a run need no torch.
@@ -116,6 +118,10 @@ class RunFolder:
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def trackers(self) -> Path:
+        return self.path / "trackers"
 
     @property
     def checkpoints(self) -> Path:

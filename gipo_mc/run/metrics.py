@@ -1,8 +1,9 @@
-"""What a run logs: metrics.jsonl, TensorBoard, samples and distributions, without duplicates after a resume.
+"""What a run logs: metrics.jsonl, samples and distributions, without duplicates after a resume. Its trackers are fed
+from here: TensorBoard at once, the others on threads of their own (`gipo_mc.run.trackers`).
 
 A metric is a finite number. A NaN or infinity is still logged, because the line that shows it is the one that is
 needed: its value is null (JSON has no NaN, and readers of tables take null for missing) and the line carries
-`"nonfinite": ["policy/loss=nan"]`. TensorBoard does not get it.
+`"nonfinite": ["policy/loss=nan"]`. Trackers do not get it.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
+from gipo_mc.config import Config
+from gipo_mc.run.arguments import say_warning
 from gipo_mc.run.folder import RunFolder
-from gipo_mc.run.jsonl import JsonLines, printable, read_jsonl, storage_errors
+from gipo_mc.run.jsonl import JsonLines, printable, read_jsonl
+from gipo_mc.run.trackers import check_trackers
+from gipo_mc.run.trackers.feeds import Feeds
+from gipo_mc.run.trackers.tensorboard import TensorBoard
 
 #: Values kept of a distribution: all of a small batch, evenly spaced quantiles of a larger one.
 KEPT_VALUES = 201
-#: TensorBoard's histograms have no bin beyond this, and fail without a value in one.
-_EDGE = 0.9e20
 
 
 class MetricsLogger:
@@ -31,22 +34,26 @@ class MetricsLogger:
     Steps rise strictly. Continuing an existing run begins with `truncate_after(step of the checkpoint)`.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, config: Config | None = None) -> None:
+        """config: names the trackers; None: the defaults. Raises ConfigError where one is not installed, DataError
+        where metrics.jsonl is damaged."""
+        self._config = config or Config()
+        check_trackers(self._config)
         self._folder = folder
         self._metrics = JsonLines(folder.metrics)
         self._samples = JsonLines(folder.samples)
         self._distributions = JsonLines(folder.distributions)
         self._warnings = JsonLines(folder.warnings)
-        self._writer: SummaryWriter | None = None
-        self._purge_step: int | None = None
+        self._board = TensorBoard(folder.tensorboard) if "tensorboard" in self._config.run.trackers else None
+        self._feeds: Feeds | None = None
         rows = read_jsonl(folder.metrics).rows if folder.metrics.exists() else []
         self._last_step: int | None = int(rows[-1]["step"]) if rows else None
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append the metrics of iteration `step`: one flat object, and TensorBoard scalars of the same names.
+    def log(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        """Append the metrics of iteration `step`: one flat object, and scalars of the same names for the trackers.
 
-        Raises ValueError where `step` does not rise (the caller logs once an iteration, and truncates on resume),
-        StorageError where the disk refuses.
+        Returns sentences on trackers that do not take what they are given, each once. Raises ValueError where `step`
+        does not rise (the caller logs once an iteration, and truncates on resume), StorageError where the disk refuses.
         """
         if self._last_step is not None and step <= self._last_step:
             raise ValueError(
@@ -59,11 +66,11 @@ class MetricsLogger:
             row["nonfinite"] = [f"{name}={values[name]}" for name in values if name in bad]
         self._metrics.append(row)
         self._last_step = step
-        with storage_errors(self._folder.tensorboard):
-            for name, value in values.items():
-                if name not in bad:
-                    self._tensorboard().add_scalar(printable(name), value, step)
-            self._tensorboard().flush()
+        finite = {printable(name): value for name, value in values.items() if name not in bad}
+        if self._board:
+            self._board.scalars(step, finite)
+        self._fed().put("scalars", step, finite)
+        return self._fed().complaints()
 
     def histograms(self, step: int, name: str, values_B: Tensor, domains: Sequence[str]) -> None:
         """The distribution of `values_B` [B], whole and by domain; domains: of each value."""
@@ -73,7 +80,7 @@ class MetricsLogger:
             self.histogram(step, f"{name}/domain/{domain}", values_B[rows])
 
     def histogram(self, step: int, name: str, values: Tensor | np.ndarray | Sequence[float]) -> None:
-        """Keep the distribution of `values` (any shape), for TensorBoard and for the report.
+        """Keep the distribution of `values` (any shape), for the trackers and for the report.
 
         The report's copy, a line of distributions.jsonl, holds count, mean, std and up to KEPT_VALUES sorted values.
         Non-finite values are counted in `dropped`. Nothing is written where none is left (a domain absent from a
@@ -98,9 +105,10 @@ class MetricsLogger:
                 "values": [float(f"{value:.5g}") for value in kept],
             }
         )
-        with storage_errors(self._folder.tensorboard):
-            edges = finite.clip(-_EDGE, _EDGE)
-            self._tensorboard().add_histogram(f"distribution/{printable(name)}", edges, step)
+        shown = f"distribution/{printable(name)}"
+        if self._board:
+            self._board.histogram(step, shown, finite)
+        self._fed().put("histogram", step, shown, kept.tolist())
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append sampled responses: prompt, response, reward, domain, group_probs, kl, length (more is allowed)."""
@@ -109,38 +117,41 @@ class MetricsLogger:
     def warn(self, step: int, text: str) -> None:
         """Keep a warning in words for the report."""
         self._warnings.append({"step": step, "text": text})
-        with storage_errors(self._folder.tensorboard):
-            self._tensorboard().add_text("warnings", printable(text), step)
+        if self._board:
+            self._board.text(step, "warnings", printable(text))
+        self._fed().put("text", step, "warnings", printable(text))
 
     def truncate_after(self, step: int) -> int:
         """Forget everything logged after iteration `step`, and the line a killed job left half written.
 
-        TensorBoard is told to disregard those steps too. Returns how many lines went away. Raises DataError, with
+        Trackers are told, too. Returns how many lines went away. Raises DataError, with
         file and line, where a log file is damaged.
         """
-        if self._writer is not None:
+        if self._feeds is not None:
             raise ValueError("truncate_after() comes before the first log()")
+        logged = self._last_step or 0
         files = (self._metrics, self._samples, self._distributions, self._warnings)
         dropped = sum(file.keep(lambda row: row["step"] <= step) for file in files)
         rows = read_jsonl(self._folder.metrics).rows if self._folder.metrics.exists() else []
         self._last_step = int(rows[-1]["step"]) if rows else None
-        self._purge_step = step + 1
+        if self._board:
+            self._board.purge(step + 1)
+        self._feeds = Feeds(self._folder, self._config, max(step, 0), logged)
         return dropped
 
     def flush(self) -> None:
         """Wait until everything logged is on the disk; call it before a checkpoint is made visible."""
         for file in (self._metrics, self._samples, self._distributions, self._warnings):
             file.sync()
-        if self._writer is not None:
-            with storage_errors(self._folder.tensorboard):
-                self._writer.flush()
+        if self._board:
+            self._board.flush()
 
     def close(self) -> None:
-        """Close TensorBoard's writer; further calls would open a new event file."""
-        if self._writer is not None:
-            writer, self._writer = self._writer, None
-            with storage_errors(self._folder.tensorboard):
-                writer.close()
+        """Close TensorBoard's file, and tell the other trackers how the run ended: run_status.json has it already."""
+        if self._board:
+            self._board.close()
+        for text in self._feeds.close() if self._feeds else ():
+            say_warning(text)
 
     def __enter__(self) -> MetricsLogger:
         return self
@@ -150,8 +161,8 @@ class MetricsLogger:
     ) -> None:
         self.close()
 
-    def _tensorboard(self) -> SummaryWriter:
+    def _fed(self) -> Feeds:
         # Made at the first use: truncate_after() has to come before it.
-        if self._writer is None:
-            self._writer = SummaryWriter(str(self._folder.tensorboard), purge_step=self._purge_step)
-        return self._writer
+        if self._feeds is None:
+            self._feeds = Feeds(self._folder, self._config, self._last_step or 0, self._last_step or 0)
+        return self._feeds

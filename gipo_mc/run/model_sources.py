@@ -294,6 +294,6 @@ def _download(name: str, key: str) -> Path:
     except (OSError, ValueError) as error:
         why, cause = f"the hub could not provide it ({str(error).splitlines()[0]:.200})", error
     raise ConfigError(
-        f"{key}={name}: there is no such folder, and {why}. Train it or make it first (scripts/new_model.py makes a "
+        f"{key}={name}: there is no such folder, and {why}. Train it or make it first (gipo-mc new-model makes a "
         "tiny one), or download it and give its folder."
     ) from cause

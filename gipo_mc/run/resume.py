@@ -138,9 +138,11 @@ def fixed_settings(config: Config, command: str, dtype: torch.dtype, *, distribu
         "dtype": str(dtype).removeprefix("torch."),
         "parallel.distributed_optimizer": "on" if distributed_optimizer else "off",
         "algorithm.groups": config.algorithm.group_count,
-        "reward.weights": config.reward.weighted(),
     }
-    return {key: found[key] for key in read_by(command) if resume_rule(key) == "fixed"}
+    read = read_by(command)
+    if "reward.weights" in read:
+        found["reward.weights"] = config.reward.weighted()
+    return {key: found[key] for key in read if resume_rule(key) == "fixed"}
 
 
 def _changed_sources(key: str, before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -280,8 +280,8 @@ class Session:
         show: print its line, too; a supervised run has too many steps to read them all.
         """
         self.step = step
-        if self.logger:
-            self.logger.log(step, metrics)
+        for text in self.logger.log(step, metrics) if self.logger else ():
+            self.warn(text)
         self.write_status("running")
         if show:
             self.console.iteration(step, metrics)
@@ -336,7 +336,7 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
         at_the_end.callback(lambda: session.offloader.close())
         at_the_end.callback(session.saves.abandon)
         with outcome_kept(session.watch):
-            on_main(lambda: setattr(session, "logger", MetricsLogger(folder)))  # DataError: a damaged file
+            on_main(lambda: setattr(session, "logger", MetricsLogger(folder, config)))  # DataError: a damaged file
             session._resume_from, session._passed_over = session.saves.newest()
             if newest := session._resume_from:  # checked before models are loaded, which may take minutes
                 state = checkpoint.load_state(newest)

@@ -152,7 +152,7 @@ class StepChecks:
             raise NumericsError(
                 f"The first loss, before any step, is {loss:g}: model.policy={self._model} holds weights that are not "
                 "finite, or overflows in this dtype. Nothing was changed. Check the model with "
-                "scripts/convert_checkpoint.py --check, or use dtype=float32."
+                "gipo-mc convert --check, or use dtype=float32."
             )
         self._skipped = self._skipped + 1 if metrics["skipped"] else 0
         if self._skipped >= PATIENCE:

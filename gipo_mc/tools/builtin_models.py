@@ -12,6 +12,7 @@ from gipo_mc.data.synthetic import builtin_llama_config, builtin_tokenizer
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import on_main
 from gipo_mc.run import checkpoint
+from gipo_mc.run.terminal.voice import tell
 from gipo_mc.supervised import sft
 from gipo_mc.tools.new_model import create_model
 
@@ -44,7 +45,7 @@ def train_sft(config: Config, prepared: Config, prepare: Callable[[Config], None
         return
     if dist.get_rank() == 0:
         steps = prepared.run.iterations
-        print(f"The built-in task needs {folder} first: {steps} steps, about two minutes on two CPU cores.", flush=True)
+        tell(f"The built-in task needs {folder} first: {steps} steps, about two minutes on two CPU cores.")
     prepare(prepared)
     sft.train(prepared)
 

@@ -1,8 +1,8 @@
-"""Between Hugging Face folders and checkpoints of this package, in any layout: for scripts/convert_checkpoint.py."""
+"""Between Hugging Face folders and checkpoints of this package, in any layout: for `gipo-mc convert`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -65,12 +65,20 @@ def _texts(source: ModelSource) -> Texts:
     return Texts(tuple(kept), tuple(ids), tuple(dict.fromkeys((trained, *end_ids(tokenizer, source.shape.end_ids)))))
 
 
-def to_hf(name: str, out: Path, layout: Layout, dtype: torch.dtype | None = None, *, overwrite: bool = False) -> None:
+def to_hf(
+    name: str,
+    out: Path,
+    layout: Layout,
+    dtype: torch.dtype | None = None,
+    *,
+    overwrite: bool = False,
+    tell: Callable[[int, int], None] = lambda done, of: None,
+) -> None:
     """The policy or model of a run (or of one of its checkpoints) as a Hugging Face folder with its tokenizer.
 
-    dtype: of the written weights; None keeps that of the checkpoint. overwrite: replace a model in `out`. All ranks
-    call. Raises ConfigError where `name` is no run or `out` holds something, CheckpointError where the run has no
-    usable checkpoint, StorageError.
+    dtype: of the written weights; None keeps that of the checkpoint. overwrite: replace a model in `out`. tell: how
+    many tensors are written, of how many. All ranks call. Raises ConfigError where `name` is no run or `out` holds
+    something, CheckpointError where the run has no usable checkpoint, StorageError.
     """
     source: ModelSource = resolve(name, "--to-hf", together=True)
     if source.kind == "hf":
@@ -81,7 +89,7 @@ def to_hf(name: str, out: Path, layout: Layout, dtype: torch.dtype | None = None
     tokenizer = load_tokenizer(str(source.folder))
     tokens = tokens_of(model.shape, tokenizer, head)
     with new_folder(out, MODEL_FILES, overwrite, on_main) as temporary:
-        export_hf_weights(model, temporary, dtype=dtype, tokens=tokens)
+        export_hf_weights(model, temporary, dtype=dtype, tokens=tokens, tell=tell)
         on_main(lambda: save_tokenizer(tokenizer, temporary, tokens.pad_id))
 
 

@@ -1,7 +1,7 @@
 """What this machine has, what a run would use by default, and what to install for more.
 
-Nothing is started and no connection is opened. Only the standard library is imported at the top, because saying that
-the rest is missing or broken is what this is for.
+Nothing is trained and no connection is opened. Nothing but the standard library is imported at the top, because saying
+that the rest is missing or broken is what this is for. What torch and Megatron-core are is found in `libraries`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import platform
 import re
 import shutil
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
+
+from gipo_mc.tools import libraries
+from gipo_mc.tools.libraries import Libraries
 
 GIB = 2**30
 REINSTALL = "pip install -c constraints.txt -e . in the repository (or: make venv)"
@@ -37,39 +39,37 @@ class Finding:
     advice: str = ""
 
 
-def examine(require_cuda_kernels: bool = False) -> list[Finding]:
-    """Every finding, in the order in which a reader would look for the reason of a failure."""
-    parts: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _python,
-        _requirements,
-        _torch,
-        _megatron,
-        lambda: _native(require_cuda_kernels),
-        _backends,
-        _machine,
-        _optional,
+def examine(found: Libraries, require_cuda_kernels: bool = False) -> list[Finding]:
+    """Every finding, in the order in which a reader would look for the reason of a failure. found: of
+    `gipo_mc.tools.libraries.look`."""
+    parts: tuple[Iterator[Finding], ...] = (
+        _python(),
+        _requirements(),
+        _torch(found),
+        _megatron(found),
+        _native(found, require_cuda_kernels),
+        _backends(found),
+        _machine(),
+        _optional(found),
     )
-    return [finding for part in parts for finding in part()]
+    return [finding for part in parts for finding in part]
 
 
-def defaults() -> dict[str, str]:
+def defaults(found: Libraries) -> dict[str, str]:
     """What a run with device=auto and dtype=auto uses on one rank here; empty where a run could not start."""
-    runtime, error = _import("gipo_mc.parallel.runtime")
-    if error:
+    if found.torch_error or found.megatron_error:
         return {}
-    import torch
-
-    cuda = runtime.resolve_device("auto") == "cuda"
-    ranks = torch.cuda.device_count() if cuda else len(_affinity())
-    te = cuda and not _engine_problem()
+    cuda = bool(found.gpus)
+    ranks = len(found.gpus) if cuda else len(_affinity())
     reference = os.environ.get("GIPO_MC_OPS") == "reference"
+    te = cuda and not found.engine
     return {
         "device": "cuda" if cuda else "cpu",
         "dtype": "bfloat16" if cuda else "float32",
         "collectives": "nccl (gloo for CPU tensors)" if cuda else "gloo",
         "kernels": "eager torch (GIPO_MC_OPS=reference)" if reference else "native",
         "layers": "TransformerEngine" if te else "Megatron-core with torch's scaled_dot_product_attention",
-        "ranks": f"up to {ranks} here: torchrun --nproc-per-node {ranks} scripts/train_gi_ppo.py",
+        "ranks": f"up to {ranks} here: torchrun --nproc-per-node {ranks} -m gipo_mc train gi-ppo",
     }
 
 
@@ -78,16 +78,21 @@ def exit_code(findings: list[Finding]) -> int:
     return 2 if any(finding.state == "problem" for finding in findings) else 0
 
 
-def as_json(findings: list[Finding], uses: dict[str, str]) -> dict[str, Any]:
+def as_json(findings: list[Finding], uses: dict[str, str], imported: bool) -> dict[str, Any]:
     """The report for programs."""
-    return {"ready": exit_code(findings) == 0, "uses": uses, "findings": [asdict(finding) for finding in findings]}
+    return {
+        "ready": exit_code(findings) == 0,
+        "imported": imported,
+        "uses": uses,
+        "findings": [asdict(finding) for finding in findings],
+    }
 
 
-def show(findings: list[Finding], uses: dict[str, str]) -> None:
+def show(findings: list[Finding], uses: dict[str, str], imported: bool) -> None:
     """Print the report: a table where rich is installed, else plain lines."""
     marks = {"ok": "ok", "note": "note", "problem": "PROBLEM"}
     advice = [f for f in findings if f.advice]
-    rich_console, missing = _import("rich.console")
+    rich_console, missing = libraries.tried("rich.console")
     if missing:
         for finding in findings:
             print(f"{marks[finding.state]:8} {finding.name}: {finding.value}")
@@ -116,17 +121,8 @@ def show(findings: list[Finding], uses: dict[str, str]) -> None:
         for finding in advice:
             console.print(f"  [{colours[finding.state]}]{escape(finding.name)}[/]: {escape(finding.advice)}")
     ready = exit_code(findings) == 0
-    console.print("\n[green]Ready.[/]" if ready else "\n[bold red]Not ready: see PROBLEM above.[/]")
-
-
-def _import(name: str) -> tuple[Any, str]:
-    """(module, "") or (None, why not). Any failure counts: a broken library fails in ways of its own."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Megatron warns of each accelerator library that is absent
-            return importlib.import_module(name), ""
-    except Exception as error:
-        return None, f"{type(error).__name__}: {error}"
+    by = "" if imported else ", by what is installed: `gipo-mc doctor --imports` imports torch and Megatron-core, too"
+    console.print(f"\n[green]Ready[/]{by}." if ready else "\n[bold red]Not ready: see PROBLEM above.[/]")
 
 
 def _affinity() -> list[int]:
@@ -164,16 +160,15 @@ def _requirements() -> Iterator[Finding]:
             yield Finding(requirement.name, "problem", f"{version}, needs {requirement.specifier}", REINSTALL)
 
 
-def _torch() -> Iterator[Finding]:
-    torch, error = _import("torch")
-    if error:
-        yield Finding("torch", "problem", f"cannot be imported: {error}", REINSTALL)
+def _torch(found: Libraries) -> Iterator[Finding]:
+    if found.torch_error:
+        yield Finding("torch import", "problem", found.torch_error, REINSTALL)
         return
-    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
-    driver = shutil.which("nvidia-smi") is not None
-    if torch.cuda.is_available():
+    built = f"CUDA {found.cuda}" if found.cuda else "CPU only"
+    driver = libraries.driver()
+    if found.gpus:
         yield Finding("torch build", "ok", built)
-    elif driver and not torch.version.cuda:
+    elif driver and not found.cuda:
         advice = (
             "there is an NVIDIA driver here: install a torch built for CUDA (the comments of constraints.txt say how)"
         )
@@ -183,23 +178,21 @@ def _torch() -> Iterator[Finding]:
         yield Finding("torch build", "note", f"{built}, but no GPU usable", advice)
     else:
         yield Finding("torch build", "ok", f"{built}, no NVIDIA driver")
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        gpu = torch.cuda.get_device_properties(index)
-        value = f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB, compute capability {gpu.major}.{gpu.minor}"
+    for index, gpu in enumerate(found.gpus):
+        value = f"{gpu.name}, {gpu.memory / GIB:.0f} GiB, compute capability {gpu.major}.{gpu.minor}"
         if gpu.major >= 8:
             yield Finding(f"GPU {index}", "ok", value)
         else:
             yield Finding(f"GPU {index}", "note", value, "no bfloat16 and no kernels for it: run with device=cpu")
 
 
-def _megatron() -> Iterator[Finding]:
-    _, error = _import("megatron.core.parallel_state")
-    if error:
-        yield Finding("megatron-core import", "problem", error, REINSTALL)
+def _megatron(found: Libraries) -> Iterator[Finding]:
+    if found.megatron_error:
+        yield Finding("megatron-core import", "problem", found.megatron_error, REINSTALL)
 
 
-def _native(require_cuda: bool) -> Iterator[Finding]:
-    native, error = _import("gipo_mc._C")
+def _native(found: Libraries, require_cuda: bool) -> Iterator[Finding]:
+    native, error = libraries.tried("gipo_mc._C")
     if error:
         advice = f"{REINSTALL}; it needs a C++17 compiler (apt install g++), neither torch nor nvcc"
         yield Finding("native kernels", "problem", error, advice)
@@ -208,42 +201,32 @@ def _native(require_cuda: bool) -> Iterator[Finding]:
     parts = [f"CUDA {info['cuda_version']} for {info['cuda_architectures']}" if info["cuda"] else "no CUDA kernels"]
     parts += [f"{key} {value}" for key, value in info.items() if not key.startswith("cuda") and value not in ("", None)]
     value = f"CPU kernels, {', '.join(parts)}"
-    torch, missing = _import("torch")
-    gpus = torch.cuda.device_count() if not missing and torch.cuda.is_available() else 0
     install = "install the CUDA toolkit (nvcc, for example in /usr/local/cuda) and build again with GIPO_MC_CUDA=1: "
-    if not info["cuda"] and (gpus or require_cuda):
+    if not info["cuda"] and (found.gpus or require_cuda):
         yield Finding("native kernels", "problem", value, install + REINSTALL)
         return
     built = [int(number) for number in re.findall(r"\d+", str(info["cuda_architectures"]))]
-    for index in range(gpus):
-        major, minor = torch.cuda.get_device_capability(index)
+    for index, gpu in enumerate(found.gpus):
         # Machine code runs on devices of the same major version and the same or a higher minor one.
-        if not any(number // 10 == major and number % 10 <= minor for number in built):
-            advice = f"build again with GIPO_MC_CUDA_ARCHITECTURES={major}{minor}: {REINSTALL}"
-            yield Finding("native kernels", "problem", f"{value}, none for GPU {index} (sm_{major}{minor})", advice)
+        if not any(number // 10 == gpu.major and number % 10 <= gpu.minor for number in built):
+            kind = f"{gpu.major}{gpu.minor}"
+            advice = f"build again with GIPO_MC_CUDA_ARCHITECTURES={kind}: {REINSTALL}"
+            yield Finding("native kernels", "problem", f"{value}, none for GPU {index} (sm_{kind})", advice)
             return
     yield Finding("native kernels", "ok", value)
 
 
-def _backends() -> Iterator[Finding]:
-    distributed, error = _import("torch.distributed")
-    if error or not distributed.is_available():
-        yield Finding("collectives", "problem", "torch.distributed is not available", "install an official torch build")
+def _backends(found: Libraries) -> Iterator[Finding]:
+    if found.torch_error:
         return
-    names = ["gloo"] if distributed.is_gloo_available() else []
-    if distributed.is_nccl_available():
-        import torch
-
-        nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else ()
-        names.append("nccl " + ".".join(map(str, nccl)) if nccl else "nccl")
-    state: Literal["ok", "problem"] = "ok" if "gloo" in names else "problem"
+    state: Literal["ok", "problem"] = "ok" if "gloo" in found.backends else "problem"
     advice = "" if state == "ok" else "gloo is needed on every device: install an official torch build"
-    yield Finding("collectives", state, ", ".join(names) or "none", advice)
+    yield Finding("collectives", state, ", ".join(found.backends) or "none", advice)
 
 
 def _machine() -> Iterator[Finding]:
     yield Finding("cores", "ok", _cores())
-    psutil, error = _import("psutil")
+    psutil, error = libraries.tried("psutil")
     if not error:
         memory = psutil.virtual_memory()
         limit = _cgroup("memory.max")
@@ -277,13 +260,14 @@ def _cgroup(name: str) -> str:
     return path.read_text(encoding="ascii").strip() if path.is_file() else ""
 
 
-def _optional() -> Iterator[Finding]:
+def _optional(found: Libraries) -> Iterator[Finding]:
     """Optional libraries by name only: importing them may take long, and a run imports them only where it uses them.
-    TransformerEngine is tried, where a run would use it."""
-    torch, error = _import("torch")
-    yield _transformer_engine(cuda=not error and torch.cuda.is_available())
-    wandb = importlib.util.find_spec("wandb")
-    yield Finding("wandb", "ok", _version("wandb") if wandb else "not installed (optional: pip install -e '.[wandb]')")
+    TransformerEngine was tried, where a run would use it."""
+    yield _transformer_engine(found)
+    for module, package in (("wandb", "wandb"), ("mlflow", "mlflow-skinny")):
+        there = importlib.util.find_spec(module)
+        missing = f"not installed (optional: pip install -e '.[{module}]')"
+        yield Finding(module, "ok", _version(package) if there else missing)
     offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if os.environ.get(name, "") not in ("", "0")]
     cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
     if offline:
@@ -293,27 +277,20 @@ def _optional() -> Iterator[Finding]:
         yield Finding("Hugging Face hub", "ok", f"asked only for hub names (not probed here); cache {cache}")
 
 
-def _transformer_engine(cuda: bool) -> Finding:
+def _transformer_engine(found: Libraries) -> Finding:
     name, there = "transformer-engine", importlib.util.find_spec("transformer_engine") is not None
-    if not cuda:
+    if not found.gpus:
         return Finding(
             name, "ok", f"{_version(name)}, not used on CPU" if there else "not installed (optional, CUDA only)"
         )
-    problem = _engine_problem()
     if not there:
-        return Finding(name, "note", problem, "faster layers: pip install -e '.[te]'")
-    if problem:
+        return Finding(name, "note", found.engine, "faster layers: pip install -e '.[te]'")
+    if found.engine:
         advice = (
             "runs use Megatron-core's own layers; install one that fits this torch and CUDA: pip install -e '.[te]'"
         )
-        return Finding(name, "note", f"{_version(name)}: {problem}", advice)
+        return Finding(name, "note", f"{_version(name)}: {found.engine}", advice)
     return Finding(name, "ok", _version(name))
-
-
-def _engine_problem() -> str:
-    """Why a run on CUDA does without TransformerEngine; "" where it does not."""
-    tried, error = _import("gipo_mc.parallel.megatron.transformer_engine")
-    return error or str(tried.problem())
 
 
 def _version(name: str) -> str:

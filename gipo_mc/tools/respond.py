@@ -1,4 +1,4 @@
-"""Responses of one model to given prompts, or to those of the configured data: what scripts/generate.py shows."""
+"""Responses of one model to given prompts, or to those of the configured data: what gipo-mc generate shows."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -18,6 +19,16 @@ void require(bool holds, const char* what) {
     if (holds) return;
     std::printf("%s\n", what);
     std::exit(1);
+}
+
+template <class Call>
+void refused(const Call& call) {
+    try {
+        call();
+    } catch (const std::runtime_error&) {
+        return;
+    }
+    require(false, "a size that differs is refused");
 }
 
 char* at(std::vector<int64_t>& values) {
@@ -58,6 +69,10 @@ void play(char* base, int64_t rank) {
     require(post(room, ++number, at(own), 8, 0, 1, 10000) < 0, "post");
     require(reduce(room, number, at(out), 1, 0, Element::kInt64, Reduction::kSum, 5) == 1, "who is late is named");
     require(receive(room, kTurns + 1, 2, at(out), 8, 5) == 2, "who is late is named");
+    refused([&] { take(room, number, rank, at(out), 16, 5); });
+    require(send(room, 1, rank, at(own), 8, 5) < 0, "send");
+    refused([&] { receive(room, 1, rank, at(out), 4, 5); });
+    require(receive(room, 1, rank, at(out), 8, 5) < 0, "what was refused is still there");
 }
 
 }  // namespace

@@ -126,7 +126,7 @@ def copied_pages(rank: int) -> None:
     cache.give([1], [[4, 2]])
     cache.copy([4], [0], range(1, shape.layers))
     assert cache.page_table_SP.tolist() == [[-1, -1], [4, 2]]
-    keys, values = cache.read(0, 1, PAGE + 1)
+    [keys], [values] = cache.read(0, [1], PAGE + 1)
     assert keys.shape == values.shape == (shape.kv_heads, PAGE + 1, shape.head_dim)
     assert keys[:, :PAGE].eq(0.4).all() and keys[:, PAGE:].eq(0.2).all() and values[:, :PAGE].eq(1.4).all()
     assert cache.pools[0][0][0].eq(0).all(), "not one of the layers that were named"

@@ -20,6 +20,7 @@ from gipo_mc.models.families import read_shape
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.megatron import transformer_engine
 from gipo_mc.tools import doctor
+from gipo_mc.tools.libraries import Gpu, Libraries
 from tests.models import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +58,7 @@ def test_one_that_does_not_load_is_named_with_the_reason() -> None:
     assert transformer_engine.problem() == reason
     assert reason in transformer_engine.warning(torch.device("cuda"))
     assert transformer_engine.warning(torch.device("cpu")) == ""
-    finding = doctor._transformer_engine(cuda=True)
+    finding = doctor._transformer_engine(Libraries(True, gpus=(Gpu("H100", 1, 9, 0),), engine=reason))
     assert finding.state == "note" and reason in finding.value and finding.advice
 
 

@@ -39,6 +39,8 @@ os.environ.pop("GLOO_SOCKET_IFNAME")  # what digests sets for one host
 #: Seconds that a case may take until its job has ended.
 PATIENCE = 150.0
 QUICK = "parallel.silence_seconds=10"
+#: What hosts use among each other: sums of more than two ranks in memory have another order.
+AS_HOSTS = "parallel.shared_memory=false"
 LAYOUTS = {"TP2": ["parallel.tensor=2"], "PP2": ["parallel.pipeline=2"], "DP2": [], "DP3": []}
 
 
@@ -70,7 +72,7 @@ class Bench:
 # --------------------------------------------------------------------------------------------------------- the layouts
 def layout(bench: Bench, name: str) -> dict[str, Any]:
     """The digest of the run on several hosts, and of the same layout on one."""
-    count, options = int(name[-1]), bench.options(*LAYOUTS[name])
+    count, options = int(name[-1]), bench.options(AS_HOSTS, *LAYOUTS[name])
     found = []
     for hosts, ranks, meet in ((count, 1, MEET), (1, count, ("--standalone",))):
         bench.fresh()
@@ -133,7 +135,7 @@ def fewer(bench: Bench, before: str, after: Sequence[str], kept: Sequence[int]) 
     bench.fresh()
     count = int(before[-1])
     # Without the evaluation at the end, which the undisturbed run of the first layout would log.
-    first, options = LAYOUTS[before], bench.options(QUICK, "eval.prompts=0", iterations=10000)
+    first, options = LAYOUTS[before], bench.options(QUICK, AS_HOSTS, "eval.prompts=0", iterations=10000)
     with bench.hosts(count) as made:
         job = Job(made, bench.place, [*options, *first])
         job.wait_for(lambda: status(bench.run).get("step", 0) >= 2)

@@ -8,9 +8,9 @@ from gipo_mc.report.report import build_report
 
 
 class Page(HTMLParser):
-    """Tags and attributes of a page, its text, and whether every element was closed."""
+    """Tags and attributes of a page, its text, the titles of its charts, and whether every element was closed."""
 
-    VOID = ("meta", "br", "path", "use", "rect")
+    VOID = ("meta", "br", "path", "rect", "input", "link")
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
-        if self.open and self.open[-1] == "h4":
+        if self.open and self.open[-1] == "h4" and "figure" in self.open:
             self.titles.append(data)
 
 

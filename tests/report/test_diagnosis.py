@@ -1,8 +1,7 @@
-"""What a report says of the reward and the groups of a run: charts, verdicts in words, groups by their prompts."""
+"""What a report says of the reward and the groups of a run: charts, and verdicts in words."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from gipo_mc.report import diagnosis
@@ -22,19 +21,9 @@ def _rows(steps: int, **more: float) -> list[dict[str, float]]:
     ]  # fmt: skip
 
 
-def _sample(step: int, prompt: str, domain: str, high: float) -> dict[str, object]:
-    return {
-        "step": step, "prompt": prompt, "response": "r", "domain": domain, "reward": 1.0,
-        "group_probs": [1 - high, high],
-    }  # fmt: skip
-
-
 def _run(path: Path, signal: str = "reward") -> RunData:
     config = f"algorithm: {{groups_from: classifier, signal: {signal}, reference_samples: 4}}\n"
     run = write_run(path, _rows(4), config=config)
-    samples = [_sample(1, "early", "easy", 0.99), *(_sample(4, f"easy {i}", "easy", 0.6 + i / 20) for i in range(6))]
-    samples += [_sample(4, "hard <b>", "hard", 0.1), _sample(4, "mixed", "easy", 0.4)]
-    (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
     return load_run(run)
 
 
@@ -47,20 +36,8 @@ def test_verdicts_name_the_signal_that_knows_more(tmp_path: Path) -> None:
     assert "gain over the reference, does so with 0.79" in own and "the best of those" not in own
 
 
-def test_groups_are_named_by_the_prompts_that_belong_to_them_most(tmp_path: Path) -> None:
-    low, high = diagnosis.groups(_run(tmp_path / "run"))
-    assert high.prompts == ["easy 5", "easy 4", "easy 3", "easy 2"] and "early" not in high.prompts
-    assert low.prompts == ["hard <b>", "mixed"]
-    assert "70% of the responses" in low.what and "50% hard" in low.what
-    assert "taken for the best group (g_high)" in high.what and "taken for" not in low.what
-
-
 def test_the_page_has_them(tmp_path: Path) -> None:
     _run(tmp_path / "run")
     page = page_of([tmp_path / "run"], tmp_path / "r.html")
     assert {"Do the signals know the domains?", "Held-out pairs, right by domain"} <= set(page.titles)
-    assert "The groups, by their prompts" in page.text and "hard <b>" in page.text
     assert "signal/auc" not in page.text and "pairs/accuracy" not in page.text, "in charts, not among the rest"
-    _run(tmp_path / "other")
-    (tmp_path / "other" / "samples.jsonl").unlink()
-    assert "The groups, by their prompts" not in page_of([tmp_path / "other"], tmp_path / "o.html").text

@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 import pytest
 
 from gipo_mc.errors import StorageError
-from gipo_mc.report import panels, plots, summary
+from gipo_mc.report import panels, summary
+from gipo_mc.report.drawing import colours, plots
 from gipo_mc.report.report import build_report, save_charts
 from gipo_mc.report.runs import load_run, load_runs
 from tests.report.fake_runs import rl_run
@@ -22,7 +23,7 @@ CONTRACT = {
     "policy": ("loss", "clip_fraction", "entropy", "grad_norm", "ratio_max"),
     "critic": ("loss", "explained_variance", "grad_norm"),
     "response": ("length", "truncated"),
-    "time": (*panels.PHASES, "total"),
+    "time": (*colours.PHASES, "total"),
     "throughput": ("tokens_per_second",),
     "gold": ("mean", "domain/easy"),
 }
@@ -114,7 +115,7 @@ def test_runs_of_one_kind_share_axes_and_kinds_do_not(runs, tmp_path):
     mean = html[html.index("<h4>Mean reward</h4>") :]
     mean = mean[: mean.index("</figure>")]
     for colour, name in zip(plots.RUN_COLOURS, ("ppo", "gi_ppo")):
-        assert colour.lower() in mean and f">{name}</text>" in mean
+        assert colour in mean and f">{name}</text>" in mean
 
 
 def test_every_metric_of_the_contract_has_a_chart_of_its_own(tmp_path):

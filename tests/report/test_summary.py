@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from gipo_mc.report import panels, summary
+from gipo_mc.report import comparison, panels, summary
+from gipo_mc.report.drawing import colours
 from gipo_mc.report.runs import load_run, load_runs
 from tests.report.pages import write_run
 
@@ -26,7 +27,7 @@ def test_the_comparison_marks_the_best_and_prices_group_invariance(tmp_path):
 
     ppo = write_run(tmp_path / "ppo", row(1.0, 0.9, 0.1, 2.0), config="algorithm: {name: ppo}")
     gi = write_run(tmp_path / "gi", row(0.8, 0.7, 0.4, 2.1), config="algorithm: {name: gi_ppo}")
-    table = summary.comparison(load_runs([ppo, gi]))
+    table = comparison.comparison(load_runs([ppo, gi]))
     assert table.columns == [
         "Run", "What", "Iterations", "Reward", "Gold", "Gold: easy", "Gold: hard", "KL", "Time per iteration (median)",
     ]  # fmt: skip
@@ -90,6 +91,6 @@ def test_samples_are_the_best_and_the_worst_of_the_ends(tmp_path):
 def test_phases_add_up_to_the_total(runs):
     run = load_run(runs["gi_ppo"])
     seconds = panels.phase_seconds(run)
-    assert list(seconds) == [*panels.PHASES, "other"]
+    assert list(seconds) == [*colours.PHASES, "other"]
     assert sum(seconds.values()) == pytest.approx(run.values("time/total").mean())
     assert seconds["other"] == pytest.approx(0.1)

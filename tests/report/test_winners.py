@@ -11,9 +11,9 @@ import pytest
 from gipo_mc.errors import DataError
 from gipo_mc.evaluation.pairs import read_pairs
 from gipo_mc.evaluation.tables.model import read_table
-from gipo_mc.report.policies_shown import policies
+from gipo_mc.report.evaluation.policies_shown import policies
+from gipo_mc.report.evaluation.winners import load_evaluation
 from gipo_mc.report.report import build_report, save_charts
-from gipo_mc.report.winners import load_evaluation
 from tests.report.evaluations import LONG, SAME, evaluation, scored_alone, with_agreement
 from tests.report.pages import Page
 from tests.scripts import run_script
@@ -114,7 +114,7 @@ def test_the_command_takes_an_evaluation_alone_and_draws_its_bars(folder: Path, 
 
 
 def test_what_is_missing_or_damaged_is_one_sentence(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"scripts/evaluate.py table"):
+    with pytest.raises(DataError, match=r"gipo-mc evaluate table"):
         build_report([], tmp_path / "r.html", evaluation=tmp_path)
     other = evaluation(tmp_path / "e", prompts=12)
     for damage in ("{", '{"couples": []}', '{"among": 3, "couples": []}', '{"among": null, "couples": [{"first": 1}]}'):

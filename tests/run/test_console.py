@@ -124,9 +124,10 @@ def test_progress_without_a_terminal_speaks_rarely(monkeypatch):
             clock[0] += 1.0
             task.advance()
     assert file.getvalue().splitlines()[1:] == [
-        "[2/50] rollout 30/100",
-        "[2/50] rollout 60/100",
-        "[2/50] rollout 90/100",
+        "[2/50] rollout 5/100, 1 min 35 s left",
+        "[2/50] rollout 35/100, 1 min 05 s left",
+        "[2/50] rollout 65/100, 35 s left",
+        "[2/50] rollout 95/100, 5 s left",
     ]
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 
 import numpy as np
 import pytest
@@ -77,6 +78,20 @@ def test_a_resumed_run_has_each_step_once_everywhere(folder):
     assert scalars(folder, "a") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0), (5, 50.0)]
 
 
+def test_a_resume_in_the_same_second_comes_behind_what_was_logged(folder):
+    """TensorBoard reads event files by name: the second they were made in, then host, process and a counter."""
+    with MetricsLogger(folder) as log:
+        log.log(1, {"a": 1.0})
+        log.log(2, {"a": 2.0})
+    (first,) = folder.tensorboard.iterdir()
+    now = str(int(time.time()))
+    first.rename(first.with_name(f"events.out.tfevents.{now}.~"))  # behind any host
+    with MetricsLogger(folder) as log:
+        log.truncate_after(1)
+        log.log(2, {"a": 20.0})
+    assert scalars(folder, "a") == [(1, 1.0), (2, 20.0)]
+
+
 def test_truncating_to_the_last_step_leaves_the_bytes_alone(folder):
     with MetricsLogger(folder) as log:
         log.log(1, {"a": 0.1 + 0.2})
@@ -145,7 +160,7 @@ def test_a_full_disk_under_tensorboard_is_a_storage_error(folder, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         with monkeypatch.context() as patch:
-            patch.setattr(log._writer, "add_scalar", refuse)
+            patch.setattr(log._board._writer, "_get_file_writer", refuse)
             with pytest.raises(StorageError, match=r"tensorboard cannot be written: No space left on device; [\d,]+"):
                 log.log(2, {"a": 2.0})
 

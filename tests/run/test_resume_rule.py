@@ -27,7 +27,8 @@ from tests.runs import read_metrics, save_models
 COMMANDS = tuple(UNREAD)
 #: The whole list, so that a field that comes to be marked is seen here.
 CHANGEABLE = {
-    "run": ("dir", "name", "iterations", "resume", "grace_seconds"),
+    "run": ("dir", "name", "iterations", "resume", "grace_seconds", "trackers"),
+    "tracking": ("project", "name", "group", "tags", "entity", "wandb_mode", "mlflow_uri"),
     "parallel": (
         "tensor",
         "pipeline",

@@ -1,10 +1,10 @@
 """Run lines of shell as a user types them, one bash for all of them, with `python` and `torchrun` that start at once.
 
-PATH begins with small programs named python, torchrun, make and pip. The first two hand their arguments, environment,
-folder and streams to the process of the tests, which forks: torch and Megatron are imported there already, which takes
-six seconds of processor time otherwise, and tests/shell/short_runs.py cuts what takes long. `make` says what it would
-do (make -n), so that a target has to exist; `pip install -e .` is left to CI, which has built the package before any
-test.
+PATH begins with small programs named python, torchrun, gipo-mc, make and pip. The first three hand their arguments,
+environment, folder and streams to the process of the tests, which forks: torch and Megatron are imported there already,
+which takes six seconds of processor time otherwise, and tests/shell/short_runs.py cuts what takes long. `make` says
+what it would do (make -n), so that a target has to exist; `pip install -e .` is left to CI, which has built the package
+before any test.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def _write_programs(folder: Path, address: str) -> None:
     folder.mkdir()
     client = _CLIENT.format(python=sys.executable, address=address)
     make = _MAKE.format(make=shlex.quote(shutil.which("make") or "make"))
-    for name, text in (("python", client), ("torchrun", client), ("make", make), ("pip", _PIP)):
+    clients = (("python", client), ("torchrun", client), ("gipo-mc", client))
+    for name, text in (*clients, ("make", make), ("pip", _PIP)):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
 
@@ -166,6 +167,7 @@ def _child(request: dict[str, Any], streams: list[int], python: Path, hub: Path)
         sys.executable = str(python)  # programs that start others come back here
         shorten(hub)
         program, *words = request["words"]
+        words = ["-m", "gipo_mc", *words] if program == "gipo-mc" else words
         code = _code_of(_torchrun if program == "torchrun" else _python, words)
     except BaseException:
         traceback.print_exc()
@@ -187,7 +189,7 @@ def _code_of(program: Callable[[list[str]], None], words: list[str]) -> int:
 def _python(words: list[str]) -> None:
     """`python words`."""
     torch.set_num_threads(1)
-    if words[:2] == ["-m", "torch.distributed.run"]:
+    if words[:2] in (["-m", "torch.distributed.run"], ["-m", "gipo_mc.tools.torchrun"]):
         _torchrun(words[2:])
     elif words[:1] == ["-c"]:
         sys.argv = ["-c", *words[2:]]
@@ -214,7 +216,7 @@ def _torchrun(words: list[str]) -> None:
     running = set()
     for rank in range(ranks):
         if not (pid := os.fork()):
-            _rank(rank, [options.training_script, *options.training_script_args])
+            _rank(rank, [*["-m"] * options.module, options.training_script, *options.training_script_args])
         running.add(pid)
     failed = False
     while running:

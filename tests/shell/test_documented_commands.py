@@ -11,9 +11,12 @@ import re
 import runpy
 import shlex
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from gipo_mc.tools.command import main as gipo_mc
 from tests.source_rules import ROOT
 
 #: Beginnings of commands that are not started here, and who starts them.
@@ -26,7 +29,9 @@ EXCLUDED = {
     "scripts/gpu_check.sh": "needs a GPU; tests/csrc reads it",
     "sbatch": "tests/slurm submits jobs of the script where Slurm is installed",
     "began=": "a variable of the shell",
+    'eval "$(gipo-mc completion': "tests/tools/test_complete.py does so in real shells",
     "mkdir": "a command of the shell",
+    "gipo-mc config": "tests/tools/test_config.py runs them",
     "python -m venv": "an environment of the reader's",
     "git worktree": "an earlier version, which the reader chooses",
     "GIPO_MC_CUDA=0": "a build in that version's folder",
@@ -34,9 +39,14 @@ EXCLUDED = {
 _PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
 _SOURCES = [
     *sorted((ROOT / "configs").rglob("*.yaml")),
-    *(path for folder in ("scripts", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))),
+    *(path for folder in ("scripts", "benchmarks", "gipo_mc/tools") for path in sorted((ROOT / folder).rglob("*.py"))),
 ]
-_START = re.compile(r"^(?:#\s*)?\s*((?:\w+=\S+ )*(?:python|torchrun) (?:-m )?\S*(?:scripts|benchmarks)/\S+\.py.*)$")
+_START = re.compile(
+    r"^(?:#\s*)?\s*((?:\w+=\S+ )*(?:(?:python|torchrun) (?:-m )?\S*(?:scripts|benchmarks)/\S+\.py"
+    r"|(?:torchrun .*-m gipo_mc|gipo-mc) [a-z]).*)$"
+)
+#: Parsers that read which sub-command follows; its own reads the rest.
+_FIRST = ("gipo-mc", "gipo-mc evaluate", "evaluate.py")
 
 
 def documented() -> list[tuple[str, str]]:
@@ -54,7 +64,7 @@ def documented() -> list[tuple[str, str]]:
 def words_of(command: str) -> list[str]:
     """The words a shell would make of it, with what is optional and without what stands for more of the same."""
     text = (
-        re.sub(r"\s#.*$", "", command)
+        re.sub(r"\s(#|>|\||&&).*$", "", command)
         .replace("$HH_DATA", "data/hh")
         .replace("$began", "1764300000")
         .replace(" ...", "")
@@ -77,29 +87,50 @@ def test_a_documented_command_is_taken(place: str, command: str, monkeypatch: py
     ranks = "1"
     if words[0] == "torchrun":
         ranks = words[words.index("--nproc-per-node") + 1]
-    script = next(position for position, word in enumerate(words) if word.endswith(".py"))
-    path = ROOT / words[script]
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("WORLD_SIZE", ranks)
-    monkeypatch.setattr(sys, "argv", words[script:])
-    parse = argparse.ArgumentParser.parse_args
+    start = _start_of(words)
+    monkeypatch.setattr(sys, "argv", words[start:])
+    _stop_early(words[start + 1] if words[start] in _GIPO_MC else Path(words[start]).stem, monkeypatch)
+    with pytest.raises(Read):
+        if words[start] in _GIPO_MC:
+            gipo_mc(words[start + 1 :])
+        else:
+            runpy.run_path(str(ROOT / words[start]), run_name="__main__")
+
+
+_GIPO_MC = ("gipo-mc", "gipo_mc")
+
+
+def _start_of(words: list[str]) -> int:
+    """Where the words of the program begin, behind those of python and torchrun."""
+    return next(place for place, word in enumerate(words) if word in _GIPO_MC or word.endswith(".py"))
+
+
+def _stop_early(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer reads its arguments and then its configuration; the others take what argparse takes."""
 
     def stop(*_: object, **__: object) -> None:
         raise Read
 
-    def read(parser: argparse.ArgumentParser, *arguments: object) -> None:
-        parse(parser, *arguments)  # type: ignore[call-overload]
-        raise Read
+    def reading(parse: Callable[..., argparse.Namespace]) -> Callable[..., argparse.Namespace]:
+        def read(parser: argparse.ArgumentParser, *arguments: object) -> argparse.Namespace:
+            found = parse(parser, *arguments)
+            if parser.prog in _FIRST:
+                return found
+            raise Read
 
-    # A trainer reads its arguments in two steps and then its configuration; the others take what argparse takes.
-    if path.name.startswith("train_") or path.name == "generate.py":
+        return read
+
+    if verb == "train" or verb.startswith("train_") or verb == "generate":
         monkeypatch.setattr("gipo_mc.parallel.runtime.resolve_device", stop)
-    elif path.name in ("plan.py", "dry_run.py"):
+    elif verb in ("plan", "dry_run", "dry-run"):
         monkeypatch.setattr("gipo_mc.plan.run.read_run", stop)  # its configuration was read, too
+    elif verb == "launch":
+        monkeypatch.setattr("gipo_mc.config.check_layout", stop)
     else:
-        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", read)
-    with pytest.raises(Read):
-        runpy.run_path(str(path), run_name="__main__")
+        for name in ("parse_args", "parse_intermixed_args"):
+            monkeypatch.setattr(argparse.ArgumentParser, name, reading(getattr(argparse.ArgumentParser, name)))
 
 
 def test_make_targets_exist() -> None:

@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from gipo_mc.tools import doctor
+from gipo_mc.tools import doctor, libraries
+from gipo_mc.tools.libraries import Gpu, Libraries
 from tests.scripts import run_script
 from tests.source_rules import ROOT
 
@@ -22,24 +24,60 @@ def _named(findings: list[doctor.Finding], name: str) -> doctor.Finding:
 
 
 def _fake_native(monkeypatch: pytest.MonkeyPatch, info: dict[str, object]) -> None:
-    module = SimpleNamespace(build_info=lambda: info)
-    real = doctor._import
-    monkeypatch.setattr(doctor, "_import", lambda name: (module, "") if name == "gipo_mc._C" else real(name))
+    monkeypatch.setattr(libraries, "tried", lambda name: (SimpleNamespace(build_info=lambda: info), ""))
 
 
-def _fake_gpu(monkeypatch: pytest.MonkeyPatch, major: int, minor: int) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (major, minor))
+def _with_gpu(major: int, minor: int) -> Libraries:
+    return Libraries(True, cuda="13.0", backends=("gloo", "nccl"), gpus=(Gpu("H", 2**30, major, minor),))
+
+
+def test_what_is_read_is_what_torch_says() -> None:
+    found = libraries.read()
+    assert not found.imported and not found.torch_error and not found.megatron_error
+    assert found.cuda == (torch.version.cuda or "")
+    assert ("gloo" in found.backends, "nccl" in found.backends) == (
+        torch.distributed.is_gloo_available(),
+        torch.distributed.is_nccl_available(),
+    )
+
+
+def test_what_is_imported_says_the_same() -> None:
+    """In this process, whose imports are done; `ask` does it in one of its own."""
+    found = libraries.imported()
+    assert found.imported and found.backends == libraries.read().backends and not found.megatron_error
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "was ended by SIGSEGV"),
+        ("raise ImportError('libcudart.so.13')", "ImportError: libcudart.so.13"),
+        ("print('hello')", "the import failed"),
+    ],
+)
+def test_an_import_that_ends_its_process_is_told(monkeypatch: pytest.MonkeyPatch, program: str, said: str) -> None:
+    monkeypatch.setattr(libraries, "_PROGRAM", [sys.executable, "-ISc", program])
+    found = libraries.ask()
+    assert found.imported and said in found.torch_error
+    assert _named(list(doctor._torch(found)), "torch import").state == "problem"
+    assert doctor.defaults(found) == {}
+
+
+def test_torch_of_another_python_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(libraries, "_folder", lambda name: tmp_path if name == "torch" else None)
+    found = libraries.look()
+    assert "has no library for Python" in found.torch_error and found.megatron_error
+    assert doctor.exit_code([*doctor._torch(found), *doctor._megatron(found)]) == 2
 
 
 def test_this_environment_is_ready():
-    findings = doctor.examine()
+    found = libraries.look()
+    findings = doctor.examine(found)
     problems = [finding for finding in findings if finding.state == "problem"]
     assert not problems
     assert doctor.exit_code(findings) == 0
     assert _named(findings, "torch").value == metadata.version("torch")
-    assert {"device", "dtype", "kernels", "ranks"} <= doctor.defaults().keys()
+    assert {"device", "dtype", "kernels", "ranks"} <= doctor.defaults(found).keys()
 
 
 def test_missing_and_old_packages_are_problems(monkeypatch: pytest.MonkeyPatch):
@@ -56,18 +94,16 @@ def test_missing_and_old_packages_are_problems(monkeypatch: pytest.MonkeyPatch):
 
 def test_an_extension_that_cannot_be_imported_is_a_problem(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "gipo_mc._C", None)  # how Python records a module that may not be imported
-    (finding,) = doctor._native(require_cuda=False)
+    (finding,) = doctor._native(Libraries(False), False)
     assert finding.state == "problem"
     assert "pip install" in finding.advice
 
 
 def test_cuda_kernels_are_required_only_where_they_would_be_used(monkeypatch: pytest.MonkeyPatch):
     _fake_native(monkeypatch, {"cuda": False, "cuda_version": "", "cuda_architectures": "", "compiler": "13.2"})
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert [f.state for f in doctor._native(require_cuda=False)] == ["ok"]
-    assert [f.state for f in doctor._native(require_cuda=True)] == ["problem"]
-    _fake_gpu(monkeypatch, 9, 0)
-    assert [f.state for f in doctor._native(require_cuda=False)] == ["problem"]
+    assert [f.state for f in doctor._native(Libraries(False), False)] == ["ok"]
+    assert [f.state for f in doctor._native(Libraries(False), True)] == ["problem"]
+    assert [f.state for f in doctor._native(_with_gpu(9, 0), False)] == ["problem"]
 
 
 @pytest.mark.parametrize(
@@ -75,16 +111,15 @@ def test_cuda_kernels_are_required_only_where_they_would_be_used(monkeypatch: py
 )
 def test_kernels_must_fit_the_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], state: str):
     _fake_native(monkeypatch, {"cuda": True, "cuda_version": "13.0", "cuda_architectures": "80;90"})
-    _fake_gpu(monkeypatch, *capability)
-    assert [f.state for f in doctor._native(require_cuda=False)] == [state]
+    assert [f.state for f in doctor._native(_with_gpu(*capability), False)] == [state]
 
 
 def test_the_report_is_readable_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     findings = [doctor.Finding("torch", "problem", "missing [x]", "install it"), doctor.Finding("cores", "ok", "2")]
-    doctor.show(findings, {"device": "cpu"})
+    doctor.show(findings, {"device": "cpu"}, True)
     with_rich = capsys.readouterr().out
-    monkeypatch.setattr(doctor, "_import", lambda name: (None, "ImportError"))
-    doctor.show(findings, {})
+    monkeypatch.setattr(libraries, "tried", lambda name: (None, "ImportError"))
+    doctor.show(findings, {}, True)
     plain = capsys.readouterr().out
     for text in (with_rich, plain):
         assert "PROBLEM" in text and "missing [x]" in text and "install it" in text

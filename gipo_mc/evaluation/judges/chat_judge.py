@@ -111,40 +111,52 @@ class _Pool:
         self._left = iter(questions)
         self._work = work
         self._stop = stop
-        self._taking = threading.Lock()
+        self._changes = threading.Condition()
+        self._at_work = 0
         self._stopped = threading.Event()
         self._error: BaseException | None = None
 
     def run(self, workers: int) -> None:
         """Returns when all is done. Raises the first error, when all threads have ended."""
         threads = [threading.Thread(target=self._take, daemon=True) for _ in range(workers)]
+        self._at_work = workers
+        started = 0
         try:
             for thread in threads:
                 thread.start()
-            for thread in threads:
-                thread.join()
+                started += 1
+            self._wait()
         except BaseException:  # Ctrl-C
             self._end()
-            for thread in threads:
-                if thread.is_alive():
-                    thread.join()
+            with self._changes:
+                self._at_work -= workers - started
+            self._wait()
             raise
         if self._error is not None:
             raise self._error
 
+    def _wait(self) -> None:
+        # Not by join(): in Python 3.11 and 3.12 a join() that Ctrl-C interrupts takes its thread for ended, and a
+        # second one returns at once.
+        with self._changes:
+            self._changes.wait_for(lambda: self._at_work <= 0)
+
     def _take(self) -> None:
-        while not self._stopped.is_set():
-            with self._taking:
-                question = next(self._left, None)
-            if question is None:
-                return
-            try:
+        try:
+            while not self._stopped.is_set():
+                with self._changes:
+                    question = next(self._left, None)
+                if question is None:
+                    return
                 self._work(question)
-            except BaseException as error:
-                with self._taking:
-                    self._error = self._error or error
-                self._end()
-                return
+        except BaseException as error:
+            with self._changes:
+                self._error = self._error or error
+            self._end()
+        finally:
+            with self._changes:
+                self._at_work -= 1
+                self._changes.notify_all()
 
     def _end(self) -> None:
         self._stopped.set()

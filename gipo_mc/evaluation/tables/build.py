@@ -39,7 +39,7 @@ def build_table(
     that have no answer yet. Raises DataError where there is no game.
     """
     if not games:
-        raise DataError("There is no game to make a table of: run `scripts/evaluate.py judge`, or import votes, first.")
+        raise DataError("There is no game to make a table of: run `gipo-mc evaluate judge`, or import votes, first.")
     places = {name: place for place, name in enumerate(sorted({game.conversation for game in games}))}
     drawn = Draws(len(places), draws, seed)
     found = [

@@ -167,7 +167,7 @@ def read_table(folder: Path) -> Table:
     try:
         text = read_file(path).decode("utf-8")
     except FileNotFoundError as error:
-        raise DataError(f"{path} is not there: run `scripts/evaluate.py table {place}` first.") from error
+        raise DataError(f"{path} is not there: run `gipo-mc evaluate table {place}` first.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     try:
@@ -175,11 +175,11 @@ def read_table(folder: Path) -> Table:
         if isinstance(found, dict) and found.get("version") != VERSION:
             raise DataError(
                 f"{path} is of version {found.get('version')!r}, this program reads {VERSION}: run "
-                f"`scripts/evaluate.py table {place}` again."
+                f"`gipo-mc evaluate table {place}` again."
             )
         return TypeAdapter(Table).validate_python(found)
     except (ValueError, RecursionError) as error:
         problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise DataError(
-            f"{path} is no table of this program ({problem}): run `scripts/evaluate.py table {place}` again."
+            f"{path} is no table of this program ({problem}): run `gipo-mc evaluate table {place}` again."
         ) from error

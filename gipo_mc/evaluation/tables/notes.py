@@ -45,7 +45,7 @@ def _unasked(unasked: int) -> list[str]:
         return []
     return [
         f"{unasked:,} comparison{'s' * (unasked != 1)} of this judge {'has' if unasked == 1 else 'have'} no answer: "
-        "the same `scripts/evaluate.py judge` again goes on."
+        "the same `gipo-mc evaluate judge` again goes on."
     ]
 
 

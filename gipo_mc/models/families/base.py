@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 import transformers
 from transformers import PreTrainedConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from gipo_mc.errors import ConfigError
 from gipo_mc.models.shape import ModelShape, bullets
@@ -126,10 +126,13 @@ class Family:
         return self.new_config(**(fields | overrides))
 
     def rotary_frequencies(self, shape: ModelShape) -> torch.Tensor:
-        """float32 [head_dim / 2], the angle of one position. Computed by transformers, so that every scaling agrees
-        with it to the last bit (Megatron hard-codes three of llama3's four constants)."""
-        rotary = LlamaRotaryEmbedding(self.hf_config(shape))  # type: ignore[arg-type]
-        return rotary.inv_freq.detach().clone()
+        """float32 [head_dim / 2], the angle of one position. Scaled ones are transformers', so that they agree with it
+        to the last bit (Megatron hard-codes three of llama3's four constants); without scaling the formula is here, as
+        that of transformers lies beside its Llama, which takes as long to import as Megatron."""
+        if shape.rope_scaling:
+            found, _ = ROPE_INIT_FUNCTIONS[str(dict(shape.rope_scaling)["rope_type"])](self.hf_config(shape))
+            return found.clone()
+        return 1.0 / (shape.rope_theta ** (torch.arange(0, shape.head_dim, 2, dtype=torch.float) / shape.head_dim))
 
     def layer_tensors(self, shape: ModelShape, prefix: str) -> dict[str, Mapping]:
         """Parameter of a Megatron layer -> the Hugging Face tensors, named with `prefix`, that it is made of.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,14 @@ def export_hf_weights(
     dtype: torch.dtype | None = None,
     tokens: Tokens | None = None,
     shard_bytes: int = SHARD_BYTES,
+    tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> None:
     """Write the model (all ranks call; `folder` is on a file system that they share).
 
     A language model becomes its family's ...ForCausalLM, a reward or value model its ...ForSequenceClassification with
     one label. Weights are converted to `dtype` (default: the model's). `tokens`: special ids, see `save_config`; the
     tokenizer is the caller's to save. Nothing is removed: a folder with weights of another model is the caller's to
-    refuse.
+    refuse. tell: how many tensors this rank has taken part in, of how many there are.
     Raises ConfigError for a critic with a group head, StorageError on every rank if a file cannot be written.
     """
     if model.head == "critic":
@@ -60,7 +61,7 @@ def export_hf_weights(
     except OSError as error:
         failure = f"{folder} cannot be created: {error}"
     if model.layout.data_rank == 0:
-        failure = _write_stage(model, folder, dtype, plan, failure)
+        failure = _write_stage(model, folder, dtype, plan, failure, tell)
     _raise_together(failure)
     if model.layout.is_main:
         failure = _write_rest(model, folder, dtype, plan, tokens)
@@ -98,12 +99,18 @@ def _stage(name: str, layers: int, layout: Layout) -> int:
 
 
 def _write_stage(
-    model: StageModel, folder: Path, dtype: torch.dtype, plan: dict[str, dict[str, Any]], failure: str | None
+    model: StageModel,
+    folder: Path,
+    dtype: torch.dtype,
+    plan: dict[str, dict[str, Any]],
+    failure: str | None,
+    tell: Callable[[int, int], None],
 ) -> str | None:
     """Files of this stage, on its first tensor rank; the others take part in gathering even after a failure."""
     file_of = {name: file for file, names in plan.items() for name in names}
     pending: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in whole_tensors(model):
+    for number, (name, tensor) in enumerate(whole_tensors(model)):
+        tell(number * model.layout.pipeline, len(file_of))
         if model.layout.tensor_rank or failure or (name == EMBEDDING and not model.layout.is_first_stage):
             continue
         file = file_of[name]

@@ -242,7 +242,7 @@ def _check_names(source: SafetensorsFolder, shape: ModelShape, head: HeadKind, f
         optional[SCORE] = source.shapes.get(SCORE, ())
     elif SCORE in source.shapes or not fresh_head:
         expected[SCORE] = (1, shape.hidden_size)
-        notes = ["the checkpoint has no trained head: give a reward model, for example from scripts/train_reward.py"]
+        notes = ["the checkpoint has no trained head: give a reward model, for example from gipo-mc train reward"]
     else:
         skip = HEADS
     found = {name: size for name, size in source.shapes.items() if not name.endswith("rotary_emb.inv_freq")}

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from gipo_mc.algorithms.association import correlation
 from gipo_mc.algorithms.responses.likeness import Likeness, likeness, repetition, response_tokens
 from gipo_mc.algorithms.responses.refusals import PHRASES, TOKENS_READ, refuses
-from gipo_mc.data.encode import Encoder
+from gipo_mc.data.encode import encoder_of
 from gipo_mc.rl.experience import Experience
 from gipo_mc.types import Sequences
 
@@ -31,7 +31,7 @@ def looks(sequences: Sequences, tokenizer: PreTrainedTokenizerBase, phrases: Seq
     """Look at every response. phrases: what marks a refusal; none: those of the project."""
     starts = replace(sequences, response_length_B=sequences.response_length_B.clamp(max=TOKENS_READ))
     rows = zip(response_tokens(starts).tolist(), starts.response_length_B.tolist())
-    refused = refuses(Encoder(tokenizer).texts([ids[:length] for ids, length in rows]), phrases or PHRASES)
+    refused = refuses(encoder_of(tokenizer).texts([ids[:length] for ids, length in rows]), phrases or PHRASES)
     refuses_B = torch.tensor(refused, dtype=torch.float64, device=sequences.tokens_BL.device)
     return Looks(likeness(sequences), repetition(sequences), refuses_B)
 

@@ -83,6 +83,10 @@ class _Layers(torch.nn.Module):
         """As Megatron's schedules hand over what came from the previous stage."""
         self._input = tensors[0] if isinstance(tensors, list) else tensors
 
+    def passed_on(self, _: Tensor) -> tuple[int, ...]:
+        """Shape of what a chunk hands to the next one."""
+        return self._shape
+
     def forward(self, _: Tensor) -> Tensor:
         states = self._input
         if self.pre_process or states is None:

@@ -1,1 +1,1 @@
-"""The sub-commands of scripts/evaluate.py, a module each: `add_arguments(parser)` and `run(own) -> exit code`."""
+"""The sub-commands of gipo-mc evaluate, a module each: `add_arguments(parser)` and `run(own) -> exit code`."""

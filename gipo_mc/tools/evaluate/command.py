@@ -1,14 +1,20 @@
-"""scripts/evaluate.py and `gipo-mc evaluate`: which sub-command there is, and how it ends."""
+"""Who wins: responses of two policies or more to the same prompts, compared by models and by people.
+
+    gipo-mc evaluate judge --ours ours.jsonl --against sft=sft.jsonl --judge judge.yaml --out runs/eval
+    gipo-mc evaluate table runs/eval
+
+Files of responses come from `gipo-mc generate --out`; docs/evaluation.md has the rest.
+"""
 
 from __future__ import annotations
 
 import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
-from gipo_mc.errors import EXIT_INTERRUPTED, GipoError
-from gipo_mc.run.arguments import Parser, say_error
-from gipo_mc.run.jsonl import printable_lines
+from gipo_mc.run.arguments import Parser
+from gipo_mc.run.terminal.ending import ended
 
 #: Sub-command -> what it does. Each is a module of this folder, imported when it is asked for.
 COMMANDS = {
@@ -20,27 +26,35 @@ COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None, description: str | None = None, prog: str | None = None) -> int:
-    """Parse, do, and return the exit code. description: the help's head; prog: the command as it was typed."""
-    words = list(sys.argv[1:] if argv is None else argv)
+def parsers() -> dict[str, Parser]:
+    return {name: _parser_of(name) for name in COMMANDS}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Parse, do, and return the exit code."""
+    return ended(lambda: _evaluate(list(sys.argv[1:] if words is None else words)))
+
+
+def _evaluate(words: list[str]) -> int:
     listed = "\n".join(f"  {name:<8} {what}" for name, what in COMMANDS.items())
     parser = Parser(
-        prog=prog,
-        description=description,
+        "evaluate",
+        description=__doc__,
         usage="%(prog)s COMMAND ...",
         epilog=f"commands:\n{listed}\n\n%(prog)s COMMAND --help lists a command's options.",
     )
     parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="one of those below")
     chosen = parser.parse_args(words[:1]).command
-    module = importlib.import_module(f"gipo_mc.tools.evaluate.{chosen}")
-    own = Parser(prog=f"{parser.prog} {chosen}", description=module.__doc__)
-    module.add_arguments(own)
-    arguments = own.parse_args(words[1:])
-    try:
-        code: int = module.run(arguments)
-    except GipoError as error:
-        return say_error(error)
-    except KeyboardInterrupt as stop:
-        print(f"\n{printable_lines(f'Interrupted. {stop}'.strip())}", file=sys.stderr, flush=True)
-        return EXIT_INTERRUPTED
+    code: int = _module(chosen).run(_parser_of(chosen).parse_args(words[1:]))
     return code
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"gipo_mc.tools.evaluate.{name}")
+
+
+def _parser_of(name: str) -> Parser:
+    module = _module(name)
+    parser = Parser(f"evaluate {name}", reports=True, description=module.__doc__)
+    module.add_arguments(parser)
+    return parser

@@ -18,11 +18,11 @@ def run(own: argparse.Namespace) -> int:
     """Returns the exit code. Raises GipoError."""
     from gipo_mc.evaluation.tables.export import FORMATS, is_export
     from gipo_mc.evaluation.tables.model import read_table
-    from gipo_mc.run.jsonl import printable, write_atomically
+    from gipo_mc.run.jsonl import encode, printable, write_atomically
     from gipo_mc.tools.output import check_file
 
     out = Path(own.out)
     check_file(out, is_export)
     write_atomically(out, FORMATS[own.format](read_table(Path(own.folder))))
-    print(printable(str(out)))
+    print(encode({"export": str(out)}) if own.json else printable(str(out)))
     return 0

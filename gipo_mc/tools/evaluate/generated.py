@@ -32,7 +32,7 @@ def generate(
     or settings. Raises GipoError."""
     if world_size() > 1:
         raise ConfigError(
-            "judge runs as one process: generate the responses with torchrun scripts/generate.py --out first, and give "
+            "judge runs as one process: generate the responses with torchrun -m gipo_mc generate --out first, and give "
             "the files."
         )
     files = {label: out / FOLDER / f"{label}.jsonl" for label in models}
@@ -40,7 +40,7 @@ def generate(
         if missing := [label for label, file in files.items() if not file.is_file()]:
             raise ConfigError(
                 f"--dry-run generates nothing, and there are no responses of {', '.join(missing)} yet: give files of "
-                "scripts/generate.py --out."
+                "gipo-mc generate --out."
             )
         return files
     configs = {
@@ -56,7 +56,7 @@ def generate(
 
 def _generate(label: str, config: Config, file: Path, tell: Callable[[str], None]) -> None:
     # Seconds of import that a dry run and a refused command need not wait for.
-    from gipo_mc.run.console import Console
+    from gipo_mc.run.console import on_stderr
     from gipo_mc.run.model_sources import resolve
     from gipo_mc.tools.respond import respond
 
@@ -69,8 +69,7 @@ def _generate(label: str, config: Config, file: Path, tell: Callable[[str], None
     with storage_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         stamp.unlink(missing_ok=True)
-    console = Console("judge", 1)
-    with console.share(f"generate {label}", config.eval.prompts) as advance:
+    with on_stderr().share(f"generate {label}", config.eval.prompts) as advance:
         responses = respond(config, on_step=advance, tell=tell)
     write_responses(file, responses)
     write_atomically(stamp, json.dumps(mark, indent=1) + "\n")

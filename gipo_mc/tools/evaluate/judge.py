@@ -1,6 +1,6 @@
 """Pair our responses with those of others to the same prompts, and have judges compare them.
 
-Each side is a file of scripts/generate.py --out, or a run, a checkpoint or a Hugging Face folder, which is generated
+Each side is a file of `gipo-mc generate --out`, or a run, a checkpoint or a Hugging Face folder, which is generated
 from first. What was judged before is in the journal of --out and is not asked again.
 """
 
@@ -10,7 +10,7 @@ import argparse
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,8 @@ from gipo_mc.evaluation.judge_config import (
     load_judge,
 )
 from gipo_mc.run.arguments import name, number, real, say_error, say_warning
-from gipo_mc.run.jsonl import printable
+from gipo_mc.run.jsonl import encode, printable
+from gipo_mc.run.terminal.voice import tell
 
 if TYPE_CHECKING:
     from gipo_mc.evaluation.judges.journal import Journal
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from gipo_mc.evaluation.pairs import Pair
 
 OURS = "ours"
+#: What --json tells of each judge.
+_COUNTS = ("evaluator", "total", "identical", "kept", "new", "invalid", "requests", "tokens_in", "tokens_out")
 _SIDE = re.compile(r"(?P<label>[\w.+-]{1,40})=(?P<place>.+)")
 
 
@@ -89,15 +92,18 @@ def run(own: argparse.Namespace) -> int:
     if own.dry_run:
         with ExitStack() as stack:
             judges = [_make(config, own.seed, stack, dry=True) for config in configs]
-            print(estimate.describe(Path(own.out), pairs, list(zip(configs, judges, strict=True)), own.expect), end="")
+            text = estimate.describe(Path(own.out), pairs, list(zip(configs, judges, strict=True)), own.expect)
+        print(encode({"estimate": text.splitlines()}) if own.json else text, end="\n" if own.json else "")
         return 0
+    say = tell if own.json else _say
+    tallies: list[Tally] = []
     first: GipoError | None = None
     with Journal(Path(own.out)) as journal:
         write_pairs(Path(own.out), pairs, say_warning)
-        _say(f"{own.out}: {len(pairs)} pairs of {len({pair.prompt for pair in pairs})} prompts")
+        say(f"{own.out}: {len(pairs)} pairs of {len({pair.prompt for pair in pairs})} prompts")
         for config in configs:
             try:
-                _judge(config, own.seed, pairs, journal)
+                tallies.append(_judge(config, own.seed, pairs, journal, say))
             except KeyboardInterrupt:
                 raise KeyboardInterrupt("What was answered is kept: the same command asks for the rest.") from None
             except GipoError as error:
@@ -107,23 +113,27 @@ def run(own: argparse.Namespace) -> int:
                     say_warning(
                         f"{config.name}: {left} comparisons have no answer yet; the same command asks for them."
                     )
-    if first is None and configs:
-        _say(f"python scripts/evaluate.py table {shlex.quote(own.out)}")
+    if own.json:
+        judged = [{key: getattr(tally, key) for key in _COUNTS} for tally in tallies]
+        print(encode({"folder": own.out, "pairs": len(pairs), "judges": judged}))
+    elif first is None and configs:
+        say(f"gipo-mc evaluate table {shlex.quote(own.out)}")
     return first.exit_code if first else 0
 
 
-def _judge(config: AnyJudge, seed: int, pairs: Sequence[Pair], journal: Journal) -> None:
+def _judge(config: AnyJudge, seed: int, pairs: Sequence[Pair], journal: Journal, say: Callable[[str], None]) -> Tally:
     from gipo_mc.evaluation.judges.judging import judge_pairs
-    from gipo_mc.run.console import Console
+    from gipo_mc.run.console import on_stderr
 
     began = time.monotonic()
     if isinstance(config, RewardJudgeConfig):
         _warn_of_trained_with(config, pairs)
     with ExitStack() as stack:
         judge = _make(config, seed, stack, dry=False)
-        with Console("judge", 1).share(config.name, 2 * len(pairs)) as advance:
+        with on_stderr().share(config.name, 2 * len(pairs)) as advance:
             tally = judge_pairs(judge, pairs, journal, warn=say_warning, advance=advance)
-    _say(_summary(tally, time.monotonic() - began))
+    say(_summary(tally, time.monotonic() - began))
+    return tally
 
 
 def _warn_of_trained_with(config: RewardJudgeConfig, pairs: Sequence[Pair]) -> None:

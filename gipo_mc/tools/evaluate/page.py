@@ -1,12 +1,13 @@
-"""`evaluate.py page`: write the page that people vote on."""
+"""Write the page that people vote on."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from gipo_mc.run.arguments import name, number
-from gipo_mc.run.jsonl import printable
+from gipo_mc.run.jsonl import encode, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,9 @@ def run(own: argparse.Namespace) -> int:
         Path(own.folder), out, guideline=Path(own.guideline) if own.guideline else None, pairs=own.pairs,
         repeats=own.repeats, attention=own.attention, opponents=own.against, seed=own.seed,
     )  # fmt: skip
+    if own.json:
+        print(encode({**asdict(done), "path": str(done.path), "key": str(done.key)}))
+        return 0
     against = ", ".join(f"{count} with {printable(label)}" for label, count in done.opponents.items())
     print(f"{printable(str(done.path))}: {done.pairs} pairs ({against}), {done.repeats} of them twice, and", end=" ")
     print(f"{done.attention} attention pairs. Page {done.hash}.")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gipo_mc.run.arguments import name, number
+from gipo_mc.run.terminal.waiting import waiting
 
 if TYPE_CHECKING:
     from gipo_mc.evaluation.judges.journal import Setup
@@ -26,13 +28,15 @@ def run(own: argparse.Namespace) -> int:
     from gipo_mc.evaluation.tables.build import build_table
     from gipo_mc.evaluation.tables.model import write_table
     from gipo_mc.evaluation.tables.text import show
+    from gipo_mc.run.jsonl import encode
 
     folder = Path(own.folder)
     designs: dict[str, Design] = {setup.evaluator: _design(setup) for setup in read_setups(folder)}
     games = games_of(folder)
-    table = build_table(games, own.draws, own.seed, designs, unasked(folder, games))
+    with waiting("Computing the table"):
+        table = build_table(games, own.draws, own.seed, designs, unasked(folder, games))
     write_table(folder, table)
-    print(show(table), end="")
+    print(encode(asdict(table)) if own.json else show(table), end="\n" if own.json else "")
     return 0
 
 

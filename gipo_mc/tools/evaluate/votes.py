@@ -1,4 +1,4 @@
-"""`evaluate.py votes`: import what people downloaded, and show how they voted and how far evaluators agree."""
+"""Import what people downloaded, and show how they voted and how far evaluators agree."""
 
 from __future__ import annotations
 
@@ -56,9 +56,11 @@ def run(own: argparse.Namespace) -> int:
     keys = {page: read_key(folder, page) for page in {vote.page for vote in votes}}
     voters = voter_reports(votes, keys)
     found = agreement_of(games_of(folder), draws=own.draws, seed=own.seed)
-    write_atomically(
-        folder / "agreement.json", encode({"voters": [asdict(voter) for voter in voters], **asdict(found)}) + "\n"
-    )
+    text = encode({"voters": [asdict(voter) for voter in voters], **asdict(found)})
+    write_atomically(folder / "agreement.json", text + "\n")
+    if own.json:
+        print(text)
+        return 0
     _show_voters(voters)
     _show_agreement(found)
     return 0

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 
 from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
 from gipo_mc.run.folder import RunFolder
 from gipo_mc.run.jsonl import lock_file, printable, storage_errors, write_atomically
+from gipo_mc.tools.commands import attempt, launched, shown
 from gipo_mc.tools.paper.durations import estimate, in_words
 from gipo_mc.tools.paper.standing import Journal, Standing, reached, reads_of, refuse_changed, standing
 from gipo_mc.tools.paper.steps import Step
@@ -24,9 +22,8 @@ from gipo_mc.tools.paper.steps import Step
 
 def command_of(step: Step, *, again: bool = False) -> list[str]:
     """The words to start. again: a run's earlier attempt is set aside."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={step.ranks}"]
     anew = ["run.resume=false"] if again and step.run else []
-    return [sys.executable, *(launcher if step.ranks > 1 else []), *step.words, *anew]
+    return launched([*step.words, *anew], step.ranks)
 
 
 def show(steps: Sequence[Step], folder: Path, again: Sequence[str] = (), *, commands: bool = False) -> None:
@@ -48,7 +45,7 @@ def show(steps: Sequence[Step], folder: Path, again: Sequence[str] = (), *, comm
             said = f"{stands.why}; " if stands.why and not redone else ""
             print(f"{step.name:<{width}}  {state:<7}  {printable(f'{said}{about}{left.basis}')}")
         if commands:
-            print(f"    {printable(shlex.join(command_of(step, again=redone)))}")
+            print(f"    {shown(command_of(step, again=redone))}")
     rest = f"{len(steps) - done} left, about {in_words(total)}" if done < len(steps) else "nothing left"
     rest += f", and {unknown} that were never measured" if unknown else ""
     print(f"{len(steps)} steps in {printable(str(folder))}: {done} done, {rest}.")
@@ -81,13 +78,13 @@ def drive(steps: Sequence[Step], folder: Path, again: Sequence[str] = ()) -> int
 def _run(step: Step, journal: Journal, *, again: bool) -> int:
     """One attempt, noted in the journal. The exit code is the run's own where torchrun has only 1 for it."""
     words = command_of(step, again=again)
-    print(printable(shlex.join(words)), flush=True)
+    print(shown(words), flush=True)
     for path in step.writes:
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
     before, reads = 0 if again else _at(step), reads_of(step)
     began, clock = time.time(), time.monotonic()
-    code, asked = _attempt(words)
+    code, asked = attempt(words)
     if step.run and code:
         code = _code_of_run(step.run, began) or code
     seconds = time.monotonic() - clock
@@ -108,31 +105,6 @@ def _run(step: Step, journal: Journal, *, again: bool) -> int:
             flush=True,
         )
     return code
-
-
-def _attempt(words: list[str]) -> tuple[int, int]:
-    """(exit code, signal that asked this process to stop or 0). Signals are passed on, once each, to the step: it has a
-    session of its own, so that Ctrl-C does not reach its ranks twice."""
-    asked = 0
-    child: subprocess.Popen[bytes] | None = None
-
-    def pass_on(number: int, _: FrameType | None) -> None:
-        nonlocal asked
-        asked = number
-        if child is not None:
-            child.send_signal(number)
-
-    earlier = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        # Ranks that share a machine's cores do best with one thread each.
-        child = subprocess.Popen(words, env={"OMP_NUM_THREADS": "1", **os.environ}, start_new_session=True)
-        if asked:  # before there was somebody to pass it on to
-            child.send_signal(asked)
-        code = child.wait()
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
-    return (code if code >= 0 else 128 - code), asked
 
 
 def _at(step: Step) -> int:
@@ -156,7 +128,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
     def not_locked(error: OSError) -> str:
         if isinstance(error, BlockingIOError):
-            return f"Another scripts/paper.py is at work in {folder}: wait for it, or stop it."
+            return f"Another `gipo-mc paper` is at work in {folder}: wait for it, or stop it."
         return f"{folder} cannot be locked ({error.strerror}): choose another disk with the plan's folder."
 
     descriptor = lock_file(folder / ".lock", not_locked)

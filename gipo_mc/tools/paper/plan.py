@@ -55,10 +55,10 @@ class EvaluationPlan(Section):
     """Responses to prompts, and who judges them.
 
     prompts: domain -> source, as in data.evaluation. out_of_domain: those of the domains that training has not seen.
-    rows: rows read of each source; longer prompts than data.prompt_length are left out of them. set: options of
-    scripts/generate.py. judges: files. calibrate: ours is judged against a second sample of itself too. page: pairs
-    that people are shown, 0: no page. minutes: of generation for one policy, and judge_minutes of one judge and all
-    pairs, as in `RunPlan`.
+    rows: rows read of each source; longer prompts than data.prompt_length are left out of them. set: options that
+    responses are generated with. judges: files. calibrate: ours is judged against a second sample of itself too. page:
+    pairs that people are shown, 0: no page. minutes: of generation for one policy, and judge_minutes of one judge and
+    all pairs, as in `RunPlan`.
     """
 
     prompts: dict[Name, str] = Field(min_length=1)
@@ -107,7 +107,7 @@ class TaskPlan(Section):
 
 
 class NewModel(Section):
-    """A model with random weights that every task starts from, made by scripts/new_model.py."""
+    """A model with random weights that every task starts from, made by gipo-mc new-model."""
 
     data: list[str] = Field(min_length=1)
     vocab: int = Field(1024, ge=259)

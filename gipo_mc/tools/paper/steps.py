@@ -1,4 +1,4 @@
-"""A plan as the steps that make its table, in order: each is one command of this repository."""
+"""A plan as the steps that make its table, in order: each is one command of gipo-mc."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from gipo_mc.config import Config, check_layout, load_config
 from gipo_mc.errors import ConfigError
 from gipo_mc.evaluation.statistics.outcomes import SELF
+from gipo_mc.tools.commands import gipo_mc, trainer
 from gipo_mc.tools.paper.plan import REWARD, SFT, Commands, EvaluationPlan, PaperPlan, TaskPlan
 
 #: Options that hold the sources of training data, by command.
@@ -48,18 +49,18 @@ class Step:
         return self.writes[0] if self.config else None
 
 
-def steps_of(plan: PaperPlan, scripts: Path, ranks: int = 0) -> list[Step]:
-    """All steps of a plan. scripts: the folder of this repository's commands. ranks: instead of the plan's.
+def steps_of(plan: PaperPlan, ranks: int = 0) -> list[Step]:
+    """All steps of a plan. ranks: instead of the plan's.
 
     Every configuration is loaded and checked against the ranks. Raises ConfigError naming the step.
     """
     plan = plan.model_copy(update={"ranks": ranks or plan.ranks})
-    return list(_Steps(plan, scripts).all())
+    return list(_Steps(plan).all())
 
 
 class _Steps:
-    def __init__(self, plan: PaperPlan, scripts: Path) -> None:
-        self._plan, self._scripts, self._folder = plan, scripts, Path(plan.folder)
+    def __init__(self, plan: PaperPlan) -> None:
+        self._plan, self._folder = plan, Path(plan.folder)
 
     def all(self) -> Iterator[Step]:
         plan = self._plan
@@ -70,7 +71,7 @@ class _Steps:
             files = tuple(out / f"{part}_{label}.jsonl" for label in plan.rows.sources for part in plan.rows.parts)
             yield Step("rows", "rows", tuple(words), reads=dict(plan.rows.sources), writes=files)
         if plan.model:
-            words = [*self._script("new_model"), "--out", str(self._folder / "model"), "--overwrite"]
+            words = [*gipo_mc("new-model"), "--out", str(self._folder / "model"), "--overwrite"]
             words += ["--vocab", str(plan.model.vocab), "--hidden", str(plan.model.hidden)]
             words += ["--layers", str(plan.model.layers), "--data", *plan.model.data]
             reads = {f"data[{number}]": file for number, file in enumerate(plan.model.data)}
@@ -80,9 +81,6 @@ class _Steps:
                 yield self._training(name, task, run)
             for label, evaluation in task.evaluations.items():
                 yield from self._evaluation(name, task, label, evaluation)
-
-    def _script(self, name: str) -> list[str]:
-        return [str(self._scripts / f"{name}.py")]
 
     def _set(self, command: Commands) -> list[str]:
         return [*self._plan.set.get("all", []), *self._plan.set.get(command, [])]
@@ -105,7 +103,7 @@ class _Steps:
         return Step(
             f"{task_name}/{name}",
             run.command,
-            (*self._script(run.command), "--config", run.config, *options),
+            (*trainer(run.command), "--config", run.config, *options),
             self._plan.ranks,
             reads,
             (folder / name,),
@@ -147,19 +145,19 @@ class _Steps:
         yield self._evaluate(f"{start}/export", words, {"table.json": str(table)}, (export,))
         report = folder / "report.html"
         shown = [str(runs / name) for name in (task.ours, *task.against)]
-        words = [*self._script("report"), *shown, "--evaluation", str(folder), "--out", str(report)]
+        words = [*gipo_mc("report"), *shown, "--evaluation", str(folder), "--out", str(report)]
         reads = judged | {"table.json": str(table)} | {name: name for name in shown}
         yield Step(f"{start}/report", "report", tuple(words), reads=reads, writes=(report,))
 
     def _of_generation(self, step: str, plan: EvaluationPlan) -> tuple[list[str], int]:
-        """Options of scripts/generate.py, but for policy and seed, and the seed."""
+        """Options of `gipo-mc generate`, but for policy and seed, and the seed."""
         sources, labels = ",".join(plan.prompts.values()), ",".join(plan.prompts)
         options = [*self._set("generate"), *plan.set, f"data.evaluation=[{sources}]", f"data.domains=[{labels}]"]
         options += [f"data.max_rows={plan.rows}", f"eval.prompts={plan.rows * len(plan.prompts)}"]
         return options, self._checked(step, None, options).run.seed
 
     def _responses(self, step: str, options: list[str], run: Path, out: Path, plan: EvaluationPlan) -> Step:
-        words = (*self._script("generate"), *options, f"model.policy={run}", "--out", str(out))
+        words = (*gipo_mc("generate"), *options, f"model.policy={run}", "--out", str(out))
         reads = {**plan.prompts, "model.policy": str(run)}
         units = plan.rows * len(plan.prompts)
         return Step(step, "generate", words, self._plan.ranks, reads, (out,), units, "prompt", plan.minutes)
@@ -173,7 +171,7 @@ class _Steps:
         size: tuple[int, str, float] = (1, "step", 0.0),
     ) -> Step:
         units, unit, minutes = size
-        full = (*self._script("evaluate"), *words)
+        full = (*gipo_mc("evaluate"), *words)
         return Step(step, words[0], full, reads=reads, writes=writes, units=units, unit=unit, minutes=minutes)
 
     def _checked(self, step: str, config: str | None, options: list[str]) -> Config:

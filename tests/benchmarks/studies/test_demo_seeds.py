@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from benchmarks.studies import cells, demo_seeds, tables
 from gipo_mc.config import load_config
 from gipo_mc.tools import builtin
+from gipo_mc.tools.verbs import demo
 
 
 def test_a_small_one_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,8 +40,7 @@ def test_the_record_is_of_the_settings_that_the_demo_has() -> None:
     assert {run["curve"][-1]["step"] for run in record["runs"]} == {config.run.iterations}
     assert {run["curve"][1]["step"] for run in record["runs"]} == {config.eval.every}
 
-    said = runpy.run_path(str(path.parents[2] / "scripts" / "demo.py"))["EVIDENCE"]
     found = cells.results(record)
     for figure in ("worst", "ood", "mean"):
         gain = cells.difference(found, "gi_ppo", "ppo", figure)
-        assert gain and f"{gain.mean:+.3f} ± {gain.half:.3f}" in said
+        assert gain and f"{gain.mean:+.3f} ± {gain.half:.3f}" in demo.EVIDENCE

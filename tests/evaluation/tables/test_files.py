@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -14,6 +13,7 @@ from gipo_mc.errors import ConfigError, DataError
 from gipo_mc.evaluation.tables.build import build_table
 from gipo_mc.evaluation.tables.export import FORMATS, flat, is_export, to_csv, to_json, to_latex, to_markdown
 from gipo_mc.evaluation.tables.model import FILE, Table, read_table, write_table
+from gipo_mc.run.arguments import Parser
 from gipo_mc.tools.evaluate import export
 from tests.evaluation.made_games import pair, tournament
 
@@ -50,7 +50,7 @@ def test_another_file_is_refused(tmp_path: Path, text: str, words: str):
 
 
 def test_without_a_table_it_says_what_to_run(tmp_path: Path):
-    with pytest.raises(DataError, match=r"run `scripts/evaluate.py table .*` first"):
+    with pytest.raises(DataError, match=r"run `gipo-mc evaluate table .*` first"):
         read_table(tmp_path)
 
 
@@ -94,7 +94,7 @@ def test_latex_escapes_names_and_sets_signs_as_mathematics():
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_command_replaces_only_what_it_wrote(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    parser = argparse.ArgumentParser()
+    parser = Parser(reports=True)
     export.add_arguments(parser)
     out = tmp_path / "out"
     own = parser.parse_args([str(tmp_path), "--format", name, "--out", str(out)])

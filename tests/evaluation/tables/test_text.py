@@ -77,5 +77,5 @@ def test_a_share_with_too_few_pairs_is_named():
 
 
 def test_the_command_to_run_first_can_be_pasted(tmp_path):
-    with pytest.raises(DataError, match=r"scripts/evaluate\.py table '.*/my eval'` first"):
+    with pytest.raises(DataError, match=r"gipo-mc evaluate table '.*/my eval'` first"):
         read_table(tmp_path / "my eval")

@@ -124,6 +124,18 @@ def _mail(rank: int, group: Any) -> None:
         _same(tensor, _drawn(previous + count, (count,)), count)
 
 
+def _other_sizes(rank: int, pair: Any) -> None:
+    """Ranks that bring tensors of different sizes are told so; the groups are of no use any more."""
+    own, everyone = dist.get_rank(pair), dist.get_process_group_ranks(pair)
+    if own == 0:
+        dist.send(torch.ones(2), everyone[1], group=pair)
+    else:
+        with pytest.raises(RuntimeError, match=r"Rank 0 of a process group has 8 bytes .* where this rank has 12"):
+            dist.recv(torch.ones(3), everyone[0], group=pair)
+    with pytest.raises(RuntimeError, match="disagree about a shape"):
+        dist.all_reduce(torch.ones(1 + rank))
+
+
 def _everything(rank: int) -> bool:
     pairs = [[0, 1], [2, 3]]
     pair = dist.new_group(pairs[rank // 2], use_local_synchronization=True)
@@ -135,6 +147,7 @@ def _everything(rank: int) -> bool:
         _copies(rank, group)
         _in_flight(rank, group)
         _mail(rank, group)
+    _other_sizes(rank, pair)
     return True
 
 

@@ -54,7 +54,7 @@ def test_from_files_to_games(words: list[str], tmp_path: Path, capsys: pytest.Ca
     few = {pair.row for pair in read_pairs(tmp_path / "eval")}
     said = capsys.readouterr().out
     assert "10 pairs of 5 prompts" in said and "first: 20 comparisons: 20 verdicts of 20 requests" in said
-    assert "evaluate.py table" in said and len(few) == 5
+    assert "gipo-mc evaluate table" in said and len(few) == 5
     assert main([*words, "--prompts", "8", *judge_file(tmp_path, "first")]) == 0
     assert "12 verdicts of 12 requests, 20 were in the journal" in capsys.readouterr().out
     games = games_of(tmp_path / "eval")

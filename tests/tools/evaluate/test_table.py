@@ -64,7 +64,7 @@ def test_a_folder_that_is_no_evaluation_is_refused(tmp_path: Path, capsys: pytes
     assert main(["table", str(tmp_path)]) == 3
     assert "is no evaluation" in capsys.readouterr().err
     assert main(["export", str(tmp_path), "--format", "csv", "--out", str(tmp_path / "out")]) == 3
-    assert "scripts/evaluate.py table" in capsys.readouterr().err
+    assert "gipo-mc evaluate table" in capsys.readouterr().err
     with pytest.raises(SystemExit) as refused:
         main(["table", str(tmp_path), "--draws", "1"])
     assert refused.value.code == 2

@@ -16,7 +16,7 @@ from gipo_mc.config import as_yaml, load_config
 from gipo_mc.run.folder import RunFolder
 from gipo_mc.tools.paper import drive
 
-ATTEMPT = drive._attempt
+ATTEMPT = drive.attempt
 #: Another process, which takes signals as a run does.
 _WAITS = """
 import os, signal, sys, time
@@ -31,10 +31,9 @@ time.sleep(float(sys.argv[1]))
 
 
 def attempt(words: list[str]) -> tuple[int, int]:
-    """In place of `drive._attempt`."""
-    script = next(number for number, word in enumerate(words) if word.endswith(".py"))
-    name, rest = Path(words[script]).stem, words[script + 1 :]
-    return _train(name, rest) if name.startswith("train_") else _other(name, rest)
+    """In place of `drive.attempt`."""
+    _, verb, *rest = words[words.index("gipo_mc") :]
+    return _train(f"train_{rest[0]}".replace("-", "_"), rest[1:]) if verb == "train" else _other(verb, rest)
 
 
 def _orders(name: str) -> dict[str, int]:
@@ -71,7 +70,7 @@ def _other(command: str, words: list[str]) -> tuple[int, int]:
     if code := _orders(f"{what} {out.name}").get("code"):
         print(f"error: {what} went wrong", file=sys.stderr)
         return code, 0
-    if what in ("judge", "new_model"):
+    if what in ("judge", "new-model"):
         out.mkdir(parents=True, exist_ok=True)
         for file in ("pairs.jsonl", "verdicts.jsonl") if what == "judge" else ("config.json",):
             (out / file).write_text(" ".join(words))

@@ -26,19 +26,19 @@ from tests.tools.paper.fake_commands import attempt, write_plan
 RUNS = ["hh/sft", "hh/reward", "hh/ppo", "hh/gi_ppo"]
 RESPONSES = [f"generate {name}.jsonl" for name in ("gi_ppo", "sft", "ppo", "self")]
 LAST = ["judge judged_all", "page page.html", "table table.json", "export table.md", "report report.html"]
-ALL = ["new_model model", *RUNS, *RESPONSES, *LAST]
+ALL = ["new-model model", *RUNS, *RESPONSES, *LAST]
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(drive, "_attempt", attempt)
+    monkeypatch.setattr(drive, "attempt", attempt)
     write_plan(tmp_path)
     return tmp_path
 
 
 def steps() -> list[Step]:
-    return steps_of(load_plan("plan.yaml"), Path("scripts"))
+    return steps_of(load_plan("plan.yaml"))
 
 
 def run(*again: str) -> int:
@@ -193,7 +193,7 @@ def test_an_interrupted_table_goes_on_where_it_stopped(place: Path, number: int,
 
 def test_two_drivers_do_not_work_in_one_folder(place: Path) -> None:
     Path("table").mkdir()
-    with drive._alone(Path("table")), pytest.raises(StorageError, match=r"Another scripts/paper\.py"):
+    with drive._alone(Path("table")), pytest.raises(StorageError, match=r"Another `gipo-mc paper`"):
         run()
 
 
@@ -212,7 +212,7 @@ def test_the_plan_says_what_is_left_and_how_it_knows(place: Path, capsys: pytest
         r"at iteration 1 of 4, failed with exit code 5; about \d+ s, measured: \S+ s for each iteration of hh/gi_ppo",
         said,
     )
-    assert "scripts/train_gi_ppo.py --config rl.yaml" in said and "14 steps in table: 4 done, 10 left" in said
+    assert "gipo-mc train gi-ppo --config rl.yaml" in said and "14 steps in table: 4 done, 10 left" in said
     order()
     run()
     capsys.readouterr()
@@ -221,7 +221,7 @@ def test_the_plan_says_what_is_left_and_how_it_knows(place: Path, capsys: pytest
 
 
 def test_a_slice_of_the_methods(place: Path) -> None:
-    found = steps_of(only(load_plan("plan.yaml"), ["sft"]), Path("scripts"))
+    found = steps_of(only(load_plan("plan.yaml"), ["sft"]))
     assert [step.name for step in found if step.run] == ["hh/sft", "hh/reward", "hh/gi_ppo"]
     assert not any("ppo=" in word for step in found for word in step.words if step.kind == "judge")
     with pytest.raises(ConfigError, match="--methods names grpo; the plan judges against ppo, sft"):
@@ -229,12 +229,12 @@ def test_a_slice_of_the_methods(place: Path) -> None:
 
 
 def test_ranks_are_torchruns_and_are_checked_first(place: Path) -> None:
-    found = steps_of(load_plan("plan.yaml"), Path("scripts"), 2)
+    found = steps_of(load_plan("plan.yaml"), 2)
     words = drive.command_of(next(step for step in found if step.name == "hh/sft"))
-    assert words[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    assert words[1:5] == ["-m", "gipo_mc.tools.torchrun", "--standalone", "--nproc-per-node=2"]
     change_plan(set=["parallel.tensor=4"])
     with pytest.raises(ConfigError, match=r"Step hh/sft: The layout(.|\n)*parallel.tensor=4 x"):
-        steps_of(load_plan("plan.yaml"), Path("scripts"), 2)
+        steps_of(load_plan("plan.yaml"), 2)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ POST = "SUBREDDIT: r/gardening\n\nTITLE: Tomatoes\n\nPOST: They grew.\n\nTL;DR:"
 def test_tldr_comparisons_as_published():
     info = {"id": "t3_1", "post": "They grew. ", "title": "Tomatoes", "subreddit": "gardening", "article": None}
     row = {"info": info, "summaries": [{"text": " Bad."}, {"text": " Good."}], "choice": 1, "split": "train"}
-    assert auto(row) == Example(POST, " Good.", " Bad.", "tldr")
+    assert auto(row) == Example(POST, " Good.", " Bad.", "tldr/gardening")
     row["info"] = {"id": "1", "article": "It rained.", "post": None}
     assert auto(row) == Example("Article:\n\nIt rained.\n\nTL;DR:", " Good.", " Bad.", "cnndm")
 
@@ -121,38 +121,12 @@ def test_tldr_comparisons_as_published():
     ],
 )
 def test_filtered_tldr_as_published(row, chosen, rejected):
-    assert auto(row) == Example(POST, chosen, rejected, "tldr")
+    assert auto(row) == Example(POST, chosen, rejected, "tldr/gardening")
 
 
 def test_articles_of_cnn_dailymail_read_as_those_of_the_comparisons():
     row = {"article": "It rained. ", "highlights": "Rain .", "id": "0" * 40}
     assert auto(row) == Example("Article:\n\nIt rained.\n\nTL;DR:", "Rain .", None, "cnndm")
-
-
-#: The columns of PKU-SafeRLHF that are read, and two of the others.
-SAFE = {
-    "prompt": "How tall? ",
-    "response_0": "Two metres.",
-    "response_1": "No idea.",
-    "is_response_0_safe": True,
-    "response_0_sha256": "00",
-    "better_response_id": 0,
-    "safer_response_id": 0,
-}
-
-
-def test_safe_rlhf():
-    question = (Message("user", "How tall?"),)
-    assert auto(SAFE) == Example(question, "Two metres.", "No idea.", "")
-    assert auto(SAFE | {"better_response_id": 1, "safer_response_id": 1}).chosen == "No idea."
-    # Prompts need no labels, and responses no prompt of another form.
-    bare = {key: SAFE[key] for key in ("prompt", "response_0", "response_1")}
-    assert parse(bare, detect(bare), ()) == Example(question, None, None, "")
-    with pytest.raises(LeftOut, match="better response is not the safer one"):
-        auto(SAFE | {"safer_response_id": 1})
-    for wrong in (None, True, 2, "0"):
-        with pytest.raises(RowError, match="'safer_response_id' is"):
-            auto(SAFE | {"safer_response_id": wrong})
 
 
 def test_pairs():

@@ -14,10 +14,10 @@ from gipo_mc.evaluation.statistics.bootstrap import Interval
 from gipo_mc.evaluation.statistics.outcomes import SELF, Design
 from gipo_mc.evaluation.tables.model import Cell, Evaluator, Table, read_table
 from gipo_mc.evaluation.tables.text import TIES, bracketed, p_value, part_name, points
-from gipo_mc.report import plots
-from gipo_mc.report.pairs_shown import ShownPair, chosen_pairs
-from gipo_mc.report.plots import Bar
-from gipo_mc.report.policies_shown import PolicyRow, policies
+from gipo_mc.report.drawing import plots
+from gipo_mc.report.drawing.plots import Bar
+from gipo_mc.report.evaluation.pairs_shown import ShownPair, chosen_pairs
+from gipo_mc.report.evaluation.policies_shown import PolicyRow, policies
 from gipo_mc.report.texts import readable
 from gipo_mc.run.jsonl import read_file
 
@@ -234,7 +234,7 @@ def _agreement(path: Path) -> list[ShownAgreement]:
         return [_agreement_row(who, row) for who, row in rows]
     except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{path} is damaged ({error!r:.100}): import the votes again with scripts/evaluate.py votes."
+            f"{path} is damaged ({error!r:.100}): import the votes again with gipo-mc evaluate votes."
         ) from error
 
 

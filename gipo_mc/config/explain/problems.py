@@ -1,0 +1,107 @@
+"""Everything that is wrong with a configuration, a sentence each, with the nearest key or value that is right."""
+
+from __future__ import annotations
+
+import copy
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from gipo_mc.config.environment import hide
+from gipo_mc.config.names import name_problems
+from gipo_mc.config.schema import Config, options
+from gipo_mc.presets import PRESETS
+
+#: Keys that earlier versions had, and what took their place.
+_MOVED = {"rollout.micro_batch_size": "rollout.slots"}
+
+
+def validated(raw: dict[str, Any]) -> tuple[Config | None, list[str]]:
+    """The configuration, and everything that is wrong with it. Where there is something, it has the defaults in the
+    place of what is wrong, or is None.
+
+    Combinations of keys are looked at with these defaults, too, and left out where they name one of them.
+    """
+    config, lines, wrong = _tried(raw)
+    if wrong:
+        config, more, _ = _tried(_without(raw, wrong))
+        keys = [".".join(map(str, where)) for where in wrong]
+        lines += [line for line in more if not any(key in line for key in keys)]
+    if config is not None:
+        lines += name_problems(flat(config.model_dump()))
+    return config, lines
+
+
+def _tried(raw: dict[str, Any]) -> tuple[Config | None, list[str], list[tuple[Any, ...]]]:
+    """The configuration, the problems, and the places of those that are of one key."""
+    try:
+        return Config.model_validate(raw), [], []
+    except ValidationError as error:
+        details = error.errors()
+    lines = [line for detail in details for line in _lines(detail)]
+    return None, lines, [detail["loc"] for detail in details if detail["loc"]]
+
+
+def _without(raw: dict[str, Any], wrong: list[tuple[Any, ...]]) -> dict[str, Any]:
+    """`raw` without the keys at these places; a list goes as a whole."""
+    kept = copy.deepcopy(raw)
+    for where in wrong:
+        section: Any = kept
+        names = [part for part in where if isinstance(part, str)]
+        for name in names[:-1]:
+            section = section.get(name) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            section.pop(names[-1], None)
+    return kept
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested sections by their keys ("algorithm.groups")."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    items = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items()]
+    return {key: value for item in items for key, value in item.items()}
+
+
+def _lines(detail: Any) -> list[str]:
+    where = detail["loc"]
+    key = ".".join(str(part) for part in where)
+    if detail["type"] == "extra_forbidden":
+        return [f"{key}: there is no such key{nearest_key(key)}"]
+    if detail["type"] == "value_error":
+        nearest = _nearest(detail["input"], list(PRESETS)) if key == "algorithm.name" else ""
+        return [line + nearest for line in str(detail["ctx"]["error"]).splitlines()]
+    try:
+        value = hide(repr(detail["input"]))  # before it is cut: a part of a secret would not be found
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        value = "a number of thousands of digits"
+    nearest = _nearest(detail["input"], _choices(where)) if detail["type"] == "literal_error" else ""
+    return [f"{key}={value if len(value) <= 200 else f'{value[:200]}...'}: {detail['msg']}{nearest}"]
+
+
+def _choices(where: tuple[Any, ...]) -> list[str]:
+    """What the option at this place may be, where it is one of several words."""
+    field = options().get(".".join(part for part in where if isinstance(part, str)))
+    kinds = [field.annotation, *get_args(field.annotation)] if field else []
+    return [choice for kind in kinds for choice in get_args(kind) if isinstance(choice, str)]
+
+
+def _nearest(value: Any, known: list[str]) -> str:
+    close = get_close_matches(str(value), known, n=1, cutoff=0.7)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def nearest_key(key: str) -> str:
+    """What was perhaps meant by a key that there is not, as the end of a sentence."""
+    if key in _MOVED:
+        return f" any more; it is {_MOVED[key]} now"
+    section, _, name = key.rpartition(".")
+    around = section + "." if section else ""
+    names = list(dict.fromkeys(k.removeprefix(around).split(".")[0] for k in options() if k.startswith(around)))
+    if close := get_close_matches(name, names, n=1):
+        return f"; did you mean {around}{close[0]}?"
+    elsewhere = [k for k in options() if k.rpartition(".")[2] == name][:3]
+    if elsewhere := elsewhere or get_close_matches(key, list(options()), n=1):
+        return f"; did you mean {' or '.join(elsewhere)}?"
+    return f"; known here: {', '.join(names)}" if names else ""

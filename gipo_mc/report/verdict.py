@@ -1,0 +1,202 @@
+"""What came of runs, in words and first: did the policy get better, where not, and what to look at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gipo_mc.report import summary
+from gipo_mc.report.groups import parts
+from gipo_mc.report.judgement import apart, best_step, change, wavering
+from gipo_mc.report.runs import RunData, window_of
+from gipo_mc.report.texts import readable
+from gipo_mc.run.console import number
+
+Tone = Literal["good", "warn", "bad", "info"]
+#: What a policy is judged by, the truest first: name, what it is called, prefix of its domains.
+_YARDSTICKS = (
+    ("gold/mean", "gold reward", "gold/domain/"),
+    ("eval/reward/mean", "held-out reward", "eval/reward/domain/"),
+    ("reward/mean", "reward", "reward/domain/"),
+)
+#: Beginnings of the run's own warnings that are signs of reward hacking.
+_HACKING = ("One answer to everything", "The responses", "Nearly every response refuses")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """headline: one sentence. points: (tone, sentence) of what else matters, few."""
+
+    tone: Tone
+    headline: str
+    points: list[tuple[Tone, str]] = field(default_factory=list)
+
+
+def verdict(runs: Sequence[RunData]) -> Verdict:
+    """Of runs of one kind: of one run, what came of it; of several, which is best where, and each in a sentence."""
+    singles = [_single(run) for run in runs]
+    if len(runs) == 1:
+        return singles[0]
+    compared = _compared(runs) if runs[0].kind == "rl" else Verdict("info", _best_loss(runs))
+    each = [(one.tone, f"{readable(run.name)}: {one.headline}") for run, one in zip(runs, singles, strict=True)]
+    return Verdict(compared.tone, compared.headline, [*compared.points, *each])
+
+
+def _single(run: RunData) -> Verdict:
+    state = run.status.get("state")
+    if state == "failed":
+        message = readable(run.status.get("message") or "")
+        return Verdict("bad", f"It failed after step {run.steps[-1]}. {message}".strip())
+    return _policy(run) if run.kind == "rl" else _supervised(run)
+
+
+def _policy(run: RunData) -> Verdict:
+    name, called, prefix = yardstick([run])
+    went = change(run, name)
+    if went is None:
+        return Verdict("info", f"Too short to judge: {run.iterations} iteration{'s' * (run.iterations != 1)}.")
+    points = _domains(run, prefix) + _groups(run)
+    if best := best_step(run, name):
+        at, high = best
+        points.append(
+            ("warn", f"The {called} was best, {number(high)}, at iteration {at}: a checkpoint near it is better.")
+        )
+    ends = f"from {number(went.first)} to {number(went.last)}"
+    signs = [text for text in summary.own_warnings(run) if text.startswith(_HACKING)]
+    if summary.hacked(run):
+        return Verdict("bad", f"The reward rose and the policy got worse: its {called} fell {ends}.", points)
+    if went.way < 0:
+        return Verdict("bad", f"The policy got worse: its {called} fell {ends}.", points)
+    if went.way == 0:
+        return Verdict(
+            "warn", f"The policy did not clearly change: its {called} went {ends}, within its wavering.", points
+        )
+    if signs and name != "gold/mean":
+        text = f"The {called} rose {ends}, but the responses show signs of reward hacking."
+        return Verdict("warn", text, [("warn", signs[0]), *points])
+    fell = [part for tone, part in points if tone == "bad"]
+    if fell:
+        return Verdict("warn", f"The policy got better on average, not everywhere: its {called} rose {ends}.", points)
+    return Verdict("good", f"The policy got better: its {called} rose {ends}.", points)
+
+
+def yardstick(runs: Sequence[RunData]) -> tuple[str, str, str]:
+    """(metric, what it is called, prefix of its domains) of the truest measure that all runs have."""
+    return next((found for found in _YARDSTICKS if all(len(run.values(found[0])) for run in runs)), _YARDSTICKS[-1])
+
+
+def _domains(run: RunData, prefix: str) -> list[tuple[Tone, str]]:
+    """How the domains went: those that fell, and which is the lowest."""
+    went = {key: change(run, prefix + key) for key in run.keys(prefix)}
+    known = {key: found for key, found in went.items() if found is not None}
+    if len(known) < 2:
+        return []
+    points: list[tuple[Tone, str]] = [
+        ("bad", f"Domain {readable(key)} fell from {number(found.first)} to {number(found.last)}.")
+        for key, found in known.items()
+        if found.way < 0
+    ]
+    worst = min(known, key=lambda key: known[key].last)
+    best = max(known, key=lambda key: known[key].last)
+    before = [found.first for found in known.values()]
+    gap, gap_before = known[best].last - known[worst].last, max(before) - min(before)
+    points.append(
+        (
+            "info",
+            f"Hardest is {readable(worst)} at {number(known[worst].last)}, easiest {readable(best)} at "
+            f"{number(known[best].last)}; the gap between them was {number(gap_before)} and is {number(gap)}.",
+        )
+    )
+    return points
+
+
+def _groups(run: RunData) -> list[tuple[Tone, str]]:
+    """What the inferred groups turned out to be."""
+    found = [part for part in parts(run) if part.inferred]
+    if len(found) < 2:
+        return []
+    easy, hard = found[0], found[-1]
+    text = f"The classifier finds an easy and a hard group: {easy.called}, against {hard.called}"
+    auc = run.last("group/domain_auc")
+    known = f"; they match the known domains with AUC {number(auc)}" if auc is not None else ""
+    points: list[tuple[Tone, str]] = [("info", f"{text}{known}.")]
+    empty = [part for part in found if part.mass < 0.02]
+    if empty:
+        points.append(("warn", f"{empty[0].label.capitalize()} is nearly empty: the groups have collapsed."))
+    return points
+
+
+def _compared(runs: Sequence[RunData]) -> Verdict:
+    """Which run is best where the policy is worst, and on average."""
+    name, called, prefix = yardstick(runs)
+    average = sorted(runs, key=lambda run: -(run.last(name) or 0.0))
+    shared = [key for key in runs[0].keys(prefix) if all(run.last(prefix + key) is not None for run in runs)]
+    mean = f"on average {readable(average[0].name)}, with a {called} of {number(average[0].last(name) or 0.0)} against "
+    mean += number(average[1].last(name) or 0.0)
+    if not apart(average[0], average[1], name):
+        mean = f"on average they hardly differ ({number(average[0].last(name) or 0.0)} and "
+        mean += f"{number(average[1].last(name) or 0.0)})"
+    seeds: tuple[Tone, str] = ("info", "One run each: with other seeds they may rank otherwise.")
+    if len(shared) < 2:
+        return Verdict("info", f"Best: {mean}.", [seeds])
+
+    def worst(run: RunData) -> tuple[float, str]:
+        return min((float(run.last(prefix + key) or 0.0), key) for key in shared)
+
+    ranked = sorted(runs, key=lambda run: -worst(run)[0])
+    (high, where), (low, elsewhere) = worst(ranked[0]), worst(ranked[1])
+    if where == elsewhere and not apart(ranked[0], ranked[1], prefix + where):
+        text = f"On the hardest domain, {readable(where)}, the best two hardly differ: {number(high)} and {number(low)}"
+    else:
+        text = (
+            f"{readable(ranked[0].name)} is best where it is hardest: its worst domain, {readable(where)}, ends at a "
+            f"{called} of {number(high)}; that of {readable(ranked[1].name)}, {readable(elsewhere)}, at {number(low)}"
+        )
+    return Verdict("info", f"{text}; {mean}.", [seeds])
+
+
+def _supervised(run: RunData) -> Verdict:
+    name = "eval/loss" if len(run.values("eval/loss")) else "loss"
+    called = "held-out loss" if name == "eval/loss" else "loss"
+    values = run.values(name)
+    if len(values) < 2:
+        return Verdict("info", f"Too short to judge: {run.iterations} step{'s' * (run.iterations != 1)}.")
+    first, last, lowest = float(run.first(name) or 0), float(run.last(name) or 0), int(values.argmin())
+    ends = f"from {number(first)} to {number(last)}"
+    accuracy = next((key for key in ("eval/accuracy", "accuracy") if len(run.values(key)) > 1), "")
+    points: list[tuple[Tone, str]] = []
+    if accuracy:
+        held = "held-out " if accuracy.startswith("eval/") else ""
+        went = f"{number(run.first(accuracy) or 0.0)} to {number(run.last(accuracy) or 0.0)}"
+        points.append(("info", f"The {held}accuracy went from {went}; 0.5 is chance."))
+    points += _weak_domains(run)
+    rise, fall = last - values[lowest], first - values[lowest]
+    clear = min(rise, fall) > 3 * wavering(values) * math.sqrt(window_of(len(values)))
+    turned = name == "eval/loss" and 0 < lowest < len(values) - 1 and rise > 0.1 * fall and clear
+    if turned:
+        step = int(run.steps[run.series[name] == values[lowest]][0])
+        text = f"The model learned until step {step}, where its {called} was lowest ({number(float(values[lowest]))})"
+        return Verdict("warn", f"{text}; then it overfitted, to {number(last)}.", points)
+    if last >= first:
+        return Verdict("warn", f"The model did not learn: its {called} went {ends}.", points)
+    return Verdict("good", f"The model learned: its {called} fell {ends}.", points)
+
+
+def _weak_domains(run: RunData) -> list[tuple[Tone, str]]:
+    """Domains whose pairs a reward model cannot tell apart."""
+    prefix = "eval/accuracy/domain/"
+    found = {key: run.last(prefix + key) or 0.0 for key in run.keys(prefix)}
+    weak = [f"{readable(key)} ({number(value)})" for key, value in found.items() if value < 0.55]
+    return [("warn", f"Hardly better than chance in {', '.join(weak)}.")] if weak else []
+
+
+def _best_loss(runs: Sequence[RunData]) -> str:
+    name = "eval/loss" if all(len(run.values("eval/loss")) for run in runs) else "loss"
+    found = [(value, run) for run in runs if (value := run.last(name)) is not None]
+    if not found:
+        return "No loss was logged."
+    lowest, best = min(found, key=lambda item: item[0])
+    called = "held-out loss" if name == "eval/loss" else "loss"
+    return f"The lowest {called} has {readable(best.name)}: {number(lowest)}."

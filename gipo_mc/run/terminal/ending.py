@@ -1,0 +1,55 @@
+"""How every command ends: with an exit code and at most one sentence, whatever stopped it."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections.abc import Callable
+
+from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_NO_READER, GipoError
+from gipo_mc.run.terminal.voice import keep_voice
+
+
+def ended(work: Callable[[], int]) -> int:
+    """Call `work` and return the exit code: its own, that of the `GipoError` that ended it, 130 after Ctrl-C, or 141
+    where nobody reads what it prints any more (`gipo-mc plan | head`)."""
+    from gipo_mc.run.arguments import say_error  # which nobody needs who asks for help
+
+    try:
+        with keep_voice():
+            code = work()
+            sys.stdout.flush()
+        return code
+    except GipoError as error:
+        return say_error(error)
+    except KeyboardInterrupt as stop:
+        return interrupted(stop)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # rich ends the process where nobody reads
+            return EXIT_NO_READER
+        raise
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        # Python flushes at its end, and would complain there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_NO_READER
+
+
+def interrupted(stop: KeyboardInterrupt) -> int:
+    """Say so in one line, with what `stop` was raised with, and return the exit code."""
+    from gipo_mc.run.jsonl import printable_lines
+
+    print(f"\n{printable_lines(f'Interrupted. {stop}'.strip())}", file=sys.stderr, flush=True)
+    return EXIT_INTERRUPTED
+
+
+def _nobody_reads() -> bool:
+    """Is standard output a pipe whose reader has gone? Other pipes break, too."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError):  # no descriptor, as in tests
+        return False

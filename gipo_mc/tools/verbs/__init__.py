@@ -1,0 +1,1 @@
+"""What `gipo-mc` does, a module for each verb: `main(words) -> exit code`, and `parsers()` for completion."""

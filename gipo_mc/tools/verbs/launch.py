@@ -1,0 +1,185 @@
+"""The line that starts a run on several GPUs or nodes, checked first; or the script of a Slurm job.
+
+    gipo-mc launch --nodes 4 --gpus 8 --config configs/paper/hh_rl.yaml run.name=large
+    gipo-mc launch --nodes 4 --gpus 8 --config configs/paper/hh_rl.yaml --slurm > job.sbatch
+    gipo-mc launch --gpus 2 --config configs/hh_tiny.yaml --go
+
+Prints what you would type, on stdout; --go does it. On several nodes the same line is run on each, HOST being one that
+the others reach. Exit code with --go: the run's, or that of sbatch. docs/clusters.md has the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from gipo_mc.errors import ConfigError
+from gipo_mc.run.arguments import Parser, name, number, say_warning
+from gipo_mc.run.terminal.ending import ended
+from gipo_mc.run.terminal.voice import tell
+from gipo_mc.tools.commands import for_torchrun, trainer
+
+if TYPE_CHECKING:
+    from gipo_mc.config import Config
+
+HOST, PORT = "HOST", 29500
+
+
+def parsers() -> dict[str, Parser]:
+    from gipo_mc.config import TRAINERS
+
+    parser = Parser("launch", reports=True, description=__doc__)
+    parser.add_argument("--nodes", type=number(1, 2**16), default=1, help="machines [1]")
+    parser.add_argument("--gpus", type=number(1, 1024), default=8, help="ranks on each of them, one for each GPU [8]")
+    parser.add_argument("--config", type=name, metavar="FILE", help="YAML file of the run")
+    parser.add_argument(
+        "--command",
+        choices=TRAINERS,
+        metavar="TRAINER",
+        help="train_gi_ppo, train_sft, train_reward or train_dpo [by the data]",
+    )
+    parser.add_argument("--host", default=HOST, help="of several nodes, the one where they meet [HOST, to be replaced]")
+    parser.add_argument("--port", type=number(1, 65535), default=PORT, help=f"and its port [{PORT}]")
+    parser.add_argument("--slurm", action="store_true", help="a batch script in place of the line")
+    parser.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION", help="a line of it, such as --sbatch=--time=8:00:00"
+    )
+    parser.add_argument("--go", action="store_true", help="do it: start this node's ranks, or submit the job")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override an option")
+    return {"": parser}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    parser = parsers()[""]
+    return ended(lambda: _launch(parser, parser.parse_intermixed_args(words)))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What is to be started. words: of the trainer, behind torchrun. data: data-parallel size."""
+
+    command: str
+    config: Config
+    nodes: int
+    ranks: int
+    data: int
+    words: tuple[str, ...]
+
+    @property
+    def run(self) -> str:
+        """The name of the run's folder in run.dir."""
+        return self.config.run.name or self.command
+
+    def torchrun(self, host: str, port: int) -> list[str]:
+        """The words behind `torchrun`."""
+        meet = ["--standalone"]
+        if self.nodes > 1:
+            meet = ["--nnodes", str(self.nodes), "--rdzv-backend", "c10d", "--rdzv-id", self.run]
+            meet += ["--rdzv-endpoint", f"{host}:{port}"]
+        return [*meet, "--nproc-per-node", str(self.ranks), *for_torchrun(self.words)]
+
+    def describe(self) -> str:
+        parallel = self.config.parallel
+        ranks = f"{self.nodes} x {self.ranks} ranks" if self.nodes > 1 else f"{self.ranks} ranks"
+        return f"{self.command} on {ranks}: TP{parallel.tensor} x PP{parallel.pipeline} x DP{self.data}."
+
+
+def _launch(parser: Parser, options: argparse.Namespace) -> int:
+    if options.sbatch and not options.slurm:
+        parser.error("--sbatch belongs to --slurm")
+    if options.json and options.go:
+        parser.error("--json shows what --go would do: leave one of them out")
+    launch = _checked(options)
+    words = launch.torchrun(options.host, options.port)
+    if options.go and launch.nodes > 1 and options.host == HOST and not options.slurm:
+        parser.error("--go on several nodes needs --host, the one where they meet; run the same line on each")
+    script = batch_script(launch, options.sbatch) if options.slurm else ""
+    if options.json:
+        _print_json(launch, {"script": script} if script else {"torchrun": words})
+        return 0
+    tell(launch.describe())
+    if not options.go:
+        if launch.nodes > 1 and not script:
+            tell("Run this on each node." + (" HOST is one that all reach." if options.host == HOST else ""))
+        print(script or f"torchrun {shlex.join(words)}", end="" if script else "\n")
+        return 0
+    if script:
+        return _submit(script)
+    from gipo_mc.tools import torchrun
+
+    return torchrun.main(words)
+
+
+def _checked(options: argparse.Namespace) -> Launch:
+    """Raises ConfigError where a start would be refused for its options or its ranks."""
+    from gipo_mc.config import check_layout, load_config, names_nothing
+    from gipo_mc.plan.run import command_of
+
+    ranks = options.nodes * options.gpus
+    base: dict[str, Any] = {}
+    if names_nothing(options.config, options.overrides):
+        if not options.command:
+            raise ConfigError(
+                "Nothing names a model or data, so there is nothing to choose the trainer by: give --config FILE, or "
+                "--command for its built-in task."
+            )
+        from gipo_mc.tools.builtin import layout_for
+        from gipo_mc.tools.verbs.train import TRAINERS
+
+        base = TRAINERS[trainer(options.command)[-1]].task.base() | {"parallel": layout_for(ranks)}
+    config = load_config(options.config, options.overrides, base)
+    data = check_layout(config, ranks)
+    if config.parallel.tensor > options.gpus:
+        say_warning(
+            f"parallel.tensor={config.parallel.tensor} reaches over nodes of {options.gpus} ranks, and its messages "
+            "are the most frequent: lower it, and raise parallel.pipeline."
+        )
+    command = options.command or command_of(config)
+    given = ["--config", options.config] if options.config else []
+    words = (*trainer(command), *given, *options.overrides)
+    return Launch(command, config, options.nodes, options.gpus, data, words)
+
+
+def batch_script(launch: Launch, more: Sequence[str] = ()) -> str:
+    """The script of a Slurm job, of the template that scripts/slurm/train.sbatch is. more: options of sbatch."""
+    template = files("gipo_mc.tools").joinpath("slurm", "train.sbatch").read_text(encoding="utf-8")
+    variables, directives, body = _parts(template)
+    gpus = [f"--gpus-per-node={launch.ranks}"] if launch.config.device != "cpu" else [f"--cpus-per-task={launch.ranks}"]
+    own = [f"#SBATCH {option}" for option in (f"--nodes={launch.nodes}", *gpus, *more)]
+    python, folder = shlex.quote(sys.executable), shlex.quote(launch.config.run.dir)
+    settings = [
+        f"set -- {shlex.join([launch.run, *for_torchrun(launch.words)])}",
+        f"export RANKS=${{RANKS:-{launch.ranks}}} RUNS=${{RUNS:-{folder}}} PYTHON=${{PYTHON:-{python}}}",
+    ]
+    head = f"#!/bin/bash\n# {launch.describe()} Written by `gipo-mc launch`; submit it with sbatch.\n#\n"
+    return "".join([head, variables, directives, *(f"{line}\n" for line in [*own, "", *settings]), body])
+
+
+def _parts(template: str) -> tuple[str, str, str]:
+    """(what it says of its variables, the lines for sbatch, the rest) of the template."""
+    start, first = template.index("# Variables"), template.index("#SBATCH")
+    body = template.index("\n\n", first)
+    return template[start:first], template[first : body + 1], template[body + 1 :]
+
+
+def _submit(script: str) -> int:
+    if shutil.which("sbatch") is None:
+        raise ConfigError("There is no sbatch here: run this on a login node of the cluster, or without --slurm.")
+    return subprocess.run(["sbatch"], input=script, text=True).returncode
+
+
+def _print_json(launch: Launch, what: dict[str, Any]) -> None:
+    from gipo_mc.run.jsonl import encode
+
+    parallel = launch.config.parallel
+    layout = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "data": launch.data}
+    found = {"command": launch.command, "run": f"{launch.config.run.dir}/{launch.run}", "nodes": launch.nodes}
+    print(encode({**found, "ranks_per_node": launch.ranks, "layout": layout, **what}))

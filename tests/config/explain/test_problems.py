@@ -1,0 +1,79 @@
+"""Everything that is wrong is said at once, with the nearest key or value that is right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gipo_mc.config import load_config
+from gipo_mc.config.explain.problems import nearest_key
+from gipo_mc.config.load import examine
+from gipo_mc.errors import ConfigError
+
+
+def said(*overrides: str, path: str | None = None) -> str:
+    with pytest.raises(ConfigError) as found:
+        load_config(path, list(overrides))
+    return str(found.value)
+
+
+def test_problems_of_every_kind_are_in_one_error() -> None:
+    """Words that are no override, a value in a section's place, a misread number, types, unknown keys, combinations."""
+    text = said(
+        *("x", "run=4", "run.seed=010", "rollout.batch_size=-1", "polcy.lr=1", "parallel.sequence=true"),
+        *("dpo.loss=ipo", "dpo.label_smoothing=0.1", "run.name=[1"),
+    )
+    for part in (
+        *("Not understood: x.", "run is a section", "YAML reads 010", "rollout.batch_size=-1: ", "polcy: there is no"),
+        *("parallel.sequence=true needs", "dpo.label_smoothing=0.1 is", "The value of run.name is not valid YAML"),
+    ):
+        assert text.count(f"  - {part}") + text.count(f", line 1: {part}") == 1, (part, text)
+
+
+def test_a_combination_with_a_key_that_is_wrong_is_not_complained_of() -> None:
+    """Its default stands for it then, and nobody wrote that."""
+    text = said("rollout.batch_size=x", "rollout.samples_per_prompt=7", "algorithm.mini_batch_size=100")
+    assert text.count("  - ") == 1 and "rollout.batch_size='x'" in text
+
+
+def test_every_reference_to_nothing_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("run: {name: '${run.nmae}', dir: '${oc.env:NOT_SET_ANYWHERE}'}\ncritic: {lr: '${policy.lr}'}\n")
+    text = said(path=str(path))
+    assert "  - run.name: " in text and "NOT_SET_ANYWHERE" in text and "critic" not in text
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("run.iteratons", "did you mean run.iterations?"),
+        ("polcy", "did you mean policy?"),
+        ("lr", "did you mean policy.lr or critic.lr?"),
+        ("rollout.micro_batch_size", "it is rollout.slots now"),
+        ("optimizer.lr", "did you mean policy.lr or critic.lr?"),
+        ("parralel.tensor", "did you mean parallel.tensor?"),
+        ("dpo.zzz", "known here: loss, beta, "),
+    ],
+)
+def test_the_nearest_key(key: str, nearest: str) -> None:
+    assert nearest in nearest_key(key)
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("algorithm.name=gi_pp", "gi_ppo"),
+        ("dpo.groups_from=domian", "domain"),
+        ("run.trackers=[wandbb]", "wandb"),
+        ("device=gpu", ""),
+    ],
+)
+def test_the_nearest_value(override: str, nearest: str) -> None:
+    text = said(override)
+    assert text.endswith(f"; did you mean {nearest}?") if nearest else "did you mean" not in text
+
+
+def test_what_is_right_is_there_beside_the_problems() -> None:
+    config, problems = examine(None, ["run.seed=x", "run.iterations=7"])
+    assert config is not None and (config.run.iterations, config.run.seed) == (7, 1) and len(problems) == 1

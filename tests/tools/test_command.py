@@ -1,0 +1,121 @@
+"""`gipo-mc`: each verb is there, says what it is for at once, and answers what is mistyped with the nearest."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gipo_mc import __version__
+from gipo_mc.tools.command import GROUPS, VERBS, main
+from gipo_mc.tools.reference import renewed
+from tests.source_rules import ROOT
+
+WANTED = {
+    "demo", "train", "generate", "evaluate", "report", "convert", "plan", "dry-run", "doctor", "new-model", "launch",
+    "paper", "status", "completion",
+}  # fmt: skip
+
+
+def said_by(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr)."""
+    try:
+        code = main(words)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    found = capsys.readouterr()
+    return code, found.out, found.err
+
+
+def test_every_verb_is_there_and_has_an_example() -> None:
+    assert VERBS.keys() >= WANTED and sum(map(len, GROUPS.values())) == len(VERBS)
+    for name, verb in VERBS.items():
+        assert callable(importlib.import_module(verb.module).main), name
+        assert f"gipo-mc {name}" in verb.example
+
+
+def test_help_groups_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help"], []):
+        code, said, _ = said_by(words, capsys)
+        assert code == 0
+        places = [said.index(f"\n{title}\n") for title in GROUPS]
+        assert places == sorted(places)
+        assert all(re.search(rf"^  {name} +\S.*\n +\$ .*gipo-mc", said, re.MULTILINE) for name in VERBS)
+    assert said_by(["--version"], capsys)[:2] == (0, f"gipo-mc {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        ("plna", "did you mean plan?"),
+        ("train gippo", "did you mean gi-ppo?"),
+        ("evaluate juge", "did you mean judge?"),
+        ("evaluate export DIR --format markdwon --out x", "did you mean markdown?"),
+        ("plan --confg x", "did you mean --config"),
+        ("doctor --quite", "did you mean --quiet?"),
+        ("train sft --policy.lr=3", "an option of the configuration has no dashes: policy.lr=VALUE"),
+        ("train sft --polcy.lr=3", "did you mean policy.lr"),
+        ("train sft polcy.lr=3", "did you mean policy"),
+        ("train sft policy.warmpu=3", "did you mean policy.warmup?"),
+        ("--quiet plna", "did you mean plan?"),
+    ],
+)
+def test_what_is_mistyped_is_answered_with_the_nearest(
+    words: str, nearest: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, said = said_by(words.split(), capsys)
+    assert code == 2 and nearest in said and "Traceback" not in said
+
+
+def test_the_page_has_every_verb_and_option_as_it_is() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert renewed(page) == page, "python -m gipo_mc.tools.reference docs/commands.md renews its tables"
+    assert {name for name in VERBS if f"\n## {name}\n" not in page} == set()
+
+
+def test_scripts_and_verbs_are_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each script calls the `main` of its verb, and holds no parser of its own."""
+    for path in sorted((ROOT / "scripts").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        assert re.search(r"from gipo_mc\.tools\S+ import main", text) and "add_argument" not in text, path.name
+
+
+_TIMED = """
+import sys, time
+from gipo_mc.tools.command import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    pass
+slow = {name.split(".")[0] for name in sys.modules} & {"torch", "megatron", "transformers", "datasets", "matplotlib"}
+print("slow:", *sorted(slow), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("words", ["--help", "plan --help", "doctor --json", "completion bash --next train gi-ppo a"])
+def test_what_is_quick_imports_nothing_slow(words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _TIMED, *words.split()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stderr.splitlines()[-1] == "slow:" or (words.startswith("doctor") and "GPU" in done.stdout), done.stderr
+
+
+def test_status_and_plan_answer_with_one_object(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, said, _ = said_by(["status", str(tmp_path), "--json"], capsys)
+    assert code == 1 and json.loads(said) == {
+        "run": str(tmp_path), "code": 1, "says": f"{tmp_path}: no status was left there.", "status": {},
+    }  # fmt: skip
+    config = str(ROOT / "configs" / "paper" / "hh_rl.yaml")
+    code, said, errors = said_by(["plan", "--config", config, "--gpus", "8", "--json"], capsys)
+    assert code == 0 and json.loads(said)["fits"] is True and errors == ""

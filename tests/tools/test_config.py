@@ -1,0 +1,126 @@
+"""gipo-mc config: show, diff, check, schema, reference."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gipo_mc.config import load_config, options
+from gipo_mc.config.explain.json_schema import schema_text
+from gipo_mc.config.explain.reference import with_reference
+from gipo_mc.tools.verbs.config import main
+from tests.source_rules import ROOT
+
+HH = str(ROOT / "configs/hh_tiny.yaml")
+
+
+def test_what_show_prints_is_the_same_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stop = r'rollout.stop=["\n\nHuman:", "1e3"]'
+    assert main(["show", HH, "run.iterations=5", stop, "run.name=007x"]) == 0
+    text = capsys.readouterr().out
+    assert "iterations: 5  # command line" in text and f"prompt_length: 128  # {HH}" in text
+    (tmp_path / "shown.yaml").write_text(text)
+    assert load_config(str(tmp_path / "shown.yaml"), []) == load_config(HH, ["run.iterations=5", stop, "run.name=007x"])
+
+
+def test_show_only_changed_for_a_trainer_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "--for", "sft", "--only-changed", "--json", "policy.lr=0.5"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["policy.lr"] == {"value": 0.5, "default": 1e-05, "origin": "command line"}
+    assert found["data.max_rows"]["origin"] == "built-in task", "nothing is named, so that is what would run"
+    assert "rollout.batch_size" not in found and "run.seed" not in found
+
+
+def test_diff_says_whether_a_run_may_continue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run_status.json").write_text('{"command": "train_gi_ppo"}')
+    (tmp_path / "config.yaml").write_text(Path(HH).read_text().replace("seed: 1", "seed: 2"))
+    assert main(["diff", str(tmp_path), HH, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["command"] == "train_gi_ppo"
+    (tmp_path / "other.yaml").write_text(Path(HH).read_text() + "dpo: {beta: 0.5}\n")
+    assert main(["diff", HH, str(tmp_path / "other.yaml"), "--for", "gi-ppo"]) == 0
+    out = capsys.readouterr().out
+    assert "(1 more that train_gi_ppo does not read)" in out and "No option differs." in out
+    assert main(["diff", HH, str(tmp_path / "other.yaml")]) == 0
+    assert "1 of 1 options are fixed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "parts"),
+    [
+        (["--no-files"], 0, []),
+        ([], 2, ["model.policy=runs/hh_sft: there is no such folder", "data.prompts: there is no file data/hh/"]),
+        (["--for", "reward"], 2, ["data.preferences is empty, and gipo-mc train reward needs it"]),
+        (["model.policy=hub/name", "model.reward=python:a:b"], 3, ["data.evaluation: there is no file"]),
+        (
+            ["--no-files", "--ranks", "3", "parallel.tensor=2", "run.iteratons=3", "policy.lr=x", "eval.evry=2"],
+            2,
+            [
+                "did you mean run.iterations?",
+                "policy.lr='x'",
+                "did you mean eval.every?",
+                "does not divide the 3 ranks",
+            ],
+        ),
+    ],
+)
+def test_check_lists_everything_that_a_start_would_refuse(
+    words: list[str], code: int, parts: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT / "configs")
+    assert main(["check", HH, *words]) == code
+    shown = capsys.readouterr()
+    assert all(part in shown.err for part in parts), shown.err
+    assert ("is right for the trainers." in shown.out) == (code == 0)
+
+
+def test_check_names_trackers_that_are_not_installed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gipo_mc.run.trackers._installed", lambda package: False)
+    assert main(["check", HH, "--no-files", "--json", "run.trackers=[wandb, mlflow]"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert found["exit_code"] == 2 and "pip install 'gipo-mc[wandb,mlflow]'" in found["problems"][0]
+
+
+@pytest.mark.parametrize("words", [["check", "policy.lr=1"], ["show", "no_such_file.yaml"], ["diff", HH, "nowhere"]])
+def test_what_cannot_be_read_is_one_sentence(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith("\nerror: ")
+
+
+def test_the_documented_commands_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each as it is written, in a folder with a run."""
+    page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    commands = [line for line in page.splitlines() if line.startswith("gipo-mc config ")]
+    assert len(commands) == 7
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/configuration.md").write_text(page)
+    (tmp_path / "runs/hh_gi_ppo").mkdir(parents=True)
+    shutil.copy(HH, tmp_path / "runs/hh_gi_ppo/config.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gipo_mc.config.explain.json_schema.FOLDER", tmp_path)
+    for command in commands:
+        assert main(shlex.split(command)[2:]) == 0, command
+    assert (tmp_path / "sft.json").read_text() == schema_text("sft")
+    assert (tmp_path / "docs/configuration.md").read_text() == page
+    capsys.readouterr()
+
+
+def test_schema_prints_what_is_committed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema", "sft"]) == 0
+    assert capsys.readouterr().out == schema_text("sft")
+
+
+def test_the_reference_in_the_documents_is_that_of_the_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    assert with_reference(page) == page, "gipo-mc config reference --write docs/configuration.md"
+    assert main(["reference"]) == 0
+    tables = capsys.readouterr().out
+    assert tables in page and all(f"| `{key}` |" in tables for key in options())

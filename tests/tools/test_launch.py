@@ -1,0 +1,135 @@
+"""`gipo-mc launch`: the line or script that starts a run, once configuration and ranks are known to be right."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from torch.distributed.run import get_args_parser
+
+from gipo_mc.tools import torchrun
+from gipo_mc.tools.verbs import launch, train
+from tests.source_rules import ROOT
+
+CONFIG = str(ROOT / "configs" / "paper" / "hh_rl.yaml")
+
+
+def _launch(*words: str) -> int:
+    return launch.main(["--config", CONFIG, *words])
+
+
+def test_the_line_is_one_that_torchrun_and_the_trainer_take(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _launch("--nodes", "4", "--gpus", "8", "--host", "node1", "run.name=large") == 0
+    found = capsys.readouterr()
+    assert found.err.startswith("train_gi_ppo on 4 x 8 ranks: TP4 x PP1 x DP8.\nRun this on each node.")
+    program, *words = shlex.split(found.out)
+    options = get_args_parser().parse_args(words)
+    assert program == "torchrun" and (options.nnodes, options.nproc_per_node) == ("4", "8")
+    assert (options.rdzv_backend, options.rdzv_id, options.rdzv_endpoint) == ("c10d", "large", "node1:29500")
+    assert options.module and options.training_script == "gipo_mc"
+    verb, *rest = options.training_script_args
+    seen: list[object] = []
+    monkeypatch.setattr(
+        train, "run_command", lambda *given, **named: seen.append((named["command"], named["argv"])) or 0
+    )
+    assert verb == "train" and train.main(rest) == 0
+    assert seen == [("train_gi_ppo", ["--config", CONFIG, "run.name=large"])]
+
+
+def test_one_node_needs_no_meeting_place(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _launch("--gpus", "4", "--quiet") == 0
+    found = capsys.readouterr()
+    assert found.out.startswith("torchrun --standalone --nproc-per-node 4 -m gipo_mc train gi-ppo --config ")
+    assert found.err == ""
+
+
+def test_json_holds_the_layout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _launch("--nodes", "2", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["layout"] == {"tensor": 4, "pipeline": 1, "data": 4} and found["torchrun"][:2] == ["--nnodes", "2"]
+    assert (found["command"], found["nodes"], found["ranks_per_node"]) == ("train_gi_ppo", 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--gpus", "3"], "does not divide the 3 ranks"),
+        (["--gpus", "8", "policy.lrr=1"], "policy.lrr"),
+        (["--gpus", "8", "--slurm", "--go"], "There is no sbatch here"),
+    ],
+)
+def test_what_would_not_start_is_refused(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert _launch(*words) == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["--nodes 2 --go", "--sbatch=--time=1", "--go --json", "--command train_ppo"])
+def test_options_that_do_not_go_together(words: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        _launch(*words.split())
+    assert end.value.code == 2
+
+
+def test_without_a_configuration_the_trainers_task_is_sized_to_the_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["--gpus", "4"]) == 2 and "give --config FILE" in capsys.readouterr().err
+    assert launch.main(["--gpus", "4", "--command", "train_sft"]) == 0
+    assert "TP2 x PP2 x DP1" in capsys.readouterr().err
+
+
+def test_a_tensor_group_over_nodes_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _launch("--nodes", "2", "--gpus", "2") == 0
+    assert "warning: parallel.tensor=4 reaches over nodes of 2 ranks" in capsys.readouterr().err
+
+
+def test_the_batch_script_runs_the_trainer_on_each_node_and_ends_with_its_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a shell where Slurm's programs, and Python, are stand-ins that note what they are given."""
+    words = ["--nodes", "2", "--gpus", "8", "--slurm", "--sbatch=--time=8:00:00", f"run.dir={tmp_path}/my runs"]
+    assert _launch(*words) == 0
+    script = capsys.readouterr().out
+    directives = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
+    assert {"--nodes=2", "--gpus-per-node=8", "--time=8:00:00", "--signal=B:USR1@120"} <= set(directives)
+    assert script.startswith("#!/bin/bash\n# train_gi_ppo on 2 x 8 ranks")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in (
+        ("srun", 'echo "$@" >srun.txt'),
+        ("scontrol", "echo node1"),
+        ("py", 'echo "$@" >py.txt; exit 5'),
+    ):
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHON": "py", "SLURM_JOB_ID": "7"}
+    environment |= {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[1-2]"}
+    done = subprocess.run(["bash", "-s"], input=script, text=True, cwd=tmp_path, env=environment, timeout=60)
+    assert done.returncode == 5  # of `gipo-mc status`, which knows the run's
+    started = (tmp_path / "srun.txt").read_text()
+    assert "--nnodes=2 --rdzv-backend=c10d --rdzv-id=7 --rdzv-endpoint=node1:20007" in started
+    assert (
+        f"--nproc-per-node=8 --max-restarts=0 --shutdown-timeout=110 -m gipo_mc train gi-ppo --config {CONFIG}"
+        in started
+    )
+    assert f"run.dir={tmp_path}/my runs run.name=paper_hh_gi_ppo run.grace_seconds=100" in started
+    assert (
+        (tmp_path / "py.txt").read_text().startswith(f"-m gipo_mc status {tmp_path}/my runs/paper_hh_gi_ppo --since ")
+    )
+
+
+def test_go_starts_the_ranks_here_and_submits_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(torchrun, "main", lambda words: started.append(list(words)) or 7)
+    assert _launch("--gpus", "4", "--go") == 7 and started[0][:3] == ["--standalone", "--nproc-per-node", "4"]
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\ncat >{tmp_path}/job\nexit 3\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert _launch("--gpus", "4", "--go", "--slurm") == 3
+    assert (tmp_path / "job").read_text().startswith("#!/bin/bash\n")

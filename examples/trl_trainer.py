@@ -34,7 +34,7 @@ class GroupInvariantTrainer(GRPOTrainer):
         super().__init__(*arguments, **options)
         embedding = self.model.get_input_embeddings()
         self.classifier = torch.nn.Linear(embedding.weight.shape[1], 2)
-        self.classifier_optimizer = torch.optim.AdamW(self.classifier.parameters(), lr=1e-2)
+        self.classifier_optimizer = torch.optim.AdamW(self.classifier.parameters(), lr=0.3)
 
     def _calculate_rewards(self, *arguments: Any, **options: Any) -> Tensor:
         rewards_BK = super()._calculate_rewards(*arguments, **options)
@@ -123,4 +123,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps [%(default)s]")
     for line in main(parser.parse_args().steps):
-        print({name: round(value, 4) for name, value in line.items() if name in ("step", "reward", "group/variance")})
+        print({name: round(value, 6) for name, value in line.items() if name in ("step", "reward", "group/variance")})

@@ -59,6 +59,7 @@ def test_the_comparison_is_of_the_last_evaluations(tmp_path: Path, hard: float, 
         (path / "config.yaml").write_text("run: {seed: 7}\n")
         runs[name] = load_run(path)
     text = demo.comparison(runs["ppo"], runs["gi_ppo"])
+    assert "In this seed GI-PPO ends ahead of PPO on 2 of these 3." in text
     assert "seed 7" in text and "after 2 iterations" in text
     assert f"hard domain: PPO 0.125, GI-PPO {hard:.3f} ({hard - 0.125:+.3f})" in text
     assert "worst of easy and hard: PPO 0.125, GI-PPO 0.250 (+0.125)" in text

@@ -75,7 +75,7 @@ def _named(reward: str | Path | Callable[..., Any]) -> tuple[str, Callable[..., 
 
 def _sources(prompts: str | Path | Sequence[str | Path | Mapping[str, Any]], folder: Path) -> list[str]:
     """What data.prompts is to be. Rows become a file beside the run folder, which a later start by a command reads
-    again; its name has a hash of them, so that other rows for the same run, which refuses them, spoil nothing."""
+    again; its folder is named by a hash of them: other rows for the same run, which refuses them, spoil nothing."""
     if isinstance(prompts, str | Path):
         return [str(prompts)]
     rows = [one for one in prompts if isinstance(one, Mapping)]
@@ -84,7 +84,7 @@ def _sources(prompts: str | Path | Sequence[str | Path | Mapping[str, Any]], fol
     if len(rows) != len(prompts):
         raise ConfigError("prompts holds rows and names of files: give all of one kind.")
     text = "".join(encode(row) + "\n" for row in rows)
-    path = folder.with_name(f"{folder.name}.prompts-{hashlib.sha256(text.encode()).hexdigest()[:8]}.jsonl")
+    path = folder.with_name(f"{folder.name}.rows-{hashlib.sha256(text.encode()).hexdigest()[:8]}") / "prompts.jsonl"
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text)

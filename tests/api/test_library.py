@@ -120,13 +120,14 @@ def _trains(models: dict[str, str]) -> list[Any]:
     train("runs/two", mine)
     train("runs/one", mine, **{"run.iterations": 2})
     assert not dist.is_initialized()
+    state = run.status()["state"]
     others = [row | {"answer": -1} for row in ROWS]
     call = {"policy": models["policy"], "reward": mine, "run": "runs/one", "options": OPTIONS | {"run.iterations": 3}}
     with pytest.raises(ConfigError, match=r"data\.prompts \(columns\) was made of"):
         gipo_mc.train(prompts=others, **call)
     table = run.metrics()
     found += [table.index.tolist(), table["reward/mean"].tolist(), str(table.dtypes["reward/mean"]), table.index.name]
-    found += [run.status()["state"], run.options()["model.reward"], len(run.samples()), seen]
+    found += [state, run.options()["model.reward"], len(run.samples()), seen]
     with gipo_mc.load_policy(run.path, device="cpu") as policy:
         found.append(policy.sample(PROMPTS[:1], max_new_tokens=3, greedy=True)[0].text)
     return found
@@ -140,7 +141,7 @@ def test_training_with_a_function_of_ones_own_again_and_again(tmp_path: Path, mo
     answers = {row["prompt"]: row["answer"] for row in ROWS}
     assert all(answers[prompt] == answer for prompt, answer in seen), "each response has the columns of its row"
     status = json.loads((tmp_path / "runs" / "two" / "run_status.json").read_text())
-    assert status["state"] == "done" and len(list(tmp_path.glob("runs/one.prompts-*.jsonl"))) == 2
+    assert status["state"] == "done" and len(list(tmp_path.glob("runs/one.rows-*/prompts.jsonl"))) == 2
 
 
 def _on_ranks(rank: int, folder: Path, models: dict[str, str]) -> Any:

@@ -99,7 +99,7 @@ def test_type_checkers_are_told_of_the_types() -> None:
 def test_the_loop_of_ones_own_learns_both_kinds(folder: Path) -> None:
     from examples.torch_loop import main
 
-    history = in_a_process(main, folder, 20)
+    history = in_a_process(main, folder, 14)
     early, late = (torch.tensor(part).mean(0) for part in (history[:4], history[-4:]))
     assert late[0] > early[0] + 0.5, history
 

@@ -63,6 +63,8 @@ def main(words: list[str] | None = None) -> int:
     options = arguments(words)
     if options.table:
         return study.show(options)
+    import gipo_mc.rl.gi_ppo  # noqa: F401  # before the forks, which then start at once
+
     size = QUICK if options.quick else SIZE
     record = _record(options.out, size)
     for line in group_robustness.references(options.seeds, size, options.runs, options.workers):

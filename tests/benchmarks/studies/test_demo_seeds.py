@@ -44,3 +44,4 @@ def test_the_record_is_of_the_settings_that_the_demo_has() -> None:
     for figure in ("worst", "ood", "mean"):
         gain = cells.difference(found, "gi_ppo", "ppo", figure)
         assert gain and f"{gain.mean:+.3f} ± {gain.half:.3f}" in demo.EVIDENCE
+        assert f"{gain.wins} of {gain.count}" in demo.EVIDENCE

@@ -201,7 +201,7 @@ def _rl(run: Run, grid: Grid, longest: bool) -> dict[str, list[Pass]]:
     own_rows = run.parts(-(-batch // steps), grid, longest=longest)
     critic, epochs = [], settings.critic_epochs or settings.epochs
     # A mini-batch that is one micro-batch of one replica knows its sums by group in its only pass.
-    first_pass = settings.group_statistics == "exact" and not (len(own_rows) == grid.data == grid.pipeline == 1)
+    first_pass = settings.group_statistics == "exact" and not (len(own_rows) == grid.data == 1)
     for name in ("critic", "classifier"):
         if (role := run.role(name)) is None:
             continue

@@ -128,8 +128,12 @@ def _update(
         log.padding(packed.padding)
         statistics = None
         if part.groups:
-            statistics = _group_moments(part.engine, packed, batch, settings, log)
+            statistics = _group_moments(part.engine, packed, batch, settings)
         outputs = CriticLoss(batch, part.values, statistics, settings).backward(part.engine, packed)
+        if statistics is not None:
+            # A function was called by the last stage alone; every rank says the same of it.
+            found = statistics(outputs["groups"]) if callable(statistics) else statistics
+            log.add(group_variance=float(found.variance))
         if part.values:
             log.add(loss=float(outputs["value_loss"]) / batch.tokens)
         log.step(part.engine.step())
@@ -146,20 +150,18 @@ def _update(
 
 
 def _group_moments(
-    engine: Engine, packed: PackedBatch, batch: MiniBatch, settings: AlgorithmConfig, log: UpdateLog
+    engine: Engine, packed: PackedBatch, batch: MiniBatch, settings: AlgorithmConfig
 ) -> GroupMoments | Callable[[Tensor], GroupMoments]:
     """R_var of the whole mini-batch under the current classifier, identical on every rank, from the first pass; or as a
     function of its probabilities [b, M], where the backward pass has them in time."""
 
     def of_probabilities(probs_BM: Tensor) -> GroupMoments:
         mass_M, weighted_M = group_statistics(probs_BM, batch.experience.inputs.behaviour_signal_B)
-        found = moments(mass_M, weighted_M, len(batch), settings.weights)
-        log.add(group_variance=float(found.variance))
-        return found
+        return moments(mass_M, weighted_M, len(batch), settings.weights)
 
     if batch.first or settings.group_statistics != "exact":
         return of_probabilities(batch.experience.outputs.group_probs_BM)
-    if packed.is_one_pass and engine.layout.pipeline == 1:  # on a pipeline only the last stage would know
+    if packed.is_one_pass:
         return of_probabilities
     stage = groups_alone(settings.group_input)
     return of_probabilities(run_forward(engine, packed, stage, {"groups": settings.groups})["groups"])

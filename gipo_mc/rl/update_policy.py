@@ -51,11 +51,13 @@ class PolicyLoss:
     config: Config
 
     def __call__(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Outputs:
-        """ "loss", and `_ROW_OUTPUTS`, [b] each."""
+        """ "loss", and `_ROW_OUTPUTS`, [b] each; without a first pass "logp", [b, T]."""
         config, settings = self.config, self.config.algorithm
         gradient_B = self.signal_gradient_B
+        known: Outputs = {}
         if callable(gradient_B):
-            gradient_B = gradient_B(self._log_probs(model, hidden_LBH, part))
+            known["logp"] = self._log_probs(model, hidden_LBH, part)
+            gradient_B = gradient_B(torch.empty_like(known["logp"]).index_copy_(0, part.rows_B, known["logp"]))
         own = self.objective.rows(part.rows_B)
         objective, entropy_B = own.of_hidden(
             model, hidden_LBH, part, config.rollout.temperature, config.parallel.logit_rows
@@ -76,18 +78,20 @@ class PolicyLoss:
             "ratio_max": objective.ratio_max_B,
             "behaviour_kl": objective.behaviour_kl_B,
             "entropy": entropy_B,
+            **known,
         }
 
     @torch.no_grad()
     def _log_probs(self, model: Any, hidden_LBH: Tensor, part: MicroBatch) -> Tensor:
-        """Log-probs [B, T] of the rows of a mini-batch, in its order, that is this micro-batch."""
         stage = token_log_probs(self.config.rollout.temperature, self.config.parallel.logit_rows)
-        logp_BT = stage(model, hidden_LBH, part)["logp"]
-        return torch.empty_like(logp_BT).index_copy_(0, part.rows_B, logp_BT)
+        return stage(model, hidden_LBH, part)["logp"]
 
     def backward(self, policy: Engine, packed: PackedBatch) -> dict[str, Tensor]:
         """The gradients of the whole mini-batch's loss; statistics of every row, on every rank."""
-        return run_backward(policy, packed, self, dict.fromkeys(_ROW_OUTPUTS, 0))
+        widths = dict.fromkeys(_ROW_OUTPUTS, 0)
+        if callable(self.signal_gradient_B):
+            widths["logp"] = self.batch.experience.rollout.width
+        return run_backward(policy, packed, self, widths)
 
 
 def update_policy(
@@ -108,6 +112,8 @@ def update_policy(
         if settings.penalty == "variance" and settings.group_count > 1 and beta:
             gradient_B = _penalty_gradient(policy, packed, batch, objective, beta, config, log)
         outputs = PolicyLoss(batch, objective, gradient_B, config).backward(policy, packed)
+        if callable(gradient_B):  # what only the last stage has called; every rank says the same of it
+            _bounded_gradient(objective, outputs["logp"], len(batch), beta, config, log)
         ratio_max = float(outputs["ratio_max"].max())
         if batch.first:
             _check_first_ratio(ratio_max, float(outputs["behaviour_kl"].sum()) / batch.tokens, policy)
@@ -141,36 +147,35 @@ def _penalty_gradient(
     [b, T], where the backward pass has them in time."""
     settings = config.algorithm
 
-    def gradient(logp_BT: Tensor) -> Tensor:
-        return _bounded_gradient(objective, logp_BT, len(batch), beta, config, log)
-
-    if batch.first or settings.group_statistics != "exact":
-        return gradient(objective.inputs.behaviour_logp_BT)
-    if packed.is_one_pass and policy.layout.pipeline == 1:  # on a pipeline only the last stage would know
-        return gradient
-    stage = token_log_probs(config.rollout.temperature, config.parallel.logit_rows)
-    return gradient(run_forward(policy, packed, stage, {"logp": batch.experience.rollout.width})["logp"])
+    logp_BT = objective.inputs.behaviour_logp_BT
+    if not batch.first and settings.group_statistics == "exact":
+        if packed.is_one_pass:
+            return lambda found_BT: _bounded_gradient(objective, found_BT, len(batch), beta, config)
+        stage = token_log_probs(config.rollout.temperature, config.parallel.logit_rows)
+        logp_BT = run_forward(policy, packed, stage, {"logp": batch.experience.rollout.width})["logp"]
+    return _bounded_gradient(objective, logp_BT, len(batch), beta, config, log)
 
 
 def _bounded_gradient(
-    objective: Objective, logp_BT: Tensor, rows: int, beta: float, config: Config, log: UpdateLog
+    objective: Objective, logp_BT: Tensor, rows: int, beta: float, config: Config, log: UpdateLog | None = None
 ) -> Tensor:
-    """beta dR_var/dS, [b], where the policy has the log-probs `logp_BT` [b, T]."""
+    """beta dR_var/dS, [b], where the policy has the log-probs `logp_BT` [b, T]. log: is told what it is like."""
     settings, probs_BM = config.algorithm, objective.inputs.group_probs_BM
     found = objective.of_log_probs(logp_BT)
     statistics = moments(found.mass_M, found.weighted_M, rows, settings.weights)
     bounded, statistics = bounded_beta(
         beta, statistics, mass_floor=settings.mass_floor, cap=settings.reweight_cap or math.inf
     )
-    relative_B = relative_weight(bounded, statistics, probs_BM)
-    log.add(
-        beta=float(bounded),
-        group_variance=float(statistics.variance),
-        weight_negative=float((relative_B < 0).float().mean()),
-        # Around their mean of 1, PPO's own weight: how large the penalty is beside PPO.
-        weight_std=float(relative_B.std(correction=0)),
-    )
-    log.largest(weight_max=float(relative_B.max()))
+    if log is not None:
+        relative_B = relative_weight(bounded, statistics, probs_BM)
+        log.add(
+            beta=float(bounded),
+            group_variance=float(statistics.variance),
+            weight_negative=float((relative_B < 0).float().mean()),
+            # Around their mean of 1, PPO's own weight: how large the penalty is beside PPO.
+            weight_std=float(relative_B.std(correction=0)),
+        )
+        log.largest(weight_max=float(relative_B.max()))
     return bounded * signal_gradient(statistics, probs_BM)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.optimizer import optimizer as megatron_optimizer
 from torch import Tensor
 
 from gipo_mc.config import OptimizerConfig, ParallelConfig
@@ -227,7 +228,15 @@ def _clipped(rank: int, clip: float) -> Any:
     layout = _initialize({})
     engine = _engine(layout, OptimizerConfig(lr=1e-2, clip_grad=clip))
     engine.forward_backward(_parts(layout, 3), _squares)
-    reported = engine.step().grad_norm
+    add_up, sums = megatron_optimizer.get_grad_norm_fp32, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            megatron_optimizer,
+            "get_grad_norm_fp32",
+            lambda *args, **kwargs: sums.append(add_up(*args, **kwargs)) or sums[0],
+        )
+        reported = engine.step().grad_norm
+    assert sums == [reported], "added up over the ranks once"
     applied = sum(float(p.grad.double().square().sum()) for p in engine.model.parameters()) ** 0.5
     return reported, applied
 

@@ -89,7 +89,7 @@ class Terminal:
         while select.select([self.end], [], [], 0)[0]:
             self.said += os.read(self.end, 65536).decode("utf-8", "replace")
         assert termios.tcgetattr(self.own) == self.before
-        assert self.said.rindex("\x1b[?1049l") > self.said.rindex("\x1b[?1049h") and self.said.endswith("\x1b[?25h")
+        assert self.said.count("\x1b[?1049h") == 1 and self.said.endswith("\x1b[?25h\x1b[?1049l"), "screen and cursor"
         os.close(self.end)
         os.close(self.own)
         return self.process.returncode

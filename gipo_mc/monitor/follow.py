@@ -156,6 +156,17 @@ class Follower:
         )  # fmt: skip
 
 
+def told(view: View) -> dict[str, Any]:
+    """What a program may want to know of it: the fields of `View` that are no pictures, and the newest metrics."""
+    data = view.data
+    metrics = {} if data is None else {name: float(values[-1]) for name, values in data.series.items()}
+    return {
+        "name": view.name, "path": str(view.path), "phase": view.phase, "says": view.said, "step": view.step,
+        "total": view.total, "seconds_each": view.pace, "seconds_left": view.left, "verdict": view.headline,
+        "alarms": [text for _, text in view.alarms], "metrics": metrics,
+    }  # fmt: skip
+
+
 def followers(paths: Sequence[Path]) -> list[Follower]:
     """One for each run, each with a name that no other has: the shortest end of its path that is unique."""
     resolved = [path.absolute() for path in paths]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from gipo_mc.tools.monitor import main
+from gipo_mc.tools.verbs.monitor import main
 from tests.monitor.folders import append, rows, run
 from tests.source_rules import ROOT
 

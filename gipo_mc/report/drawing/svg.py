@@ -161,7 +161,8 @@ def svg(width: float, height: float, inside: str, said: str, kind: str = "") -> 
     of_kind = f' class="{kind}"' if kind else ""
     return (
         f'<svg{of_kind} xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="100%" '
-        f'role="img" aria-label="{escaped(said)}" font-family="system-ui, sans-serif" font-size="{_FONT:.0f}">{inside}</svg>'
+        f'role="img" aria-label="{escaped(said)}" font-family="system-ui, sans-serif" font-size="{_FONT:.0f}">'
+        f"{inside}</svg>"
     )
 
 

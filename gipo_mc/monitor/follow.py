@@ -143,19 +143,28 @@ class Follower:
         )  # fmt: skip
 
     def _data(self, config: dict[str, Any]) -> RunData:
-        by_step: dict[int, dict[str, Any]] = {}
         nonfinite: dict[str, list[int]] = {}
         for row in self._metrics.rows:
-            by_step[row["step"]] = {name: value for name, value in row.items() if _is_number(value)}
             for name, value in row.items():
                 if value is None:
                     nonfinite.setdefault(name, []).append(row["step"])
-        steps, series = series_of(by_step)
+        steps, series = series_of({row["step"]: row for row in self._metrics.rows})
         return RunData(
             name=self.name, path=self.path, status=self._status, about=read_about(self._folder.about, []),
             config=config, steps=steps, series=series, nonfinite=nonfinite, distributions={},
             samples=self._samples.rows, warnings=self._warnings.rows, notes=[], mark=self.mark,
         )  # fmt: skip
+
+
+def told(view: View) -> dict[str, Any]:
+    """What a program may want to know of it: the fields of `View` that are no pictures, and the newest metrics."""
+    data = view.data
+    metrics = {} if data is None else {name: float(values[-1]) for name, values in data.series.items()}
+    return {
+        "name": view.name, "path": str(view.path), "phase": view.phase, "says": view.said, "step": view.step,
+        "total": view.total, "seconds_each": view.pace, "seconds_left": view.left, "verdict": view.headline,
+        "alarms": [text for _, text in view.alarms], "metrics": metrics,
+    }  # fmt: skip
 
 
 def followers(paths: Sequence[Path]) -> list[Follower]:
@@ -173,7 +182,7 @@ def followers(paths: Sequence[Path]) -> list[Follower]:
 
 def absent(path: Path) -> str:
     """A sentence on a folder that is not there, with those that may have been meant."""
-    near = difflib.get_close_matches(path.name, [each.name for each in _runs_in(path.parent)], n=3)
+    near = difflib.get_close_matches(path.name, [each.name for each in _runs_in(path.parent)], n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(str(path.parent / name) for name in near)}?" if near else ""
     return f"{path} is not there (yet).{hint}"
 
@@ -200,7 +209,3 @@ def age(since: str) -> float | None:
         return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds())
     except (ValueError, TypeError):
         return None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from urllib.parse import parse_qs, urlsplit
 
 from gipo_mc.errors import ConfigError
@@ -29,7 +30,8 @@ from gipo_mc.monitor.page import Page
 LOOPBACK = "127.0.0.1"
 #: Seconds after which a silent connection is closed.
 _PATIENCE = 10.0
-_COOKIE = "gipo_mc_monitor"
+#: Cookies are of a host, whatever the port: each monitor has its own.
+_COOKIE = "gipo_mc_monitor_{port}"
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; style-src-attr 'unsafe-inline'; img-src data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -82,6 +84,11 @@ class MonitorServer(ThreadingHTTPServer):
             ) from error
         shown = f"[{host}]" if ":" in host else host
         self.names = {f"{name}:{self.server_port}" for name in ({shown} | _names_of(host))}
+
+    def server_bind(self) -> None:
+        """As HTTPServer's, which besides asks the network for its own name: that may take as long as it likes."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.host, self.server_address[1]
 
     @property
     def url(self) -> str:
@@ -159,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if self.server.token and given and self.server.allows(given) and address.path == "/":
             # The token leaves the address, and with it the browser's history.
-            cookie = f"{_COOKIE}={self.server.token}; HttpOnly; SameSite=Strict; Path=/"
+            cookie = f"{self._name()}={self.server.token}; HttpOnly; SameSite=Strict; Path=/"
             self._send(HTTPStatus.SEE_OTHER, "", location="/", cookie=cookie)
             return
         if not self.server.allows(self._cookie()):
@@ -178,9 +185,12 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(HTTPStatus.NOT_FOUND, "There is nothing here.")
 
+    def _name(self) -> str:
+        return _COOKIE.format(port=self.server.server_port)
+
     def _cookie(self) -> str:
         try:
-            found = SimpleCookie(self.headers.get("Cookie", "")).get(_COOKIE)
+            found = SimpleCookie(self.headers.get("Cookie", "")).get(self._name())
         except CookieError:
             return ""
         return found.value if found else ""

@@ -34,15 +34,15 @@ class _Read:
 
 
 class Tail:
-    """Rows of a file of JSON objects with a whole "step".
+    """Rows of a file of JSON objects with a whole "step": metrics, of which numbers and nulls are held.
 
     kept: rows that are held, about; of more, every row of the newest quarter stays and of the older ones every second,
     again and again, so that a run of any length has a curve. newest: hold the newest rows instead, and read no more of
-    a long file. Attributes: `rows`, oldest first; `damaged`, lines that were left out; `unfinished`: does the file end
-    within a line?
+    a long file, whatever is in them. Attributes: `rows`, oldest first; `damaged`, lines that were left out;
+    `unfinished`: does the file end within a line?
     """
 
-    def __init__(self, path: Path, kept: int = 1600, newest: bool = False) -> None:
+    def __init__(self, path: Path, kept: int = 600, newest: bool = False) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
         self.damaged = 0
@@ -127,7 +127,8 @@ class Tail:
         if not self._newest:
             while self.rows and self.rows[-1]["step"] >= step:  # said again: the later line counts
                 self.rows.pop()
-            row = {sys.intern(name): value for name, value in row.items()}
+            # Names come again in every row, and what is no number is none of a metric.
+            row = {sys.intern(name): value for name, value in row.items() if value is None or _is_number(value)}
         self.rows.append(row)
 
     def _thin(self) -> None:
@@ -139,6 +140,10 @@ class Tail:
             old, new = self.rows[:quarter], self.rows[quarter:]
             # Of two rows the one that says more: those with an evaluation are few.
             self.rows = [max(old[at : at + 2], key=len) for at in range(0, len(old), 2)] + new
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def _same(file: BinaryIO, read: _Read) -> bool:

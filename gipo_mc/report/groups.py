@@ -86,6 +86,9 @@ def _group(run: RunData, key: str) -> Part:
         ("repetition", _share(run.last(f"group/{key}/repetition"))),
         ("refusals", _share(run.last(f"group/{key}/refusals"))),
     ]
+    best = run.values("group/best")
+    if len(best) and str(int(best[-1])) == key:
+        figures.append(("taken for", "the best group (g_high)"))
     reward, mass = run.last(f"group/{key}/reward") or 0.0, run.last(f"group/{key}/mass") or 0.0
     return Part(f"group {key}", True, "", "", group_colour(key), mass, reward, [f for f in figures if f[1] != "–"])
 

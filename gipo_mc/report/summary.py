@@ -265,5 +265,9 @@ def _shown(why: str, row: dict[str, Any]) -> ShownSample:
         reward=cell(row.get("reward")),
         kl=cell(row.get("kl")),
         length=cell(row.get("length")),
-        groups=[(f"group {g}: {p:.2f}", 100 * p, group_colour(str(g))) for g, p in enumerate(probs)],
+        groups=_memberships(probs) if len(probs) > 1 else [],
     )
+
+
+def _memberships(probs: Sequence[float]) -> list[tuple[str, float, str]]:
+    return [(f"group {g}: {p:.2f}", 100 * p, group_colour(str(g))) for g, p in enumerate(probs)]

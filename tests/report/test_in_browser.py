@@ -87,8 +87,8 @@ def test_the_console_is_quiet_and_nothing_runs_over_the_edge(
 
 
 def _shown(driver: Any, css: str) -> int:
-    script = "return [...document.querySelectorAll(arguments[0])].filter(each => each.checkVisibility()).length"
-    return int(driver.execute_script(script, css))
+    boxes = "[...document.querySelectorAll(arguments[0])].map(each => each.getBoundingClientRect())"
+    return int(driver.execute_script(f"return {boxes}.filter(box => box.width > 0).length", css))
 
 
 def _click(driver: Any, id: str) -> None:

@@ -142,7 +142,7 @@ def stacked_bars(bars: Sequence[Bar], *, x_label: str) -> str:
                 f'fill="{colour}"/>'
             )
             if end - begin > _FONT * _LETTER * (len(name) + 1):
-                inside.append(_text((begin + end) / 2, top + 16, name, _on(colour), anchor="middle"))
+                inside.append(_text((begin + end) / 2, top + 16, name, _on(colour), "middle", "in"))
             start += amount
         inside.append(_text(left - 8, top + 16, _short(bar.label, 28), INK, anchor="end"))
         out.append(_marked(bar.mark, "".join(inside)))
@@ -150,7 +150,7 @@ def stacked_bars(bars: Sequence[Bar], *, x_label: str) -> str:
     parts = "; ".join(
         f"{bar.label}: " + ", ".join(f"{name} {number(amount)}" for name, amount, _ in bar.parts) for bar in bars
     )
-    return svg(width, bottom + 34, "".join(out), f"Bars of {x_label}. {parts}")
+    return svg(width, bottom + 34, "".join(out), f"Bars of {x_label}. {parts}", "bars")
 
 
 def _drawn(plot: Plot, curve: Curve, x: np.ndarray, y: np.ndarray, band: np.ndarray | None) -> str:
@@ -258,8 +258,8 @@ def _marked(mark: str, inside: str) -> str:
     return f'<g class="{mark}">{inside}</g>' if mark else inside
 
 
-def _text(x: float, y: float, text: str, colour: str, anchor: str = "") -> str:
-    where = f' text-anchor="{anchor}"' if anchor else ""
+def _text(x: float, y: float, text: str, colour: str, anchor: str = "", kind: str = "") -> str:
+    where = (f' text-anchor="{anchor}"' if anchor else "") + (f' class="{kind}"' if kind else "")
     return f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}"{where}>{escaped(text)}</text>'
 
 

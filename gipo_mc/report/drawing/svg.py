@@ -156,11 +156,13 @@ def _essential(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.flatnonzero(keep)
 
 
-def svg(width: float, height: float, inside: str, said: str) -> str:
-    """A whole picture that fills the width of its place. said: what it shows, in words."""
+def svg(width: float, height: float, inside: str, said: str, kind: str = "") -> str:
+    """A whole picture that fills the width of its place. said: what it shows, in words. kind: its CSS class."""
+    of_kind = f' class="{kind}"' if kind else ""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="100%" role="img" '
-        f'aria-label="{escaped(said)}" font-family="system-ui, sans-serif" font-size="{_FONT:.0f}">{inside}</svg>'
+        f'<svg{of_kind} xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="100%" '
+        f'role="img" aria-label="{escaped(said)}" font-family="system-ui, sans-serif" font-size="{_FONT:.0f}">'
+        f"{inside}</svg>"
     )
 
 

@@ -44,18 +44,14 @@ def by_strength(record: Record) -> dict[str, dict[str, dict[int, dict[str, float
 
 
 def explored_gold(record: Record) -> str:
-    """Gold, proxy and KL of each method at each strength, mean over seeds."""
+    """Gold, proxy and KL of each method at each strength, mean over the seeds that it was tried on."""
     columns = {"easy": "gold, easy", "hard": "hard", "ood": "out of domain", "proxy": "reward", "kl": "KL, nats"}
-    rows = [
-        [
-            strength,
-            record["methods"][method]["title"],
-            *(f"{average([own[c] for own in seeds.values()]):.3f}" for c in columns),
-        ]
-        for strength, methods in by_strength(record).items()
-        for method, seeds in methods.items()
-    ]
-    return markdown(["reward model", "method", *columns.values()], rows)
+    rows = []
+    for strength, methods in by_strength(record).items():
+        for method, seeds in methods.items():
+            cells = [f"{average([own[column] for own in seeds.values()]):.3f}" for column in columns]
+            rows.append([strength, record["methods"][method]["title"], ", ".join(map(str, sorted(seeds))), *cells])
+    return markdown(["reward model", "method", "seeds", *columns.values()], rows)
 
 
 def explored_differences(record: Record) -> str:

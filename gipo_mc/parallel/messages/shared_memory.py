@@ -1,10 +1,10 @@
 """Process groups whose ranks share a machine: tensors on the CPU go through memory, not through gloo's sockets.
 
-gloo sends each message over a TCP connection of the loopback device, which costs two processes a third of a millisecond
-for a few bytes and more than one for 300 kB; here it is a copy, and a wake-up where the other rank sleeps. `BACKEND` is
-a backend of torch.distributed like any other: Megatron and torch call it, and gloo's own group stays behind it for what
-is not here (gather, scatter, other types and reductions). Where ranks are on several machines, cannot map each other's
-memory, or are more than `meeting.MOST_RANKS`, the backend is gloo.
+gloo sends each message over a TCP connection of the loopback device, a third of a millisecond for a few bytes; here it
+is a copy, and a wake-up where the other rank sleeps. `BACKEND` is a backend of torch.distributed like any other:
+Megatron and torch call it, and gloo's own group stays behind it for what is not here (gather, scatter, other types and
+reductions). Where ranks are on several machines, cannot map each other's memory, or are more than
+`meeting.MOST_RANKS`, the backend is gloo.
 
 Sums are added in the order of the ranks: for two of them that is gloo's result to the bit. Ranks that bring tensors of
 different sizes are told so with a RuntimeError, and do not go on with each other's bytes.

@@ -205,7 +205,7 @@ class Engine:
         rows, length = micro_batches[0].tokens_BL.shape
         layout, fed, model = self.layout, filled_up(micro_batches, self.layout), cast(Any, self.model)
         with layout.active():
-            between = {}
+            between: dict[str, Any] = {}
             if layout.pipeline > 1 and layout.virtual == 1:
                 between = messages(model.config, [model.passed_on(part.tokens_BL) for part in fed])
             schedule = get_forward_backward_func(layout.pipeline, layout.virtual if layout.virtual > 1 else None)

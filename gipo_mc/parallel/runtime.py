@@ -20,7 +20,6 @@ from gipo_mc.parallel.launcher import several_hosts
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.megatron import cpu_adapter, versions
 from gipo_mc.parallel.megatron.second_layout import Groups
-from gipo_mc.parallel.memory import heap
 from gipo_mc.parallel.messages import shared_memory as memory
 from gipo_mc.parallel.news import first_error
 from gipo_mc.parallel.nodes import greeting, network
@@ -85,7 +84,6 @@ def initialize(
     else:
         place = torch.device("cpu")
         cpu_adapter.apply()
-        heap.keep_freed()
     if not dist.is_initialized():
         _join(kind, parallel, {"device": kind, **(same or {})})
     layout = _own_layout(parallel, place)

@@ -1,1 +1,1 @@
-"""What leaves the device while nothing needs it; what a process on the CPU keeps (`heap.py`)."""
+"""What leaves the device while nothing needs it."""

@@ -6,14 +6,11 @@ a backend of torch.distributed like any other: Megatron and torch call it, and g
 is not here (gather, scatter, other types and reductions). Where ranks are on several machines, cannot map each other's
 memory, or are more than `meeting.MOST_RANKS`, the backend is gloo.
 
-Sums are added in the order of the ranks: for two of them that is gloo's result to the bit. Ranks that bring tensors of
-different sizes are told so with a RuntimeError, and do not go on with each other's bytes.
-
-There is no thread that copies while the ranks compute. A collective that is begun asynchronously posts its first piece
-at once; the others are posted, and all are read, when it is waited for.
+Sums are added in the order of the ranks: for two of them that is gloo's result to the bit. No thread copies while the
+ranks compute: a collective that is begun asynchronously posts its first piece at once, and the rest in `wait`.
 
 A rank that waits looks every few moments whether those that it waits for still live, and raises what gloo raises: a
-RuntimeError that says "Connection closed by peer", or "Timed out".
+RuntimeError that says "Connection closed by peer", or "Timed out". One says so, too, where ranks bring other sizes.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class WholeColumn(ColumnParallelLinear):
     def forward(self, input_: Tensor, *others: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
         if others or options or self.bias is not None:
             return super().forward(input_, *others, **options)  # type: ignore[no-any-return]
-        return F.linear(input_, self.weight), None
+        return _product(input_, self.weight), None
 
 
 class WholeRow(RowParallelLinear):
@@ -120,7 +120,13 @@ class WholeRow(RowParallelLinear):
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.bias is not None:
             return super().forward(input_)  # type: ignore[no-any-return]
-        return F.linear(input_, self.weight), None
+        return _product(input_, self.weight), None
+
+
+def _product(x_LBH: Tensor, weight_NH: Tensor) -> Tensor:
+    """[L, B, N]: one product of matrices. With one row torch's own linear takes another way, with other rounding, for a
+    frozen weight than for a trained one."""
+    return torch.mm(x_LBH.reshape(-1, x_LBH.shape[-1]), weight_NH.t()).view(*x_LBH.shape[:-1], len(weight_NH))
 
 
 class _GatedSilu(torch.autograd.Function):

@@ -44,7 +44,7 @@ def leaves(prompts: list[str], responses: list[str], domains: list[str]) -> list
 
 
 def nothing(prompts: list[str], responses: list[str], domains: list[str]) -> list[object]:
-    return [0.0, None] * len(responses)
+    return ([0.0, None] * len(responses))[: len(responses)]
 
 
 def beyond(prompts: list[str], responses: list[str], domains: list[str]) -> list[int]:

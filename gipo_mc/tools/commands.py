@@ -13,7 +13,7 @@ from types import FrameType
 
 from gipo_mc.run.jsonl import printable
 
-_TORCHRUN = [sys.executable, "-m", "gipo_mc.tools.torchrun"]
+_TORCHRUN = ["-m", "gipo_mc.tools.torchrun"]
 
 
 def gipo_mc(*words: str) -> list[str]:
@@ -30,7 +30,7 @@ def launched(words: list[str], ranks: int) -> list[str]:
     """These words on so many ranks of this machine."""
     if ranks == 1:
         return [sys.executable, *words]
-    return [*_TORCHRUN, "--standalone", f"--nproc-per-node={ranks}", *for_torchrun(words)]
+    return [sys.executable, *_TORCHRUN, "--standalone", f"--nproc-per-node={ranks}", *for_torchrun(words)]
 
 
 def for_torchrun(words: Sequence[str]) -> list[str]:
@@ -43,7 +43,7 @@ def for_torchrun(words: Sequence[str]) -> list[str]:
 
 def shown(words: list[str]) -> str:
     """Words of `launched` as a person would type them, to be printed."""
-    if words[:3] == _TORCHRUN:
+    if words[:3] == [sys.executable, *_TORCHRUN]:
         words = ["torchrun", *words[3:]]
     elif words[:3] == [sys.executable, *gipo_mc()]:
         words = ["gipo-mc", *words[3:]]

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from blake3 import blake3
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from gipo_mc.config import OptimizerConfig
@@ -112,8 +113,12 @@ def _both(rank: int, sizes: dict[str, Any], folder: Path) -> dict[str, torch.Ten
         state["m.optimizer"] = engine.optimizer.sharded_state_dict(  # type: ignore[union-attr]
             weights, metadata={"distrib_optim_sharding_type": FORMAT}
         )
+        common = save_preprocess(dict(state), validate_access_integrity=False)[1]
         filesystem_async._results_queue = queue.Queue()  # as a manager process would start
         dist_checkpointing.save(state, str(folder / name), async_sharded_save=False)
+        if rank == 0 and not (folder / name / "common.pt").exists():
+            sharded_files.write_common(common, folder / name)  # 0.19 puts it among the objects; ours never was there
+        dist.barrier()
     held = {}
     for name in ("gathered", "pieces"):
         other = _trained(sizes, 2)

@@ -16,6 +16,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkProcess
@@ -179,7 +180,8 @@ class Hosts:
         self._switch = _Namespace("ip link set lo up; ip link add sw type bridge; ip link set sw up")
         try:
             for number in range(1, count + 1):
-                mounts = {path: path for path in shared}
+                # The environment that these tests run in may lie below /tmp, as a checkout may.
+                mounts = {path: path for path in (*shared, Path(sys.prefix))}
                 for path in private:
                     own = path.with_name(f"{path.name}-of-node{number}")
                     own.mkdir(parents=True, exist_ok=True)

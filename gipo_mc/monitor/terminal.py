@@ -112,8 +112,10 @@ def _keys() -> Iterator[Callable[[float], str]]:
 
 @contextmanager
 def ending_by_signal() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the monitor as Ctrl-C does, so that the terminal is put back."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGHUP)}
+    """Let SIGTERM and SIGHUP end the monitor as Ctrl-C does, so that the terminal is put back; Ctrl-C, too, where a
+    shell that started this in the background had it ignored."""
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in ends}
     try:
         yield
     finally:

@@ -75,7 +75,8 @@ def _run(rank: int, folder: Path, models: dict[str, str], attempts: list[tuple[s
 def _assert_close(folder: Path, one: str, other: str) -> None:
     for row, wanted in zip(read_metrics(folder / one), read_metrics(folder / other), strict=True):
         for name, value in wanted.items():
-            if not name.startswith(("time/", "throughput/", "padding/")):
+            # KL to the reference is rounding before the first update, and its order is chance.
+            if not name.startswith(("time/", "throughput/", "padding/", "signal/auc/kl")):
                 assert row[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
 

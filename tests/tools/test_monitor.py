@@ -83,7 +83,9 @@ class Terminal:
 
     def close(self) -> int:
         """Wait for the end, and hold that the terminal is as it was; returns the exit code."""
+        deadline = time.monotonic() + 60
         while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.said[-2000:]
             if select.select([self.end], [], [], 0.1)[0]:
                 self.said += os.read(self.end, 65536).decode("utf-8", "replace")
         while select.select([self.end], [], [], 0)[0]:

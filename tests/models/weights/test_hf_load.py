@@ -206,7 +206,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 def test_a_language_model_is_no_reward_model_unless_it_is_going_to_be_trained(tmp_path: Path) -> None:
     save_lm(tmp_path)
     message = error_of(tmp_path, "reward", trainable=False)
-    assert "missing: score.weight [1, 32]" in message and "train_reward.py" in message
+    assert "missing: score.weight [1, 32]" in message and "gipo-mc train reward" in message
     fresh = run_ranks(load, 1, tmp_path, "reward", True)[0]
     assert not fresh["reward_head.weight"].any(), "a loss of ln 2 a pair to begin with"
     stored = load_file(tmp_path / "model.safetensors")

@@ -88,9 +88,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     out = Path("benchmarks/results/demo_seeds.json")
     parser.add_argument("--out", type=Path, default=out, help="the record [%(default)s]")
     parser.add_argument("--quick", action="store_true", help="a tiny size, two seeds: does it run?")
-    parser.add_argument("--table", type=Path, help="run nothing: the tables of this record, in Markdown")
-    parser.add_argument("--into", type=Path, help="with --table: replace the tables between their markers there")
-    parser.set_defaults(pictures=None)
+    study.table_arguments(parser)
     return study.parsed(parser, words)
 
 

@@ -228,10 +228,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     options = study.parsed(parser, words)
     if options.overhead and options.out == parser.get_default("out"):
         options.out = options.out.with_name("group_overhead.json")
-    names = options.methods or list(METHODS)
-    if alone := [name for name in names if METHODS[name].follows and METHODS[name].follows not in names]:
-        leaders = " ".join(METHODS[name].follows for name in alone)
-        parser.error(f"--methods: {' '.join(alone)} takes the settings of {leaders}: name that too")
+    study.refuse_followers_alone(parser, options.methods or list(METHODS), METHODS)
     return options
 
 

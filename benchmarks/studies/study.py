@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,9 +244,24 @@ def arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs") / name, help=f"folder of the runs [runs/{name}]")
     out = Path("benchmarks/results") / f"{name}.json"
     parser.add_argument("--out", type=Path, default=out, help=f"the record [{out}]")
+    table_arguments(parser)
+    parser.add_argument("--pictures", type=Path, help="with --table: draw the pictures into this folder")
+
+
+def table_arguments(parser: argparse.ArgumentParser) -> None:
+    """What shows a record instead of making it; tables alone."""
     parser.add_argument("--table", type=Path, help="run nothing: the tables of this record, in Markdown")
     parser.add_argument("--into", type=Path, help="with --table: replace the tables between their markers there")
-    parser.add_argument("--pictures", type=Path, help="with --table: draw the pictures into this folder")
+    parser.set_defaults(pictures=None)
+
+
+def refuse_followers_alone(
+    parser: argparse.ArgumentParser, names: Sequence[str], methods: Mapping[str, Method]
+) -> None:
+    """A method that takes the settings of another is run with it."""
+    if alone := [name for name in names if methods[name].follows and methods[name].follows not in names]:
+        leaders = " ".join(methods[name].follows for name in alone)
+        parser.error(f"--methods: {' '.join(alone)} takes the settings of {leaders}: name that too")
 
 
 def parsed(parser: argparse.ArgumentParser, words: list[str] | None) -> argparse.Namespace:

@@ -209,10 +209,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--strength is one of {', '.join(strengths)}")
     if options.out == parser.get_default("out"):
         options.out = options.out.with_name(f"learned_{options.strength}.json")
-    names = options.methods or list(METHODS)
-    if alone := [name for name in names if METHODS[name].follows and METHODS[name].follows not in names]:
-        leaders = " ".join(METHODS[name].follows for name in alone)
-        parser.error(f"--methods: {' '.join(alone)} takes the settings of {leaders}: name that too")
+    study.refuse_followers_alone(parser, options.methods or list(METHODS), METHODS)
     return options
 
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import socket
-import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
+
+from tests.standins.loopback import FailingHandler
 
 Body = dict[str, Any]
 
@@ -37,9 +37,7 @@ def error(message: str, **more: Any) -> Body:
     return {"error": {"message": message, **more}}
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    wbufsize = 2**16  # headers and body in one packet: two of them wait for an acknowledgement
+class Handler(FailingHandler):
     server: Standin
     asked: Body
 
@@ -62,14 +60,6 @@ class Handler(BaseHTTPRequestHandler):
         if counted:
             self.server.count(self.asked)
 
-    def die(self) -> None:
-        """As a process that is killed: the connection is reset."""
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close_connection = True
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
 
 def answer(handler: Handler) -> None:
     refusal = handler.server.refusal(handler.asked)
@@ -85,23 +75,11 @@ def _slow(handler: Handler) -> None:
 
 
 def _drip(handler: Handler) -> None:
-    """A space now and then: no read of it ever takes long."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000000")
-    handler.end_headers()
-    for _ in range(200):
-        handler.wfile.write(b" ")
-        handler.wfile.flush()
-        time.sleep(handler.server.slow / 10)
+    handler.drip(200, handler.server.slow / 10)
 
 
 def _half(handler: Handler) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.wfile.write(b'{"choices": [{"mess')
-    handler.wfile.flush()
-    handler.die()
+    handler.break_off(b'{"choices": [{"mess')
 
 
 def _sends(status: int, body: Body | bytes, **headers: str) -> Callable[[Handler], None]:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 
+from tests.standins.loopback import FailingHandler
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    wbufsize = 2**16
+
+class Handler(FailingHandler):
     server: RewardServer
 
     def do_POST(self) -> None:
@@ -37,14 +35,6 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def die(self) -> None:
-        """As a process that is killed: the connection is reset."""
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close_connection = True
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
 
 def rewards_of(asked: dict[str, Any]) -> list[Any]:
     return [len(sample["response"]) for sample in asked["samples"]]
@@ -61,23 +51,11 @@ def _slow(handler: Handler, asked: dict[str, Any]) -> None:
 
 
 def _drip(handler: Handler, asked: dict[str, Any]) -> None:
-    """A space now and then: no read of it ever takes long."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", "100000")
-    handler.end_headers()
-    for _ in range(100):
-        handler.wfile.write(b" ")
-        handler.wfile.flush()
-        time.sleep(handler.server.slow / 10)
+    handler.drip(100, handler.server.slow / 10)
 
 
 def _half(handler: Handler, asked: dict[str, Any]) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.wfile.write(b'{"rewards": [1.0,')
-    handler.wfile.flush()
-    handler.die()
+    handler.break_off(b'{"rewards": [1.0,')
 
 
 def _status(status: int, body: bytes = b"", **headers: str) -> Callable[[Handler, dict[str, Any]], None]:

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +110,12 @@ def lock_file(path: Path, sentence: Callable[[OSError], str]) -> int:
     return descriptor
 
 
+def counts_iterations(row: dict[str, Any]) -> None:
+    """Raises ValueError for a row without an integer "step"."""
+    if type(row.get("step")) is not int or not 0 <= row["step"] < 2**53:
+        raise ValueError('"step" must be an integer that counts iterations')
+
+
 class JsonLines:
     """A file that grows by whole lines. Not thread-safe; one writer, which the lock of the run folder ensures."""
 
@@ -142,8 +148,20 @@ class JsonLines:
         kept = [row for row in found.rows if wanted(row)]
         dropped = len(found.rows) - len(kept) + bool(found.note)
         if dropped or found.unfinished:
-            write_atomically(self.path, "".join(encode(row) + "\n" for row in kept))
+            self._replace(kept)
         return dropped
+
+    def mend(self, check: Callable[[dict[str, Any]], None] = counts_iterations) -> list[dict[str, Any]]:
+        """Take a last line away that a killed job left unfinished. Returns the rows; raises as `read_jsonl`."""
+        if not self.path.exists():
+            return []
+        found = read_jsonl(self.path, check)
+        if found.unfinished:
+            self._replace(found.rows)
+        return found.rows
+
+    def _replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        write_atomically(self.path, "".join(encode(row) + "\n" for row in rows))
 
 
 @dataclass(frozen=True)
@@ -166,12 +184,6 @@ def read_file(path: Path) -> bytes:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file")
         return file.read()
-
-
-def counts_iterations(row: dict[str, Any]) -> None:
-    """Raises ValueError for a row without an integer "step"."""
-    if type(row.get("step")) is not int or not 0 <= row["step"] < 2**53:
-        raise ValueError('"step" must be an integer that counts iterations')
 
 
 def read_jsonl(path: Path, check: Callable[[dict[str, Any]], None] = counts_iterations) -> Lines:

@@ -27,7 +27,7 @@ from gipo_mc.rl.learned.paid import Level, ensemble_in, paid
 from gipo_mc.rl.rewards import Reward
 from gipo_mc.rl.rollout import roll_out
 from gipo_mc.rl.sifting import usable_rewards
-from gipo_mc.run.jsonl import JsonLines, encode, read_jsonl, write_atomically
+from gipo_mc.run.jsonl import JsonLines
 from gipo_mc.types import Prompt
 
 #: In the run folder.
@@ -54,15 +54,9 @@ class ReferenceSamples:
         that may have had other models. Raises DataError where a line of the file is damaged."""
 
         def work() -> list[dict[str, Any]]:
-            path = self._lines.path
             if anew:
-                path.unlink(missing_ok=True)
-            if not path.exists():
-                return []
-            found = read_jsonl(path, self._check_line)
-            if found.unfinished:  # a killed job left it so
-                write_atomically(path, "".join(encode(row) + "\n" for row in found.rows))
-            return found.rows
+                self._lines.path.unlink(missing_ok=True)
+            return self._lines.mend(self._check_line)
 
         rows = on_main(work)
         self._known["train"] = {

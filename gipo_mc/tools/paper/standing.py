@@ -65,7 +65,7 @@ class Journal:
             "wrote": {str(path): identity(str(path)) for path in step.writes} if code == 0 else {},
         }
         lines = JsonLines(self.path)
-        lines.keep(lambda _: True)  # takes a last line away that a kill cut short
+        lines.mend()
         lines.append(row)
         lines.sync()
         self.rows.append(row)

@@ -46,6 +46,14 @@ def normalise_reward(reward_B: Tensor, mean: float, std: float, clip: float = 0.
     return normalized_B.clamp(-clip, clip) if clip > 0 else normalized_B
 
 
+def saturated(gain_B: Tensor, scale: float) -> Tensor:
+    """What a response is paid for its gain over the reference d_i: log sigmoid(d_i / scale), [B], below 0 (Wang et al.,
+    arXiv 2402.00742). It grows like d where d is below 0 and hardly where it is above: a prompt that has gained its
+    share is worth less to go on with, and so is a reward that the reward model exaggerates.
+    """
+    return torch.nn.functional.logsigmoid(gain_B / scale)
+
+
 def leave_one_out(reward_B: Tensor, samples: int) -> Tensor:
     """RLOO: A_i = r_i - mean of the rewards of the prompt's other samples, [B] (Ahmadian et al., arXiv 2402.14740).
 

@@ -109,6 +109,10 @@ class AlgorithmConfig(Section):
     whiten_advantages: bool = Field(True, description="advantages to mean 0, std 1 over the rollout batch")
     reward_clip: float = Field(0.0, ge=0, description="clip of the normalised reward; 0: off")
     normalize_reward: bool = Field(False, description="pay (reward - running mean) / running std")
+    reward_transform: Literal["none", "log_sigmoid"] = Field(
+        "none", description="pay the reward, or log sigmoid((reward - the reference's mean) / reward_scale)"
+    )
+    reward_scale: float = Field(1.0, gt=0, description="reward_transform=log_sigmoid: the gain that it saturates at")
     outlier: float = changeable(
         20.0, ge=0, description="rewards beyond so many times the usual reach, and 10, are winsorised; 0: off"
     )
@@ -152,11 +156,17 @@ class AlgorithmConfig(Section):
                 f"algorithm.groups_from={self.groups_from} makes two groups, above and below the mean, not "
                 f"algorithm.groups={self.groups}: set algorithm.groups=2"
             )
-        gains = [key for key in ("signal", "best_group", "groups_from") if getattr(self, key) == "gain"]
+        keys = ("signal", "best_group", "groups_from", "reward_transform")
+        gains = [f"{key}={getattr(self, key)}" for key in keys if getattr(self, key) in ("gain", "log_sigmoid")]
         if gains and not self.reference_samples:
             found.append(
-                f"algorithm.{gains[0]}=gain compares a reward with those of the reference's own responses to the "
+                f"algorithm.{gains[0]} compares a reward with those of the reference's own responses to the "
                 "prompt, and algorithm.reference_samples=0 asks for none: set it to 4"
+            )
+        if self.reward_transform != "none" and self.normalize_reward:
+            found.append(
+                f"algorithm.reward_transform={self.reward_transform} pays what algorithm.normalize_reward would scale "
+                "again: set algorithm.normalize_reward=false, and algorithm.reward_scale"
             )
         if self.kl_in == "loss" and self.kl_estimator == "k1" and self.kl_penalty != "none":
             found.append(

@@ -7,7 +7,14 @@ from dataclasses import replace
 from torch import Tensor
 
 from gipo_mc.algorithms import group_dro, signal
-from gipo_mc.algorithms.advantages import leave_one_out, normalise_reward, per_token, prompt_normalised, whiten
+from gipo_mc.algorithms.advantages import (
+    leave_one_out,
+    normalise_reward,
+    per_token,
+    prompt_normalised,
+    saturated,
+    whiten,
+)
 from gipo_mc.algorithms.group_inference import update_best_group
 from gipo_mc.algorithms.group_invariance import group_statistics, moments
 from gipo_mc.algorithms.group_source import GroupSource
@@ -101,7 +108,7 @@ def _advantages(
     """(op C's outputs, the advantages [B, T]: GAE, or from the other samples of the prompt; whitened by option)."""
     settings, length_B = config.algorithm, rollout.sequences.response_length_B
     paid_B = kl_weight_B if settings.kl_in == "reward" else kl_weight_B.new_zeros(len(kl_weight_B))
-    reward_B = _paid_reward(outputs.reward_B, state, settings)
+    reward_B = _paid_reward(outputs, state, settings)
     shaped = shape_and_gae(
         outputs.behaviour_logp_BT,
         outputs.reference_logp_BT,
@@ -126,11 +133,14 @@ def _advantages(
     return shaped, advantage_BT
 
 
-def _paid_reward(reward_B: Tensor, state: RLState, settings: AlgorithmConfig) -> Tensor:
-    """The reward at the end of a response, normalised and clipped by option."""
+def _paid_reward(outputs: ModelOutputs, state: RLState, settings: AlgorithmConfig) -> Tensor:
+    """The reward at the end of a response: as it is, normalised or saturated, and clipped, by option."""
     if settings.normalize_reward:
         assert state.reward_mean is not None and state.reward_std is not None
-        return normalise_reward(reward_B, state.reward_mean, state.reward_std, settings.reward_clip)
+        return normalise_reward(outputs.reward_B, state.reward_mean, state.reward_std, settings.reward_clip)
+    reward_B = outputs.reward_B
+    if settings.reward_transform == "log_sigmoid":
+        reward_B = saturated(outputs.gain_B, settings.reward_scale)
     return reward_B.clamp(-settings.reward_clip, settings.reward_clip) if settings.reward_clip else reward_B
 
 

@@ -11,6 +11,7 @@ from gipo_mc.algorithms.advantages import (
     per_token,
     prompt_normalised,
     response_mask,
+    saturated,
     whiten,
 )
 
@@ -85,6 +86,13 @@ def test_normalise_reward():
     torch.testing.assert_close(normalise_reward(reward, 1.0, 2.0), torch.tensor([0.0, 1.0, 24.5]))
     torch.testing.assert_close(normalise_reward(reward, 1.0, 2.0, clip=5.0), torch.tensor([0.0, 1.0, 5.0]))
     assert normalise_reward(torch.full((3,), 0.3), float(torch.tensor(0.3)), 0.0).tolist() == [0.0] * 3
+
+
+def test_a_saturating_reward_by_hand():
+    gain = torch.tensor([-40.0, 0.0, 2.0, 40.0])
+    found = saturated(gain, 2.0)
+    torch.testing.assert_close(found, torch.tensor([-20.0, -0.6931472, -0.3132617, 0.0]))
+    assert torch.equal(saturated(gain, 1.0), saturated(2 * gain, 2.0))
 
 
 def test_leave_one_out_by_hand():

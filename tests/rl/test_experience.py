@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from gipo_mc.algorithms.group_source import GroupSource
+from gipo_mc.algorithms.state import RLState
 from gipo_mc.config import load_config
 from gipo_mc.ops import ObjectiveInputs, group_objective
 from gipo_mc.rl import objective as objective_module
 from gipo_mc.rl.experience import Experience, ModelOutputs
 from gipo_mc.rl.objective import Objective
+from gipo_mc.rl.shaping import shape
 from gipo_mc.types import Rollout, Sequences
 
 B, T, M = 5, 4, 2
@@ -94,3 +97,25 @@ def test_a_weight_of_its_own_changes_the_signal_alone() -> None:
     )
     torch.testing.assert_close(two.signal_B, 2.0 * one.signal_B)
     assert torch.equal(one.surrogate_B, two.surrogate_B) and torch.equal(one.mass_M, two.mass_M)
+
+
+def test_a_saturating_reward_is_paid_for_the_gain_and_the_signal_reads_the_reward() -> None:
+    """What is added to all rewards of a prompt, and so to its level, changes nothing of what is paid."""
+    whole = experience()
+    words = ["algorithm.name=threshold_gi_ppo", "algorithm.reference_samples=4"]
+    saturating = [*words, "algorithm.reward_transform=log_sigmoid", "algorithm.reward_scale=2"]
+
+    def shaped(words: list[str], level: float = 0.0) -> Experience:
+        assert whole.outputs.level_B is not None
+        moved = {"level_B": whole.outputs.level_B + level, "reward_B": whole.outputs.reward_B + level}
+        state = RLState.initial(2)
+        config = load_config(None, words)
+        return shape(whole.rollout, replace(whole.outputs, **moved), state, config, GroupSource("reward", 2))[0]
+
+    last_B1 = (whole.rollout.sequences.response_length_B - 1)[:, None]
+    plain, paid = shaped(words), shaped(saturating)
+    difference_B = (paid.return_BT - plain.return_BT).gather(1, last_B1)[:, 0]
+    logsigmoid_B = torch.nn.functional.logsigmoid(whole.outputs.gain_B / 2)
+    torch.testing.assert_close(difference_B, logsigmoid_B - whole.outputs.reward_B)
+    torch.testing.assert_close(shaped(saturating, level=3.0).return_BT, paid.return_BT)
+    assert torch.equal(paid.inputs.behaviour_signal_B, plain.inputs.behaviour_signal_B)

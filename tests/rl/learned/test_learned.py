@@ -161,6 +161,15 @@ def test_at_chance_is_said_in_words() -> None:
     [
         (["algorithm.best_group=gain"], "algorithm.best_group=gain compares .* set it to 4"),
         (["algorithm.groups_from=gain"], "algorithm.groups_from=gain compares"),
+        (["algorithm.reward_transform=log_sigmoid"], "algorithm.reward_transform=log_sigmoid compares"),
+        (
+            [
+                "algorithm.reward_transform=log_sigmoid",
+                "algorithm.reference_samples=4",
+                "algorithm.normalize_reward=true",
+            ],
+            "scale again: set algorithm.normalize_reward=false",
+        ),
         (["algorithm.signal=disagreement"], "name others in reward.models"),
         (["reward.deviations=1"], "there is one model"),
         (["model.reward=a", "reward.models=[b,a]"], "names a more than once"),

@@ -20,6 +20,7 @@ from benchmarks.studies.cells import (
     title,
     warned,
 )
+from benchmarks.studies.hh import tables as hh_tables
 from benchmarks.studies.learned import tables as learned_tables
 
 #: The figures that are compared, and their titles, by study.
@@ -305,7 +306,11 @@ PARTS: dict[str, Callable[[Record], str]] = {
     "explored gold": learned_tables.explored_gold,
     "explored differences": learned_tables.explored_differences,
     "explored signals": learned_tables.explored_signals,
+    "equal KL": learned_tables.equal_kl,
+    "equal KL differences": learned_tables.equal_kl_differences,
     "main questions": learned_tables.questions,
+    "accuracy": hh_tables.curves,
+    "how many it takes": hh_tables.needed,
     "overhead": overhead,
 }
 
@@ -316,11 +321,13 @@ _PARTS = {
     "group_robustness": tuple(PARTS)[: tuple(PARTS).index("by seed")],
     "demo_seeds": DEMO,
     "learned_exploration": ("what the reward models know", *(part for part in PARTS if part.startswith("explored"))),
+    "learned_equal_kl": ("what the reward models know", "equal KL", "equal KL differences"),
     "learned_reward": (
         *("settings", "what the reward models know", "gold", "differences", "main questions", "controls"),
         *("groups", "hacking", "preferences"),
     ),
     "hh_gold": ("judge", "settings", "gold", "differences", "controls", "groups", "preferences"),
+    "hh_learning": ("accuracy", "how many it takes"),
     "group_overhead": ("overhead",),
 }
 

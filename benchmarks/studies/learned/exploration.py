@@ -1,12 +1,16 @@
 """An exploration before the study of learned reward models: a few seeds, one setting for all methods, nothing tuned.
 
     python benchmarks/studies/learned/exploration.py [--strengths weak strong] [--methods ppo gi_ppo] [--seeds 141]
+    python benchmarks/studies/learned/exploration.py --set equal_kl [--strengths weak]
     python benchmarks/studies/learned/exploration.py --table FILE.json [--into docs/results.md]
 
 It asks, of each strength of reward model: does the model know what it is to reward, domain by domain; what does an
 oracle of the domains gain by it; what does each candidate signal know of the domains; and does GI-PPO on gains over the
 reference close what is left. Its answers are leads: the record says that it is an exploration, how many cells (a method
 at a strength) were tried, and on which seeds. It goes on where it was interrupted, and keeps what the record holds.
+
+The set equal_kl asks what the place of the KL penalty is worth: the same total KL, which `algorithm.kl_target` holds,
+spread evenly, by the mean membership, by a reward threshold, or by inferred groups. Nothing is left to tune there.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +32,15 @@ from benchmarks.studies import group_robustness, study
 from benchmarks.studies.learned import learned, reward_models
 from benchmarks.studies.runs import Method, Run, carry_out, finished, forked, train_rl
 
-SIZE = {"iterations": 40, "batch": 128, "every": 20, "held_out": 256, "sft": 600, "demonstrations": 16384}
+SIZE = {"iterations": 100, "batch": 128, "every": 20, "held_out": 256, "sft": 600, "demonstrations": 16384}
 QUICK = {"iterations": 2, "batch": 8, "every": 1, "held_out": 8, "sft": 2, "demonstrations": 64}
-SEEDS = (141, 142)
 STRENGTHS = ("weak", "middle", "strong", "clean")
 #: The one setting. With reference_samples a run logs what gains would know, and trains as without.
 SETTING = ("algorithm.kl_coef=0.15", "policy.lr=0.0001")
 HEAVY = ("algorithm.beta_policy=1", "algorithm.reweight_cap=1.6")
 SEEN = (f"algorithm.reference_samples={learned.SAMPLES}",)
-METHODS: dict[str, Method] = {
+LOW = ("algorithm.kl_coef=0.05", "policy.lr=0.0001")
+SIGNALS: dict[str, Method] = {
     "ppo": Method("PPO", "ppo", (), (), SETTING),
     "oracle_gi_ppo": Method("ORACLE GI-PPO", "oracle_gi_ppo", (), (), (*SETTING, *HEAVY)),
     "gi_ppo": Method("GI-PPO", "gi_ppo", (), (), (*SETTING, *HEAVY, *SEEN)),
@@ -56,7 +61,45 @@ METHODS: dict[str, Method] = {
         (*SETTING, *HEAVY, *learned.GAIN, "algorithm.group_input=prompt"),
     ),
     "oracle_gain": Method("ORACLE GI-PPO, gains", "oracle_gi_ppo", (), (), (*SETTING, *HEAVY, *learned.GAIN)),
+    "saturating": Method("PPO, saturating rewards", "ppo", (), (), (*SETTING, *learned.SATURATING)),
+    "saturating_low": Method("PPO, saturating rewards, eta 0.05", "ppo", (), (), (*learned.SATURATING, *LOW)),
+    "saturating_gi": Method(
+        "GI-PPO, saturating rewards, eta 0.05", "gi_ppo", (), (), (*HEAVY, *learned.GAIN, *learned.SATURATING[1:], *LOW)
+    ),
 }
+#: Nats of a response, of the mixture that is trained on.
+TARGETS = ("0.75", "2")
+_PLACES = {
+    "ppo": ("evenly", "ppo", ()),
+    "mean_kl": ("by the mean membership", "mean_kl", ()),
+    "threshold_kl": ("above the mean reward", "threshold_kl", ()),
+    "adaptive_kl": ("by groups of rewards", "adaptive_kl", ()),
+    "adaptive_gain": ("by groups of gains", "adaptive_kl", learned.GAIN),
+}
+EQUAL_KL: dict[str, Method] = {
+    f"{name}-{target}": Method(
+        f"KL {where}, {target} nats", preset, (), (), (*SETTING, *others, f"algorithm.kl_target={target}")
+    )
+    for target in TARGETS
+    for name, (where, preset, others) in _PLACES.items()
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is tried by default, and the name of its record."""
+
+    methods: dict[str, Method]
+    strengths: tuple[str, ...]
+    seeds: tuple[int, ...]
+    name: str
+
+
+SETS = {
+    "signals": Question(SIGNALS, STRENGTHS, (141, 142), "learned_exploration"),
+    "equal_kl": Question(EQUAL_KL, ("weak",), (143, 144, 145, 146, 147), "learned_equal_kl"),
+}
+METHODS = {name: method for question in SETS.values() for name, method in question.methods.items()}
 
 
 def main(words: list[str] | None = None) -> int:
@@ -66,7 +109,7 @@ def main(words: list[str] | None = None) -> int:
     import gipo_mc.rl.gi_ppo  # noqa: F401  # before the forks, which then start at once
 
     size = QUICK if options.quick else SIZE
-    record = _record(options.out, size)
+    record = _record(options.out, size, SETS[options.set])
     for line in group_robustness.references(options.seeds, size, options.runs, options.workers):
         print(line, flush=True)
     for strength in options.strengths:
@@ -96,10 +139,12 @@ def run_of(strength: str, method: str, seed: int) -> Run:
     return Run("explore", f"{strength}/{method}", "", seed)
 
 
-def _record(path: Path, size: dict[str, int]) -> dict[str, Any]:
+def _record(path: Path, size: dict[str, int], question: Question) -> dict[str, Any]:
     """The record so far, or an empty one. Raises SystemExit where it is of another size."""
-    titles = {name: {"title": m.title, "preset": m.preset, "others": list(m.others)} for name, m in METHODS.items()}
-    fresh = {"benchmark": "learned_exploration", "exploration": True, "size": size, "methods": titles}
+    titles = {
+        name: {"title": m.title, "preset": m.preset, "others": list(m.others)} for name, m in question.methods.items()
+    }
+    fresh = {"benchmark": question.name, "exploration": True, "size": size, "methods": titles}
     fresh |= {"strengths": reward_models.described(), "machine": describe_machine(), "code": fingerprint()}
     fresh |= {"cells_tried": 0, "seeds": [], "judge": {}, "runs": []}
     if not path.exists():
@@ -140,17 +185,25 @@ def _train(strength: str, method: str, seed: int, size: dict[str, int], folder: 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--strengths", nargs="+", choices=reward_models.STRENGTHS, default=list(STRENGTHS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--strengths", nargs="+", choices=reward_models.STRENGTHS, help="[those of the set]")
+    parser.add_argument("--set", choices=SETS, default="signals", help="the question [%(default)s]")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="[all of the set]")
+    parser.add_argument("--seeds", type=int, nargs="+", help="[those of the set]")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, one thread each [1]")
     folder = Path("runs/learned_exploration")
     parser.add_argument("--runs", type=Path, default=folder, help="folder of the runs [%(default)s]")
-    out = Path("benchmarks/results/learned_exploration.json")
-    parser.add_argument("--out", type=Path, default=out, help="the record [%(default)s]")
+    parser.add_argument("--out", type=Path, help="the record [that of the set, in benchmarks/results]")
     parser.add_argument("--quick", action="store_true", help="a tiny size: does it run?")
     study.table_arguments(parser)
-    return study.parsed(parser, words)
+    options = study.parsed(parser, words)
+    question = SETS[options.set]
+    options.strengths = options.strengths or list(question.strengths)
+    options.seeds = options.seeds or list(question.seeds)
+    options.methods = options.methods or list(question.methods)
+    options.out = options.out or Path("benchmarks/results") / f"{question.name}.json"
+    if unknown := [name for name in options.methods if name not in question.methods]:
+        parser.error(f"--methods: {unknown[0]} is none of the set {options.set}: {', '.join(question.methods)}")
+    return options
 
 
 if __name__ == "__main__":

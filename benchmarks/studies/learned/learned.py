@@ -49,6 +49,9 @@ STRENGTHS = tuple(f"{beta} {eta}" for beta in ("0.3 0.8", "1 1.6") for eta in ("
 DEVIATIONS = ("reward.deviations", "algorithm.kl_coef")
 PENALTIES = tuple(f"{k} {eta}" for k in ("0.5", "1", "2", "4") for eta in ("0.05", "0.15"))
 RATE = ("policy.lr=0.0001",)
+#: Saturating rewards are smaller, and so are their etas.
+SMALL_PAIRS = tuple(f"{eta} {lr}" for eta in ("0.0125", "0.04", "0.12", "0.4") for lr in ("5e-05", "0.0001"))
+SATURATING = (f"algorithm.reference_samples={SAMPLES}", "algorithm.reward_transform=log_sigmoid")
 GAIN = ("algorithm.signal=gain", "algorithm.best_group=gain", f"algorithm.reference_samples={SAMPLES}")
 #: Named by what they train on; the ensemble's other models are put in by `configured`.
 METHODS: dict[str, Method] = {
@@ -63,6 +66,7 @@ METHODS: dict[str, Method] = {
         PENALTIES,
         (*RATE, f"algorithm.reference_samples={SAMPLES}"),
     ),
+    "saturating": Method("PPO, saturating rewards", "ppo", KL, SMALL_PAIRS, SATURATING),
     "mean_kl": Method("control: mean KL", "mean_kl", KL, PAIRS),
     "threshold_kl": Method("control: reward threshold", "threshold_kl", KL, PAIRS),
     "threshold_gi_ppo": Method("control: GI-PPO, reward-threshold groups", "threshold_gi_ppo", BETA, STRENGTHS, RATE),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.studies.cells import Record, average, difference, markdown, results, shown
+from benchmarks.studies.cells import Record, average, difference, markdown, results, shown, spread
 from benchmarks.studies.paired import figures, p_value
 
 #: Candidates for the signal, in the order of the table; a run logs those that it has.
@@ -83,6 +83,37 @@ def explored_signals(record: Record) -> str:
                 cells = [f"{average([row[name] for row in late if name in row]):.2f}" for name in names]
                 rows.append([strength, record["methods"][method]["title"], *cells])
     return markdown(["reward model", "run", *(name.replace("_", " ") for name in SIGNALS), "the groups"], rows)
+
+
+def equal_kl(record: Record) -> str:
+    """Gold of each domain where the total KL is held, and the KL that came of it, over seeds."""
+    columns = {
+        "kl": "KL, nats",
+        "kl_ood": "KL, out of domain",
+        "easy": "gold, easy",
+        "hard": "hard",
+        "ood": "out of domain",
+    }
+    rows = []
+    for strength, methods in by_strength(record).items():
+        for method, seeds in methods.items():
+            cells = [spread([own[column] for own in seeds.values()]) for column in columns]
+            rows.append([strength, record["methods"][method]["title"], *cells])
+    return markdown(["reward model", "where the penalty falls", *columns.values()], rows)
+
+
+def equal_kl_differences(record: Record) -> str:
+    """Groups minus each other way to spread as much KL, paired by seed, at each target."""
+    compared = {"worst": "worst domain", "ood": "out of domain", "mean": "mean of easy and hard"}
+    rows = []
+    for strength, methods in by_strength(record).items():
+        for one in (name for name in methods if name.startswith("adaptive")):
+            target = one.partition("-")[2]
+            for other in (name for name in methods if name.endswith(f"-{target}") and not name.startswith("adaptive")):
+                cells = [shown(difference(methods, one, other, key)) for key in compared]
+                titles = " minus ".join(record["methods"][name]["title"] for name in (one, other))
+                rows.append([strength, titles, *cells])
+    return markdown(["reward model", "difference", *compared.values()], rows)
 
 
 def questions(record: Record) -> str:

@@ -1,7 +1,7 @@
 """An exploration before the study of learned reward models: a few seeds, one setting for all methods, nothing tuned.
 
     python benchmarks/studies/learned/exploration.py [--strengths weak strong] [--methods ppo gi_ppo] [--seeds 141]
-    python benchmarks/studies/learned/exploration.py --table FILE.json [--into docs/results.md]
+    python benchmarks/studies/learned/exploration.py --table FILE.json [--into docs/results/learned.md] [--pictures DIR]
 
 It asks, of each strength of reward model: does the model know what it is to reward, domain by domain; what does an
 oracle of the domains gain by it; what does each candidate signal know of the domains; and does GI-PPO on gains over the
@@ -149,7 +149,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     out = Path("benchmarks/results/learned_exploration.json")
     parser.add_argument("--out", type=Path, default=out, help="the record [%(default)s]")
     parser.add_argument("--quick", action="store_true", help="a tiny size: does it run?")
-    study.table_arguments(parser)
+    study.table_arguments(parser, drawn=True)
     return study.parsed(parser, words)
 
 

@@ -119,10 +119,12 @@ def mean_line(lines: Sequence[Line]) -> Line:
 def styles(methods: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Colour and stroke of each method."""
     free = iter(_MORE)
-    colours = {name: _COLOURS.get(name) or next(free, "#777777") for name in methods if name not in _READ_GAINS}
+    plain = {name: _COLOURS.get(name) or next(free, "#777777") for name in methods if name not in _READ_GAINS}
+    colours = {**_COLOURS, **plain}
     return {
-        name: {"color": colours[name], "linestyle": "-"}
-        if name in colours
-        else {"color": colours.get(_READ_GAINS[name], "#777777"), "linestyle": "--"}
+        name: {
+            "color": colours.get(_READ_GAINS.get(name, name), "#777777"),
+            "linestyle": "-" if name in plain else "--",
+        }
         for name in methods
     }

@@ -1,7 +1,7 @@
 """What `make demo` shows, over seeds: GI-PPO beside PPO on the built-in task, with the demo's own settings.
 
     python benchmarks/studies/demo_seeds.py [--seeds 1 2 ...] [--workers 2] [--runs DIR] [--out FILE.json]
-    python benchmarks/studies/demo_seeds.py --table FILE.json [--into docs/results.md]
+    python benchmarks/studies/demo_seeds.py --table FILE.json [--into docs/results/demo.md]
 
 The demo shows one seed, 1. Here each seed trains an SFT policy of its own, and PPO and GI-PPO from it, all on one rank.
 It goes on where it was interrupted: a run that has ended is not run again. --quick: two seeds at a tiny size.
@@ -88,7 +88,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     out = Path("benchmarks/results/demo_seeds.json")
     parser.add_argument("--out", type=Path, default=out, help="the record [%(default)s]")
     parser.add_argument("--quick", action="store_true", help="a tiny size, two seeds: does it run?")
-    study.table_arguments(parser)
+    study.table_arguments(parser, drawn=False)
     return study.parsed(parser, words)
 
 

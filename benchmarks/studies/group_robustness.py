@@ -2,7 +2,7 @@
 
     python benchmarks/studies/group_robustness.py [--budget] [--quick] [--workers 2] [--runs DIR] [--out FILE.json]
     python benchmarks/studies/group_robustness.py --overhead 6 [--out FILE.json]
-    python benchmarks/studies/group_robustness.py --table FILE.json [--into docs/results.md] [--pictures docs/pictures]
+    python benchmarks/studies/group_robustness.py --table FILE.json [--into docs/results/builtin.md] [--pictures DIR]
 
 Prints first how many runs are left and about how long they take (--budget: nothing else), then tunes and runs them
 (see `benchmarks/studies/study.py`); some methods also on prompts that are half easy, half hard. It goes on where it was

@@ -1,7 +1,7 @@
 """The study on HH-RLHF rows: GI-PPO beside PPO and the controls of group inference, with a held-out gold reward model.
 
     python benchmarks/studies/hh_gold.py --data DIR [--budget] [--quick] [--workers 2] [--runs DIR] [--out FILE.json]
-    python benchmarks/studies/hh_gold.py --table FILE.json [--into docs/results.md] [--pictures docs/pictures]
+    python benchmarks/studies/hh_gold.py --table FILE.json [--into docs/results/hh.md] [--pictures docs/pictures]
 
 The training rows are split in two by their first question. SFT policy and proxy reward model come from one half, the
 gold reward model from the other; RL asks the questions of the first half. Settings are chosen by the gold reward on

@@ -10,16 +10,17 @@ from benchmarks.studies.cells import difference, outcomes, results
 from benchmarks.studies.paired import interval
 from benchmarks.studies.tables import COMPARED
 
-_COLOURS = {
+COLOURS = {
     "ppo": "#444444", "ppo_no_kl": "#d62728", "mean_kl": "#8c564b", "threshold_kl": "#ff7f0e", "dpo": "#bcbd22",
-    "gi_ppo": "#1f77b4", "gi_ppo_prompt": "#2ca02c", "paper": "#9467bd", "oracle_gi_ppo": "#e377c2",
+    "gi_ppo": "#1f77b4", "gi_ppo_gain": "#1f77b4", "gi_ppo_prompt": "#2ca02c",
+    "paper": "#9467bd", "oracle_gi_ppo": "#e377c2",
 }  # fmt: skip
 _CURVES = ("ppo", "ppo_no_kl", "threshold_kl", "gi_ppo", "gi_ppo_prompt", "dpo")
 _DOMAINS = {
     "group_robustness": {"easy": "easy", "hard": "hard", "ood": "out of domain"},
     "hh_gold": {"harmless": "harmless", "helpful": "helpful"},
 }
-_GROUPED = ("gi_ppo", "gi_ppo_prompt", "paper")
+_GROUPED = ("gi_ppo", "gi_ppo_prompt", "gi_ppo_gain", "paper")
 
 
 def draw(record: Mapping[str, Any], folder: Path, name: str) -> None:
@@ -47,7 +48,7 @@ def forest(record: Mapping[str, Any], path: Path) -> None:
             between = difference(found, name, "ppo", compared)
             if between is None:
                 continue
-            colour = _COLOURS.get(name, "#777777")
+            colour = COLOURS.get(name, "#777777")
             shared = sorted(set(found[name]) & set(found["ppo"]))
             dots = [found[name][seed][compared] - found["ppo"][seed][compared] for seed in shared]
             axis.plot(dots, [row] * len(dots), ".", color=colour, alpha=0.4, markersize=5)
@@ -58,7 +59,7 @@ def forest(record: Mapping[str, Any], path: Path) -> None:
         axis.grid(axis="x", linewidth=0.4, alpha=0.5)
     axes[0, 0].set_yticks(range(len(names)), [record["methods"][name]["title"] for name in names], fontsize=9)
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
-    _save(figure, path)
+    save(figure, path)
 
 
 def over_optimisation(record: Mapping[str, Any], path: Path) -> None:
@@ -77,7 +78,7 @@ def over_optimisation(record: Mapping[str, Any], path: Path) -> None:
             for row, key in enumerate(("gold/domain", "eval/reward/domain")):
                 value = [_mean([point[f"{key}/{domain}"] for point in seeds]) for seeds in points]
                 title = record["methods"][name]["title"]
-                axes[row, column].plot(kl, value, "o-", color=_COLOURS[name], markersize=3, linewidth=1.2, label=title)
+                axes[row, column].plot(kl, value, "o-", color=COLOURS[name], markersize=3, linewidth=1.2, label=title)
     for column, domain in enumerate(domains.values()):
         axes[0, column].set_title(domain, fontsize=10)
         axes[1, column].set_xlabel("KL to the reference, nats a response", fontsize=9)
@@ -87,7 +88,7 @@ def over_optimisation(record: Mapping[str, Any], path: Path) -> None:
     axes[0, 0].set_ylabel("gold reward", fontsize=9)
     axes[1, 0].set_ylabel("proxy reward", fontsize=9)
     axes[0, 0].legend(fontsize=8, frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def groups(record: Mapping[str, Any], path: Path) -> None:
@@ -101,9 +102,9 @@ def groups(record: Mapping[str, Any], path: Path) -> None:
             trace = run.get("trace") or []
             steps = [row["step"] for row in trace]
             mass = [min(row["group/0/mass"], row["group/1/mass"]) for row in trace]
-            axes[0, column].plot(steps, mass, color=_COLOURS[name], linewidth=1, alpha=0.7)
+            axes[0, column].plot(steps, mass, color=COLOURS[name], linewidth=1, alpha=0.7)
             auc = [row["group/domain_auc"] for row in trace]
-            axes[1, column].plot(steps, auc, color=_COLOURS[name], linewidth=1, alpha=0.7)
+            axes[1, column].plot(steps, auc, color=COLOURS[name], linewidth=1, alpha=0.7)
         axes[0, column].set_title(record["methods"][name]["title"], fontsize=10)
         axes[0, column].axhline(0.15, color="black", linewidth=0.8, linestyle=":")
         axes[1, column].axhline(0.9, color="black", linewidth=0.8, linestyle=":")
@@ -112,16 +113,17 @@ def groups(record: Mapping[str, Any], path: Path) -> None:
     axes[1, 0].set_ylabel("AUC against the domains", fontsize=9)
     axes[0, 0].set_ylim(0, 0.52)
     axes[1, 0].set_ylim(0.48, 1)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _mean(values: list[float]) -> float:
     return interval(values).mean if len(values) > 1 else values[0]
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path, above: float = 0.0) -> None:
+    """above: share of the figure's height that stays free at its top."""
     from matplotlib import pyplot as plt
 
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 1 - above))
     figure.savefig(path, dpi=80)
     plt.close(figure)

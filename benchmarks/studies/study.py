@@ -16,6 +16,7 @@ from benchmarks.common import documents
 from benchmarks.common.machine import describe_machine, show_machine
 from benchmarks.common.record import fingerprint, write
 from benchmarks.studies import costs, pictures, tables
+from benchmarks.studies.learned import pictures as learned_pictures
 from benchmarks.studies.paired import best_value, figures
 from benchmarks.studies.runs import Method, Run, carry_out, finished, forked, import_once, leave
 
@@ -218,7 +219,8 @@ def show(options: argparse.Namespace) -> int:
     if options.pictures:
         if not record.get("runs"):
             raise SystemExit(f"{options.table} has no final runs, of which there could be pictures.")
-        pictures.draw(record, options.pictures, options.table.stem)
+        learned = record["benchmark"].startswith("learned_")
+        (learned_pictures if learned else pictures).draw(record, options.pictures, options.table.stem)
     text = options.into.read_text() if options.into else ""
     sources = {part: f"{options.table.as_posix()}: {part}" for part in parts}
     wanted = [part for part in sources if options.into is None or documents.marker(sources[part]) in text]
@@ -244,15 +246,16 @@ def arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs") / name, help=f"folder of the runs [runs/{name}]")
     out = Path("benchmarks/results") / f"{name}.json"
     parser.add_argument("--out", type=Path, default=out, help=f"the record [{out}]")
-    table_arguments(parser)
-    parser.add_argument("--pictures", type=Path, help="with --table: draw the pictures into this folder")
+    table_arguments(parser, drawn=True)
 
 
-def table_arguments(parser: argparse.ArgumentParser) -> None:
-    """What shows a record instead of making it; tables alone."""
+def table_arguments(parser: argparse.ArgumentParser, drawn: bool) -> None:
+    """What shows a record instead of making it. drawn: there are pictures of such records."""
     parser.add_argument("--table", type=Path, help="run nothing: the tables of this record, in Markdown")
     parser.add_argument("--into", type=Path, help="with --table: replace the tables between their markers there")
     parser.set_defaults(pictures=None)
+    if drawn:
+        parser.add_argument("--pictures", type=Path, help="with --table: draw the pictures into this folder")
 
 
 def refuse_followers_alone(

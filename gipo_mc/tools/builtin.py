@@ -15,7 +15,8 @@ from gipo_mc.parallel.launcher import world_size
 from gipo_mc.run.command import BuiltinTask
 
 #: The reward of RL, and the aim itself, which only evaluations see. The proxy and no reward model, because that is
-#: where docs/results.md shows a gain: with a reward model of the task's noisy pairs GI-PPO cannot be told from PPO.
+#: where docs/results/builtin.md shows a gain: with a reward model of the task's noisy pairs GI-PPO cannot be told from
+#: PPO.
 PROXY, GOLD = "python:gipo_mc.data.synthetic:proxy", "python:gipo_mc.data.synthetic:gold"
 #: Options that make PPO with KL of GI-PPO's base. Both have what the study chose for 100 iterations: the KL penalty is
 #: the same, the learning rate is not, and GI-PPO has the heavier variance penalty, with its bound.

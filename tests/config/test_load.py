@@ -29,7 +29,7 @@ def test_the_built_in_task_follows_the_run_folder_that_is_given(name: str) -> No
 
 
 def test_the_built_in_reward_of_rl_is_the_proxy_and_ppo_is_beside_it() -> None:
-    """Where docs/results.md shows a gain, at the settings that its study chose."""
+    """Where docs/results/builtin.md shows a gain, at the settings that its study chose."""
     record = json.loads((Path(__file__).parents[2] / "benchmarks/results/group_robustness.json").read_text())
     gi_ppo, ppo = load_config(None, [], builtin.gi_ppo_base()), load_config(None, builtin.PPO, builtin.gi_ppo_base())
     assert gi_ppo.model.reward == ppo.model.reward == "python:gipo_mc.data.synthetic:proxy"

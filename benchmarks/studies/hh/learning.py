@@ -194,7 +194,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs/hh_learning"), help="folder of the runs [%(default)s]")
     out = Path("benchmarks/results/hh_learning.json")
     parser.add_argument("--out", type=Path, default=out, help="the record [%(default)s]")
-    study.table_arguments(parser)
+    study.table_arguments(parser, drawn=False)
     options = study.parsed(parser, list(words) if words is not None else None)
     if not options.table:
         if options.data is None:

@@ -2,7 +2,7 @@
 
     python benchmarks/studies/learned/exploration.py [--strengths weak strong] [--methods ppo gi_ppo] [--seeds 141]
     python benchmarks/studies/learned/exploration.py --set equal_kl [--strengths weak]
-    python benchmarks/studies/learned/exploration.py --table FILE.json [--into docs/results.md]
+    python benchmarks/studies/learned/exploration.py --table FILE.json [--into docs/results/learned.md] [--pictures DIR]
 
 It asks, of each strength of reward model: does the model know what it is to reward, domain by domain; what does an
 oracle of the domains gain by it; what does each candidate signal know of the domains; and does GI-PPO on gains over the
@@ -194,7 +194,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=folder, help="folder of the runs [%(default)s]")
     parser.add_argument("--out", type=Path, help="the record [that of the set, in benchmarks/results]")
     parser.add_argument("--quick", action="store_true", help="a tiny size: does it run?")
-    study.table_arguments(parser)
+    study.table_arguments(parser, drawn=True)
     options = study.parsed(parser, words)
     question = SETS[options.set]
     options.strengths = options.strengths or list(question.strengths)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from benchmarks.studies.cells import Record, average, difference, markdown, results, shown, spread
 from benchmarks.studies.paired import figures, p_value
 
@@ -32,15 +34,27 @@ def _judged(record: Record) -> dict[str, list[dict[str, dict[str, float]]]]:
     return {strength: list(seeds.values()) for strength, seeds in found.items()}
 
 
-def by_strength(record: Record) -> dict[str, dict[str, dict[int, dict[str, float]]]]:
-    """strength -> method -> seed -> figures of its last evaluation, of an exploration's runs that did not fail."""
-    found: dict[str, dict[str, dict[int, dict[str, float]]]] = {}
+def runs_by_strength(record: Record) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """strength -> method -> outcomes of its final runs, of a study or an exploration, but for those that failed."""
+    single = record["size"].get("strength")
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for outcome in record["runs"]:
-        strength, method = outcome["run"]["method"].split("/")
-        if own := figures(outcome):
-            found.setdefault(strength, {}).setdefault(method, {})[outcome["run"]["seed"]] = own
-    order = {s: [m for m in record["methods"] if m in found[s]] for s in record["strengths"] if s in found}
-    return {strength: {method: found[strength][method] for method in methods} for strength, methods in order.items()}
+        strength, method = (single, outcome["run"]["method"]) if single else outcome["run"]["method"].split("/")
+        if figures(outcome):
+            found.setdefault(strength, {}).setdefault(method, []).append(outcome)
+    order = [single] if single else record["strengths"]
+    return {s: {m: found[s][m] for m in record["methods"] if m in found[s]} for s in order if s in found}
+
+
+def by_strength(record: Record) -> dict[str, dict[str, dict[int, dict[str, float]]]]:
+    """strength -> method -> seed -> figures of its last evaluation, of the runs that did not fail."""
+    return {
+        strength: {
+            method: {outcome["run"]["seed"]: figures(outcome) for outcome in outcomes}
+            for method, outcomes in methods.items()
+        }
+        for strength, methods in runs_by_strength(record).items()
+    }
 
 
 def explored_gold(record: Record) -> str:

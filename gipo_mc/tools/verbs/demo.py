@@ -35,17 +35,17 @@ MOST_RANKS = 4
 REGIME = (
     "The reward here is the task's own proxy, a noisy function that pays for a habit the gold reward punishes; the "
     "reward model that the demo trains is shown beside it and rewards nothing. Each method has the settings that the "
-    "study in docs/results.md tuned for it, for 100 iterations. The first iterations of GI-PPO ran on four ranks, "
-    "TP2 x PP2; its others, and PPO, on one."
+    "study in docs/results/builtin.md tuned for it, for 100 iterations. The first iterations of GI-PPO ran on four "
+    "ranks, TP2 x PP2; its others, and PPO, on one."
 )
 EVIDENCE = (
-    "One seed says little. Over ten seeds (docs/results.md, The demo over ten seeds) GI-PPO minus PPO is +0.143 ± "
-    "0.036 on the worst domain (ahead in 10 of 10 seeds), +0.058 ± 0.027 out of domain (9 of 10) and +0.075 ± 0.021 "
-    "on the mean of easy and hard (10 of 10), with 95 % intervals. The study there has baselines, controls and "
-    "oracles on ten other seeds: the gain is the variance penalty's, and on this mixture of prompts groups of high "
-    "and low reward gain as much without a classifier. The reward is not the learned model because no difference "
-    "between PPO and GI-PPO was found with one, over four seeds of this task and on HH-RLHF rows: a demo of it would "
-    "show chance."
+    "One seed says little. Over ten seeds (docs/results/demo.md) GI-PPO minus PPO is +0.143 ± 0.036 on the worst "
+    "domain (ahead in 10 of 10 seeds), +0.058 ± 0.027 out of domain (9 of 10) and +0.075 ± 0.021 on the mean of "
+    "easy and hard (10 of 10), with 95 % intervals. The study beside it (docs/results/builtin.md) has baselines, "
+    "controls and oracles on ten other seeds: the gain is the variance penalty's, and on this mixture of prompts "
+    "groups of high and low reward gain as much without a classifier. The reward is not the learned model because "
+    "no difference between PPO and GI-PPO was found with one, over four seeds of this task and on HH-RLHF rows: a "
+    "demo of it would show chance."
 )
 
 

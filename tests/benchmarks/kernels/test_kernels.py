@@ -105,7 +105,10 @@ def test_tables_and_picture(ran: tuple[Path, str], record: dict[str, Any]) -> No
         documents.inserted("nothing here", "x.json", "table")
 
 
-@pytest.mark.parametrize("document", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+_PAGES = [page for folder in ("docs", "docs/results") for page in sorted((ROOT / folder).glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", _PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_tables_of_documents_are_those_of_their_records(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     for source in re.findall(re.escape(documents.marker("@")).replace("@", "(.*)"), text):
@@ -115,7 +118,7 @@ def test_tables_of_documents_are_those_of_their_records(document: Path) -> None:
         record = json.loads((ROOT / path).read_text())
         table = tables.table(record, part) if part else roofline.document_table(record)
         assert documents.inserted(text, source, table) == text, (
-            f"python benchmarks/{record['benchmark']}.py --table {path} --into docs/{document.name}"
+            f"python benchmarks/{record['benchmark']}.py --table {path} --into {document.relative_to(ROOT)}"
         )
     for target in re.findall(r"\]\(([^)#:\s]+)\)", text):
         assert (document.parent / target).exists(), f"{document.name} points to {target}"

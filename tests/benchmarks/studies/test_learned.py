@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.common import documents
 from benchmarks.studies import paired, tables
-from benchmarks.studies.learned import exploration, learned, reward_models
+from benchmarks.studies.learned import exploration, learned, pictures, reward_models
 from gipo_mc.config import load_config
 from gipo_mc.data import synthetic
 from gipo_mc.data.loading import load_preferences
@@ -88,8 +89,69 @@ def test_p_values() -> None:
     assert paired.p_value([1.0, 1.0]) == 0.0
 
 
+def _outcome(method: str, seed: int, last: int = 40) -> dict[str, Any]:
+    """A run whose gold, reward and KL rise by a half of its seed, from a start of its seed."""
+
+    def row(step: int, gained: float) -> dict[str, float]:
+        found: dict[str, float] = {"step": step}
+        for domain in ("easy", "hard", "ood"):
+            found |= {f"gold/domain/{domain}": gained, f"eval/kl/domain/{domain}": gained * seed}
+            found |= {f"eval/reward/domain/{domain}": seed + gained * seed}
+            for reward in ("gold", "eval/reward"):
+                found |= {f"{reward}/lowest_tenth/{domain}": -1.0, f"{reward}/kurtosis/{domain}": 3.0}
+        return found
+
+    curve = [row(0, 0.0), row(last // 2, 0.25), row(last, 0.5)]
+    run = {"stage": "final", "method": method, "seed": seed, "value": "", "data": "builtin"}
+    return {"run": run, "failure": "", "final": curve[-1], "late": {}, "curve": curve, "trace": []}
+
+
+def test_what_is_drawn_of_a_record(tmp_path: Path) -> None:
+    names = {"ppo": "PPO", "gi_ppo_gain": "GI-PPO, gains", "gi_ppo": "GI-PPO", "dpo": "DPO", "new": "a new one"}
+    record = {
+        "benchmark": "learned_exploration",
+        "exploration": True,
+        "size": {"iterations": 40},
+        "strengths": {"weak": {}, "strong": {}},
+        "methods": {name: {"title": title} for name, title in names.items()},
+        "runs": [_outcome(f"weak/{name}", seed) for name in ("gi_ppo_gain", "ppo") for seed in (1, 3)],
+    }
+    record["runs"] += [_outcome("strong/dpo", 1, last=200), {**_outcome("strong/ppo", 1), "final": {}}]  # which failed
+    found = pictures.curves(record)
+    assert {strength: list(methods) for strength, methods in found.items()} == {
+        "weak": ["ppo", "gi_ppo_gain"],
+        "strong": ["dpo"],
+    }
+    lines = [pictures.line(curve, "reward", "kl") for curve in found["weak"]["ppo"]]
+    assert lines == [([0.0, 0.25, 0.5], [0.0, 0.25, 0.5]), ([0.0, 0.75, 1.5], [0.0, 0.75, 1.5])]
+    assert pictures.mean_line(lines) == ([0.0, 0.5, 1.0], [0.0, 0.5, 1.0])
+    assert pictures.line(found["strong"]["dpo"][0], "hard", "iterations") == ([0.0, 20.0, 40.0], [0.0, 0.25, 0.5])
+    own = pictures.styles(record["methods"])
+    assert own["gi_ppo_gain"] == own["gi_ppo"] | {"linestyle": "--"}
+    assert len({style["color"] for style in own.values()}) == 4
+
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record))
+    assert exploration.main(["--table", str(path), "--pictures", str(tmp_path)]) == 0
+    assert {p.name for p in tmp_path.glob("*.png")} == {"record_over_iterations.png", "record_over_kl.png"}
+
+    study = {
+        **record,
+        "benchmark": "learned_reward",
+        "exploration": False,
+        "size": {"iterations": 40, "strength": "weak"},
+    }
+    study["runs"] = [_outcome(name, seed) for name in ("ppo", "gi_ppo_gain") for seed in (1, 3)]
+    assert pictures.curves(study) == {"weak": found["weak"]}
+    pictures.draw(study, tmp_path, "study")
+    assert len(list(tmp_path.glob("study_*.png"))) == 4
+
+
 def test_the_page_shows_the_record() -> None:
-    text, record = (ROOT / "docs" / "results.md").read_text(encoding="utf-8"), json.loads(RECORD.read_text())
+    text, record = (
+        (ROOT / "docs" / "results" / "learned.md").read_text(encoding="utf-8"),
+        json.loads(RECORD.read_text()),
+    )
     parts = tables.parts(record)
     assert parts and text.count("<!-- table of benchmarks/results/learned_exploration.json: ") == len(parts)
     for part in parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 import tomllib
@@ -53,18 +54,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _library() -> tuple[int, list[float], bool]:
+def _library() -> tuple[int, list[float], bool, dict[str, list[float]]]:
     names = run_blocks("library.md")
-    from examples.own_reward import main
+    from examples import own_reward, sft_reward_dpo
 
-    run = main("models/my-sft", iterations=1)
+    run = own_reward.main("models/my-sft", iterations=1)
+    losses = {name: one.metrics()["loss"].tolist() for name, one in sft_reward_dpo.main("models/my-sft").items()}
     gradient = names["logp"].grad
-    return len(names["responses"]), run.metrics()["reward/mean"].tolist(), bool(gradient.isfinite().all())
+    return len(names["responses"]), run.metrics()["reward/mean"].tolist(), bool(gradient.isfinite().all()), losses
 
 
-def test_the_blocks_of_the_library_page_run(folder: Path) -> None:
-    count, means, finite = in_a_process(_library, folder)
+def test_the_blocks_of_the_library_page_and_the_examples_run(folder: Path) -> None:
+    count, means, finite, losses = in_a_process(_library, folder)
     assert count == 4 and len(means) == 1 and finite
+    assert list(losses) == ["sft", "reward", "dpo"] and all(len(one) == 4 for one in losses.values())
+    assert losses["sft"][-1] < losses["sft"][0] and losses["dpo"][0] == pytest.approx(math.log(2))
 
 
 def test_the_blocks_of_the_rewards_page_run() -> None:

@@ -1,4 +1,4 @@
-"""The blocks of docs/library.md and docs/rewards.md run as they stand, and so do the examples."""
+"""All blocks of Python in docs/ run as they stand, and so do the examples."""
 
 from __future__ import annotations
 
@@ -71,7 +71,15 @@ def test_the_blocks_of_the_library_page_and_the_examples_run(folder: Path) -> No
     assert losses["sft"][-1] < losses["sft"][0] and losses["dpo"][0] == pytest.approx(math.log(2))
 
 
-def test_the_blocks_of_the_rewards_page_run() -> None:
+def test_pages_with_blocks_of_python_are_those_that_run() -> None:
+    pages = [path for path in sorted((ROOT / "docs").rglob("*.md")) if "```python" in path.read_text(encoding="utf-8")]
+    assert [str(path.relative_to(ROOT / "docs")) for path in pages] == ["howto/reward.md", "library.md", "rewards.md"]
+
+
+def test_the_blocks_of_the_rewards_pages_run() -> None:
+    reward = run_blocks("howto/reward.md")["reward"]
+    paid = reward(Sample("2 + 2 =", " 4", columns={"answer": "4"}, response_ids=(1, 2)))
+    assert form_of(reward) == "sample" and paid == pytest.approx(0.998)
     names = run_blocks("rewards.md")
     forms = {name: form_of(names[name]) for name in ("one_at_a_time", "all_at_once", "three_lists")}
     assert forms == {"one_at_a_time": "sample", "all_at_once": "samples", "three_lists": "texts"}

@@ -23,6 +23,10 @@ SEED ?=
 CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 WORKERS := -n $(shell n=$$(( $(CORES) * 3 / 2 )); echo $$(( n > 8 ? 8 : n ))) --dist loadfile --no-loadscope-reorder
 
+# Tells of faults of accessibility, in the tests of HTML pages.
+AXE_VERSION := 4.14.1
+AXE := build/axe-core-$(AXE_VERSION)/node_modules/axe-core/axe.min.js
+
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -75,11 +79,16 @@ test-matrix: ## the tests on each Python of 3.11 and 3.12 that is here, with its
 test-vllm: $(VLLM_VENV)/installed.stamp ## the tests of vLLM as rollout engine, with its CPU build (5 minutes)
 	@$(VLLM_VENV)/bin/python -m pytest -n 0 tests/generation/vllm $(ARGS)
 
-test-browser: $(STAMP) ## the tests of HTML pages in a headless Chromium, which must be there (half a minute)
+test-browser: $(STAMP) $(AXE) ## the tests of HTML pages in a headless Chromium, which must be there (a minute)
 	@command -v chromedriver >/dev/null || { \
 		echo "Chromium and its driver are needed. On Debian and Ubuntu: apt install chromium chromium-driver" >&2; exit 2; }
 	@$(PYTHON) -m pip install --quiet $(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS)) selenium
-	@$(PYTHON) -m pytest -n 0 -m browser tests/evaluation tests/report $(ARGS)
+	@AXE="$(AXE)" $(PYTHON) -m pytest -n 0 -m browser tests/evaluation tests/report $(ARGS)
+
+$(AXE):
+	@command -v npm >/dev/null || { \
+		echo "npm is needed, for axe-core. On Debian and Ubuntu: apt install npm" >&2; exit 2; }
+	@npm install --silent --no-save --no-audit --no-fund --prefix "build/axe-core-$(AXE_VERSION)" "axe-core@$(AXE_VERSION)"
 
 digests: $(STAMP) ## digests of whole runs against the record: for a change that is meant to change no number
 	@$(PYTHON) tests/golden/digests.py $(ARGS)

@@ -9,6 +9,9 @@ from gipo_mc.api.reward_model import load_reward as load_reward
 from gipo_mc.api.runs import Run as Run
 from gipo_mc.api.runs import read_run as read_run
 from gipo_mc.api.training import train as train
+from gipo_mc.api.training import train_dpo as train_dpo
+from gipo_mc.api.training import train_reward as train_reward
+from gipo_mc.api.training import train_sft as train_sft
 from gipo_mc.errors import GipoError as GipoError
 from gipo_mc.ops.group_objective import group_objective as group_objective
 from gipo_mc.ops.group_objective import group_variance as group_variance

@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common.documents import inserted  # noqa: E402
 from gipo_mc import errors  # noqa: E402
+from gipo_mc.evaluation.answers import JudgeStopped  # noqa: E402
 from gipo_mc.report.meanings import SECTIONS  # noqa: E402
 
 
@@ -31,6 +32,8 @@ def exit_codes() -> str:
     meanings |= {kind.exit_code: _sentence(kind) for kind in kinds if kind is not errors.Requeue}
     meanings[errors.EXIT_REQUEUE] = "asked to stop, and stopped: the same command continues"
     meanings[errors.EXIT_INTERRUPTED] = "Ctrl-C"
+    meanings[errors.EXIT_NO_READER] = "nobody reads standard output any more (`gipo-mc plan ... \\| head`)"
+    meanings[JudgeStopped.exit_code] = "A judge does not answer any more, or gave too many answers without a verdict"
     rows = [f"| {code} | {text} |" for code, text in sorted(meanings.items())]
     return "\n".join(["| code | meaning |", "| --- | --- |", *rows])
 

@@ -51,6 +51,12 @@ RL_CHAPTERS = (
                 ("reward/domain/*",),
             ),
             Chart(
+                "Parts of the reward",
+                "Each of several rewards as it came, before its weight; a penalty as what it adds.",
+                "units of the part",
+                ("reward/part/*",),
+            ),
+            Chart(
                 "Responses left out, rewards pulled in",
                 "Numbers that are not finite, and sentinels far out of their batch; nothing where there were none.",
                 "responses of an iteration",

@@ -31,6 +31,13 @@ CHAPTER = Chapter(
             baseline=(0.5, "chance"),
         ),
         Chart(
+            "Held-out pairs, right",
+            "Share of pairs that the reward model orders as labelled. A policy that falls here follows its errors.",
+            "share of pairs",
+            ("pairs/accuracy",),
+            baseline=(0.5, "chance"),
+        ),
+        Chart(
             "Held-out pairs, right by domain",
             "At chance, what the reward model pays in a domain is noise.",
             "share of pairs",
@@ -42,15 +49,31 @@ CHAPTER = Chapter(
             ("pairs/accuracy/group/*",), baseline=(0.5, "chance"),
         ),
         Chart(
-            "Held-out gain over the reference by domain",
+            "Gain over the reference",
             "Reward minus that of the reference's responses to the same prompt. Unlike raw rewards of a reward model, "
             "gains have one level in all domains.",
+            REWARD_UNIT,
+            ("gain/mean", "eval/gain/mean", "worst/domain_gain"),
+            ("on the batch", "held out", "worst domain"),
+            baseline=(0.0, "the reference"),
+        ),
+        Chart(
+            "Held-out gain over the reference by domain",
+            "The lowest curve is the domain that training neglects.",
             REWARD_UNIT,
             ("eval/gain/domain/*",),
             baseline=(0.0, "the reference"),
         ),
         Chart("Gain over the reference by domain", "", REWARD_UNIT, ("gain/domain/*",), baseline=(0.0, "reference")),
+        Chart(
+            "Disagreement of the reward models",
+            "Their standard deviation for a response. Rising: the policy goes where they were not trained.",
+            REWARD_UNIT,
+            ("disagreement/mean", "eval/disagreement/mean"),
+            ("on the batch", "held out"),
+        ),
         Chart("Disagreement of the reward models by domain", "", REWARD_UNIT, ("disagreement/domain/*",)),
+        Chart("Held-out disagreement by domain", "", REWARD_UNIT, ("eval/disagreement/domain/*",)),
     ),
 )  # fmt: skip
 #: A signal whose AUC lies this much over that of the run's own is worth naming.

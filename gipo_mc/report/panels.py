@@ -7,7 +7,7 @@ all runs, in each run's colour; inferred groups, which do not correspond between
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -141,10 +141,7 @@ def _by_domain(chart: Chart, runs: Sequence[RunData], prefix: str, suffix: str, 
     single = chart.title.removesuffix(" by domain")
     if len(runs) == 1:
         there = [key for key in keys if _has(runs[0], f"{prefix}{key}{suffix}")]
-        curves = [
-            _curve(runs[0], f"{prefix}{key}{suffix}", key, colours.get(key, plots.INK), dash=i // 8)
-            for i, key in enumerate(there)
-        ]
+        curves = [_of_key(runs[0], prefix, key, suffix, colours, i) for i, key in enumerate(there)]
         title = chart.title if len(curves) != 1 else f"{single}: {there[0]}"
         return [_panel(title, chart, runs, curves)] if curves else []
     panels = []
@@ -156,6 +153,14 @@ def _by_domain(chart: Chart, runs: Sequence[RunData], prefix: str, suffix: str, 
         if curves:
             panels.append(_panel(f"{single}: {key}", chart, runs, curves))
     return panels
+
+
+def _of_key(run: RunData, prefix: str, key: str, suffix: str, colours: Mapping[str, str], place: int) -> Curve:
+    """The curve of a domain, of a group, or of what else there are several of."""
+    label, colour = key, colours.get(key, plots.DOMAIN_COLOURS[place % len(plots.DOMAIN_COLOURS)])
+    if prefix.endswith("group/"):
+        label, colour = groups.names(run).get(key, f"group {key}"), group_colour(key)
+    return _curve(run, f"{prefix}{key}{suffix}", label, colour, dash=place // 8)
 
 
 def _has(run: RunData, name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,18 +66,29 @@ def is_report(first: str) -> bool:
     return first.startswith("<!doctype html>")
 
 
-def build_report(runs: list[Path], out: Path, note: Path | None = None, evaluation: Path | None = None) -> Path:
+def build_report(
+    runs: list[Path],
+    out: Path,
+    note: Path | None = None,
+    evaluation: Path | None = None,
+    *,
+    tell: Callable[[int, int], None] = lambda done, of: None,
+) -> Path:
     """Write the report of the run folders `runs`, of the evaluation's folder, or of both, to `out` and return it.
 
     Runs of one kind are drawn into the same axes and compared in a table; kinds (SFT, reward model, RL) follow one
     another in the order in which they were given. The evaluation comes before the runs. note: a text file whose
-    paragraphs, parted by empty lines, stand above all. Raises DataError where a run or the evaluation's table is
-    missing, a log is damaged or the note cannot be read, StorageError where `out` cannot be written.
+    paragraphs, parted by empty lines, stand above all. tell: how many runs are drawn, of how many. Raises DataError
+    where a run or the evaluation's table is missing, a log is damaged or the note cannot be read, StorageError where
+    `out` cannot be written.
     """
     loaded = load_runs(runs) if runs or not evaluation else []
     shown = _evaluation(evaluation) if evaluation else None
     kinds = _by_kind(loaded)
-    chapters = [_chapter(kind, members, number) for number, (kind, members) in enumerate(kinds.items())]
+    chapters: list[_Chapter] = []
+    for number, (kind, members) in enumerate(kinds.items()):
+        chapters.append(_chapter(kind, members, number))
+        tell(sum(len(chapter.runs) for chapter in chapters), len(loaded))
     environment = Environment(
         loader=PackageLoader("gipo_mc.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -20,13 +20,14 @@ from gipo_mc.rl.sifting import finite_rewards
 from gipo_mc.types import Prompt, Rollout
 
 
-def evaluate_policy(setup: RLSetup, config: Config) -> dict[str, float]:
-    """What held-out prompts say of the policy, and held-out pairs of the reward (`learned.pairs`)."""
-    metrics = _on_prompts(setup, config) if setup.held_out is not None else {}
+def evaluate_policy(setup: RLSetup, config: Config, tell: Callable[[int, int], None] | None = None) -> dict[str, float]:
+    """What held-out prompts say of the policy, and held-out pairs of the reward (`learned.pairs`). tell: how far the
+    generation is, which takes most of the time."""
+    metrics = _on_prompts(setup, config, tell) if setup.held_out is not None else {}
     return metrics | (setup.pairs.metrics() if setup.pairs is not None else {})
 
 
-def _on_prompts(setup: RLSetup, config: Config) -> dict[str, float]:
+def _on_prompts(setup: RLSetup, config: Config, tell: Callable[[int, int], None] | None) -> dict[str, float]:
     """Sample one response for the first `eval.prompts` held-out prompts of each domain, always with the same random
     numbers, so that two evaluations differ by the policy alone.
 
@@ -38,7 +39,7 @@ def _on_prompts(setup: RLSetup, config: Config) -> dict[str, float]:
     out and outliers winsorised: "<reward>/{invalid,clipped}" count them, where there are any.
     """
     prompts = _held_out(setup, config.eval.prompts)
-    rollout = roll_out(setup.rollout_engine, setup.tokenizer, prompts, config, 0, purpose="evaluation")
+    rollout = roll_out(setup.rollout_engine, setup.tokenizer, prompts, config, 0, purpose="evaluation", on_step=tell)
     level = setup.models.reference_samples(prompts, "evaluation") if setup.models.reference_samples else None
     raw_B, _, disagreement_B = paid(setup.models.reward, prompts, rollout, level)
     kl_B = _kl(setup, rollout, config)

@@ -47,31 +47,28 @@ KEPT_RESPONSES = 8
 def train(config: Config) -> None:
     """Run the algorithm as configured, from the start or from the run folder's last checkpoint."""
     with open_session(config, "train_gi_ppo") as session:
-        setup = set_up(session)
-        state = restore(session, setup)
+        with session.console.share("loading models and data"):
+            setup = set_up(session)
+            state = restore(session, setup)
         if session.start == 0 and setup.evaluates:
-            session.log(0, evaluate_policy(setup, config))  # what the policy could do before
+            with session.console.share("evaluation") as tell:
+                before = evaluate_policy(setup, config, tell)
+            session.log(0, before)
         for step in range(session.start, config.run.iterations):
             session.stop_point(step, partial(_save, session, setup, state, step))
             state, _ = iterate(session, setup, state, step)
             if session.checkpoint_due(step + 1):
                 _save(session, setup, state, step + 1)
-        session.console.done(
-            [
-                ("metrics", str(session.folder.metrics)),
-                ("checkpoints", str(session.folder.checkpoints)),
-                ("report", f"gipo-mc report {session.folder.path}"),
-            ]
-        )
+        session.console.done([*session.folder.results(), ("report", f"gipo-mc report {session.folder.path}")])
 
 
 def iterate(session: Session, setup: RLSetup, state: RLState, step: int) -> tuple[RLState, dict[str, float]]:
     """One iteration. Returns the state after it, and the metrics."""
     config, models = session.config, setup.models
-    phases = Phases(session.layout, session.offloader.apart)
+    phases = Phases(session.layout, session.offloader.apart, session.console.share)
 
     prompts = take_prompts(setup.prompts, config, step)
-    with phases("rollout"), session.console.share("rollout", len(prompts)) as tell:
+    with phases("rollout", len(prompts)) as tell:
         rollout = roll_out(setup.rollout_engine, setup.tokenizer, prompts, config, step, on_step=tell)
     outputs = score(models, prompts, rollout, config, phases)
     session.stop_point(step, partial(_save, session, setup, state, step))  # nothing was updated yet: as it began
@@ -82,8 +79,8 @@ def iterate(session: Session, setup: RLSetup, state: RLState, step: int) -> tupl
         seen, state, metrics = _learn(session, setup, sifted, state, step, phases)
     metrics |= sifted.metrics
     if session.evaluation_due(step + 1) and setup.evaluates:
-        with phases("evaluation"):
-            metrics |= evaluate_policy(setup, config)
+        with phases("evaluation") as tell:
+            metrics |= evaluate_policy(setup, config, tell)
     metrics |= phases.metrics()
     metrics["throughput/tokens_per_second"] = int(rollout.sequences.response_length_B.sum()) / metrics["time/total"]
     _show(session, setup, sifted, seen, metrics, state, step)
@@ -107,11 +104,11 @@ def _learn(
         experience, state = shape(sifted.rollout, sifted.outputs, state, config, setup.group_source)
     if step == 0 and setup.starts_as_reference:
         check_start(experience, session.dtype, one_layout=session.layout.beside is None)
-    with phases("update_critic"), session.console.share("critic", len(experience)) as tell:
+    with phases("update_critic", len(experience)) as tell:
         critic_metrics = update_critic(models, experience, config, step, tell)
     policy_metrics: dict[str, float] = {}
     if step >= config.algorithm.critic_warmup:
-        with phases("update_policy"), session.console.share("policy", len(experience)) as tell:
+        with phases("update_policy", len(experience)) as tell:
             policy_metrics = update_policy(models.policy, experience, config, step, tell)
     look = looks(experience.rollout.sequences, setup.tokenizer, config.rollout.refusals)
     metrics = iteration_metrics(experience, state, config, step, look) | critic_metrics | policy_metrics

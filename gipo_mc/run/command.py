@@ -61,10 +61,10 @@ def run_command(
     return run_parsed(arguments, work, builtin=builtin, command=command)
 
 
-def command_parser(description: str, command: str = "") -> Parser:
-    """The parser of `run_command`, for a command that has options of its own besides."""
+def command_parser(description: str, command: str = "", *, reports: bool = False) -> Parser:
+    """The parser of `run_command`, for a command that has options of its own besides. reports: as in `Parser`."""
     verb = command.replace("_", " ", 1).replace("_", "-")
-    parser = Parser(verb, description=description, epilog=_options(command) if command else None)
+    parser = Parser(verb, reports=reports, description=description, epilog=_options(command) if command else None)
     parser.command = command
     parser.add_argument("--config", metavar="FILE", help="YAML file; the runnable ones are in configs/")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override an option")

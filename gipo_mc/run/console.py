@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -18,7 +18,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -27,7 +27,7 @@ from rich.text import Text
 
 from gipo_mc.run.jsonl import printable
 from gipo_mc.run.terminal.voice import is_quiet
-from gipo_mc.run.terminal.waiting import FIRST, LATER, duration
+from gipo_mc.run.terminal.waiting import duration, waiting
 
 _ASCII = str.maketrans({"±": "+-", "·": "|", "→": "->", "…": "..", "×": "x"})
 
@@ -68,48 +68,44 @@ class Console:
         self._labelled(lines)
 
     @contextmanager
-    def progress(self, description: str, total: int) -> Iterator[ProgressTask]:
-        """A bar over `total` units (sequences, tokens, micro-batches), gone at its end. May be nested.
+    def share(
+        self, description: str, total: int | None = None, *, logged: bool = True
+    ) -> Iterator[Callable[[int, int], None]]:
+        """A bar, gone at its end; may be nested. Until something is told it shows that work goes on, and since when.
 
-        >>> with console.progress("rollout", 64) as task:
-        ...     task.advance(8)
+        Yields f(done, of), in units of the share of one replica, which tells; shown in `total` units (sequences,
+        tokens) where that is given. logged: say it where there is no terminal, too.
+
+        >>> with console.share("rollout", 64) as tell:
+        ...     tell(1, 8)  # 8 of 64
         """
         label = (
             description if self._step is None else f"[{min(self._step + 1, self._total)}/{self._total}] {description}"
         )
-        if not self._enabled or is_quiet():
-            yield ProgressTask()
-        elif not self._rich.is_terminal:
-            yield _PlainTask(self, label, total)
-        else:
-            if self._progress is None:
-                self._progress = self._new_progress()
-                self._progress.start()
-            self._depth += 1
-            bar = self._progress
-            task = bar.add_task(self._clean(label), total=total)
-            try:
-                yield _BarTask(bar, task)
-            finally:
-                bar.remove_task(task)
-                self._depth -= 1
-                if self._depth == 0:
-                    bar.stop()
-                    self._progress = None
+        reached: Callable[[int, int], None]
+        with ExitStack() as at_the_end:
+            if self._rich.is_terminal and self._enabled and not is_quiet():
+                reached = at_the_end.enter_context(self._bar(label, total))
+            else:
+                reached = at_the_end.enter_context(waiting(label, told=self._enabled, logged=logged))
+            yield lambda done, of: reached(done * total // max(of, 1), total) if total else reached(done, of)
 
     @contextmanager
-    def share(self, description: str, total: int) -> Iterator[Callable[[int, int], None]]:
-        """`progress` over `total` units of which one replica tells; yields f(done, of), in units of its own share."""
-        with self.progress(description, total) as task:
-            shown = 0
-
-            def tell(done: int, of: int) -> None:
-                nonlocal shown
-                now = done * total // max(of, 1)
-                task.advance(now - shown)
-                shown = now
-
-            yield tell
+    def _bar(self, label: str, total: int | None) -> Iterator[Callable[[int, int], None]]:
+        if self._progress is None:
+            self._progress = self._new_progress()
+            self._progress.start()
+        self._depth += 1
+        bar = self._progress
+        task = bar.add_task(self._clean(label), total=total)
+        try:
+            yield lambda done, of: bar.update(task, completed=done, total=of)
+        finally:
+            bar.remove_task(task)
+            self._depth -= 1
+            if self._depth == 0:
+                bar.stop()
+                self._progress = None
 
     def iteration(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line on iteration `step`, whatever of the known metrics is there."""
@@ -167,10 +163,9 @@ class Console:
         return Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            _Count(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            _Left(),
             console=self._rich,
             transient=True,
         )
@@ -181,38 +176,18 @@ def on_stderr(enabled: bool = True) -> Console:
     return Console("", 1, enabled=enabled, file=sys.stderr)
 
 
-class ProgressTask:
-    """A running progress; this base shows nothing."""
+class _Count(MofNCompleteColumn):
+    """Nothing where the number of steps is not known."""
 
-    def advance(self, amount: int = 1) -> None:
-        """`amount` more units are done."""
-
-
-class _BarTask(ProgressTask):
-    def __init__(self, bar: Progress, task: TaskID) -> None:
-        self._bar = bar
-        self._task = task
-
-    def advance(self, amount: int = 1) -> None:
-        self._bar.advance(self._task, amount)
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task)
 
 
-class _PlainTask(ProgressTask):
-    def __init__(self, console: Console, label: str, total: int) -> None:
-        self._console = console
-        self._label = label
-        self._total = total
-        self._done = 0
-        self._began = time.monotonic()
-        self._next = self._began + FIRST
+class _Left(TimeRemainingColumn):
+    """The time left; nothing before it is known."""
 
-    def advance(self, amount: int = 1) -> None:
-        self._done += amount
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + LATER
-            left = (now - self._began) * (self._total - self._done) / max(self._done, 1)
-            self._console._print(Segment(f"{self._label} {self._done}/{self._total}, {duration(left)} left", 0))
+    def render(self, task: Task) -> Text:
+        return Text() if task.time_remaining is None else Text.assemble("left ", super().render(task))
 
 
 def iteration_segments(step: int, total: int, metrics: Mapping[str, float], left: float | None = None) -> list[Segment]:

@@ -136,9 +136,9 @@ class RunFolder:
     def status(self) -> Path:
         return self.path / "run_status.json"
 
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
+    def results(self) -> list[tuple[str, str]]:
+        """What a person looks for when the run is done, and where it is."""
+        return [("metrics", str(self.metrics)), ("checkpoints", str(self.checkpoints))]
 
     def write_status(self, state: State, exit_code: int | None = None, message: str = "", step: int = 0) -> None:
         """Replace run_status.json atomically. torchrun reduces every exit code to 1: this file keeps the real one.

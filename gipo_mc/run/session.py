@@ -75,7 +75,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.folder, self.write_status, self.config.run.grace_seconds)
-        self.saves = Saves(self.folder, self.config.checkpoint, self.watch.saving)
+        self.saves = Saves(self.folder, self.config.checkpoint, self.watch.saving, self.console.share)
         shards = sharing(self.config.parallel, self.layout.device)["distributed_optimizer"]
         self.fixed = Fixed(fixed_settings(self.config, self.folder.command, self.dtype, distributed_optimizer=shards))
 

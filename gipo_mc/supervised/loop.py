@@ -108,13 +108,14 @@ def train_supervised(config: Config, command: str, head: HeadKind, make_task: Ta
     `run.iterations` optimizer steps of `train.batch_size` units with the `policy` section's optimizer.
     """
     with open_session(config, command) as session:
-        source = session.source(config.model.policy, "model.policy")
-        tokenizer = session.tokenizer(source, config.model.tokenizer)
-        source.shape.check(*session.layout.model_sizes, sequence_length=config.data.sequence_length)
-        task = make_task(session, tokenizer)
-        engine = session.load(source, head, config.policy, total_steps=config.run.iterations)
-        session.header([("model", source.name), *task.describe()])
-        saved = session.resume({"model": engine})
+        with session.console.share("loading model and data"):
+            source = session.source(config.model.policy, "model.policy")
+            tokenizer = session.tokenizer(source, config.model.tokenizer)
+            source.shape.check(*session.layout.model_sizes, sequence_length=config.data.sequence_length)
+            task = make_task(session, tokenizer)
+            engine = session.load(source, head, config.policy, total_steps=config.run.iterations)
+            session.header([("model", source.name), *task.describe()])
+            saved = session.resume({"model": engine})
         if saved is not None:
             task.restore(saved)
         task.prepare(session, engine)
@@ -123,14 +124,16 @@ def train_supervised(config: Config, command: str, head: HeadKind, make_task: Ta
         def save(step: int) -> None:
             session.save(step, {"model": engine}, {"model": tokenizer}, task.state())
 
-        for step in range(session.start, config.run.iterations):
-            session.stop_point(step, partial(save, step))
-            checks.check(session, engine, task, step, _step(session, engine, task, step))
-            if session.checkpoint_due(step + 1):
-                save(step + 1)
-        session.console.done(
-            [("metrics", str(session.folder.metrics)), ("checkpoints", str(session.folder.checkpoints))]
-        )
+        left = range(session.start, config.run.iterations)
+        # A log has the lines of some steps, which say how long the others will take.
+        with session.console.share("training", logged=False) as tell:
+            for step in left:
+                session.stop_point(step, partial(save, step))
+                checks.check(session, engine, task, step, _step(session, engine, task, step))
+                if session.checkpoint_due(step + 1):
+                    save(step + 1)
+                tell(step + 1 - session.start, len(left))
+        session.console.done(session.folder.results())
 
 
 class StepChecks:
@@ -193,8 +196,8 @@ def _step(session: Session, engine: Engine, task: Task, step: int) -> dict[str, 
         metrics["grad_norm"] = result.grad_norm
         metrics |= task.after_step(outputs)
     if task.held_out_size and config.eval.prompts and session.evaluation_due(step + 1):
-        with phases("evaluation"):
-            held_out = evaluate(session, engine, task)
+        with phases("evaluation"), session.console.share("evaluation") as tell:
+            held_out = evaluate(session, engine, task, tell)
         metrics |= {f"eval/{name}": value for name, value in held_out.items()}
     metrics |= phases.metrics()
     metrics["throughput/tokens_per_second"] = float(batch.response_length_B.sum()) / metrics["time/update"]
@@ -203,16 +206,19 @@ def _step(session: Session, engine: Engine, task: Task, step: int) -> dict[str, 
     return metrics
 
 
-def evaluate(session: Session, engine: Engine, task: Task) -> dict[str, float]:
-    """Metrics over the first `eval.prompts` held-out units, spread evenly over the held-out data."""
+def evaluate(session: Session, engine: Engine, task: Task, tell: Callable[[int, int], None]) -> dict[str, float]:
+    """Metrics over the first `eval.prompts` held-out units, spread evenly over the held-out data. tell: how many
+    batches are done, of how many."""
     outputs: dict[str, list[Tensor]] = {name: [] for name in task.outputs}
     normaliser = 0.0
-    for rows in held_out_rows(session, task.held_out_size):
+    batches = held_out_rows(session, task.held_out_size)
+    for number, rows in enumerate(batches, start=1):
         batch, last_stage = task.batch(rows.tolist(), held_out=True)
         normaliser += task.normaliser(batch)
         found = forward(session, engine, batch, last_stage, task.outputs, unit=task.unit)
         for name in task.outputs:
             outputs[name].append(found[name])
+        tell(number, len(batches))
     return task.metrics({name: torch.cat(values) for name, values in outputs.items()}, normaliser)
 
 

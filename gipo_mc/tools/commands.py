@@ -50,9 +50,9 @@ def shown(words: list[str]) -> str:
     return printable(shlex.join(words))
 
 
-def attempt(words: list[str]) -> tuple[int, int]:
+def attempt(words: list[str], *, aside: bool = False) -> tuple[int, int]:
     """(exit code, signal that asked this process to stop or 0). Signals are passed on, once each, to the command: it
-    has a session of its own, so that Ctrl-C does not reach its ranks twice."""
+    has a session of its own, so that Ctrl-C does not reach its ranks twice. aside: what it prints goes to stderr."""
     asked = 0
     child: subprocess.Popen[bytes] | None = None
 
@@ -65,7 +65,8 @@ def attempt(words: list[str]) -> tuple[int, int]:
     earlier = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         # Ranks that share a machine's cores do best with one thread each.
-        child = subprocess.Popen(words, env={"OMP_NUM_THREADS": "1", **os.environ}, start_new_session=True)
+        environment = {"OMP_NUM_THREADS": "1", **os.environ}
+        child = subprocess.Popen(words, env=environment, start_new_session=True, stdout=2 if aside else None)
         if asked:  # before there was somebody to pass it on to
             child.send_signal(asked)
         code = child.wait()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from gipo_mc.parallel.layout import Layout
 from gipo_mc.run import checkpoint
 from gipo_mc.run.model_files import save_model_files, tokens_of
 from gipo_mc.run.model_sources import ModelSource, load_model, resolve
+from gipo_mc.run.terminal.waiting import Progress
 from gipo_mc.tools.output import IMPORTED_FILES, MODEL_FILES, check_output, new_folder
 
 #: Texts that --check tokenizes and scores.
@@ -37,18 +38,20 @@ _SAMPLES = (
 _ROLE = "model"
 
 
-def check(name: str, layout: Layout, readers: Sequence[str] = ()) -> list[Check]:
+def check(name: str, layout: Layout, readers: Sequence[str] = (), progress: Progress | None = None) -> list[Check]:
     """Prove a Hugging Face folder or hub name against transformers at this layout; the same answer on every rank.
 
     readers: Python interpreters of environments with other versions of transformers, to compare with as well.
+    progress: told of each phase.
     """
+    progress = progress or Progress("")
     source = resolve(name, "--check", together=True)
     if source.kind == "run":
         raise ConfigError(
             f"--check {name} is a run: convert it with --to-hf first, and check the folder that it writes."
         )
     texts = _texts(source) if any((source.folder / name).is_file() for name in TOKENIZERS) else None
-    return check_checkpoint(source.folder, layout, texts=texts, readers=readers)
+    return check_checkpoint(source.folder, layout, texts=texts, readers=readers, tell=progress.phase)
 
 
 def _texts(source: ModelSource) -> Texts:
@@ -72,37 +75,43 @@ def to_hf(
     dtype: torch.dtype | None = None,
     *,
     overwrite: bool = False,
-    tell: Callable[[int, int], None] = lambda done, of: None,
+    progress: Progress | None = None,
 ) -> None:
     """The policy or model of a run (or of one of its checkpoints) as a Hugging Face folder with its tokenizer.
 
-    dtype: of the written weights; None keeps that of the checkpoint. overwrite: replace a model in `out`. tell: how
-    many tensors are written, of how many. All ranks call. Raises ConfigError where `name` is no run or `out` holds
-    something, CheckpointError where the run has no usable checkpoint, StorageError.
+    dtype: of the written weights; None keeps that of the checkpoint. overwrite: replace a model in `out`.
+    progress: told of each phase, and of the tensors that are written. All ranks call. Raises ConfigError where `name`
+    is no run or `out` holds something, CheckpointError where the run has no usable checkpoint, StorageError.
     """
+    progress = progress or Progress("")
+    progress.phase("verifying the checkpoint")
     source: ModelSource = resolve(name, "--to-hf", together=True)
     if source.kind == "hf":
         raise ConfigError(f"--to-hf {name} is a Hugging Face folder already.")
     on_main(lambda: check_output(out, MODEL_FILES, overwrite))
+    progress.phase("reading weights")
     head: HeadKind = checkpoint.load_state(source.checkpoint)["heads"][source.role]
     model = load_model(source, layout, head=head, dtype=_run_dtype(source), trainable=False, seed=1)
     tokenizer = load_tokenizer(str(source.folder))
     tokens = tokens_of(model.shape, tokenizer, head)
+    progress.phase("writing tensors")
     with new_folder(out, MODEL_FILES, overwrite, on_main) as temporary:
-        export_hf_weights(model, temporary, dtype=dtype, tokens=tokens, tell=tell)
+        export_hf_weights(model, temporary, dtype=dtype, tokens=tokens, tell=progress)
         on_main(lambda: save_tokenizer(tokenizer, temporary, tokens.pad_id))
 
 
-def from_hf(name: str, out: Path, layout: Layout, *, overwrite: bool = False) -> Path:
+def from_hf(name: str, out: Path, layout: Layout, *, overwrite: bool = False, progress: Progress | None = None) -> Path:
     """A Hugging Face folder or hub name as step 0 of a run folder; returns the checkpoint. All ranks call.
 
     Every command takes the result where it takes a run: `model.policy=OUT`, in any layout. overwrite: replace what an
-    earlier import left in `out`. Raises as `to_hf`.
+    earlier import left in `out`. progress: told of each phase. Raises as `to_hf`.
     """
+    progress = progress or Progress("")
     source: ModelSource = resolve(name, "--from-hf", together=True)
     if source.kind == "run":
         raise ConfigError(f"--from-hf {name} is a run already: commands take it as it is.")
     on_main(lambda: check_output(out, IMPORTED_FILES, overwrite))
+    progress.phase("reading weights")
     weights = SafetensorsFolder(source.folder)
     head: HeadKind = "reward" if SCORE in weights.shapes else "lm"
     check_weights(weights, source.shape, head)
@@ -112,6 +121,7 @@ def from_hf(name: str, out: Path, layout: Layout, *, overwrite: bool = False) ->
     def extras(path: Path) -> None:
         save_model_files(model, tokenizer, path / _ROLE)
 
+    progress.phase("writing the checkpoint")
     state, sharded = {"heads": {_ROLE: head}}, Engine(model, layout).sharded_state(_ROLE)
     with new_folder(out, IMPORTED_FILES, overwrite, on_main) as temporary:
         written = checkpoint.save(temporary / "checkpoints", 0, sharded, state, 2, extras)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +66,19 @@ def create_text_model(
     family: str = "llama",
     *,
     overwrite: bool = False,
+    tell: Callable[[str], None] = lambda phase: None,
     **config: Any,
 ) -> int:
     """`create_model` with a byte-level BPE tokenizer trained on the demonstrations of `data`; returns its vocabulary.
 
-    Raises DataError where a source cannot be read, ConfigError where memory is too small.
+    tell: called with what is done next, in words. Raises DataError where a source cannot be read, ConfigError where
+    memory is too small.
     """
     _check_memory(vocab_size, **config)
     check_output(folder, MODEL_FILES, overwrite)  # before minutes of reading
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer = train_bpe_tokenizer(_texts(data), vocab_size, scratch)
+        tokenizer = train_bpe_tokenizer(_texts(data, tell), vocab_size, scratch)
+    tell("drawing weights and writing them")
     create_model(folder, tokenizer, seed, family, overwrite=overwrite, **config)
     return len(tokenizer)
 
@@ -91,8 +94,11 @@ def _check_memory(vocab: int, *, hidden_size: int, intermediate_size: int, num_h
         )
 
 
-def _texts(data: DataConfig) -> Iterator[str]:
-    for source in sources_of(data, "demonstrations"):
+def _texts(data: DataConfig, tell: Callable[[str], None]) -> Iterator[str]:
+    sources = sources_of(data, "demonstrations")
+    for number, source in enumerate(sources, start=1):
+        tell(f"reading {source}" + (f" ({number} of {len(sources)})" if len(sources) > 1 else ""))
         for example in examples(source, "demonstrations", "", data, SourceReport(source)):
             prompt = example.prompt if isinstance(example.prompt, str) else plain(example.prompt)
             yield f"{prompt} {example.chosen}"
+    tell("training the tokenizer")

@@ -204,5 +204,9 @@ def test_what_is_no_run_or_no_reward_is_said(tmp_path: Path) -> None:
         gipo_mc.train(reward=_shorter, options={"run.iteration": 1}, **call)
     with pytest.raises(ConfigError, match="is no value of an option"):
         gipo_mc.train(reward=_shorter, options={"run.seed": object()}, **call)
-    with pytest.raises(ConfigError, match="rows and names of files"):
+    with pytest.raises(ConfigError, match="prompts holds rows and names of files"):
         gipo_mc.train(reward=_shorter, **call | {"prompts": ["a.jsonl", {"prompt": "x"}]})
+    with pytest.raises(ConfigError, match="preferences holds rows and names of files"):
+        gipo_mc.train_dpo(policy="p", preferences=["a.jsonl", {"prompt": "x"}], run=tmp_path / "r")
+    with pytest.raises(ConfigError, match="names no folder"):
+        gipo_mc.train_sft(policy="p", demonstrations="a.jsonl", run="")

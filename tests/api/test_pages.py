@@ -1,8 +1,9 @@
-"""The blocks of docs/library.md and docs/rewards.md run as they stand, and so do the examples."""
+"""All blocks of Python in docs/ run as they stand, and so do the examples."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 import tomllib
@@ -53,21 +54,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _library() -> tuple[int, list[float], bool]:
+def _library() -> tuple[int, list[float], bool, dict[str, list[float]]]:
     names = run_blocks("library.md")
-    from examples.own_reward import main
+    from examples import own_reward, sft_reward_dpo
 
-    run = main("models/my-sft", iterations=1)
+    run = own_reward.main("models/my-sft", iterations=1)
+    losses = {name: one.metrics()["loss"].tolist() for name, one in sft_reward_dpo.main("models/my-sft").items()}
     gradient = names["logp"].grad
-    return len(names["responses"]), run.metrics()["reward/mean"].tolist(), bool(gradient.isfinite().all())
+    return len(names["responses"]), run.metrics()["reward/mean"].tolist(), bool(gradient.isfinite().all()), losses
 
 
-def test_the_blocks_of_the_library_page_run(folder: Path) -> None:
-    count, means, finite = in_a_process(_library, folder)
+def test_the_blocks_of_the_library_page_and_the_examples_run(folder: Path) -> None:
+    count, means, finite, losses = in_a_process(_library, folder)
     assert count == 4 and len(means) == 1 and finite
+    assert list(losses) == ["sft", "reward", "dpo"] and all(len(one) == 4 for one in losses.values())
+    assert losses["sft"][-1] < losses["sft"][0] and losses["dpo"][0] == pytest.approx(math.log(2))
 
 
-def test_the_blocks_of_the_rewards_page_run() -> None:
+def test_pages_with_blocks_of_python_are_those_that_run() -> None:
+    pages = [path for path in sorted((ROOT / "docs").rglob("*.md")) if "```python" in path.read_text(encoding="utf-8")]
+    assert [str(path.relative_to(ROOT / "docs")) for path in pages] == ["howto/reward.md", "library.md", "rewards.md"]
+
+
+def test_the_blocks_of_the_rewards_pages_run() -> None:
+    reward = run_blocks("howto/reward.md")["reward"]
+    paid = reward(Sample("2 + 2 =", " 4", columns={"answer": "4"}, response_ids=(1, 2)))
+    assert form_of(reward) == "sample" and paid == pytest.approx(0.998)
     names = run_blocks("rewards.md")
     forms = {name: form_of(names[name]) for name in ("one_at_a_time", "all_at_once", "three_lists")}
     assert forms == {"one_at_a_time": "sample", "all_at_once": "samples", "three_lists": "texts"}

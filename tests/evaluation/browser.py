@@ -14,6 +14,11 @@ import pytest
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PHONE = (390, 844)
 DESKTOP = (1280, 800)
+_FAULTS = """
+const done = arguments[0];
+axe.run(document).then(found => done(found.violations.filter(each => ['serious', 'critical'].includes(each.impact))
+  .map(each => `${each.impact} ${each.id}: ${each.nodes[0].html.slice(0, 200)}`)));
+"""
 
 
 def browser_or_skip() -> tuple[str, str]:
@@ -41,6 +46,7 @@ def open_browser(downloads: Path) -> Iterator[Any]:
         options.add_argument("--no-sandbox")  # Chromium refuses root otherwise
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     opened = webdriver.Chrome(options=options, service=Service(driver))
+    opened.set_script_timeout(120)
     try:
         opened.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(downloads)})
         yield opened
@@ -56,6 +62,18 @@ def show(driver: Any, size: tuple[int, int] = DESKTOP, *, dark: bool = False, pr
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     medium = {"media": "print" if printed else "screen", "features": [scheme]}
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", medium)
+
+
+def serious_faults(driver: Any) -> list[str]:
+    """The serious and critical faults that axe-core finds on what is shown, everything unfolded. Skips the test where
+    it is not there: `make test-browser` fetches it."""
+    axe = os.environ.get("AXE", "")
+    if not axe:
+        pytest.skip("needs axe-core: make test-browser installs it, and names it in AXE")
+    driver.execute_script("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    driver.execute_script(Path(axe).read_text(encoding="utf-8"))
+    found: list[str] = driver.execute_async_script(_FAULTS)
+    return found
 
 
 def complaints(driver: Any) -> list[str]:

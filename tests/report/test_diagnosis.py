@@ -41,3 +41,21 @@ def test_the_page_has_them(tmp_path: Path) -> None:
     page = page_of([tmp_path / "run"], tmp_path / "r.html")
     assert {"Do the signals know the domains?", "Held-out pairs, right by domain"} <= set(page.titles)
     assert "signal/auc" not in page.text and "pairs/accuracy" not in page.text, "in charts, not among the rest"
+
+
+def test_parts_of_the_reward_and_what_is_learned_of_it_have_charts(tmp_path: Path) -> None:
+    """Means and domains of each, held out too; of one run and of several, and none of them among the rest."""
+    means = ("gain/mean", "eval/gain/mean", "worst/domain_gain", "disagreement/mean", "eval/disagreement/mean")
+    keys = ("gain/domain/easy", "disagreement/domain/easy", "eval/disagreement/domain/easy", "pairs/accuracy/group/0")
+    parts = ("reward/part/helpful", "reward/part/exact", "reward/part/length_penalty")
+    more = {name: 0.1 * place for place, name in enumerate((*means, *keys, *parts, "pairs/accuracy"))}
+    for name in ("one", "two"):
+        write_run(tmp_path / name, _rows(4, **more), config="algorithm: {groups_from: classifier}\n")
+    page = page_of([tmp_path / "one"], tmp_path / "one.html")
+    wanted = {"Parts of the reward", "Gain over the reference", "Disagreement of the reward models"}
+    assert wanted | {"Held-out pairs, right", "Held-out disagreement: easy"} <= set(page.titles)
+    for name in ("helpful", "exact", "length_penalty", "group 0", "worst domain"):
+        assert name in page.text
+    assert not any(name in page.text for name in ("reward/part", "gain/mean", "disagreement/mean", "pairs/accuracy"))
+    page = page_of([tmp_path / "one", tmp_path / "two"], tmp_path / "two.html")
+    assert {"Parts of the reward: exact", "Gain over the reference: held out"} <= set(page.titles)

@@ -1,9 +1,8 @@
 """The report and the page of the monitor in a real browser: a quiet console, nothing over the edge, runs hidden and
-compared by a click, and no serious fault that axe-core knows of, where that is installed (AXE=path of axe.min.js)."""
+compared by a click, and no serious fault that axe-core knows of."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -15,23 +14,17 @@ import pytest
 from gipo_mc.monitor.follow import followers
 from gipo_mc.monitor.server import MonitorServer
 from gipo_mc.report.report import build_report
-from tests.evaluation.browser import DESKTOP, PHONE, browser_or_skip, complaints, open_browser, show
+from tests.evaluation.browser import DESKTOP, PHONE, browser_or_skip, complaints, open_browser, serious_faults, show
 from tests.monitor.folders import append, rows, run
 from tests.report.conftest import Runs
 
 pytestmark = pytest.mark.browser
-_VIOLATIONS = """
-const done = arguments[0];
-axe.run(document).then(found => done(found.violations.filter(each => ['serious', 'critical'].includes(each.impact))
-  .map(each => `${each.impact} ${each.id}: ${each.nodes[0].html.slice(0, 200)}`)));
-"""
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     browser_or_skip()
     with open_browser(tmp_path_factory.mktemp("browser")) as opened:
-        opened.set_script_timeout(120)
         yield opened
 
 
@@ -51,17 +44,6 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, s
         server.shutdown()
 
 
-def _violations(driver: Any) -> list[str]:
-    """What axe-core finds; skips the test where it is not there."""
-    axe = os.environ.get("AXE", "")
-    if not axe:
-        pytest.skip("needs axe-core: npm install axe-core, and AXE=node_modules/axe-core/axe.min.js")
-    driver.execute_script("document.querySelectorAll('details').forEach(each => { each.open = true; })")
-    driver.execute_script(Path(axe).read_text(encoding="utf-8"))
-    found: list[str] = driver.execute_async_script(_VIOLATIONS)
-    return found
-
-
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
 @pytest.mark.parametrize("dark", [False, True])
 def test_no_serious_fault(
@@ -70,7 +52,7 @@ def test_no_serious_fault(
     for address in (page, followed[1]):
         show(driver, size, dark=dark)
         driver.get(address)
-        assert not _violations(driver)
+        assert not serious_faults(driver)
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])

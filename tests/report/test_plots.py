@@ -48,3 +48,9 @@ def test_a_long_run_is_thinned_but_keeps_its_mean():
 def test_histogram_needs_values():
     with pytest.raises(ValueError, match="needs values"):
         plots.histogram([plots.Sample("a", np.empty(0), "#000000")], x_label="x")
+
+
+def test_what_never_left_zero_has_no_axis_below_it():
+    steps, zero = np.arange(5.0), np.zeros(5)
+    svg = plots.line_chart([plots.Curve("clipped", steps, zero, plots.INK)], x_label="iteration", y_label="share")
+    assert "\N{MINUS SIGN}" not in svg and ">0.5<" in svg

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gipo_mc.report.report import build_report
-from tests.evaluation.browser import DESKTOP, PHONE, browser_or_skip, complaints, open_browser, show
+from tests.evaluation.browser import DESKTOP, PHONE, browser_or_skip, complaints, open_browser, serious_faults, show
 from tests.report.evaluations import evaluation, with_agreement
 
 pytestmark = pytest.mark.browser
@@ -70,3 +70,10 @@ def test_every_text_can_be_read_on_its_ground(driver: Any, dark: bool) -> None:
     show(driver, PHONE, dark=dark)
     worst = driver.execute_script(_CONTRAST)
     assert worst[0] >= 4.5, worst
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+@pytest.mark.parametrize("dark", [False, True])
+def test_no_serious_fault(driver: Any, size: tuple[int, int], dark: bool) -> None:
+    show(driver, size, dark=dark)
+    assert not serious_faults(driver)

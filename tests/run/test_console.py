@@ -1,6 +1,8 @@
 """The console: one line an iteration that fits, plain without a terminal, no control characters from data."""
 
 import io
+import re
+from contextlib import contextmanager
 
 import pytest
 
@@ -82,8 +84,8 @@ def test_control_characters_and_markup_of_data_do_not_reach_the_terminal():
     console.header([("data", "a\x1b[2Jb\u202ec\r"), "[bold]not markup[/bold]"])
     console.warn("x\x9b31m")
     console.iteration(1, {**RL, "reward/domain/\x1b[5mblink": 1.0})
-    with console.progress("roll\x07out", 3) as task:
-        task.advance()
+    with console.share("roll\x07out", 3) as tell:
+        tell(1, 3)
     shown = file.getvalue()
     for bad in ("\x1b]0", "\x07", "\x1b[2J", "\u202e", "\x9b", "\x1b[5m"):
         assert bad not in shown
@@ -105,43 +107,65 @@ def test_a_disabled_console_is_silent():
     file = io.StringIO()
     console = Console("toy", 50, enabled=False, file=file)
     console.header(["a"])
-    with console.progress("rollout", 8) as task:
-        task.advance(8)
+    with console.share("rollout", 8) as tell:
+        tell(8, 8)
     console.iteration(1, RL)
     console.warn("w")
     console.done(["d"])
     assert file.getvalue() == ""
 
 
-def test_progress_without_a_terminal_speaks_rarely(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(console_module.time, "monotonic", lambda: clock[0])
-    file = io.StringIO()
-    console = Console("toy", 50, file=file)
+def test_without_a_terminal_progress_is_a_line_now_and_then_in_the_units_of_all_replicas(monkeypatch):
+    said, counted = [], []
+
+    @contextmanager
+    def heard(what, *, told, logged):
+        said.append((what, told, logged))
+        yield lambda done, of: counted.append((done, of))
+
+    monkeypatch.setattr(console_module, "waiting", heard)
+    console = Console("toy", 50, file=io.StringIO())
     console.iteration(1, {})
-    with console.progress("rollout", 100) as task:
-        for _ in range(100):
-            clock[0] += 1.0
-            task.advance()
-    assert file.getvalue().splitlines()[1:] == [
-        "[2/50] rollout 5/100, 1 min 35 s left",
-        "[2/50] rollout 35/100, 1 min 05 s left",
-        "[2/50] rollout 65/100, 35 s left",
-        "[2/50] rollout 95/100, 5 s left",
-    ]
+    with console.share("rollout", 100) as tell:
+        tell(1, 4)
+    with console.share("saving", logged=False) as tell:
+        tell(2, 5)
+    with Console("toy", 50, enabled=False, file=io.StringIO()).share("rollout", 100):
+        pass
+    assert said == [("[2/50] rollout", True, True), ("[2/50] saving", True, False), ("rollout", False, True)]
+    assert counted == [(25, 100), (2, 5)]
+
+
+def test_a_bar_counts_only_what_is_told():
+    file = Terminal()
+    console = Console("toy", 5, file=file, width=80)
+    with console.share("saving"):
+        console.warn("said meanwhile")
+    shown = _without_escapes(file.getvalue())
+    assert "saving" in shown and "/" not in shown and "left" not in shown
+    with console.share("rollout", 64) as tell:
+        tell(1, 8)
+        assert console._progress is not None
+        console._progress.refresh()  # as it does ten times a second
+    assert "8/64" in _without_escapes(file.getvalue())
+
+
+def _without_escapes(text: str) -> str:
+    """All that was drawn, also what was drawn over."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
 
 
 def test_progress_bars_nest_and_end_with_an_exception():
     file = Terminal()
     console = Console("toy", 5, file=file, width=80)
-    with pytest.raises(RuntimeError), console.progress("outer", 2) as outer:
-        outer.advance()
-        with console.progress("inner", 2) as inner:
-            inner.advance(2)
+    with pytest.raises(RuntimeError), console.share("outer", 2) as outer:
+        outer(1, 2)
+        with console.share("inner", 2) as inner:
+            inner(2, 2)
             console.warn("said meanwhile")
         raise RuntimeError
-    with console.progress("again", 1) as task:
-        task.advance()
+    with console.share("again", 1) as tell:
+        tell(1, 1)
     assert "outer" in file.getvalue() and "inner" in file.getvalue() and "said meanwhile" in file.getvalue()
 
 

@@ -22,7 +22,7 @@ def test_the_folder_takes_the_name_or_the_command(tmp_path):
     with RunFolder.open(tmp_path, "", "train_sft", resume=True) as folder:
         assert folder.path == tmp_path / "train_sft"
         assert folder.checkpoints.is_dir()
-        assert folder.config.name == "config.yaml" and folder.report.name == "report.html"
+        assert folder.config.name == "config.yaml" and folder.results()[0] == ("metrics", str(folder.metrics))
 
 
 @pytest.mark.parametrize("name", ["../out", "/abs", "a/../../b"])

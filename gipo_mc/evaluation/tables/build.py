@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -31,21 +31,25 @@ def build_table(
     seed: int = 0,
     designs: Mapping[str, Design] = MappingProxyType({}),
     unasked: Mapping[str, int] = MappingProxyType({}),
+    tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> Table:
     """Everything that the games say, evaluators and opponents in the order in which they first come. No figure depends
     on the order of the games: the same games with the same seed give the same bits.
 
     designs: how an evaluator was asked, where that is known; else the games tell. unasked: comparisons of an evaluator
-    that have no answer yet. Raises DataError where there is no game.
+    that have no answer yet. tell: how many games are looked at, of how many. Raises DataError where there is no game.
     """
     if not games:
         raise DataError("There is no game to make a table of: run `gipo-mc evaluate judge`, or import votes, first.")
     places = {name: place for place, name in enumerate(sorted({game.conversation for game in games}))}
     drawn = Draws(len(places), draws, seed)
-    found = [
-        _evaluator(name, designs.get(name) or design_of(name, own), own, places, drawn, unasked.get(name, 0))
-        for name, own in by_evaluator(games).items()
-    ]
+    found: list[Evaluator] = []
+    done = 0
+    for name, own in by_evaluator(games).items():
+        design = designs.get(name) or design_of(name, own)
+        found.append(_evaluator(name, design, own, places, drawn, unasked.get(name, 0)))
+        done += len(own)
+        tell(done, len(games))
     return Table(VERSION, seed, draws, 1 - LEVEL, LEAST_PAIRS, len(places), found)
 
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -89,6 +89,7 @@ def check_checkpoint(
     length: int = 64,
     texts: Texts | None = None,
     readers: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda phase: None,
 ) -> list[Check]:
     """Compare this checkpoint with transformers at this layout; the same list on every rank, all ranks call.
 
@@ -96,7 +97,7 @@ def check_checkpoint(
     all prefixes. Rows of several lengths, some of which end with an end id, are scored by a reward model alone and in a
     padded batch. readers: Python interpreters whose transformers are compared with as well. The main rank loads the
     whole model in each transformers: it needs the memory for it. The round trip writes a copy of the checkpoint into
-    the system's temporary folder, which all ranks must share.
+    the system's temporary folder, which all ranks must share. tell: called with what is done next, in words.
     Raises ConfigError or CheckpointError where the checkpoint cannot be loaded at all, ConfigError for a reader that
     does not run.
     """
@@ -104,6 +105,7 @@ def check_checkpoint(
     shape = read_shape(folder)
     source = SafetensorsFolder(folder)
     head: HeadKind = "reward" if SCORE in source.shapes else "lm"
+    tell("reading weights")
     model = build_model(shape, layout, head=head, dtype=torch.float32, trainable=False, initialize=False)
     load_hf_weights(model, folder)
     texts = texts or Texts(end_ids=shape.end_ids)
@@ -111,10 +113,12 @@ def check_checkpoint(
     tokens_BL = torch.from_numpy(generator(0, "parity").integers(0, shape.vocab_size, (rows, length)))
     scored = _rows_to_score(shape, texts, tokens_BL) if head == "reward" else []
     questions = {"head": head, "tokens": tokens_BL.tolist(), "rows": scored, "texts": list(texts.texts)}
+    tell("asking the model here")
     outputs = _outputs(model, layout, tokens_BL)
     rewards_n = _rewards(model, layout, scored)
     checks = []
     for reader in ("", *readers):
+        tell(f"asking {reader or 'transformers'}")
         answers: _Answers = on_main(partial(_ask, reader, folder, questions))
         if answers.failure:
             checks.append(Check(f"read by {reader or 'transformers'}", answers.failure, False))
@@ -125,6 +129,7 @@ def check_checkpoint(
             _compare_scores(rewards_n, answers) if head == "reward" else _compare_ends(texts, answers, shape.vocab_size)
         )
         checks += _compare_ids(texts, answers)
+    tell("writing the weights back, and comparing every bit")
     with _shared_temporary_folder() as copy:
         # float32 holds every bfloat16 and float16 value, so writing in the stored dtype must give back every bit.
         export_hf_weights(model, copy, dtype=stored_dtype(source))

@@ -174,6 +174,8 @@ def escaped(text: str) -> str:
 def _wider(low: float, high: float, margin: float = 0.05) -> tuple[float, float]:
     """A range with some margin, and with some width where the values are all the same."""
     if high - low <= 1e-9 * max(abs(low), abs(high)):
-        room = 0.05 * max(abs(low), abs(high)) or 0.5
+        if not low:  # mostly a share or a count, which knows nothing below 0
+            return -margin, 1.0
+        room = 0.05 * max(abs(low), abs(high))
         return low - room, high + room
     return low - margin * (high - low), high + margin * (high - low)

@@ -19,16 +19,22 @@ class Saves:
     """Every rank calls its methods, at the same points of a run, but for `abandon`."""
 
     def __init__(
-        self, folder: RunFolder, config: CheckpointConfig, saving: Callable[[], AbstractContextManager[None]]
+        self,
+        folder: RunFolder,
+        config: CheckpointConfig,
+        saving: Callable[[], AbstractContextManager[None]],
+        shown: Callable[[str], AbstractContextManager[object]],
     ) -> None:
-        """saving: around what training waits for, so that it does not count as grace time."""
-        self._folder, self._config, self._saving = folder, config, saving
+        """saving: around what training waits for, so that it does not count as grace time. shown: shows that it does;
+        not while a process is forked, which would be left without the thread that speaks."""
+        self._folder, self._config, self._saving, self._shown = folder, config, saving, shown
         self._copies = HostCopies() if config.asynchronous else None
         self._open: Saving | None = None
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """Where the run continues from, as `checkpoint.find` says it."""
-        return checkpoint.find(self._folder, content=self._config.verify == "content")
+        with self._shown("looking for a checkpoint"):
+            return checkpoint.find(self._folder, content=self._config.verify == "content")
 
     def save(self, step: int, sharded: dict[str, Any], state: dict[str, Any], extras: Callable[[Path], None]) -> None:
         """Save as `checkpoint.save` does. With checkpoint.async the files are written while training goes on, and it is
@@ -50,7 +56,7 @@ class Saves:
         open_one = self._open
         if open_one is None:
             return
-        with self._saving():
+        with self._saving(), self._shown("saving"):
             on_main(self._folder.still_ours)
             self._open = None
             try:

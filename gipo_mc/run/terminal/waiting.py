@@ -1,15 +1,17 @@
 """What a person sees of work that takes longer than some seconds: what goes on, how far it is, how long it will take.
 
-It goes to stderr: one line that changes on a terminal, a new line now and then elsewhere. Not with --quiet.
+It goes to stderr: one line that changes on a terminal, a new line now and then elsewhere. Not with --quiet. Where work
+is a part of other work, the part alone speaks.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from gipo_mc.run.terminal.voice import is_quiet
@@ -21,26 +23,26 @@ IMPORTS = 6.0
 
 
 @contextmanager
-def waiting(
-    what: str, about: float = 0.0, *, told: bool = True, logged: bool = True
-) -> Iterator[Callable[[int, int], None]]:
-    """Around work that may take long. Yields f(done, of), to be called by work that knows how far it is.
+def waiting(what: str, about: float = 0.0, *, told: bool = True, logged: bool = True) -> Iterator[Progress]:
+    """Around work that may take long. Yields what work that knows how far it is calls.
 
-    about: seconds that it usually takes, 0: unknown; the time left follows from it until `done` is told. told: whether
+    about: seconds that it usually takes, 0: unknown; the time left follows from it until steps are told. told: whether
     this rank speaks. logged: say it where stderr is no terminal, too.
     """
     terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    progress, over = Progress(what, about), threading.Event()
     if is_quiet() or not told or not (terminal or logged):
-        yield lambda done, of: None
+        yield progress
         return
-    state, over = _State(what, about), threading.Event()
-    teller = threading.Thread(target=_tell, args=(state, over, terminal), name="waiting", daemon=True)
+    teller = threading.Thread(target=_tell, args=(progress, over, terminal), name="waiting", daemon=True)
+    _open.append(progress)
     teller.start()
     try:
-        yield state.reached
+        yield progress
     finally:
         over.set()
         teller.join()
+        _open.remove(progress)
 
 
 def importing(told: bool = True) -> AbstractContextManager[object]:
@@ -48,27 +50,55 @@ def importing(told: bool = True) -> AbstractContextManager[object]:
     return waiting("Importing torch and Megatron-core", IMPORTS, told=told, logged=False)
 
 
-class _State:
-    def __init__(self, what: str, about: float) -> None:
-        self._what, self._about, self._began = what, about, time.monotonic()
+class Progress:
+    """How far work is. Called with (steps done, of how many); where it has several phases, `phase` begins the next one,
+    whose steps are counted by themselves."""
+
+    def __init__(self, what: str, about: float = 0.0) -> None:
+        self._what, self._about = what, about
+        self._began = self._phase_began = time.monotonic()
+        self._phase = ""
         self._done, self._of = 0, 0
 
-    def reached(self, done: int, of: int) -> None:
+    def __call__(self, done: int, of: int) -> None:
         self._done, self._of = done, of
 
+    def phase(self, what: str) -> None:
+        self._phase, self._phase_began, self._about = what, time.monotonic(), 0.0
+        self._done, self._of = 0, 0
+
     def line(self) -> str:
-        spent = time.monotonic() - self._began
+        """What is shown now. The time left is that of the phase, where there are phases: of those to come nothing is
+        known."""
+        now = time.monotonic()
+        spent = now - self._phase_began
         far = f" {self._done}/{self._of}" if self._of else ""
         left = spent * (self._of - self._done) / self._done if self._done else self._about - spent
-        return f"{self._what}{far}, {duration(spent)}" + (f", about {duration(left)} left" if left >= 0.5 else "")
+        said = f", about {duration(left)} left" if left >= 0.5 else ""
+        what, whole = (f"{self._what}: {self._phase}", " of this") if self._phase else (self._what, "")
+        return f"{what}{far}, {duration(now - self._began)}{said}{whole if said else ''}"
 
 
-def _tell(state: _State, over: threading.Event, terminal: bool) -> None:
+#: Work that is shown now, the outermost first.
+_open: list[Progress] = []
+
+
+def _tell(progress: Progress, over: threading.Event, terminal: bool) -> None:
+    from gipo_mc.run.jsonl import printable  # which nobody needs who asks for help
+
     shown, pause = False, FIRST
     while not over.wait(pause):
-        line = state.line()
-        print(f"\r\x1b[K{line}" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
-        shown, pause = True, ON_TERMINAL if terminal else LATER
+        pause = ON_TERMINAL if terminal else LATER
+        if _open[-1:] == [progress]:
+            line = printable(progress.line())
+            width = shutil.get_terminal_size().columns - 1 if terminal else None  # a second line would stay there
+            print(
+                f"\r\x1b[K{line[:width]}" if terminal else line,
+                end="" if terminal else "\n",
+                file=sys.stderr,
+                flush=True,
+            )
+            shown = True
     if terminal and shown:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 

@@ -57,8 +57,8 @@ def _dry_run(options: argparse.Namespace) -> int:
     problems, notes = ([], []) if options.without_files else look(config, command)
     try:
         run = read_run(config, command, config_file=options.config, shape=options.shape)
-        with waiting("Building every kind of rank"):
-            found = rehearse(make_plan(run, options.gpus, device, node=options.gpus_per_node))
+        with waiting("Building the ranks of each pipeline stage") as tell:
+            found = rehearse(make_plan(run, options.gpus, device, node=options.gpus_per_node), tell)
     except ConfigError as error:
         # Of a model that is not here nothing is known: what a start says of it comes first.
         raise refused(problems) or error from error

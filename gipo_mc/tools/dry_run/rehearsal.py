@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from gipo_mc.errors import ConfigError
@@ -78,15 +79,17 @@ class Rehearsal:
     seconds: float = 0.0
 
 
-def rehearse(plan: Plan) -> Rehearsal:
-    """Build and step everything. Raises ConfigError as a start would."""
+def rehearse(plan: Plan, tell: Callable[[int, int], None] = lambda done, of: None) -> Rehearsal:
+    """Build and step everything. tell: how many stages are done, of how many. Raises ConfigError as a start would."""
     began, phases = time.perf_counter(), plan.run.phases(plan.grid, longest=True)
     if plan.grid.of(False) is plan.grid:
-        found = _rehearsed(plan, phases)
+        found = _rehearsed(plan, phases, tell)
     else:
-        found = _rehearsed(_alone(plan, True), phases)
-        if not all(role.trained for role in plan.run.roles):
-            found.frozen = _rehearsed(_alone(plan, False), phases)
+        trained, frozen = _alone(plan, True), _alone(plan, False)
+        of = trained.grid.pipeline + (frozen.grid.pipeline if frozen.run.roles else 0)
+        found = _rehearsed(trained, phases, lambda done, _: tell(done, of))
+        if frozen.run.roles:
+            found.frozen = _rehearsed(frozen, phases, lambda done, _: tell(trained.grid.pipeline + done, of))
             found.problems += found.frozen.problems
     found.seconds = time.perf_counter() - began
     return found
@@ -105,7 +108,7 @@ def _alone(plan: Plan, trained: bool) -> Plan:
     return replace(plan, grid=grid, run=replace(run, roles=roles), memory=memory)
 
 
-def _rehearsed(plan: Plan, phases: dict[str, list[Pass]]) -> Rehearsal:
+def _rehearsed(plan: Plan, phases: dict[str, list[Pass]], tell: Callable[[int, int], None]) -> Rehearsal:
     """The models of this plan, in the layout that all of them have. phases: those of other models are passed over."""
     found, roles = Rehearsal(plan), set(plan.run.roles)
     phases = {name: own for name, passes in phases.items() if (own := [one for one in passes if one.role in roles])}
@@ -124,6 +127,7 @@ def _rehearsed(plan: Plan, phases: dict[str, list[Pass]]) -> Rehearsal:
             if plan.grid.pipeline > 1:
                 for key, (_, one) in courses.items():
                     steps[key].append(steps_of(pretence, one, dtype_of(plan), chunks_of(plan)))
+        tell(stage + 1, plan.grid.pipeline)
     for key, (names, one) in courses.items():
         rows, length, _ = max(one.parts, key=lambda part: part[0] * part[1])
         found.courses.append(Course(names, len(one.parts), rows, length, one.backward, tuple(steps[key])))

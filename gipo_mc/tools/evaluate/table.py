@@ -33,8 +33,8 @@ def run(own: argparse.Namespace) -> int:
     folder = Path(own.folder)
     designs: dict[str, Design] = {setup.evaluator: _design(setup) for setup in read_setups(folder)}
     games = games_of(folder)
-    with waiting("Computing the table"):
-        table = build_table(games, own.draws, own.seed, designs, unasked(folder, games))
+    with waiting("Computing the table, games") as tell:
+        table = build_table(games, own.draws, own.seed, designs, unasked(folder, games), tell)
     write_table(folder, table)
     print(encode(asdict(table)) if own.json else show(table), end="\n" if own.json else "")
     return 0

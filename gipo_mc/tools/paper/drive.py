@@ -16,8 +16,7 @@ from gipo_mc.run.folder import RunFolder
 from gipo_mc.run.jsonl import lock_file, printable, storage_errors, write_atomically
 from gipo_mc.run.terminal.voice import is_quiet, tell
 from gipo_mc.tools.commands import attempt, launched, shown
-from gipo_mc.tools.paper.durations import estimate, in_words
-from gipo_mc.tools.paper.standing import Journal, Standing, reached, reads_of, refuse_changed, standing
+from gipo_mc.tools.paper.standing import Journal, reached, reads_of, refuse_changed, standing
 from gipo_mc.tools.paper.steps import Step
 
 
@@ -27,33 +26,9 @@ def command_of(step: Step, *, again: bool = False) -> list[str]:
     return launched([*step.words, *anew], step.ranks)
 
 
-def show(steps: Sequence[Step], folder: Path, again: Sequence[str] = (), *, commands: bool = False) -> None:
-    """Print the steps, how each stands, and about how long the rest takes."""
-    journal = Journal.read(folder)
-    width = max(len(step.name) for step in steps)
-    total, unknown, done = 0.0, 0, 0
-    for step in steps:
-        stands = standing(step, journal)
-        redone = step.name in again
-        if stands.state == "done" and not redone:
-            done += 1
-            print(f"{step.name:<{width}}  done     {printable(stands.why)}")
-        else:
-            left = estimate(step, Standing("left") if redone else stands, journal)
-            total, unknown = total + (left.seconds or 0.0), unknown + (left.seconds is None)
-            about = "" if left.seconds is None else f"about {in_words(left.seconds)}, "
-            state = "again" if redone else stands.state
-            said = f"{stands.why}; " if stands.why and not redone else ""
-            print(f"{step.name:<{width}}  {state:<7}  {printable(f'{said}{about}{left.basis}')}")
-        if commands:
-            print(f"    {shown(command_of(step, again=redone))}")
-    rest = f"{len(steps) - done} left, about {in_words(total)}" if done < len(steps) else "nothing left"
-    rest += f", and {unknown} that were never measured" if unknown else ""
-    print(f"{len(steps)} steps in {printable(str(folder))}: {done} done, {rest}.")
-
-
-def drive(steps: Sequence[Step], folder: Path, again: Sequence[str] = ()) -> int:
-    """Run what is not done. Returns 0, or the exit code of the step that failed: those before it are kept.
+def drive(steps: Sequence[Step], folder: Path, again: Sequence[str] = (), *, aside: bool = False) -> int:
+    """Run what is not done. Returns 0, or the exit code of the step that failed: those before it are kept. aside: what
+    the steps print goes to stderr.
 
     Raises ConfigError where runs were trained otherwise than the plan says, StorageError where another driver is at
     work in the folder.
@@ -71,12 +46,12 @@ def drive(steps: Sequence[Step], folder: Path, again: Sequence[str] = ()) -> int
                 if stands.state == "done":
                     continue
             tell(f"\n=== {step.name} ({number} of {len(steps)})")
-            if code := _run(step, journal, again=anew):
+            if code := _run(step, journal, again=anew, aside=aside):
                 return code
     return 0
 
 
-def _run(step: Step, journal: Journal, *, again: bool) -> int:
+def _run(step: Step, journal: Journal, *, again: bool, aside: bool) -> int:
     """One attempt, noted in the journal. The exit code is the run's own where torchrun has only 1 for it."""
     words = [*command_of(step, again=again), *["--quiet"] * is_quiet()]
     tell(shown(words))
@@ -85,7 +60,7 @@ def _run(step: Step, journal: Journal, *, again: bool) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
     before, reads = 0 if again else _at(step), reads_of(step)
     began, clock = time.time(), time.monotonic()
-    code, asked = attempt(words)
+    code, asked = attempt(words, aside=aside)
     if step.run and code:
         code = _code_of_run(step.run, began) or code
     seconds = time.monotonic() - clock

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from gipo_mc.errors import CheckpointError, GipoError
 from gipo_mc.parallel.launcher import adopt_slurm, world_size
 from gipo_mc.run.arguments import Parser, name, number
 from gipo_mc.run.command import refuse, report_error
-from gipo_mc.run.jsonl import printable
+from gipo_mc.run.jsonl import encode, printable
 from gipo_mc.run.terminal.ending import ended
 from gipo_mc.run.terminal.waiting import importing, waiting
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def parsers() -> dict[str, Parser]:
-    parser = Parser("convert", description=__doc__)
+    parser = Parser("convert", reports=True, description=__doc__)
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument(
         "--check", type=name, metavar="HF", help="prove this Hugging Face folder (or hub name) at this layout"
@@ -102,22 +103,23 @@ def _convert(options: argparse.Namespace, config: Config) -> int:
     try:
         layout = runtime.initialize(config.parallel, config.device)
         checks: list[Check] = []
-        with waiting("Converting", told=told) as tell:
+        with waiting("Checking" if options.check else "Converting", told=told) as progress:
             if options.check:
-                checks = conversion.check(options.check, layout, options.reader)
+                checks = conversion.check(options.check, layout, options.reader, progress)
             elif options.to_hf:
                 run, out = options.to_hf
                 dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
-                conversion.to_hf(run, Path(out), layout, dtype, overwrite=options.overwrite, tell=tell)
-                said = f"{out} loads with transformers' from_pretrained."
+                conversion.to_hf(run, Path(out), layout, dtype, overwrite=options.overwrite, progress=progress)
+                said, made = f"{out} loads with transformers' from_pretrained.", {"model": out}
             else:
                 folder, out = options.from_hf
-                written = conversion.from_hf(folder, Path(out), layout, overwrite=options.overwrite)
-                said = f"{written} is written; use {out} as model.policy."
+                written = conversion.from_hf(folder, Path(out), layout, overwrite=options.overwrite, progress=progress)
+                said, made = f"{written} is written; use {out} as model.policy.", {"run": out}
+                made["checkpoint"] = str(written)
         if options.check:
-            _report(options.check, checks, layout)
+            _report(options.check, checks, layout, options.json)
         elif layout.is_main:
-            print(printable(said), flush=True)
+            print(encode(made) if options.json else printable(said), flush=True)
     except GipoError as error:
         return report_error(error)
     finally:
@@ -125,9 +127,13 @@ def _convert(options: argparse.Namespace, config: Config) -> int:
     return 0
 
 
-def _report(folder: str, checks: list[Check], layout: Layout) -> None:
+def _report(folder: str, checks: list[Check], layout: Layout, as_json: bool) -> None:
     """The table, on one rank; CheckpointError where something failed."""
-    if layout.is_main:
+    failed = [line.what for line in checks if not line.passed]
+    if layout.is_main and as_json:
+        shown = [asdict(line) for line in checks]
+        print(encode({"check": folder, "layout": layout.describe(), "passed": not failed, "checks": shown}), flush=True)
+    elif layout.is_main:
         from rich.console import Console
         from rich.markup import escape
         from rich.table import Table
@@ -142,6 +148,5 @@ def _report(folder: str, checks: list[Check], layout: Layout) -> None:
                 "[green]ok[/green]" if line.passed else "[red]FAILED[/red]",
             )
         Console().print(table)
-    failed = [line.what for line in checks if not line.passed]
     if failed:
         raise CheckpointError(f"{folder} does not mean the same here as in transformers: {'; '.join(failed)}.")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
 from gipo_mc.run.arguments import Parser, name, number
-from gipo_mc.run.jsonl import printable, write_atomically
+from gipo_mc.run.jsonl import encode, printable, write_atomically
 from gipo_mc.run.saves.places import steps as saved_steps
 from gipo_mc.run.terminal.ending import ended
 from gipo_mc.run.terminal.voice import is_quiet, tell
@@ -63,7 +63,7 @@ def steps(folder: Path, iterations: int) -> Iterator[tuple[str, int, str, list[s
 
 
 def parsers() -> dict[str, Parser]:
-    parser = Parser("demo", description=__doc__)
+    parser = Parser("demo", reports=True, description=__doc__)
     parser.add_argument("--dir", type=name, default="runs", help="folder for the runs [runs]")
     parser.add_argument("--iterations", type=number(0, 10**9), default=0, help="RL iterations [the built-in task's]")
     return {"": parser}
@@ -83,7 +83,7 @@ def _demo(options: argparse.Namespace) -> int:
     to_do = list(steps(folder, options.iterations))
     for number_of, (what, ranks, command_name, overrides) in enumerate(to_do, start=1):
         command = launched([*trainer(command_name), f"run.dir={folder}", f"device={device}", *overrides], ranks)
-        if code := _step(f"{number_of} of {len(to_do) + 1}: {what}", command):
+        if code := _step(f"{number_of} of {len(to_do) + 1}: {what}", command, options.json):
             return code
     from gipo_mc.report.runs import load_run
 
@@ -93,19 +93,23 @@ def _demo(options: argparse.Namespace) -> int:
     names = ("builtin_ppo", "builtin_gi_ppo", "builtin_reward", "builtin_sft")
     command = launched([*gipo_mc("report"), *(str(folder / run) for run in names)], 1)
     command += ["--note", str(note), "--out", str(report)]
-    code = _step(f"{len(to_do) + 1} of {len(to_do) + 1}: report", command)
-    if not code:
+    code = _step(f"{len(to_do) + 1} of {len(to_do) + 1}: report", command, options.json)
+    if not code and options.json:
+        seconds = round(time.monotonic() - begin, 1)
+        print(encode({"report": str(report), "runs": [str(folder / run) for run in names], "seconds": seconds}))
+    elif not code:
         print("\n" + "\n".join(textwrap.fill(line, 100) for line in note.read_text(encoding="utf-8").splitlines()))
         print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes. Open {printable(str(report.resolve()))}")
     return code
 
 
-def _step(what: str, command: list[str]) -> int:
-    """Run one command. Returns its exit code, with a word on what is to be done where it is not 0."""
+def _step(what: str, command: list[str], aside: bool) -> int:
+    """Run one command. Returns its exit code, with a word on what is to be done where it is not 0. aside: what it
+    prints goes to stderr."""
     if is_quiet():
         command = [*command, "--quiet"]
     tell(f"\n=== {what}\n{shown(command)}")
-    code, asked = attempt(command)
+    code, asked = attempt(command, aside=aside)
     if asked:
         print("\nStopped as asked. What is finished is kept; the same command goes on from here.", file=sys.stderr)
         return EXIT_INTERRUPTED if asked == signal.SIGINT else EXIT_REQUEUE

@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gipo_mc.config import Config
 from gipo_mc.run.arguments import Parser, name, say_warning
 from gipo_mc.run.command import command_parser, run_parsed
-from gipo_mc.run.jsonl import printable
+from gipo_mc.run.jsonl import encode, printable
 from gipo_mc.run.terminal.ending import ended
 from gipo_mc.tools.output import check_file
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def parsers() -> dict[str, Parser]:
-    parser = command_parser(str(__doc__), "generate")
+    parser = command_parser(str(__doc__), "generate", reports=True)
     parser.add_argument(
         "--prompt", action="append", default=[], help="text to continue; may be repeated [prompts of data.evaluation]"
     )
@@ -53,16 +54,21 @@ def _generate(own: argparse.Namespace) -> int:
         console = on_stderr(enabled=os.environ.get("RANK", "0") == "0")
         with console.share("responses", len(own.prompt) or config.eval.prompts) as advance:
             responses = respond(config, own.prompt, greedy=own.greedy, on_step=advance, tell=say_warning)
-        on_main(lambda: _show(responses, Path(own.out) if own.out else None))
+        on_main(lambda: _show(responses, Path(own.out) if own.out else None, own.json))
 
     return run_parsed(own, work, command="generate")
 
 
-def _show(responses: Sequence[Response], out: Path | None) -> None:
+def _show(responses: Sequence[Response], out: Path | None, as_json: bool) -> None:
     if out:
         from gipo_mc.evaluation.responses import write_responses
 
         write_responses(out, responses)
+    if as_json:
+        print(
+            encode({"out": str(out), "count": len(responses)} if out else {"responses": list(map(asdict, responses))})
+        )
+    if out or as_json:
         return
     for response in responses:
         end = ", cut at rollout.max_new_tokens" if response.truncated else ""

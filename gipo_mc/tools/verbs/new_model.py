@@ -19,7 +19,7 @@ from gipo_mc.run.terminal.waiting import importing, waiting
 
 
 def parsers() -> dict[str, Parser]:
-    parser = Parser("new-model", description=__doc__)
+    parser = Parser("new-model", reports=True, description=__doc__)
     parser.add_argument("--out", type=name, required=True, help="folder to write")
     parser.add_argument(
         "--data", nargs="+", type=name, required=True, metavar="FILE", help="preference or demonstration files"
@@ -51,13 +51,13 @@ def _make(parser: Parser, options: argparse.Namespace) -> int:
     with importing():
         from gipo_mc.config import validate
         from gipo_mc.models.families import FAMILIES
-        from gipo_mc.run.jsonl import printable
+        from gipo_mc.run.jsonl import encode, printable
         from gipo_mc.tools.new_model import create_text_model
 
     if options.family not in FAMILIES:
         near = did_you_mean(options.family, FAMILIES)
         parser.error(f"argument --family: {options.family!r} is none of {', '.join(FAMILIES)}{near}")
-    with waiting("Reading the data and making the model"):
+    with waiting("Making the model") as progress:
         vocab = create_text_model(
             Path(options.out),
             validate({"data": {"demonstrations": options.data}}).data,
@@ -65,6 +65,7 @@ def _make(parser: Parser, options: argparse.Namespace) -> int:
             options.seed,
             options.family,
             overwrite=options.overwrite,
+            tell=progress.phase,
             hidden_size=options.hidden,
             intermediate_size=-(-options.hidden * 8 // 3 // 16) * 16,
             num_hidden_layers=options.layers,
@@ -73,5 +74,9 @@ def _make(parser: Parser, options: argparse.Namespace) -> int:
             head_dim=options.hidden // options.heads,
             max_position_embeddings=options.positions,
         )
-    print(f"{printable(options.out)}: {options.layers} layers of {options.hidden}, vocabulary {vocab}")
+    if options.json:
+        made = {"model": options.out, "family": options.family, "layers": options.layers, "hidden": options.hidden}
+        print(encode({**made, "vocabulary": vocab}))
+    else:
+        print(f"{printable(options.out)}: {options.layers} layers of {options.hidden}, vocabulary {vocab}")
     return 0

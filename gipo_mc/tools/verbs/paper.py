@@ -19,7 +19,7 @@ from gipo_mc.run.terminal.ending import ended
 
 
 def parsers() -> dict[str, Parser]:
-    parser = Parser("paper", description=__doc__)
+    parser = Parser("paper", reports=True, description=__doc__)
     parser.add_argument("--config", type=name, required=True, metavar="FILE", help="the plan, configs/paper/*.yaml")
     parser.add_argument(
         "--plan", action="store_true", help="print the steps, what is left and about how long; run none"
@@ -42,9 +42,10 @@ def main(words: Sequence[str] | None = None) -> int:
 def _paper(parser: Parser, options: argparse.Namespace) -> int:
     if options.commands and not options.plan:
         parser.error("--commands belongs to --plan")
-    from gipo_mc.run.jsonl import printable
-    from gipo_mc.tools.paper.drive import drive, join_tables, show
+    from gipo_mc.run.jsonl import encode, printable
+    from gipo_mc.tools.paper.drive import drive, join_tables
     from gipo_mc.tools.paper.plan import load_plan, only
+    from gipo_mc.tools.paper.show import as_json, rows_of, show
     from gipo_mc.tools.paper.standing import with_followers
     from gipo_mc.tools.paper.steps import steps_of
 
@@ -54,10 +55,17 @@ def _paper(parser: Parser, options: argparse.Namespace) -> int:
     steps, folder = steps_of(plan, options.ranks), Path(plan.folder)
     again = with_followers(steps, options.again)
     if options.plan:
-        show(steps, folder, again, commands=options.commands)
+        rows = rows_of(steps, folder, again)
+        if options.json:
+            print(encode({"folder": plan.folder, "steps": as_json(rows, commands=options.commands)}))
+        else:
+            show(rows, folder, commands=options.commands)
         return 0
-    if code := drive(steps, folder, again):
+    if code := drive(steps, folder, again, aside=options.json):
         return code
     table = join_tables(steps, folder)
+    if options.json:
+        print(encode({"folder": plan.folder, "done": len(steps), "table": str(table) if table else None}))
+        return 0
     print(f"\nAll {len(steps)} steps are done." + (f" The tables: {printable(str(table))}" if table else ""))
     return 0

@@ -45,8 +45,9 @@ def _report(parser: Parser, options: argparse.Namespace) -> int:
     evaluation = Path(options.evaluation) if options.evaluation else None
     out = Path(options.out) if options.out else [*runs, *([evaluation] if evaluation else [])][0] / "report.html"
     check_file(out, is_report)
-    with waiting("Drawing the report"):
-        built = build_report(runs, out, Path(options.note) if options.note else None, evaluation)
+    with waiting("Drawing the report, runs") as tell:
+        built = build_report(runs, out, Path(options.note) if options.note else None, evaluation, tell=tell)
+        tell.phase("the charts' files")
         charts = save_charts(runs, Path(options.charts), evaluation) if options.charts else []
     if options.json:
         print(encode({"report": str(built), "runs": options.runs, "charts": [str(path) for path in charts]}))

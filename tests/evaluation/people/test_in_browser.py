@@ -17,7 +17,7 @@ from gipo_mc.evaluation.people.key import Key
 from gipo_mc.evaluation.people.page import Written
 from gipo_mc.evaluation.people.votes import read_votes
 from gipo_mc.tools.evaluate.command import main
-from tests.evaluation.browser import DESKTOP, PHONE, browser_or_skip, complaints, open_browser, show
+from tests.evaluation.browser import DESKTOP, PHONE, browser_or_skip, complaints, open_browser, serious_faults, show
 from tests.evaluation.people.folders import data_of, page, pair, write_pairs
 
 pytestmark = pytest.mark.browser
@@ -221,6 +221,23 @@ def test_phone_dark_and_print(driver, made: tuple[Written, Key]):
     assert driver.execute_script(paper) == "rgb(255, 255, 255)", "paper stays white"
     assert not driver.find_element("css selector", ".votes").is_displayed()
     assert driver.find_element("id", "left").is_displayed()
+    show(driver)
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+@pytest.mark.parametrize("dark", [False, True])
+def test_no_serious_fault_before_between_and_after_the_votes(
+    driver, made: tuple[Written, Key], size: tuple[int, int], dark: bool
+):
+    show(driver, size, dark=dark)
+    _open(driver, made[0])
+    assert not serious_faults(driver)
+    _type_name(driver, f"lou {size[0]} {dark}")
+    _press(driver, "a")
+    assert not serious_faults(driver)
+    _press(driver, "abtabta")
+    assert driver.find_element("id", "done").is_displayed()
+    assert not serious_faults(driver) and complaints(driver) == []
     show(driver)
 
 

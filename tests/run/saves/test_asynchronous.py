@@ -39,7 +39,7 @@ def _bytes(path: Path) -> dict[str, bytes]:
 def _saves(folder: Path, *, asynchronous: bool) -> Saves:
     config = CheckpointConfig.model_validate({"async": asynchronous})
     folder.mkdir(exist_ok=True)
-    return Saves(RunFolder(folder, "train_sft"), config, nullcontext)
+    return Saves(RunFolder(folder, "train_sft"), config, nullcontext, nullcontext)
 
 
 def _until(done: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -78,7 +78,36 @@ def test_the_time_left_is_that_of_the_pace_or_of_the_usual(
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
-    state = module._State("work", 15.0)
+    progress = module.Progress("work", 15.0)
     clock[0] = spent
-    state.reached(done, 4)
-    assert state.line() == f"work {done}/4, {duration(spent)}" + (f", about {left} left" if left else "")
+    progress(done, 4)
+    assert progress.line() == f"work {done}/4, {duration(spent)}" + (f", about {left} left" if left else "")
+
+
+def test_a_phase_counts_its_own_steps_and_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    progress = module.Progress("Converting", 15.0)
+    clock[0] = 100.0
+    progress.phase("reading weights")
+    clock[0] = 102.0
+    assert progress.line() == "Converting: reading weights, 1 min 42 s", "of a phase nothing is known before it begins"
+    progress(1, 4)
+    assert progress.line() == "Converting: reading weights 1/4, 1 min 42 s, about 6 s left of this"
+    progress.phase("writing")
+    assert progress.line() == "Converting: writing, 1 min 42 s"
+
+
+def test_of_work_within_work_the_inner_alone_speaks(
+    seen: Callable[[io.StringIO, str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    with waiting("training"):
+        seen(stream, "training")
+        with waiting("evaluation"):
+            seen(stream, "evaluation")
+            before = stream.getvalue().count("training")
+            time.sleep(0.1)
+            assert stream.getvalue().count("training") <= before + 1, "a line that was on its way"
+        seen(stream, "training")

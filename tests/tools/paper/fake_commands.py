@@ -30,7 +30,7 @@ time.sleep(float(sys.argv[1]))
 """
 
 
-def attempt(words: list[str]) -> tuple[int, int]:
+def attempt(words: list[str], *, aside: bool = False) -> tuple[int, int]:
     """In place of `drive.attempt`."""
     _, verb, *rest = words[words.index("gipo_mc") :]
     return _train(f"train_{rest[0]}".replace("-", "_"), rest[1:]) if verb == "train" else _other(verb, rest)

@@ -17,6 +17,7 @@ from gipo_mc.config import load_config
 from gipo_mc.errors import ConfigError, StorageError
 from gipo_mc.tools.paper import drive, rows
 from gipo_mc.tools.paper.plan import load_plan, only
+from gipo_mc.tools.paper.show import rows_of, show
 from gipo_mc.tools.paper.standing import Journal, standing, with_followers
 from gipo_mc.tools.paper.steps import Step, steps_of
 from tests.scripts import Script
@@ -198,14 +199,14 @@ def test_two_drivers_do_not_work_in_one_folder(place: Path) -> None:
 
 
 def test_the_plan_says_what_is_left_and_how_it_knows(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    drive.show(steps(), Path("table"))
+    show(rows_of(steps(), Path("table")), Path("table"))
     said = capsys.readouterr().out
     assert "hh/sft                   left     about 4 minutes, stated in the plan" in said
     assert "14 steps in table: 0 done, 14 left, about 5 minutes, and 8 that were never measured." in said
     order(hh__gi_ppo={"code": 5})
     run()
     capsys.readouterr()
-    drive.show(steps(), Path("table"), commands=True)
+    show(rows_of(steps(), Path("table")), Path("table"), commands=True)
     said = capsys.readouterr().out
     assert "hh/sft                   done     4 iterations" in said
     assert re.search(
@@ -216,7 +217,7 @@ def test_the_plan_says_what_is_left_and_how_it_knows(place: Path, capsys: pytest
     order()
     run()
     capsys.readouterr()
-    drive.show(steps(), Path("table"))
+    show(rows_of(steps(), Path("table")), Path("table"))
     assert "14 steps in table: 14 done, nothing left." in capsys.readouterr().out
 
 

@@ -27,14 +27,14 @@ std::vector<Candidate> candidates() {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     all.push_back({{"avx512", &avx512::token_rows, &avx512::objective_rows, &avx512::shaping_rows, &avx512::append,
-                    &avx512::attention, &avx512::sampling_rows},
+                    &avx512::attention, &avx512::sampling_rows, &avx512::sequences, &avx512::layer_rows},
                    avx512});
     all.push_back({{"avx2", &avx2::token_rows, &avx2::objective_rows, &avx2::shaping_rows, &avx2::append,
-                    &avx2::attention, &avx2::sampling_rows},
+                    &avx2::attention, &avx2::sampling_rows, &avx2::sequences, &avx2::layer_rows},
                    avx2});
 #endif
     all.push_back({{"plain", &plain::token_rows, &plain::objective_rows, &plain::shaping_rows, &plain::append,
-                    &plain::attention, &plain::sampling_rows},
+                    &plain::attention, &plain::sampling_rows, &plain::sequences, &plain::layer_rows},
                    true});
     return all;
 }

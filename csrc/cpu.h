@@ -6,7 +6,9 @@
 // lacks. tests/csrc/test_csrc.py holds that.
 #pragma once
 
+#include "causal_attention.h"
 #include "group_objective.h"
+#include "layer_rows.h"
 #include "paged_attention.h"
 #include "rotate_and_append.h"
 #include "sampling.h"
@@ -56,6 +58,19 @@ struct SamplingRowKernels {
     void (*draw[kDTypes])(const SampleRows& in, const DrawnRows& out, void* room, int64_t begin, int64_t end);
 };
 
+// Ranges are of key heads, those of one sequence after those of another.
+struct SequenceKernels {
+    void (*attend)(const Sequences& in, float* seen, float* room, int64_t begin, int64_t end);
+    void (*gradient)(const Sequences& in, const SeenGradient& gradient, float* room, int64_t begin, int64_t end);
+};
+
+struct LayerKernels {
+    void (*norm)(const NormRows& in, const NormResults& out, int64_t begin, int64_t end);
+    void (*norm_gradient)(const NormRows& in, const NormGradient& gradient, int64_t begin, int64_t end);
+    void (*gated)(const GatedRows& in, float* out, int64_t begin, int64_t end);
+    void (*gated_gradient)(const GatedRows& in, const float* of_out, float* of_both, int64_t begin, int64_t end);
+};
+
 struct InstructionSet {
     const char* name;
     const TokenRowKernels* token;
@@ -64,6 +79,8 @@ struct InstructionSet {
     const AppendKernels* append;
     const AttentionKernels* attention;
     const SamplingRowKernels* sampling;
+    const SequenceKernels* sequences;
+    const LayerKernels* layers;
 };
 
 #define GIPO_DECLARE_ROWS(isa)                       \
@@ -74,6 +91,8 @@ struct InstructionSet {
     extern const AppendKernels append;               \
     extern const AttentionKernels attention;         \
     extern const SamplingRowKernels sampling_rows;   \
+    extern const SequenceKernels sequences;          \
+    extern const LayerKernels layer_rows;            \
     }
 GIPO_DECLARE_ROWS(plain)
 GIPO_DECLARE_ROWS(avx2)

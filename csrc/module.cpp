@@ -13,6 +13,7 @@
 namespace py = pybind11;
 using namespace gipo;
 
+void bind_layers(py::module_& module);         // layers_module.cpp
 void bind_shared_memory(py::module_& module);  // shared_memory_module.cpp
 
 namespace {
@@ -304,6 +305,7 @@ PYBIND11_MODULE(_C, module) {
     bind_token_objective_gradient<token_objective_gradient_cpu, int>(module, "token_objective_gradient_cpu");
     bind_rotate_and_append<rotate_and_append_cpu, int>(module, "rotate_and_append_cpu");
     bind_paged_attention<paged_attention_cpu, int>(module, "paged_attention_cpu");
+    bind_layers(module);
     bind_shared_memory(module);
 #ifdef GIPO_MC_WITH_CUDA
     bind_token_partials<token_partials_cuda, Address>(module, "token_partials_cuda");

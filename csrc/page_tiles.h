@@ -4,66 +4,15 @@
 #pragma once
 
 #include "cpu.h"
-#include "lanes.h"
 #include "paged_cache.h"
+#include "row_lanes.h"
 
 namespace gipo {
 namespace GIPO_ISA {
 namespace {
 
-using Floats = Lanes<float>;
-
 // Query heads that share what is loaded, and sixteens of their coordinates whose sums are held in registers.
 constexpr int kShared = GIPO_VECTOR_BYTES == 64 ? 4 : 2, kHeld = GIPO_VECTOR_BYTES == 64 ? 4 : 2;
-
-// The numbers of `width` from d on, and zeros in the lanes after them.
-template <class T>
-GIPO_HD Floats numbers_at(const T* row, int64_t d, int64_t width) {
-    if (d + kLanes <= width) return load_lanes(row + d);
-    if (d + kLanes / 2 != width) return load_lanes(row + d, width - d, T{});
-    T values[kLanes] = {};
-    memcpy(values, row + d, sizeof values / 2);  // of a size that the compiler knows
-    return load_lanes(values);
-}
-
-GIPO_HD Floats in_all_lanes(float value) {
-    Floats result;
-    for (int k = 0; k < Floats::kParts; ++k) result.part[k] = value - Floats::Vector{};  // one instruction, not two
-    return result;
-}
-
-GIPO_HD float in_order(const Floats& lanes) {
-    float total = 0;
-    for (int k = 0; k < kLanes; ++k) total += lanes.lane(k);
-    return total;
-}
-
-// Lane k gets x[k] + x[k + distance] where bit `distance` of k is 0, x = a; else x[k - distance] + x[k], x = b.
-template <int distance>
-GIPO_HD Floats folded(const Floats& a, const Floats& b) {
-    constexpr int kWidth = LaneTypes<float>::kWidth, kStep = distance / kWidth;
-    Floats low, high;
-    for (int k = 0; k < Floats::kParts; ++k) {
-        if constexpr (kStep > 0) {
-            low.part[k] = k & kStep ? b.part[k & ~kStep] : a.part[k];
-            high.part[k] = k & kStep ? b.part[k] : a.part[k | kStep];
-        } else {
-            LaneTypes<float>::Comparison lower, upper;
-            for (int e = 0; e < kWidth; ++e) lower[e] = e & distance ? kWidth + e - distance : e;
-            for (int e = 0; e < kWidth; ++e) upper[e] = e & distance ? kWidth + e : e + distance;
-#if defined(__clang__)
-            for (int e = 0; e < kWidth; ++e) {
-                low.part[k][e] = e & distance ? b.part[k][e - distance] : a.part[k][e];
-                high.part[k][e] = e & distance ? b.part[k][e] : a.part[k][e + distance];
-            }
-#else
-            low.part[k] = __builtin_shuffle(a.part[k], b.part[k], lower);
-            high.part[k] = __builtin_shuffle(a.part[k], b.part[k], upper);
-#endif
-        }
-    }
-    return low + high;
-}
 
 // Tiles that are asked for ahead of their use, into the second-level cache: pages lie anywhere, and no processor
 // guesses where.

@@ -27,12 +27,15 @@ import torch
 from benchmarks.common import documents, timing
 from benchmarks.common.machine import describe_machine, show_machine
 from benchmarks.common.record import write
-from benchmarks.kernels import attention, cases, roofline
+from benchmarks.kernels import attention, cases, layers, roofline
 from benchmarks.kernels.measure import Case, measure
 from benchmarks.kernels.sampling import CHOICES, sampling_case
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
-OPS = ("token_statistics", "paged_attention", "token_objective", "group_objective", "shape_and_gae", "sample")
+OPS = (
+    *("token_statistics", "paged_attention", "token_objective", "group_objective", "shape_and_gae", "sample"),
+    *layers.OPS,
+)
 GROUPS = 4
 HEADS = ((32, 8, 64), (32, 32, 128))  # H, G, D: a Llama of 1B, and of 7B
 
@@ -122,6 +125,8 @@ def planned(options: argparse.Namespace, device: torch.device) -> Iterator[tuple
             for top_k, top_p in CHOICES:
                 name = f"sample {wide} top-k {top_k} top-p {top_p}"
                 yield name, lambda w=wide, k=top_k, p=top_p: sampling_case(min(rows, 64), w, k, p, device)
+    if device.type == "cpu":
+        yield from layers.planned(options.ops, options.quick)
     yield from tokens[1:]
 
 

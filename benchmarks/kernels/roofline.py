@@ -14,6 +14,9 @@ _TITLES = {
     "group_objective": "B, group objective",
     "shape_and_gae": "C, shaping and GAE",
     "sample": "D, sampling",
+    "causal_attention": "Attention of whole sequences",
+    "norm_of_sum": "RMSNorm of a sum",
+    "gated_silu": "Gated SiLU",
 }
 _CLOCKS = {"wall": "", "again": ", again", "queued": "", "graph": " (CUDA graph)"}
 _HEADS = ("implementation", "forward ms", "backward ms", "both ms", "least ms", "x ours", "of copy bandwidth")

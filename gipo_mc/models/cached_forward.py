@@ -24,6 +24,7 @@ from torch import Tensor
 from gipo_mc.models.kv_cache import KVCache
 from gipo_mc.models.rotary import rotary_tables
 from gipo_mc.models.stage import ModelChunk
+from gipo_mc.ops import gated_silu, norm_of_sum
 from gipo_mc.ops.paged_attention import paged_attention, rotate_and_append
 from gipo_mc.parallel.collectives import gather_in_rank_order
 
@@ -126,9 +127,10 @@ class CachedForward:
             )
         if keep_n is not None:
             seen_NC, x_NH = seen_NC[keep_n], x_NH[keep_n]
-        x_NH = self._sum(F.linear(seen_NC, layer.proj)).add_(x_NH)
-        gate_NF, up_NF = F.linear(self._norm(x_NH, layer.feed_forward_norm), layer.gate_up).chunk(2, dim=-1)
-        return self._sum(F.linear(F.silu(gate_NF).mul_(up_NF), layer.down)).add_(x_NH)
+        summands = (self._sum(F.linear(seen_NC, layer.proj)), x_NH)
+        x_NH, normed_NH = norm_of_sum(*summands, layer.feed_forward_norm, self.shape.norm_eps)
+        gated_NF = gated_silu(F.linear(normed_NH, layer.gate_up))
+        return self._sum(F.linear(gated_NF, layer.down)).add_(x_NH)
 
     def _own_heads(self, qkv_NC: Tensor) -> Tensor:
         """Projected heads of this rank. Where there are fewer key-value heads than ranks, a rank has neither a whole
@@ -174,7 +176,7 @@ class CachedForward:
         return torch.cat(parts, dim=2).flatten(1)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, weight.shape, weight, self.shape.norm_eps)
+        return norm_of_sum(x, None, weight, self.shape.norm_eps)[1]
 
     def _sum(self, x_NH: Tensor) -> Tensor:
         """Over the tensor ranks."""

@@ -2,7 +2,8 @@
 
 Without TransformerEngine, Megatron's own norm refuses sequence parallelism and its attention holds O(L^2) scores. The
 modules here are a few lines on top of torch's kernels: `F.rms_norm`, and `F.scaled_dot_product_attention`, which is
-flash attention on a GPU. With TransformerEngine its linear layers (norm fused in) are used; the attention stays.
+flash attention on a GPU; in float32 on a CPU they stand on those of `gipo_mc.ops`. With TransformerEngine its linear
+layers (norm fused in) are used; the attention stays.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.tensor_parallel.random import checkpoint
@@ -25,7 +25,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
-from gipo_mc.models.rotary import rotate
+from gipo_mc.models.rotary import halves, rotate
+from gipo_mc.ops import causal_attention, gated_silu, norm_of_sum, reference_layers
+from gipo_mc.ops.causal_attention import has_kernel
 from gipo_mc.parallel.megatron import transformer_engine
 from gipo_mc.parallel.megatron.versions import mlp
 
@@ -45,7 +47,12 @@ class RMSNorm(torch.nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return self.after(x)[1]
+
+    def after(self, x: Tensor, other: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(x + other, that normalised). Without `other` (x, x normalised): whoever goes on with both has the gradients
+        of both joined in one pass."""
+        return norm_of_sum(x, other, self.weight, self.eps)
 
 
 class CausalAttention(MegatronModule):
@@ -60,16 +67,14 @@ class CausalAttention(MegatronModule):
         self.softmax_scale = softmax_scale
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q_BNLD, k_BGLD, v_BGLD = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        out_BNLD = F.scaled_dot_product_attention(
-            q_BNLD,
-            k_BGLD,
-            v_BGLD,
-            is_causal=True,
-            scale=self.softmax_scale,
-            enable_gqa=query.shape[2] != key.shape[2],
-        )
-        return out_BNLD.permute(2, 0, 1, 3).reshape(len(query), query.shape[1], -1)
+        return reference_layers.attended(query, key, value, self.softmax_scale)
+
+    def joined(self, qkv_LBC: Tensor, tables: Tensor) -> Tensor:
+        """The same of the output of the QKV projection, the rotation by `turning_tables` included."""
+        cos_PR, sin_PR = halves(tables)
+        groups = (self.config.num_query_groups or 1) // self.config.tensor_model_parallel_size
+        scale = self.softmax_scale or (2 * cos_PR.shape[1]) ** -0.5
+        return causal_attention(qkv_LBC, cos_PR, sin_PR, groups, scale)
 
 
 class RotaryAttention(SelfAttention):
@@ -86,25 +91,33 @@ class RotaryAttention(SelfAttention):
         for name in ("packed_seq_params", "inference_context"):
             if others.get(name) is not None:
                 raise ValueError(f"this attention takes padded whole sequences, and does not know {name}")
+        if self._joined(hidden_states, rotary_pos_emb):
+            qkv, _bias = self.linear_qkv(hidden_states)
+            return self._projected(self.core_attention.joined, qkv, rotary_pos_emb)
         query, key, value = self.get_query_key_value_tensors(hidden_states)
         if self.config.num_query_groups < self.config.tensor_model_parallel_size:
             # Megatron gathers the projections of all ranks and takes parts of them: let go of the rest.
             value = value.contiguous()
-        parts = (query, key, value, rotary_pos_emb)
+        return self._projected(self._attend, query, key, value, rotary_pos_emb)
+
+    def _joined(self, hidden_states: Tensor, tables: Tensor) -> bool:
+        """Is all between the two projections one kernel? It takes heads as they are projected."""
+        parted = self.config.num_query_groups < self.config.tensor_model_parallel_size
+        return not (parted or self.config.qk_layernorm) and has_kernel(hidden_states, tables.shape[1])
+
+    def _projected(self, attend: Any, *parts: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`attend` is all between the two projections, which is what selective recomputation computes again."""
         if self.checkpoint_core_attention and self.training:
-            seen = checkpoint(self._attend, False, *parts)
-        else:
-            seen = self._attend(*parts)
-        return self.linear_proj(seen)  # type: ignore[no-any-return]
+            return self.linear_proj(checkpoint(attend, False, *parts))  # type: ignore[no-any-return]
+        return self.linear_proj(attend(*parts))  # type: ignore[no-any-return]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, tables: Tensor) -> Tensor:
-        """All between the two projections, which is what selective recomputation computes again."""
         return self.core_attention(rotate(query, tables), rotate(key, tables), value)  # type: ignore[no-any-return]
 
 
 # ----------------------------------------------------------------------------------------------------------- on a CPU
-# The same arithmetic on the same parameters, bit by bit, without what stands around it for GPUs, other architectures
-# and several ranks, which takes a small model as long as the arithmetic.
+# The same layers of the same parameters, without what stands around them for GPUs, other architectures and several
+# ranks, which takes a small model as long as the arithmetic.
 class WholeColumn(ColumnParallelLinear):
     """Where one rank holds the whole weight there is nothing to exchange. With a bias: Megatron's forward."""
 
@@ -129,35 +142,6 @@ def _product(x_LBH: Tensor, weight_NH: Tensor) -> Tensor:
     return torch.mm(x_LBH.reshape(-1, x_LBH.shape[-1]), weight_NH.t()).view(*x_LBH.shape[:-1], len(weight_NH))
 
 
-class _GatedSilu(torch.autograd.Function):
-    """Autograd would keep one tensor more, and join the gradients of the halves in a copy."""
-
-    @staticmethod
-    def forward(ctx: Any, both: Tensor) -> Tensor:
-        gate, up = both.chunk(2, dim=-1)
-        silu = F.silu(gate)
-        ctx.save_for_backward(both, silu)
-        return silu * up
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        both, silu = ctx.saved_tensors
-        gate, up = both.chunk(2, dim=-1)
-        of_both = torch.empty_like(both)
-        of_gate, of_up = of_both.chunk(2, dim=-1)
-        torch.mul(gradient, silu, out=of_up)
-        torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=of_gate)
-        return of_both
-
-
-def gated_silu(both: Tensor) -> Tensor:
-    """silu(gate) * up of [..., gate and up], [..., F]."""
-    if both.requires_grad and torch.is_grad_enabled():
-        return _GatedSilu.apply(both)  # type: ignore[no-any-return,no-untyped-call]
-    gate, up = both.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
-
-
 class PlainLayer(TransformerLayer):
     """x + attention(norm(x)), then x + down(silu(gate(norm(x))) * up(norm(x))): no dropout, no cross attention, no
     biases in the feed-forward part, no experts, no cache. All families of this package are so."""
@@ -165,9 +149,10 @@ class PlainLayer(TransformerLayer):
     def forward(  # type: ignore[override]
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, rotary_pos_emb: Any = None, **_: Any
     ) -> tuple[Tensor, Tensor | None]:
-        seen, _bias = self.self_attention(self.input_layernorm(hidden_states), None, rotary_pos_emb=rotary_pos_emb)
-        hidden_states = hidden_states + seen
-        both, _bias = self.mlp.linear_fc1(self.pre_mlp_layernorm(hidden_states))
+        hidden_states, normed = self.input_layernorm.after(hidden_states)
+        seen, _bias = self.self_attention(normed, None, rotary_pos_emb=rotary_pos_emb)
+        hidden_states, normed = self.pre_mlp_layernorm.after(hidden_states, seen)
+        both, _bias = self.mlp.linear_fc1(normed)
         changed, _bias = self.mlp.linear_fc2(gated_silu(both))
         return hidden_states + changed, None
 

@@ -28,6 +28,12 @@ def turning_tables(frequency_R: Tensor, positions: int) -> Tables:
     return torch.stack([torch.cat([cos_PR, cos_PR], dim=1), torch.cat([-sin_PR, sin_PR], dim=1)])[:, :, None, None]
 
 
+def halves(tables: Tables) -> tuple[Tensor, Tensor]:
+    """What `rotary_tables` has, [P, D/2] each, of `turning_tables`."""
+    half = tables.shape[-1] // 2
+    return tables[0, :, 0, 0, :half], tables[1, :, 0, 0, half:]
+
+
 def rotate(x_LBHD: Tensor, tables: Tables) -> Tensor:
     """Queries or keys [L, B, heads, D], L positions from the first on, turned by the angles of their positions (tables:
     `turning_tables`): a new tensor of the same dtype. Arithmetic is float32 at least, and rounded once."""

@@ -131,6 +131,14 @@ def _to_be_seen(arguments: Sequence[Any]) -> bool:
     return any(isinstance(x, Tensor) and (x.is_meta or type(x) not in (Tensor, Parameter)) for x in arguments)
 
 
+def fused(*tensors: Tensor) -> bool:
+    """True where an op of a layer has a kernel for all of these: float32 on the CPU, and nothing that has to see into
+    the op, for which the eager definition is there."""
+    if any(x.dtype is not torch.float32 or x.device.type != "cpu" for x in tensors):
+        return False
+    return not use_reference() and not _to_be_seen(tensors)
+
+
 def code(tensor: Tensor) -> int:
     """The kernels' code of a dtype."""
     return DTYPE_CODES[tensor.dtype]

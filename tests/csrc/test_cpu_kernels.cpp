@@ -4,6 +4,7 @@
 
 #include "cache_cases.h"
 #include "cases.h"
+#include "layer_cases.h"
 #include "sampling_case.h"
 
 using namespace gipo;
@@ -64,6 +65,13 @@ void check() {
         require(apart == 0, "ops A and B joined depend on the number of threads", apart);
         ++cases;
     });
+    if constexpr (sizeof(T) == 4) {
+        for_each_layer_case([&](const auto& c) {
+            const double apart = difference(c.run(4), c.run(1));
+            require(apart == 0, "the ops of a layer depend on the number of threads", apart);
+            ++cases;
+        });
+    }
     if constexpr (sizeof(T) < 8) {
         for_each_cache_case<T>([&](const CacheCase<T>& c) {
             const auto one = run_on_cpu(c, 1);

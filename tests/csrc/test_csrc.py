@@ -15,10 +15,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CSRC, HERE = ROOT / "csrc", ROOT / "tests" / "csrc"
 #: Compiled for every instruction set (CMakeLists.txt), and the rest of the CPU side.
-ROWS = ("token_statistics", "group_objective", "shape_and_gae", "rotate_and_append", "paged_attention", "sampling")
-OPS = (*ROWS, "token_objective")
+OPS = ("token_statistics", "group_objective", "shape_and_gae", "rotate_and_append", "paged_attention", "sampling")
+ROWS = (*OPS, "causal_attention", "layer_rows")
+CUDA_OPS = (*OPS, "token_objective")
 ROW_SOURCES = tuple(CSRC / f"{name}.cpp" for name in ROWS)
-COMMON_SOURCES = tuple(CSRC / f"{name}.cpp" for name in ("cpu", "paged_cache", "parallel", "token_objective"))
+COMMON_SOURCES = tuple(CSRC / f"{name}.cpp" for name in ("cpu", "layers", "paged_cache", "parallel", "token_objective"))
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
@@ -147,6 +148,6 @@ def test_code_of_an_instruction_set_stays_by_itself(tmp_path: Path, isa: tuple[s
 def test_cuda_kernels_on_fibers_agree_with_the_cpu_kernels(tmp_path: Path) -> None:
     flags = ["-O1", *sanitizers("alignment", tmp_path)]  # a device refuses what a CPU forgives
     device = [*flags, f"-I{HERE / 'cuda_on_cpu'}", "-Wno-unknown-pragmas", "-x", "c++"]
-    kernels = objects(tmp_path, device, [CSRC / f"{op}.cu" for op in OPS])
+    kernels = objects(tmp_path, device, [CSRC / f"{op}.cu" for op in CUDA_OPS])
     others = objects(tmp_path, flags, [HERE / "test_cuda_on_cpu.cpp", *COMMON_SOURCES, *ROW_SOURCES])
     assert run(compiled(tmp_path / "cuda", flags, [*kernels, *others])).count("largest relative difference") == 3

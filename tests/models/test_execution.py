@@ -14,10 +14,10 @@ from torch import Tensor
 
 from gipo_mc.config import OptimizerConfig, ParallelConfig
 from gipo_mc.data.collate import to_sequences
+from gipo_mc.models import layers
 from gipo_mc.models.build import build_model
 from gipo_mc.models.execution import Execution
 from gipo_mc.models.families import read_shape
-from gipo_mc.models.layers import CausalAttention, RMSNorm
 from gipo_mc.models.micro_batch import MicroBatch, micro_batches
 from gipo_mc.models.readout import group_probabilities, response_statistics, response_values
 from gipo_mc.parallel import engine as engine_module
@@ -74,17 +74,18 @@ def _same(one: tuple[list[Tensor], dict[str, Tensor]], other: tuple[list[Tensor]
 
 
 @contextmanager
-def _calls(*kinds: type[torch.nn.Module]) -> Iterator[Counter[str]]:
-    """How often modules of these kinds run, by kind and by whether the model is in training."""
+def _calls(**methods: str) -> Iterator[Counter[str]]:
+    """How often these methods of kinds of modules run, by kind and by whether the model is in training."""
     counts: Counter[str] = Counter()
     with pytest.MonkeyPatch.context() as patch:
-        for kind in kinds:
+        for kind, method in methods.items():
+            plain = getattr(getattr(layers, kind), method)
 
-            def run(self: Any, *args: Any, kind: Any = kind, plain: Any = kind.forward) -> Any:
-                counts[f"{kind.__name__} {'training' if self.training else 'reading'}"] += 1
+            def run(self: Any, *args: Any, kind: str = kind, plain: Any = plain) -> Any:
+                counts[f"{kind} {'training' if self.training else 'reading'}"] += 1
                 return plain(self, *args)
 
-            patch.setattr(kind, "forward", run)
+            patch.setattr(getattr(layers, kind), method, run)
         yield counts
 
 
@@ -98,7 +99,7 @@ def _recomputed(rank: int, layouts: tuple[str, ...]) -> list[str]:
             found, ran = {}, {}
             for recompute in ("none", "selective", "full"):
                 engine = _engine(layout, head, Execution(recompute), tied=head == "lm")
-                with _calls(RMSNorm, CausalAttention) as ran[recompute]:
+                with _calls(RMSNorm="after", CausalAttention="joined") as ran[recompute]:
                     found[recompute] = _train(engine, partial(_loss, rows=4))
             problems += [f"{name} {head} {way}" for way in found if not _same(found["none"], found[way])]
             once = ran["none"]["CausalAttention training"]

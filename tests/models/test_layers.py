@@ -1,4 +1,4 @@
-"""RMSNorm and attention against a plain computation."""
+"""RMSNorm and attention against a plain computation, and layers by kernels against eager torch."""
 
 from __future__ import annotations
 
@@ -50,6 +50,28 @@ def test_norm_against_its_formula_and_its_sequence_parallel_mark() -> None:
         expected = norm.weight * x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
         torch.testing.assert_close(norm(x), expected)
         assert norm.weight.sequence_parallel is sequence
+
+
+def compare_with_eager(rank: int) -> None:
+    """A model's states and gradients by the kernels of `gipo_mc.ops` and by torch's."""
+    place = runtime.initialize(ParallelConfig(), "cpu")
+    tokens_BL = torch.randint(0, 96, (3, 11), generator=torch.Generator().manual_seed(4))
+    for shape in (read_shape(config()), read_shape(config(num_key_value_heads=4))):
+        model = build_model(shape, place, head="lm", dtype=torch.float32, trainable=True)
+        found = []
+        for choice in ("native", "reference"):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("GIPO_MC_OPS", choice)
+                hidden = model(tokens_BL)
+                gradients = torch.autograd.grad(hidden.square().sum(), [*model.decoder.parameters()])
+            found.append((hidden, *gradients))
+        for kernels, eager in zip(*found, strict=True):
+            torch.testing.assert_close(kernels, eager, rtol=1e-4, atol=1e-5 * eager.abs().max().item())
+
+
+@pytest.mark.filterwarnings("ignore:GIPO_MC_OPS=reference")
+def test_kernels_and_eager_torch_agree() -> None:
+    run_ranks(compare_with_eager, 1)
 
 
 def compare_padding(rank: int, parallel: ParallelConfig) -> None:

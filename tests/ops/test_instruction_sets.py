@@ -50,6 +50,15 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
         results += [query, tokens["key_pool"], tokens["value_pool"]]
         slots, lengths = torch.tensor([0, 1, 0, 0, 1, 1]), torch.tensor([300, 5, 17, 1, 0, 4])
         results.append(ops.paged_attention(query, *cache, slots, lengths, 0.3))
+    if dtype == torch.float32:
+        for width in (12, 16, 40):
+            qkv, angle = torch.randn(21, 3, 2 * 4 * width, requires_grad=True), torch.rand(21, width // 2)
+            seen = ops.causal_attention(qkv, angle.cos(), angle.sin(), 2, 0.3)
+            leaves = [torch.randn(*shape, requires_grad=True) for shape in ((70, width), (70, width), (width,))]
+            total, normed = ops.norm_of_sum(*leaves, 1e-5)
+            gated = ops.gated_silu(normed)
+            ups = [torch.randn_like(x) for x in (seen, total, gated)]
+            results += [seen, normed, gated, *torch.autograd.grad([seen, total, gated], [qkv, *leaves], ups)]
     results += [out.logp_N, out.entropy_N, logits.grad, *objective, case["logp_BT"].grad, *shaped]
 assert native.module().build_info()["cpu"] == name
 torch.save([x.detach() for x in results], f"{sys.argv[1]}/{name}.pt")

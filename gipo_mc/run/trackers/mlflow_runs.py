@@ -25,10 +25,12 @@ _QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
 _STATUS = {"done": "FINISHED", "failed": "FAILED", "requeue": "KILLED", "running": "RUNNING"}
 #: The longest value of a parameter and of a tag, and how many of them and of metrics go into one request.
 _LONGEST, _PARAMETERS, _METRICS = 5000, 100, 1000
-#: How the library behaves: no report on its use to its makers, a folder as store, no minutes on a server that is away.
+#: How the library behaves: no report on its use to its makers, a folder as store, no minutes on a server that is away,
+#: no word of its own at the end of a run, among the run's.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_FILE_STORE": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gipo_mc.errors import DataError
 from gipo_mc.run.arguments import name, number
 from gipo_mc.run.jsonl import encode, printable, write_atomically
+from gipo_mc.run.terminal.waiting import waiting
 
 if TYPE_CHECKING:
     from gipo_mc.evaluation.people.agree import Agreement
@@ -55,7 +56,8 @@ def run(own: argparse.Namespace) -> int:
         raise DataError(f"{folder} holds no votes yet: name the page and the files that the voters downloaded.")
     keys = {page: read_key(folder, page) for page in {vote.page for vote in votes}}
     voters = voter_reports(votes, keys)
-    found = agreement_of(games_of(folder), draws=own.draws, seed=own.seed)
+    with waiting("Drawing the intervals of the agreement"):
+        found = agreement_of(games_of(folder), draws=own.draws, seed=own.seed)
     text = encode({"voters": [asdict(voter) for voter in voters], **asdict(found)})
     write_atomically(folder / "agreement.json", text + "\n")
     if own.json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,21 @@ class Row:
     command: str
 
 
-def rows_of(steps: Sequence[Step], folder: Path, again: Sequence[str] = ()) -> list[Row]:
-    """All steps in their order. again: names of those that are made anew."""
+def rows_of(
+    steps: Sequence[Step],
+    folder: Path,
+    again: Sequence[str] = (),
+    tell: Callable[[int, int], None] = lambda done, of: None,
+) -> list[Row]:
+    """All steps in their order. again: names of those that are made anew. tell: how many are looked at, of how many:
+    files are hashed."""
     journal, rows = Journal.read(folder), []
-    for step in steps:
+    for number, step in enumerate(steps, start=1):
         stands, redone = standing(step, journal), step.name in again
         left = estimate(step, Standing("left") if redone else stands, journal)
         state, why = ("again", "") if redone else (stands.state, stands.why)
         rows.append(Row(step.name, state, why, left, shown(command_of(step, again=redone))))
+        tell(number, len(steps))
     return rows
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from gipo_mc.run.arguments import Parser, name, number
 from gipo_mc.run.terminal.ending import ended
+from gipo_mc.run.terminal.waiting import waiting
 
 
 def parsers() -> dict[str, Parser]:
@@ -55,7 +56,8 @@ def _paper(parser: Parser, options: argparse.Namespace) -> int:
     steps, folder = steps_of(plan, options.ranks), Path(plan.folder)
     again = with_followers(steps, options.again)
     if options.plan:
-        rows = rows_of(steps, folder, again)
+        with waiting("Looking at the steps") as progress:
+            rows = rows_of(steps, folder, again, progress)
         if options.json:
             print(encode({"folder": plan.folder, "steps": as_json(rows, commands=options.commands)}))
         else:

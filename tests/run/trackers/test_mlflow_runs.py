@@ -43,6 +43,9 @@ def test_a_run_and_its_continuation_are_one_run(place: Path) -> None:
     first.histogram(3, "distribution/reward", [0.0, 1.0, 2.0])
     first.text(3, "warnings", "careful")
     first.finish(End("requeue", 75, "Asked to stop"))
+    from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
+
+    assert MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.get(), "of a server it would print addresses among the run's lines"
     (run,) = (found := client(place)).search_runs([found.get_experiment_by_name("gipo_mc").experiment_id])
     name = run.info.run_id
     assert (run.info.status, run.info.run_name) == ("KILLED", "toy")

@@ -1,7 +1,7 @@
 """What stands between the products of matrices in a layer, as training, scoring and generation need it on the CPU:
 RMSNorm together with the sum before it, and the gated SiLU.
 
-Float32 on the CPU; anything else is computed by the eager definitions in `gipo_mc.ops.reference_layers`.
+Float32 on the CPU; anything else is computed by the eager definitions in `gipo_mc.ops.layers.reference`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gipo_mc.ops import native
-from gipo_mc.ops import reference_layers as reference
+from gipo_mc.ops.layers import reference
 
 NORM_CHUNK = 64  # kNormChunk of csrc/layer_rows.h: rows whose shares of the weight's gradient are added up first
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gipo_mc.ops import gated_silu, native, norm_of_sum, reference_layers
-from gipo_mc.ops.layer_rows import NORM_CHUNK
+from gipo_mc.ops import gated_silu, native, norm_of_sum
+from gipo_mc.ops.layers import reference
+from gipo_mc.ops.layers.rows import NORM_CHUNK
 from tests.ops.cases import close
 
 EPSILON = 1e-5
@@ -73,7 +74,7 @@ def test_gated_silu_equals_float64(rows: int, columns: int) -> None:
     out = gated_silu(leaf)
     out.backward(upstream)
     exact = leaf.detach().double().requires_grad_()
-    expected = reference_layers.gated_silu(exact)
+    expected = reference.gated_silu(exact)
     expected.backward(upstream.double())
     assert leaf.grad is not None and exact.grad is not None
     close(out, expected)

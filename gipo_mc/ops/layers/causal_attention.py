@@ -32,7 +32,7 @@ def causal_attention(qkv_LBC: Tensor, cos_PR: Tensor, sin_PR: Tensor, groups: in
     qkv_LBC: [L, B, G * (H / G + 2) * D] for G = `groups` key heads: for each its H / G query heads, then the key, then
         the value, as Megatron's linear_qkv gives them. D is even. [L, B] or, transposed, [B, L] in memory is read
         where it lies, and the result has the same order.
-    cos_PR, sin_PR: float32 [P, D / 2], P >= L, last stride 1: of positions 0 to P - 1.
+    cos_PR, sin_PR: float32 [P, D / 2], P >= L: of positions 0 to P - 1.
     scale: of the products of queries and keys.
 
     Returns [L, B, H * D]. A row depends on its own sequence alone, and on positions up to its own: not on the other
@@ -52,6 +52,8 @@ def causal_attention(qkv_LBC: Tensor, cos_PR: Tensor, sin_PR: Tensor, groups: in
         )
     if not has_kernel(qkv_LBC, len(qkv_LBC)):
         return reference.causal_attention(qkv_LBC, cos_PR, sin_PR, groups, scale)
+    if cos_PR.stride() != sin_PR.stride() or cos_PR.stride(1) != 1 or not native.fused(cos_PR, sin_PR):
+        cos_PR, sin_PR = (table_PR.float().contiguous() for table_PR in (cos_PR, sin_PR))
     if qkv_LBC.requires_grad and torch.is_grad_enabled():
         return _CausalAttention.apply(qkv_LBC, cos_PR, sin_PR, groups, scale)  # type: ignore[no-any-return,no-untyped-call]
     return _forward(_in_order(qkv_LBC), cos_PR, sin_PR, groups, scale)[0]

@@ -32,8 +32,9 @@ def norm_of_sum(x: Tensor, other: Tensor | None, weight_H: Tensor, epsilon: floa
             f"norm_of_sum: x is {list(x.shape)}, other {list(x.shape if other is None else other.shape)} and weight_H "
             f"{list(weight_H.shape)}; give [..., H] twice, and [H]."
         )
-    if not native.fused(x, weight_H) or (other is not None and other.dtype != x.dtype):
+    if not native.fused(x, weight_H, x if other is None else other):
         return reference.norm_of_sum(x, other, weight_H, epsilon)
+    weight_H = weight_H.contiguous()
     if torch.is_grad_enabled() and (
         x.requires_grad or weight_H.requires_grad or (other is not None and other.requires_grad)
     ):

@@ -105,6 +105,9 @@ def test_inputs_of_any_stride() -> None:
         found = given._replace(qkv_LBC=qkv_LBC).run()
         assert all(torch.equal(got, expected) for got, expected in zip(found, plain, strict=True))
         assert (qkv_LBC is turned) == found[0].transpose(0, 1).is_contiguous()
+    for sin_PR in (given.sin_PR.contiguous(), given.sin_PR.t().contiguous().t(), given.sin_PR.double()):
+        found = given._replace(sin_PR=sin_PR).run()
+        assert all(torch.equal(got, expected) for got, expected in zip(found, plain, strict=True))
 
 
 def test_where_there_is_no_kernel_the_definition_runs(monkeypatch: pytest.MonkeyPatch) -> None:

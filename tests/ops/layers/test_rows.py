@@ -116,6 +116,8 @@ def test_any_leading_shape_and_stride() -> None:
         strict=True,
     ):
         assert got.shape == (4, 3, 16) and torch.equal(got, expected)
+    wide = torch.stack([weight, weight], dim=1)[:, 0]
+    assert torch.equal(norm_of_sum(x, None, wide, EPSILON)[1], norm_of_sum(x, None, weight, EPSILON)[1])
     both = normal(3, 4, 10, seed=4).transpose(0, 1)
     assert torch.equal(gated_silu(both), gated_silu(both.contiguous())) and gated_silu(both).shape == (4, 3, 5)
     assert norm_of_sum(x[:0], other[:0], weight, EPSILON)[1].shape == (0, 3, 16)

@@ -48,8 +48,11 @@ struct Head {
         : in(in), number(number), padded(rounded_up(in.width)), positions(rounded_up(in.length)) {}
 
     // Offset of part `part` (queries, key, value) at position 0, of rows that hold `parts` of each key head.
-    GIPO_HD int64_t place(int64_t part, int64_t parts) const { return (number * parts + part) * in.width; }
-    GIPO_HD int64_t stride(int64_t parts) const { return in.batch * in.heads * parts * in.width; }
+    GIPO_HD int64_t place(int64_t part, int64_t parts) const {
+        const int64_t row = number / in.heads * in.next_sequence;
+        return ((row * in.heads + number % in.heads) * parts + part) * in.width;
+    }
+    GIPO_HD int64_t stride(int64_t parts) const { return in.next_position * in.heads * parts * in.width; }
     GIPO_HD Rows part(const float* all, int64_t part, int64_t parts) const {
         return {all + place(part, parts), stride(parts)};
     }

@@ -8,21 +8,22 @@ namespace gipo {
 
 // L positions of B sequences, and G key heads of `width` coordinates with `queries` query heads each.
 struct Sequences {
-    const float* qkv;  // [L, B, G, queries + 2, width] in: the queries of a key head, its key, its value
+    const float* qkv;  // rows [G, queries + 2, width] in: the queries of a key head, its key, its value
     int64_t length, batch, heads, queries, width;  // L, B, G
-    const float* cos;                              // a row of width / 2 numbers for each position, `turn_stride` apart
-    const float* sin;                              // the same
+    int64_t next_position, next_sequence;  // rows from one to the next, of qkv and of what is seen: B and 1, or 1 and L
+    const float* cos;                      // a row of width / 2 numbers for each position, `turn_stride` apart
+    const float* sin;                      // the same
     int64_t turn_stride;
     double scale;       // of the products of queries and keys
     float* statistics;  // [2, B, G, queries, L]: of each query, largest exponent and 1 / sum of the weights
 };
 
 struct SeenGradient {
-    const float* seen;  // [L, B, G, queries, width] in: of what `causal_attention_cpu` wrote
-    float* qkv;         // [L, B, G, queries + 2, width] out
+    const float* seen;  // rows [G, queries, width] in: of what `causal_attention_cpu` wrote
+    float* qkv;         // rows [G, queries + 2, width] out
 };
 
-// seen: [L, B, G, queries, width] out. Statistics are written, too.
+// seen: rows [G, queries, width] out. Statistics are written, too.
 void causal_attention_cpu(const Sequences& in, float* seen, int threads);
 // Statistics are read.
 void causal_attention_gradient_cpu(const Sequences& in, const SeenGradient& gradient, int threads);

@@ -1,4 +1,4 @@
-// The part of gipo_mc._C through which gipo_mc/ops/layers.py runs the ops of a layer.
+// The part of gipo_mc._C through which gipo_mc/ops/layers/ runs the ops of a layer.
 #include <pybind11/pybind11.h>
 
 #include "causal_attention.h"
@@ -16,33 +16,32 @@ float* at(Address address) {
     return reinterpret_cast<float*>(address);
 }
 
-Sequences sequences(Address qkv, int64_t length, int64_t batch, int64_t heads, int64_t queries, int64_t width,
-                    Address cos, Address sin, int64_t turn_stride, double scale, Address statistics) {
-    return {at(qkv), length, batch, heads, queries, width, at(cos), at(sin), turn_stride, scale, at(statistics)};
+// sequence_first: rows are those of one sequence after those of another, and not of one position after another.
+template <class Run>
+void bind_attention(py::module_& module, const char* name, const Run& run) {
+    module.def(
+        name,
+        [run](Address qkv, bool sequence_first, int64_t length, int64_t batch, int64_t heads, int64_t queries,
+              int64_t width, Address cos, Address sin, int64_t turn_stride, double scale, Address statistics,
+              Address seen, Address of_qkv, int threads) {
+            const int64_t next_position = sequence_first ? 1 : batch, next_sequence = sequence_first ? length : 1;
+            const Sequences in{at(qkv),       length,  batch,   heads,       queries, width,         next_position,
+                               next_sequence, at(cos), at(sin), turn_stride, scale,   at(statistics)};
+            run(in, at(seen), at(of_qkv), threads);
+        },
+        Release());
 }
 
 }  // namespace
 
 void bind_layers(py::module_& module) {
-    module.def(
-        "causal_attention_cpu",
-        [](Address qkv, int64_t length, int64_t batch, int64_t heads, int64_t queries, int64_t width, Address cos,
-           Address sin, int64_t turn_stride, double scale, Address statistics, Address seen, int threads) {
-            causal_attention_cpu(
-                sequences(qkv, length, batch, heads, queries, width, cos, sin, turn_stride, scale, statistics),
-                at(seen), threads);
-        },
-        Release());
-    module.def(
-        "causal_attention_gradient_cpu",
-        [](Address qkv, int64_t length, int64_t batch, int64_t heads, int64_t queries, int64_t width, Address cos,
-           Address sin, int64_t turn_stride, double scale, Address statistics, Address of_seen, Address of_qkv,
-           int threads) {
-            causal_attention_gradient_cpu(
-                sequences(qkv, length, batch, heads, queries, width, cos, sin, turn_stride, scale, statistics),
-                {at(of_seen), at(of_qkv)}, threads);
-        },
-        Release());
+    bind_attention(module, "causal_attention_cpu", [](const Sequences& in, float* seen, float*, int threads) {
+        causal_attention_cpu(in, seen, threads);
+    });
+    bind_attention(module, "causal_attention_gradient_cpu",
+                   [](const Sequences& in, float* of_seen, float* of_qkv, int threads) {
+                       causal_attention_gradient_cpu(in, {of_seen, of_qkv}, threads);
+                   });
     module.def(
         "norm_rows_cpu",
         [](Address x, Address other, int64_t rows, int64_t columns, Address weight, double epsilon, Address sum,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels.measure import Case, NotRun, Rival, Tensors
-from gipo_mc.ops import causal_attention, gated_silu, norm_of_sum, reference_layers
+from gipo_mc.ops import causal_attention, gated_silu, norm_of_sum
+from gipo_mc.ops.layers import reference
 
 #: Of attention: L, B, heads, key heads, D, from the built-in task to a small Llama. Of the rows: N, H and F.
 ATTENTION = ((17, 64, 4, 4, 16), (64, 16, 4, 4, 16), (256, 4, 8, 4, 64), (512, 2, 8, 4, 64), (1024, 1, 32, 8, 64))
@@ -44,7 +45,7 @@ def attention_case(length: int, batch: int, heads: int, groups: int, width: int)
         }
 
     shape = {"L": length, "B": batch, "H": heads, "G": groups, "D": width}
-    rival = Rival("eager torch", of(reference_layers.causal_attention), "rotation, permutations, flash attention")
+    rival = Rival("eager torch", of(reference.causal_attention), "rotation, permutations, flash attention")
     read, seen = given["qkv_LBC"].nbytes, length * batch * heads * width * 4
     upstream = {"seen": _normal(2, length, batch, heads * width)}
     floor = (read + seen, 2 * read + seen)
@@ -58,7 +59,7 @@ def norm_case(rows: int, columns: int) -> Case:
     def of(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[[Tensors], Tensors]:
         return lambda x: dict(zip(("sum", "normed"), op(*x.values(), _EPSILON), strict=True))
 
-    rival = Rival("eager torch", of(reference_layers.norm_of_sum), "x + other, then rms_norm")
+    rival = Rival("eager torch", of(reference.norm_of_sum), "x + other, then rms_norm")
     upstream = {"sum": _normal(4, rows, columns), "normed": _normal(5, rows, columns)}
     floor = (4 * given["x"].nbytes, 4 * given["x"].nbytes)
     return _case("norm_of_sum", {"N": rows, "H": columns}, given, upstream, of(norm_of_sum), rival, of, floor)
@@ -71,7 +72,7 @@ def gated_case(rows: int, columns: int) -> Case:
     def of(op: Callable[..., Tensor]) -> Callable[[Tensors], Tensors]:
         return lambda x: {"out": op(x["both"])}
 
-    rival = Rival("eager torch", of(reference_layers.gated_silu), "silu, then a product")
+    rival = Rival("eager torch", of(reference.gated_silu), "silu, then a product")
     upstream = {"out": _normal(2, rows, columns)}
     size = upstream["out"].nbytes
     return _case(
@@ -90,7 +91,7 @@ def _case(
     floor: tuple[int, int],
 ) -> Case:
     """Ours and eager torch, whose definition in float64 is the truth."""
-    definition = of(getattr(reference_layers, op))
+    definition = of(getattr(reference, op))
 
     @cache
     def truth(_: frozenset[str]) -> Tensors:

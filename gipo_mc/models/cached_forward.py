@@ -24,7 +24,8 @@ from torch import Tensor
 from gipo_mc.models.kv_cache import KVCache
 from gipo_mc.models.rotary import rotary_tables
 from gipo_mc.models.stage import ModelChunk
-from gipo_mc.ops import gated_silu, norm_of_sum
+from gipo_mc.ops import causal_attention, gated_silu, norm_of_sum
+from gipo_mc.ops.layers.causal_attention import has_kernel
 from gipo_mc.ops.paged_attention import paged_attention, rotate_and_append
 from gipo_mc.parallel.collectives import gather_in_rank_order
 
@@ -115,7 +116,7 @@ class CachedForward:
             *cache.pools[self.layers[number]],
         )
         if tokens.prompts:
-            seen_NC = self._attend_prompts(self.layers[number], query_NHD, tokens, cache)
+            seen_NC = self._attend_prompts(self.layers[number], qkv_NC, query_NHD, tokens, cache)
         else:
             seen_NC = paged_attention(
                 query_NHD,
@@ -146,13 +147,19 @@ class CachedForward:
         query_NKD = heads_NGKD[:, group, place * queries : (place + 1) * queries]
         return torch.cat([query_NKD, heads_NGKD[:, group, -2:]], dim=1).flatten(1)
 
-    def _attend_prompts(self, number: int, query_NHD: Tensor, tokens: Tokens, cache: KVCache) -> Tensor:
-        """Causal attention within each prompt, by torch's kernels (flash attention on a GPU): no mask, no padding."""
+    def _attend_prompts(self, number: int, qkv_NC: Tensor, query_NHD: Tensor, tokens: Tokens, cache: KVCache) -> Tensor:
+        """Causal attention within each prompt, as in training, or by torch's kernels (flash attention on a GPU): no
+        mask, no padding."""
         out_NHD = torch.empty_like(query_NHD)
         # Prompts that stand side by side and are as long as one another are a batch: one call for all of them.
         for length, run in groupby(tokens.prompts, lambda prompt: prompt[1] - prompt[0]):
             prompts = list(run)
             first, stop = prompts[0][0], prompts[-1][1]
+            if has_kernel(qkv_NC, length):
+                qkv_LSC = qkv_NC[first:stop].unflatten(0, (-1, length)).transpose(0, 1)
+                seen_LSC = causal_attention(qkv_LSC, *self._tables, cache.pools[number][0].shape[1], self._scale)
+                out_NHD[first:stop] = seen_LSC.transpose(0, 1).reshape(-1, *out_NHD.shape[1:])
+                continue
             key_SGLD, value_SGLD = cache.read(number, [slot for _, _, slot in prompts], length)
             query_SLHD, out_SLHD = (x[first:stop].unflatten(0, (-1, length)) for x in (query_NHD, out_NHD))
             out_SHLD = F.scaled_dot_product_attention(

@@ -26,8 +26,9 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from gipo_mc.models.rotary import halves, rotate
-from gipo_mc.ops import causal_attention, gated_silu, norm_of_sum, reference_layers
-from gipo_mc.ops.causal_attention import has_kernel
+from gipo_mc.ops import causal_attention, gated_silu, norm_of_sum
+from gipo_mc.ops.layers import reference
+from gipo_mc.ops.layers.causal_attention import has_kernel
 from gipo_mc.parallel.megatron import transformer_engine
 from gipo_mc.parallel.megatron.versions import mlp
 
@@ -67,7 +68,7 @@ class CausalAttention(MegatronModule):
         self.softmax_scale = softmax_scale
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return reference_layers.attended(query, key, value, self.softmax_scale)
+        return reference.attended(query, key, value, self.softmax_scale)
 
     def joined(self, qkv_LBC: Tensor, tables: Tensor) -> Tensor:
         """The same of the output of the QKV projection, the rotation by `turning_tables` included."""

@@ -1,13 +1,13 @@
 """Native ops: tensors in, tensors out. Each has an eager reference of the same signature in `gipo_mc.ops.reference`,
-`gipo_mc.ops.reference_attention` or `gipo_mc.ops.reference_layers`.
+`gipo_mc.ops.reference_attention` or `gipo_mc.ops.layers.reference`.
 
 `GIPO_MC_OPS=reference` makes these functions use the references.
 """
 
-from gipo_mc.ops.causal_attention import causal_attention
 from gipo_mc.ops.group_objective import group_objective, group_variance
 from gipo_mc.ops.inputs import ObjectiveInputs
-from gipo_mc.ops.layer_rows import gated_silu, norm_of_sum
+from gipo_mc.ops.layers.causal_attention import causal_attention
+from gipo_mc.ops.layers.rows import gated_silu, norm_of_sum
 from gipo_mc.ops.native import describe_build
 from gipo_mc.ops.paged_attention import paged_attention, rotate_and_append
 from gipo_mc.ops.results import GroupObjective, GroupVariance, ShapedAdvantages, TokenObjective, TokenStatistics

@@ -134,8 +134,9 @@ def _to_be_seen(arguments: Sequence[Any]) -> bool:
 def fused(*tensors: Tensor) -> bool:
     """True where an op of a layer has a kernel for all of these: float32 on the CPU, and nothing that has to see into
     the op, for which the eager definition is there."""
-    if any(x.dtype is not torch.float32 or x.device.type != "cpu" for x in tensors):
-        return False
+    for x in tensors:
+        if x.dtype is not torch.float32 or not x.is_cpu:
+            return False
     return not use_reference() and not _to_be_seen(tensors)
 
 

@@ -24,9 +24,21 @@ struct SequencesCase {
     Buffers run(int threads) const {
         std::vector<float> seen(upstream.size(), 9), statistics(2 * batch * heads * queries * length, 9);
         std::vector<float> gradient(qkv.size(), 9);
-        const Sequences in{
-            qkv.data(), length,           batch, heads, queries, width, table.data(), table.data() + width / 2, width,
-            0.3,        statistics.data()};
+        // Rows of one sequence after those of another, in every second case.
+        const bool first = length % 2 == 0;
+        const Sequences in{qkv.data(),
+                           length,
+                           batch,
+                           heads,
+                           queries,
+                           width,
+                           first ? 1 : batch,
+                           first ? length : 1,
+                           table.data(),
+                           table.data() + width / 2,
+                           width,
+                           0.3,
+                           statistics.data()};
         causal_attention_cpu(in, seen.data(), threads);
         causal_attention_gradient_cpu(in, {upstream.data(), gradient.data()}, threads);
         return {seen, statistics, gradient};

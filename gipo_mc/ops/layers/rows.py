@@ -1,7 +1,7 @@
 """What stands between the products of matrices in a layer, as training, scoring and generation need it on the CPU:
 RMSNorm together with the sum before it, and the gated SiLU.
 
-Float32 on the CPU; anything else is computed by the eager definitions in `gipo_mc.ops.reference_layers`.
+Float32 on the CPU; anything else is computed by the eager definitions in `gipo_mc.ops.layers.reference`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gipo_mc.ops import native
-from gipo_mc.ops import reference_layers as reference
+from gipo_mc.ops.layers import reference
 
 NORM_CHUNK = 64  # kNormChunk of csrc/layer_rows.h: rows whose shares of the weight's gradient are added up first
 
@@ -32,8 +32,9 @@ def norm_of_sum(x: Tensor, other: Tensor | None, weight_H: Tensor, epsilon: floa
             f"norm_of_sum: x is {list(x.shape)}, other {list(x.shape if other is None else other.shape)} and weight_H "
             f"{list(weight_H.shape)}; give [..., H] twice, and [H]."
         )
-    if not native.fused(x, weight_H) or (other is not None and other.dtype != x.dtype):
+    if not native.fused(x, weight_H, x if other is None else other):
         return reference.norm_of_sum(x, other, weight_H, epsilon)
+    weight_H = weight_H.contiguous()
     if torch.is_grad_enabled() and (
         x.requires_grad or weight_H.requires_grad or (other is not None and other.requires_grad)
     ):

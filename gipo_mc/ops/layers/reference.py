@@ -23,11 +23,10 @@ def causal_attention(qkv_LBC: Tensor, cos_PR: Tensor, sin_PR: Tensor, groups: in
 
 def attended(query_LBHD: Tensor, key_LBGD: Tensor, value_LBGD: Tensor, scale: float | None) -> Tensor:
     """Causal attention alone, by torch's kernel: [L, B, H, D] and twice [L, B, G, D] -> [L, B, H * D]."""
+    query_BHLD, key_BGLD, value_BGLD = (x.permute(1, 2, 0, 3) for x in (query_LBHD, key_LBGD, value_LBGD))
+    grouped = query_LBHD.shape[2] != key_LBGD.shape[2]
     out_BHLD = F.scaled_dot_product_attention(
-        *(x.permute(1, 2, 0, 3) for x in (query_LBHD, key_LBGD, value_LBGD)),
-        is_causal=True,
-        scale=scale,
-        enable_gqa=query_LBHD.shape[2] != key_LBGD.shape[2],
+        query_BHLD, key_BGLD, value_BGLD, is_causal=True, scale=scale, enable_gqa=grouped
     )
     return out_BHLD.permute(2, 0, 1, 3).flatten(2)
 

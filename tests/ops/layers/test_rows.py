@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gipo_mc.ops import gated_silu, native, norm_of_sum, reference_layers
-from gipo_mc.ops.layer_rows import NORM_CHUNK
+from gipo_mc.ops import gated_silu, native, norm_of_sum
+from gipo_mc.ops.layers import reference
+from gipo_mc.ops.layers.rows import NORM_CHUNK
 from tests.ops.cases import close
 
 EPSILON = 1e-5
@@ -73,7 +74,7 @@ def test_gated_silu_equals_float64(rows: int, columns: int) -> None:
     out = gated_silu(leaf)
     out.backward(upstream)
     exact = leaf.detach().double().requires_grad_()
-    expected = reference_layers.gated_silu(exact)
+    expected = reference.gated_silu(exact)
     expected.backward(upstream.double())
     assert leaf.grad is not None and exact.grad is not None
     close(out, expected)
@@ -115,6 +116,8 @@ def test_any_leading_shape_and_stride() -> None:
         strict=True,
     ):
         assert got.shape == (4, 3, 16) and torch.equal(got, expected)
+    wide = torch.stack([weight, weight], dim=1)[:, 0]
+    assert torch.equal(norm_of_sum(x, None, wide, EPSILON)[1], norm_of_sum(x, None, weight, EPSILON)[1])
     both = normal(3, 4, 10, seed=4).transpose(0, 1)
     assert torch.equal(gated_silu(both), gated_silu(both.contiguous())) and gated_silu(both).shape == (4, 3, 5)
     assert norm_of_sum(x[:0], other[:0], weight, EPSILON)[1].shape == (0, 3, 16)

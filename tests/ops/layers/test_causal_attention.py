@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gipo_mc.ops import native, reference_layers
-from gipo_mc.ops.causal_attention import LONGEST, causal_attention, has_kernel
+from gipo_mc.ops import native
+from gipo_mc.ops.layers import reference
+from gipo_mc.ops.layers.causal_attention import LONGEST, causal_attention, has_kernel
 from tests.ops.cases import close
 
 
@@ -34,7 +35,7 @@ class Case(NamedTuple):
         """In float64, of the same numbers."""
         leaf = self.qkv_LBC.double().requires_grad_()
         tables = (self.cos_PR.double(), self.sin_PR.double())
-        seen = reference_layers.causal_attention(leaf, *tables, self.groups, (2 * tables[0].shape[1]) ** -0.5)
+        seen = reference.causal_attention(leaf, *tables, self.groups, (2 * tables[0].shape[1]) ** -0.5)
         (gradient,) = torch.autograd.grad(seen, leaf, self.upstream_LBC.double())
         return seen.detach(), gradient
 
@@ -93,19 +94,27 @@ def test_large_scores_do_not_overflow_and_nan_stays_in_its_sequence() -> None:
 
 
 def test_inputs_of_any_stride() -> None:
+    """Rows of one sequence after those of another are read where they lie; others are copied. The same bits."""
     given = case(19, 4, 2, 2, 16)
+    given = given._replace(upstream_LBC=given.upstream_LBC[:, :1].expand(-1, 4, -1))
+    plain = given._replace(upstream_LBC=given.upstream_LBC.contiguous()).run()
     turned = given.qkv_LBC.transpose(0, 1).contiguous().transpose(0, 1)
-    strided = given._replace(qkv_LBC=turned, upstream_LBC=given.upstream_LBC[:, :1].expand(-1, 4, -1))
-    plain = given._replace(upstream_LBC=strided.upstream_LBC.contiguous())
-    assert not turned.is_contiguous()
-    assert all(torch.equal(got, expected) for got, expected in zip(strided.run(), plain.run(), strict=True))
+    sparse = torch.stack([given.qkv_LBC, given.qkv_LBC], dim=-1)[..., 0]
+    for qkv_LBC in (turned, sparse):
+        assert not qkv_LBC.is_contiguous()
+        found = given._replace(qkv_LBC=qkv_LBC).run()
+        assert all(torch.equal(got, expected) for got, expected in zip(found, plain, strict=True))
+        assert (qkv_LBC is turned) == found[0].transpose(0, 1).is_contiguous()
+    for sin_PR in (given.sin_PR.contiguous(), given.sin_PR.t().contiguous().t(), given.sin_PR.double()):
+        found = given._replace(sin_PR=sin_PR).run()
+        assert all(torch.equal(got, expected) for got, expected in zip(found, plain, strict=True))
 
 
 def test_where_there_is_no_kernel_the_definition_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     given = case(6, 2, 1, 2, 8)
     seen, gradient = given.run()
     monkeypatch.setattr(native, "call", lambda *_: pytest.fail("a kernel was called"))
-    monkeypatch.setattr(importlib.import_module("gipo_mc.ops.causal_attention"), "LONGEST", 5)
+    monkeypatch.setattr(importlib.import_module("gipo_mc.ops.layers.causal_attention"), "LONGEST", 5)
     for got, expected in zip(given.run(), (seen, gradient), strict=True):
         close(got, expected)
     monkeypatch.undo()

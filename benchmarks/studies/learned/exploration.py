@@ -115,6 +115,7 @@ def main(words: list[str] | None = None) -> int:
     for strength in options.strengths:
         for line in reward_models.prepare(options.seeds, strength, 1, options.runs, options.workers, options.quick):
             print(line, flush=True)
+    _collect(record, options)  # what has ended is not run again, whatever record knows of it
     cells = [(s, m, seed) for m in options.methods for s in options.strengths for seed in options.seeds]
     jobs: list[tuple[Any, tuple[Any, ...]]] = [
         (f"judge {s} {seed}", (reward_models.judge, seed, s, options.runs, 64 if options.quick else 1500))

@@ -94,7 +94,8 @@ def explored_signals(record: Record) -> str:
             ]
             if late:
                 names = [f"signal/auc/{name}" for name in SIGNALS] + ["group/domain_auc"]
-                cells = [f"{average([row[name] for row in late if name in row]):.2f}" for name in names]
+                known = [[row[name] for row in late if name in row] for name in names]
+                cells = [f"{average(values):.2f}" if values else "" for values in known]
                 rows.append([strength, record["methods"][method]["title"], *cells])
     return markdown(["reward model", "run", *(name.replace("_", " ") for name in SIGNALS), "the groups"], rows)
 

@@ -183,8 +183,8 @@ def _layer(config: TransformerConfig) -> ModuleSpec:
         if config.tensor_model_parallel_size == 1:
             column, row = WholeColumn, WholeRow
     if has_transformer_engine(config):
-        # Its column-parallel linear has the norm in it.
-        (column, row), norm, names = transformer_engine.linears(), IdentityOp, {}
+        # Its column-parallel linear has the norm in it, where `PlainLayer` has none to go through.
+        (column, row), norm, names, layer = transformer_engine.linears(), IdentityOp, {}, TransformerLayer
     return ModuleSpec(
         module=layer,
         submodules=TransformerLayerSubmodules(

@@ -66,7 +66,7 @@ def call(name: str, device: torch.device, *args: Any) -> None:
     """Run the CPU or CUDA kernel `name`: with the thread count of torch, or on torch's current stream."""
     extension = module()
     if device.type == "cpu":
-        getattr(extension, f"{name}_cpu")(*args, torch.get_num_threads())
+        _cpu_kernel(extension, name)(*args, torch.get_num_threads())
         return
     kernel = getattr(extension, f"{name}_cuda", None)
     if kernel is None:
@@ -77,6 +77,11 @@ def call(name: str, device: torch.device, *args: Any) -> None:
     guard: AbstractContextManager[Any] = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with guard:
         kernel(*args, torch.cuda.current_stream(device).cuda_stream)
+
+
+@cache
+def _cpu_kernel(extension: Any, name: str) -> Callable[..., None]:
+    return getattr(extension, f"{name}_cpu")  # type: ignore[no-any-return]
 
 
 _SCHEMA_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float"}
@@ -125,8 +130,13 @@ def op(
     return register
 
 
+def _looked_at() -> bool:
+    """Does a compiler or a mode look at every op?"""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def _to_be_seen(arguments: Sequence[Any]) -> bool:
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if _looked_at():
         return True
     return any(isinstance(x, Tensor) and (x.is_meta or type(x) not in (Tensor, Parameter)) for x in arguments)
 
@@ -135,9 +145,9 @@ def fused(*tensors: Tensor) -> bool:
     """True where an op of a layer has a kernel for all of these: float32 on the CPU, and nothing that has to see into
     the op, for which the eager definition is there."""
     for x in tensors:
-        if x.dtype is not torch.float32 or not x.is_cpu:
+        if x.dtype is not torch.float32 or not x.is_cpu or not (type(x) is Tensor or type(x) is Parameter):
             return False
-    return not use_reference() and not _to_be_seen(tensors)
+    return not use_reference() and not _looked_at()
 
 
 def code(tensor: Tensor) -> int:

@@ -148,7 +148,8 @@ def group_objective(
         gradient of PPO; "log_prob": sum_t logp A (the paper); "log_prob_mean": its mean over tokens.
     A sequence of length 0 has its behaviour signal ("ratio") or 0 as its signal, and 0 elsewhere.
 
-    Differentiable once, with respect to logp_BT and group_probs_BM. Raises TypeError or ValueError for wrong input.
+    Differentiable once, with respect to logp_BT and group_probs_BM. Raises TypeError or ValueError for wrong input; of
+    values, lengths, probabilities (rows that sum to 1) and KL weights (at least 0) are looked at on the CPU.
     """
     checks.floats(_OP, "logp_BT", logp_BT)
     tokens = {
@@ -168,6 +169,8 @@ def group_objective(
         kl_estimator=kl_estimator,
         signal_form=signal_form,
     )
+    checks.rows_add_up(_OP, "group_probs_BM", group_probs_BM)
+    checks.coefficients(_OP, "kl_weight_B", kl_weight_B)
     constants = [x.detach() for x in (behaviour_logp_BT, reference_logp_BT, advantage_BT)]
     tensors = (logp_BT, *constants, length_B, group_probs_BM, behaviour_signal_B.detach(), kl_weight_B.detach())
     if native.use_reference():
@@ -181,11 +184,15 @@ def group_variance(
     """(R_g, Rbar, R_var) from P_g and Q_g of the whole mini-batch: R_g = Q_g / P_g, Rbar = sum_g omega_g R_g,
     R_var = sum_g omega_g (R_g - Rbar)^2 (Zheng et al., arXiv 2310.11971). Plain torch, differentiable.
 
-    mass_M, weighted_M: floating [M]. total: N, the number of sequences (the sum of the masses).
+    mass_M, weighted_M: floating [M], of one dtype. total: N, the number of sequences (the sum of the masses), as a
+        number or a tensor of one.
     weights: "size", omega_g = P_g / N, or "population", 1 over the number of groups with mass.
     A group without mass has R_g = 0, omega_g = 0 and finite (zero) gradients.
+
+    Raises TypeError or ValueError for wrong input; on the CPU also where, with "size", the masses do not add up to N.
     """
     checks.choice("group_variance", "weights", weights, ("size", "population"))
+    checks.sums_by_group("group_variance", mass_M, weighted_M, total, of_all=weights == "size")
     present_M = mass_M > 0
     objective_M = weighted_M.where(present_M, 0.0) / mass_M.where(present_M, 1.0)
     if weights == "size":

@@ -16,6 +16,15 @@ IGNORED_TARGET = -100
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ESTIMATORS = ("k1", "k2", "k3")
 SIGNAL_FORMS = ("ratio", "log_prob", "log_prob_mean")
+#: What to pass for what a trainer does not have.
+_ABSENT = {
+    "behaviour_logp_BT": "In the first step after sampling pass the policy's own log-probs, detached: ratios of 1.",
+    "reference_logp_BT": "Without a reference model pass the behaviour log-probs, and zeros [B] as kl_weight_B.",
+    "length_B": "Where every response fills its row pass torch.full((B,), T).",
+    "group_probs_BM": "Without groups pass torch.ones(B, 1).",
+    "behaviour_signal_B": "The form 'ratio' needs what R_g averages, such as rewards; for the others pass zeros [B].",
+    "kl_weight_B": "Without a KL penalty pass zeros [B].",
+}
 #: How far rows of probabilities, and the sum of all masses, may be from what they should be: bfloat16 rounds by up to
 #: 0.004, and log-probs of it by more.
 _ROUNDING = 0.01
@@ -29,8 +38,9 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def a_tensor(op: str, name: str, value: object) -> None:
     """`value` must be a tensor: lists and arrays are not converted, which would hide their dtype and device."""
     if not isinstance(value, Tensor):
-        found = "None" if value is None else type(value).__name__
-        raise TypeError(f"{op}: {name} must be a tensor, not {found}; make one with torch.as_tensor.")
+        if value is None:
+            raise TypeError(f"{op}: {name} must be a tensor, not None. {_ABSENT.get(name, '')}".rstrip())
+        raise TypeError(f"{op}: {name} must be a tensor, not {type(value).__name__}; make one with torch.as_tensor.")
 
 
 def floats(op: str, name: str, tensor: Tensor) -> None:
@@ -46,11 +56,20 @@ def floats(op: str, name: str, tensor: Tensor) -> None:
         raise TypeError(f"{op}: {name} is float64 on CUDA; float64 is for checks on the CPU, use float32 here.")
 
 
-def like(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-    """`tensor` must have exactly this shape and dtype, on this device."""
+def like(
+    op: str,
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    whose: str = "",
+) -> None:
+    """`tensor` must have exactly this shape and dtype, on this device. whose: what the dtype follows from."""
     a_tensor(op, name, tensor)
     if tensor.dtype != dtype:
-        raise TypeError(f"{op}: {name} has dtype {tensor.dtype}, but {dtype} is needed here; convert it first.")
+        raise TypeError(f"{op}: {name} has dtype {tensor.dtype}, but {dtype}{whose} is needed here; convert it first.")
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}, but {list(shape)} is needed here.")
     if tensor.device != device:
@@ -139,7 +158,7 @@ def sums_by_group(op: str, mass_M: Tensor, weighted_M: Tensor, total: int | floa
             f"{op}: mass_M has shape {list(mass_M.shape)}; give [M], summed over all sequences: of probabilities "
             "[B, M] take .sum(0)."
         )
-    like(op, "weighted_M", weighted_M, tuple(mass_M.shape), mass_M.dtype, mass_M.device)
+    like(op, "weighted_M", weighted_M, tuple(mass_M.shape), mass_M.dtype, mass_M.device, whose=", that of mass_M,")
     if isinstance(total, Tensor):
         if total.numel() != 1:
             raise ValueError(f"{op}: total has shape {list(total.shape)}; give one number, that of all sequences.")
@@ -158,6 +177,13 @@ def sums_by_group(op: str, mass_M: Tensor, weighted_M: Tensor, total: int | floa
 
 def lengths(op: str, length_B: Tensor, batch: int, time: int, device: torch.device) -> None:
     """Response lengths: int64 [B], each in [0, T]."""
+    a_tensor(op, "length_B", length_B)
+    if length_B.dtype == torch.bool or length_B.dim() == 2:
+        raise TypeError(
+            f"{op}: length_B has dtype {length_B.dtype} and shape {list(length_B.shape)}; give int64 [B], the tokens "
+            "of each response. Of a mask [B, T] pass mask.sum(1): responses begin at t=0, and a mask with gaps is not "
+            "supported (docs/library.md says how to close them)."
+        )
     like(op, "length_B", length_B, (batch,), torch.int64, device)
     if values_visible(length_B):
         low, high = (int(v) for v in torch.aminmax(length_B))
@@ -273,12 +299,14 @@ def objective(
     if tensor.dim() != 2:
         raise ValueError(f"{op}: {first} has shape {list(tensor.shape)}; give [B, T].")
     (batch, time), wide = tensor.shape, accumulator(dtype)
+    whose = f", that of {first}," if first == "logp_BT" else " (float64 beside float64 logits, else float32)"
     for name, tensor in tokens_BT.items():
-        like(op, name, tensor, (batch, time), dtype, device)
+        like(op, name, tensor, (batch, time), dtype, device, whose=whose)
     probabilities(op, "group_probs_BM", group_probs_BM, batch)
-    like(op, "group_probs_BM", group_probs_BM, (batch, group_probs_BM.shape[1]), wide, device)
-    like(op, "behaviour_signal_B", behaviour_signal_B, (batch,), wide, device)
-    like(op, "kl_weight_B", kl_weight_B, (batch,), wide, device)
+    whose = " (float64 beside float64 log-probs, else float32)"
+    like(op, "group_probs_BM", group_probs_BM, (batch, group_probs_BM.shape[1]), wide, device, whose=whose)
+    like(op, "behaviour_signal_B", behaviour_signal_B, (batch,), wide, device, whose=whose)
+    like(op, "kl_weight_B", kl_weight_B, (batch,), wide, device, whose=whose)
     lengths(op, length_B, batch, time, device)
     number(op, "clip", clip, above=0.0, meaning=": the ratio is kept between 1 - clip and 1 + clip")
     return choice(op, "kl_estimator", kl_estimator, ESTIMATORS), choice(op, "signal_form", signal_form, SIGNAL_FORMS)

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gipo_mc.ops import checks, native, reference
 from gipo_mc.ops.results import GroupObjective, GroupVariance, differentiable_fields
@@ -99,6 +98,20 @@ def _gradient(
     return logp_gradient_BT, probs_gradient_BM
 
 
+class _Once(torch.autograd.Function):
+    """What goes into the reference, which is to refuse second derivatives as the kernels do."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.save_for_backward(tensor)
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    @native.differentiable_once(_OP)
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor]:
+        return upstream
+
+
 class _GroupObjective(torch.autograd.Function):
     """Every output by itself, so that the gradient of each comes as it is, or not at all: on a GPU each copy of one
     into a common buffer would be a launch."""
@@ -114,7 +127,7 @@ class _GroupObjective(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
+    @native.differentiable_once(_OP)
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         logp_gradient_BT, probs_gradient_BM = _gradient(
             *ctx.saved_tensors, *ctx.numbers, *differentiable_fields(upstream)
@@ -148,8 +161,9 @@ def group_objective(
         gradient of PPO; "log_prob": sum_t logp A (the paper); "log_prob_mean": its mean over tokens.
     A sequence of length 0 has its behaviour signal ("ratio") or 0 as its signal, and 0 elsewhere.
 
-    Differentiable once, with respect to logp_BT and group_probs_BM. Raises TypeError or ValueError for wrong input; of
-    values, lengths, probabilities (rows that sum to 1) and KL weights (at least 0) are looked at on the CPU.
+    Differentiable once, with respect to logp_BT and group_probs_BM; RuntimeError in a second derivative, of kernels and
+    references alike. Raises TypeError or ValueError for wrong input; of values, lengths, probabilities (rows that sum
+    to 1) and KL weights (at least 0) are looked at on the CPU.
     """
     checks.floats(_OP, "logp_BT", logp_BT)
     tokens = {
@@ -174,6 +188,7 @@ def group_objective(
     constants = [x.detach() for x in (behaviour_logp_BT, reference_logp_BT, advantage_BT)]
     tensors = (logp_BT, *constants, length_B, group_probs_BM, behaviour_signal_B.detach(), kl_weight_B.detach())
     if native.use_reference():
+        tensors = (_Once.apply(logp_BT), *constants, length_B, _Once.apply(group_probs_BM), *tensors[6:])
         return reference.group_objective(*tensors, clip=clip, kl_estimator=kl_estimator, signal_form=signal_form)
     return GroupObjective(*_GroupObjective.apply(*tensors, clip, estimator, form))
 

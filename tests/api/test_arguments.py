@@ -8,6 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
+from torch import Tensor
 
 from gipo_mc import group_objective, group_variance, kl_weights
 from gipo_mc.algorithms import kl
@@ -58,6 +59,14 @@ WRONG: list[tuple[str, Callable[..., Any], dict[str, Any], dict[str, Any], type[
     ("a list", group_objective, OBJECTIVE, {"advantage_BT": [[0.0]]}, TypeError, "advantage_BT must be a tensor"),
     ("a pair", group_objective, OBJECTIVE, {"clip": (0.2, 0.28)}, TypeError, r"clip=\(0.2, 0.28\) must be one"),
     ("negative", group_objective, OBJECTIVE, {"kl_weight_B": -torch.ones(4)}, ValueError, "kl_weight_B has values"),
+    ("none", group_objective, OBJECTIVE, {"reference_logp_BT": None}, TypeError, "Without a reference model pass "),
+    ("none", group_objective, OBJECTIVE, {"behaviour_logp_BT": None}, TypeError, "In the first step after sampling p"),
+    ("none", group_objective, OBJECTIVE, {"kl_weight_B": None}, TypeError, "not None. Without a KL penalty pass z"),
+    ("none", group_objective, OBJECTIVE, {"group_probs_BM": None}, TypeError, "not None. Without groups pass torch"),
+    ("a mask", group_objective, OBJECTIVE, {"length_B": torch.ones(4, 5) > 0}, TypeError, r"bool.*pass mask\.sum\(1\)"),
+    ("a mask", group_objective, OBJECTIVE, {"length_B": torch.ones(4, 5).long()}, TypeError, r"\[4, 5\]; .*mask\.sum"),
+    ("wide", group_objective, OBJECTIVE, {"advantage_BT": torch.ones(4, 5).double()}, TypeError, ", that of logp_BT"),
+    ("half", group_objective, OBJECTIVE, {"group_probs_BM": PROBS.bfloat16()}, TypeError, "float64 beside float64"),
     ("a word", group_objective, OBJECTIVE, {"kl_estimator": "kl"}, ValueError, "kl_estimator='kl' is not known"),
 ]  # fmt: skip
 
@@ -96,3 +105,21 @@ def test_what_is_rounded_or_comes_in_another_coat_is_taken() -> None:
 )
 def test_type_checkers_are_told_the_words(function: Callable[..., Any], parameter: str, words: tuple[str, ...]) -> None:
     assert get_args(get_type_hints(function)[parameter]) == words
+
+
+def _loss_of_a_gradient(reference: bool, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    monkeypatch.setenv("GIPO_MC_OPS", "reference" if reference else "native")
+    scale = torch.tensor(1.0, requires_grad=True)
+    arguments = {**OBJECTIVE, "logp_BT": torch.nan_to_num(OBJECTIVE["logp_BT"]) * scale.square()}
+    surrogate = group_objective(**arguments).surrogate_B.sum()
+    (gradient,) = torch.autograd.grad(surrogate, scale, create_graph=True)
+    return gradient
+
+
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.filterwarnings("ignore:GIPO_MC_OPS=reference")
+def test_second_derivatives_are_refused(reference: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither taken for zero nor computed in one of the two alone; the first derivative is as it is without them."""
+    gradient = _loss_of_a_gradient(reference, monkeypatch)
+    with pytest.raises(RuntimeError, match=r"^group_objective: there are no second derivatives"):
+        gradient.square().backward()

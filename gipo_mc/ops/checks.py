@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import math
 import operator
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 IGNORED_TARGET = -100
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-ESTIMATORS = ("k1", "k2", "k3")
-SIGNAL_FORMS = ("ratio", "log_prob", "log_prob_mean")
+KlEstimator = Literal["k1", "k2", "k3"]
+SignalForm = Literal["ratio", "log_prob", "log_prob_mean"]
+ESTIMATORS: tuple[KlEstimator, ...] = get_args(KlEstimator)
+SIGNAL_FORMS: tuple[SignalForm, ...] = get_args(SignalForm)
+#: The commands' options have two words for what is one here.
+_FORMS_OF_THE_OPTIONS = (
+    " The option algorithm.signal_form=value is ratio here; log_prob is log_prob with signal_tokens=sum, and "
+    "log_prob_mean with signal_tokens=mean."
+)
 #: What to pass for what a trainer does not have.
 _ABSENT = {
     "behaviour_logp_BT": "In the first step after sampling pass the policy's own log-probs, detached: ratios of 1.",
@@ -76,10 +84,10 @@ def like(
         raise ValueError(f"{op}: {name} is on {tensor.device}, the other inputs on {device}; move it there.")
 
 
-def choice(op: str, name: str, value: str, allowed: tuple[str, ...]) -> int:
+def choice(op: str, name: str, value: str, allowed: tuple[str, ...], remark: str = "") -> int:
     """Position of `value` in `allowed`."""
     if value not in allowed:
-        raise ValueError(f"{op}: {name}={value!r} is not known; give one of {', '.join(allowed)}.")
+        raise ValueError(f"{op}: {name}={value!r} is not known; give one of {', '.join(allowed)}.{remark}")
     return allowed.index(value)
 
 
@@ -289,8 +297,8 @@ def objective(
     kl_weight_B: Tensor,
     *,
     clip: float,
-    kl_estimator: str,
-    signal_form: str,
+    kl_estimator: KlEstimator,
+    signal_form: SignalForm,
 ) -> tuple[int, int]:
     """What op B takes: `tokens_BT` [B, T] of `dtype` by name, the first of which gives the shape, and what each
     sequence has. (kl_estimator, signal_form) as positions in ESTIMATORS and SIGNAL_FORMS."""
@@ -309,4 +317,5 @@ def objective(
     like(op, "kl_weight_B", kl_weight_B, (batch,), wide, device, whose=whose)
     lengths(op, length_B, batch, time, device)
     number(op, "clip", clip, above=0.0, meaning=": the ratio is kept between 1 - clip and 1 + clip")
-    return choice(op, "kl_estimator", kl_estimator, ESTIMATORS), choice(op, "signal_form", signal_form, SIGNAL_FORMS)
+    estimator = choice(op, "kl_estimator", kl_estimator, ESTIMATORS)
+    return estimator, choice(op, "signal_form", signal_form, SIGNAL_FORMS, _FORMS_OF_THE_OPTIONS)

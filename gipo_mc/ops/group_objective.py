@@ -108,7 +108,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     @native.differentiable_once(_OP)
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, ...]:
         return upstream
 
 
@@ -146,8 +146,8 @@ def group_objective(
     kl_weight_B: Tensor,
     *,
     clip: float,
-    kl_estimator: str,
-    signal_form: str,
+    kl_estimator: Literal["k1", "k2", "k3"],
+    signal_form: Literal["ratio", "log_prob", "log_prob_mean"],
 ) -> GroupObjective:
     """Signals, surrogate, KL and group sums of B sequences; see `GroupObjective` for the outputs.
 
@@ -158,7 +158,8 @@ def group_objective(
     clip: range of the ratio exp(logp - behaviour) (PPO, Schulman et al., arXiv 1707.06347).
     kl_estimator: "k1", "k2", "k3" of KL(pi || reference), per token.
     signal_form: "ratio": s_i = behaviour_signal_i + mean_t (ratio - 1) A, at ratio 1 the behaviour signal with the
-        gradient of PPO; "log_prob": sum_t logp A (the paper); "log_prob_mean": its mean over tokens.
+        gradient of PPO; "log_prob": sum_t logp A (the paper); "log_prob_mean": its mean over tokens. The options
+        algorithm.signal_form and signal_tokens have other words for them (docs/algorithm.md).
     A sequence of length 0 has its behaviour signal ("ratio") or 0 as its signal, and 0 elsewhere.
 
     Differentiable once, with respect to logp_BT and group_probs_BM; RuntimeError in a second derivative, of kernels and

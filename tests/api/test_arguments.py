@@ -12,6 +12,8 @@ from torch import Tensor
 
 from gipo_mc import group_objective, group_variance, kl_weights
 from gipo_mc.algorithms import kl
+from gipo_mc.config import AlgorithmConfig
+from gipo_mc.ops import checks, shape_and_gae, token_objective
 from tests.ops.cases import objective_case
 
 PROBS = torch.tensor([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0], [0.9, 0.1]])
@@ -101,10 +103,26 @@ def test_what_is_rounded_or_comes_in_another_coat_is_taken() -> None:
     [
         (kl_weights, "kind", kl._KINDS),
         (group_variance, "weights", ("size", "population")),
+        (group_objective, "kl_estimator", checks.ESTIMATORS),
+        (group_objective, "signal_form", checks.SIGNAL_FORMS),
+        (token_objective, "kl_estimator", checks.ESTIMATORS),
+        (token_objective, "signal_form", checks.SIGNAL_FORMS),
+        (shape_and_gae, "kl_estimator", checks.ESTIMATORS),
     ],
 )
 def test_type_checkers_are_told_the_words(function: Callable[..., Any], parameter: str, words: tuple[str, ...]) -> None:
     assert get_args(get_type_hints(function)[parameter]) == words
+
+
+def test_the_options_words_are_the_ops_own_or_named_in_its_error() -> None:
+    """Those of algorithm.kl_penalty are those of `kind`; signal_form and signal_tokens alone have others."""
+    options = get_type_hints(AlgorithmConfig)
+    for option, words in (("kl_estimator", checks.ESTIMATORS), ("kl_penalty", kl._KINDS)):
+        assert set(get_args(options[option])) == set(words), option
+    with pytest.raises(ValueError, match="not known") as caught:
+        group_objective(**{**OBJECTIVE, "signal_form": "other"})
+    for option in ("signal_form", "signal_tokens"):
+        assert all(word in str(caught.value) for word in get_args(options[option])), option
 
 
 def _loss_of_a_gradient(reference: bool, monkeypatch: pytest.MonkeyPatch) -> Tensor:

@@ -2,10 +2,10 @@
 
     python examples/torch_loop.py [--steps 40]
 
-A tiny Llama continues prompts of four tokens. Prompts that begin with an even token are easy: each token 1 pays. The
-others are hard: only the pair 2 3 pays. No label says which is which. A linear classifier on the policy's own features
-looks for the groups between which the objective varies most; the policy is trained with PPO's clipped surrogate, minus
-that variance, and held to the reference most where the best group is likely.
+A tiny Llama continues prompts of four tokens. Prompts of even tokens are easy: each token 1 pays. Those of odd tokens
+are hard: only the pair 2 3 pays. No label says which is which. A linear classifier on the policy's own features looks
+for the groups between which the objective varies most; R_var shows whether it has found any. The policy is trained
+with PPO's clipped surrogate, minus that variance, and held to the reference most where the best group is likely.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main(steps: int) -> list[tuple[float, float]]:
     length_B, tokens = torch.full((BATCH,), RESPONSE), BATCH * RESPONSE
     history = []
     for step in range(steps):
-        prompt_BP = torch.randint(VOCAB, (BATCH, PROMPT))
+        prompt_BP = 2 * torch.randint(VOCAB // 2, (BATCH, PROMPT)) + torch.randint(2, (BATCH, 1))
         with torch.no_grad():
             sequence_BL = policy.generate(
                 prompt_BP, attention_mask=torch.ones_like(prompt_BP), do_sample=True, max_new_tokens=RESPONSE

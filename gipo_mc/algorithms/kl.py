@@ -11,6 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gipo_mc.ops import checks
+
+_OP = "kl_weights"
+_KINDS = ("adaptive", "fixed", "none", "adaptive_mean")
 _GAIN, _LARGEST = 0.1, 0.2  # of the controller, an iteration: eta changes by at most 2 %
 
 
@@ -20,22 +24,31 @@ def kl_weights(
     best_group: int | None,
     kind: Literal["adaptive", "fixed", "none", "adaptive_mean"],
 ) -> Tensor:
-    """Weight of each sequence's KL in its token rewards, [B], dtype of `group_probs_BM`, without gradient.
+    """Weight of each sequence's KL in its token rewards or in the loss, [B], without gradient; float32 (float64 for
+    float64 probabilities), as `group_objective` takes it.
+
+    kl_coef: eta, at least 0. group_probs_BM: floating [B, M], rows that sum to 1. best_group: position of a group.
 
     adaptive: eta_i = kl_coef * p_i,best: sequences of the group that already earns the highest reward, where reward is
         hacked first, are held to the reference; the others may explore.
     adaptive_mean: kl_coef * mean_i p_i,best for every sequence, the control that has as much KL and knows no sequence.
     fixed: kl_coef for every sequence, and for the other two while no best group is known (None). none: 0.
     With p = 1 (one group) adaptive, adaptive_mean and fixed are equal bit for bit.
+
+    Raises TypeError or ValueError for wrong input; the values of the probabilities are looked at on the CPU.
     """
-    if kind == "none":
-        kl_coef = 0.0
-    if kind in ("adaptive", "adaptive_mean") and best_group is not None:
-        if not 0 <= best_group < group_probs_BM.shape[1]:
-            raise ValueError(f"best_group={best_group} is not one of the {group_probs_BM.shape[1]} inferred groups.")
-        high_B = group_probs_BM.detach()[:, best_group]
-        return kl_coef * (high_B if kind == "adaptive" else high_B.mean().expand_as(high_B))
-    return torch.full_like(group_probs_BM[:, 0], kl_coef, requires_grad=False)
+    checks.choice(_OP, "kind", kind, _KINDS)
+    checks.number(_OP, "kl_coef", kl_coef, low=0.0)
+    checks.probabilities(_OP, "group_probs_BM", group_probs_BM)
+    checks.rows_add_up(_OP, "group_probs_BM", group_probs_BM)
+    probs_BM = group_probs_BM.detach().to(checks.accumulator(group_probs_BM.dtype))
+    if best_group is not None:
+        high_B = probs_BM[:, checks.group(_OP, best_group, probs_BM.shape[1])]
+        if kind == "adaptive":
+            return float(kl_coef) * high_B
+        if kind == "adaptive_mean":
+            return float(kl_coef) * high_B.mean().expand_as(high_B)
+    return torch.full_like(probs_BM[:, 0], 0.0 if kind == "none" else float(kl_coef))
 
 
 def controlled(kl_coef: float, kl: float, target: float) -> float:

@@ -4,6 +4,7 @@
 `GIPO_MC_OPS=reference` makes these functions use the references.
 """
 
+from gipo_mc.ops.checks import KlEstimator, SignalForm
 from gipo_mc.ops.group_objective import group_objective, group_variance
 from gipo_mc.ops.inputs import ObjectiveInputs
 from gipo_mc.ops.layers.causal_attention import causal_attention
@@ -19,8 +20,10 @@ from gipo_mc.ops.token_statistics import token_statistics
 __all__ = [
     "GroupObjective",
     "GroupVariance",
+    "KlEstimator",
     "ObjectiveInputs",
     "ShapedAdvantages",
+    "SignalForm",
     "TokenObjective",
     "TokenStatistics",
     "causal_attention",

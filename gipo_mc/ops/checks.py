@@ -1,20 +1,41 @@
 """Checks of what a caller hands to an op. Each failure is a sentence with the numbers involved and the fix.
 
-Types, shapes and devices are checked for every tensor; values (target ids, lengths) only on the CPU, where looking at
-them costs no synchronisation. On CUDA the kernels stay inside their buffers whatever the values are.
+Types, shapes and devices are checked for every tensor; values (target ids, lengths, probabilities) only on the CPU,
+where looking at them costs no synchronisation. On CUDA the kernels stay inside their buffers whatever the values are.
 """
 
 from __future__ import annotations
 
 import math
+import operator
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 IGNORED_TARGET = -100
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-ESTIMATORS = ("k1", "k2", "k3")
-SIGNAL_FORMS = ("ratio", "log_prob", "log_prob_mean")
+KlEstimator = Literal["k1", "k2", "k3"]
+SignalForm = Literal["ratio", "log_prob", "log_prob_mean"]
+ESTIMATORS: tuple[KlEstimator, ...] = get_args(KlEstimator)
+SIGNAL_FORMS: tuple[SignalForm, ...] = get_args(SignalForm)
+#: The commands' options have two words for what is one here.
+_FORMS_OF_THE_OPTIONS = (
+    " The option algorithm.signal_form=value is ratio here; log_prob is log_prob with signal_tokens=sum, and "
+    "log_prob_mean with signal_tokens=mean."
+)
+#: What to pass for what a trainer does not have.
+_ABSENT = {
+    "behaviour_logp_BT": "In the first step after sampling pass the policy's own log-probs, detached: ratios of 1.",
+    "reference_logp_BT": "Without a reference model pass the behaviour log-probs, and zeros [B] as kl_weight_B.",
+    "length_B": "Where every response fills its row pass torch.full((B,), T).",
+    "group_probs_BM": "Without groups pass torch.ones(B, 1).",
+    "behaviour_signal_B": "The form 'ratio' needs what R_g averages, such as rewards; for the others pass zeros [B].",
+    "kl_weight_B": "Without a KL penalty pass zeros [B].",
+}
+#: How far rows of probabilities, and the sum of all masses, may be from what they should be: bfloat16 rounds by up to
+#: 0.004, and log-probs of it by more.
+_ROUNDING = 0.01
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -22,10 +43,17 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def a_tensor(op: str, name: str, value: object) -> None:
+    """`value` must be a tensor: lists and arrays are not converted, which would hide their dtype and device."""
+    if not isinstance(value, Tensor):
+        if value is None:
+            raise TypeError(f"{op}: {name} must be a tensor, not None. {_ABSENT.get(name, '')}".rstrip())
+        raise TypeError(f"{op}: {name} must be a tensor, not {type(value).__name__}; make one with torch.as_tensor.")
+
+
 def floats(op: str, name: str, tensor: Tensor) -> None:
     """`tensor` must be one of the floating types that the kernels know."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, not {type(tensor).__name__}.")
+    a_tensor(op, name, tensor)
     if tensor.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} has dtype {tensor.dtype}; give float32, bfloat16, float16 or float64.")
     if tensor.layout != torch.strided:
@@ -36,30 +64,59 @@ def floats(op: str, name: str, tensor: Tensor) -> None:
         raise TypeError(f"{op}: {name} is float64 on CUDA; float64 is for checks on the CPU, use float32 here.")
 
 
-def like(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-    """`tensor` must have exactly this shape and dtype, on this device."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, not {type(tensor).__name__}.")
+def like(
+    op: str,
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    whose: str = "",
+) -> None:
+    """`tensor` must have exactly this shape and dtype, on this device. whose: what the dtype follows from."""
+    a_tensor(op, name, tensor)
     if tensor.dtype != dtype:
-        raise TypeError(f"{op}: {name} has dtype {tensor.dtype}, but {dtype} is needed here; convert it first.")
+        raise TypeError(f"{op}: {name} has dtype {tensor.dtype}, but {dtype}{whose} is needed here; convert it first.")
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}, but {list(shape)} is needed here.")
     if tensor.device != device:
         raise ValueError(f"{op}: {name} is on {tensor.device}, the other inputs on {device}; move it there.")
 
 
-def choice(op: str, name: str, value: str, allowed: tuple[str, ...]) -> int:
+def choice(op: str, name: str, value: str, allowed: tuple[str, ...], remark: str = "") -> int:
     """Position of `value` in `allowed`."""
     if value not in allowed:
-        raise ValueError(f"{op}: {name}={value!r} is not known; give one of {', '.join(allowed)}.")
+        raise ValueError(f"{op}: {name}={value!r} is not known; give one of {', '.join(allowed)}.{remark}")
     return allowed.index(value)
 
 
-def number(op: str, name: str, value: float, *, above: float | None = None, low: float = -math.inf) -> None:
-    """`value` must be finite, and > above or >= low."""
+def number(
+    op: str, name: str, value: float, *, above: float | None = None, low: float = -math.inf, meaning: str = ""
+) -> None:
+    """`value` must be one number (of Python or numpy, or a tensor without dimensions), finite, > above or >= low."""
+    if not isinstance(value, (int, float)) and getattr(value, "ndim", None) != 0:
+        raise TypeError(f"{op}: {name}={value!r} must be one number{meaning}.")
     if not math.isfinite(value) or value < low or (above is not None and value <= above):
         bound = f" above {above}" if above is not None else f" of at least {low}" if low > -math.inf else ""
         raise ValueError(f"{op}: {name}={value} must be a finite number{bound}.")
+
+
+def group(op: str, best_group: int, groups: int) -> int:
+    """`best_group` as an int, which must be the position of one of the groups; a tensor of one integer is taken too."""
+    try:
+        position = operator.index(best_group)
+    except TypeError:
+        raise TypeError(
+            f"{op}: best_group={best_group!r} must be an integer, not a {type(best_group).__name__}; give the position "
+            "of a group, or None while no best group is known."
+        ) from None
+    if not 0 <= position < groups:
+        raise ValueError(
+            f"{op}: best_group={position} is not one of the {groups} groups of group_probs_BM; give 0 to {groups - 1}, "
+            "or None while no best group is known."
+        )
+    return position
 
 
 def values_visible(tensor: Tensor) -> bool:
@@ -67,8 +124,74 @@ def values_visible(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and tensor.numel() > 0
 
 
+def probabilities(op: str, name: str, probs_BM: Tensor, batch: int | None = None) -> None:
+    """[B, M] with at least one group, and `batch` rows where that is known."""
+    floats(op, name, probs_BM)
+    shape = list(probs_BM.shape)
+    if len(shape) != 2 or shape[1] == 0:
+        raise ValueError(f"{op}: {name} has shape {shape}; give [B, M], a row for each sequence, at least one group.")
+    if batch is not None and shape[0] != batch:
+        turned = ", the transpose of this (.t())" if shape[1] == batch else ""
+        raise ValueError(f"{op}: {name} has shape {shape}, but there are B={batch} sequences; give [B, M]{turned}.")
+
+
+def rows_add_up(op: str, name: str, probs_BM: Tensor) -> None:
+    """Rows of probabilities lie in [0, 1] and add up to 1, but for rounding: logits and transposes do not."""
+    if not values_visible(probs_BM):
+        return
+    seen_BM = probs_BM.detach()
+    low = float(seen_BM.amin())
+    least, most = (float(x) for x in torch.aminmax(seen_BM.sum(1, dtype=accumulator(seen_BM.dtype))))
+    if not (low >= -_ROUNDING and least >= 1 - _ROUNDING and most <= 1 + _ROUNDING):
+        raise ValueError(
+            f"{op}: {name} {list(seen_BM.shape)} has values from {low:.4g} to {float(seen_BM.amax()):.4g}, and its "
+            f"rows add up to {least:.4g} to {most:.4g}; each row [M] must be probabilities, from 0 to 1 and with sum "
+            "1. Of logits take .softmax(dim=1), of [M, B] the transpose (.t())."
+        )
+
+
+def coefficients(op: str, name: str, values_B: Tensor) -> None:
+    """No value may be negative, infinite or NaN."""
+    if values_visible(values_B):
+        low, high = (float(x) for x in torch.aminmax(values_B.detach()))
+        if not 0.0 <= low <= high < math.inf:
+            raise ValueError(f"{op}: {name} has values from {low} to {high}; they must be finite and at least 0.")
+
+
+def sums_by_group(op: str, mass_M: Tensor, weighted_M: Tensor, total: int | float | Tensor, *, of_all: bool) -> None:
+    """P and Q [M] of one dtype, and N. of_all: the masses must add up to N, where that can be seen for free."""
+    floats(op, "mass_M", mass_M)
+    if mass_M.dim() != 1 or mass_M.shape[0] == 0:
+        raise ValueError(
+            f"{op}: mass_M has shape {list(mass_M.shape)}; give [M], summed over all sequences: of probabilities "
+            "[B, M] take .sum(0)."
+        )
+    like(op, "weighted_M", weighted_M, tuple(mass_M.shape), mass_M.dtype, mass_M.device, whose=", that of mass_M,")
+    if isinstance(total, Tensor):
+        if total.numel() != 1:
+            raise ValueError(f"{op}: total has shape {list(total.shape)}; give one number, that of all sequences.")
+        visible = values_visible(mass_M) and values_visible(total)
+    else:
+        number(op, "total", total, low=0.0)
+        visible = values_visible(mass_M)
+    if of_all and visible:
+        found, given = float(mass_M.detach().sum()), float(total)
+        if abs(found - given) > _ROUNDING * max(1.0, given):
+            raise ValueError(
+                f"{op}: mass_M adds up to {found:.6g} sequences, but total={given:.6g}; with weights='size' they must "
+                "agree. Sum masses, weighted signals and total over the same sequences: all micro-batches, all ranks."
+            )
+
+
 def lengths(op: str, length_B: Tensor, batch: int, time: int, device: torch.device) -> None:
     """Response lengths: int64 [B], each in [0, T]."""
+    a_tensor(op, "length_B", length_B)
+    if length_B.dtype == torch.bool or length_B.dim() == 2:
+        raise TypeError(
+            f"{op}: length_B has dtype {length_B.dtype} and shape {list(length_B.shape)}; give int64 [B], the tokens "
+            "of each response. Of a mask [B, T] pass mask.sum(1): responses begin at t=0, and a mask with gaps is not "
+            "supported (docs/library.md says how to close them)."
+        )
     like(op, "length_B", length_B, (batch,), torch.int64, device)
     if values_visible(length_B):
         low, high = (int(v) for v in torch.aminmax(length_B))
@@ -174,22 +297,25 @@ def objective(
     kl_weight_B: Tensor,
     *,
     clip: float,
-    kl_estimator: str,
-    signal_form: str,
+    kl_estimator: KlEstimator,
+    signal_form: SignalForm,
 ) -> tuple[int, int]:
     """What op B takes: `tokens_BT` [B, T] of `dtype` by name, the first of which gives the shape, and what each
     sequence has. (kl_estimator, signal_form) as positions in ESTIMATORS and SIGNAL_FORMS."""
     first, tensor = next(iter(tokens_BT.items()))
-    if not isinstance(tensor, Tensor) or tensor.dim() != 2:
-        raise ValueError(f"{op}: {first} has shape {list(getattr(tensor, 'shape', ()))}; give [B, T].")
+    a_tensor(op, first, tensor)
+    if tensor.dim() != 2:
+        raise ValueError(f"{op}: {first} has shape {list(tensor.shape)}; give [B, T].")
     (batch, time), wide = tensor.shape, accumulator(dtype)
+    whose = f", that of {first}," if first == "logp_BT" else " (float64 beside float64 logits, else float32)"
     for name, tensor in tokens_BT.items():
-        like(op, name, tensor, (batch, time), dtype, device)
-    if not isinstance(group_probs_BM, Tensor) or group_probs_BM.dim() != 2 or group_probs_BM.shape[1] == 0:
-        raise ValueError(f"{op}: group_probs_BM must be a tensor [B, M] with at least one group.")
-    like(op, "group_probs_BM", group_probs_BM, (batch, group_probs_BM.shape[1]), wide, device)
-    like(op, "behaviour_signal_B", behaviour_signal_B, (batch,), wide, device)
-    like(op, "kl_weight_B", kl_weight_B, (batch,), wide, device)
+        like(op, name, tensor, (batch, time), dtype, device, whose=whose)
+    probabilities(op, "group_probs_BM", group_probs_BM, batch)
+    whose = " (float64 beside float64 log-probs, else float32)"
+    like(op, "group_probs_BM", group_probs_BM, (batch, group_probs_BM.shape[1]), wide, device, whose=whose)
+    like(op, "behaviour_signal_B", behaviour_signal_B, (batch,), wide, device, whose=whose)
+    like(op, "kl_weight_B", kl_weight_B, (batch,), wide, device, whose=whose)
     lengths(op, length_B, batch, time, device)
-    number(op, "clip", clip, above=0.0)
-    return choice(op, "kl_estimator", kl_estimator, ESTIMATORS), choice(op, "signal_form", signal_form, SIGNAL_FORMS)
+    number(op, "clip", clip, above=0.0, meaning=": the ratio is kept between 1 - clip and 1 + clip")
+    estimator = choice(op, "kl_estimator", kl_estimator, ESTIMATORS)
+    return estimator, choice(op, "signal_form", signal_form, SIGNAL_FORMS, _FORMS_OF_THE_OPTIONS)

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gipo_mc.ops import checks, native, reference
 from gipo_mc.ops.results import GroupObjective, GroupVariance, differentiable_fields
@@ -99,6 +98,20 @@ def _gradient(
     return logp_gradient_BT, probs_gradient_BM
 
 
+class _Once(torch.autograd.Function):
+    """What goes into the reference, which is to refuse second derivatives as the kernels do."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.save_for_backward(tensor)
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    @native.differentiable_once(_OP)
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, ...]:
+        return upstream
+
+
 class _GroupObjective(torch.autograd.Function):
     """Every output by itself, so that the gradient of each comes as it is, or not at all: on a GPU each copy of one
     into a common buffer would be a launch."""
@@ -114,7 +127,7 @@ class _GroupObjective(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
+    @native.differentiable_once(_OP)
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         logp_gradient_BT, probs_gradient_BM = _gradient(
             *ctx.saved_tensors, *ctx.numbers, *differentiable_fields(upstream)
@@ -133,8 +146,8 @@ def group_objective(
     kl_weight_B: Tensor,
     *,
     clip: float,
-    kl_estimator: str,
-    signal_form: str,
+    kl_estimator: Literal["k1", "k2", "k3"],
+    signal_form: Literal["ratio", "log_prob", "log_prob_mean"],
 ) -> GroupObjective:
     """Signals, surrogate, KL and group sums of B sequences; see `GroupObjective` for the outputs.
 
@@ -145,10 +158,13 @@ def group_objective(
     clip: range of the ratio exp(logp - behaviour) (PPO, Schulman et al., arXiv 1707.06347).
     kl_estimator: "k1", "k2", "k3" of KL(pi || reference), per token.
     signal_form: "ratio": s_i = behaviour_signal_i + mean_t (ratio - 1) A, at ratio 1 the behaviour signal with the
-        gradient of PPO; "log_prob": sum_t logp A (the paper); "log_prob_mean": its mean over tokens.
+        gradient of PPO; "log_prob": sum_t logp A (the paper); "log_prob_mean": its mean over tokens. The options
+        algorithm.signal_form and signal_tokens have other words for them (docs/algorithm.md).
     A sequence of length 0 has its behaviour signal ("ratio") or 0 as its signal, and 0 elsewhere.
 
-    Differentiable once, with respect to logp_BT and group_probs_BM. Raises TypeError or ValueError for wrong input.
+    Differentiable once, with respect to logp_BT and group_probs_BM; RuntimeError in a second derivative, of kernels and
+    references alike. Raises TypeError or ValueError for wrong input; of values, lengths, probabilities (rows that sum
+    to 1) and KL weights (at least 0) are looked at on the CPU.
     """
     checks.floats(_OP, "logp_BT", logp_BT)
     tokens = {
@@ -168,9 +184,12 @@ def group_objective(
         kl_estimator=kl_estimator,
         signal_form=signal_form,
     )
+    checks.rows_add_up(_OP, "group_probs_BM", group_probs_BM)
+    checks.coefficients(_OP, "kl_weight_B", kl_weight_B)
     constants = [x.detach() for x in (behaviour_logp_BT, reference_logp_BT, advantage_BT)]
     tensors = (logp_BT, *constants, length_B, group_probs_BM, behaviour_signal_B.detach(), kl_weight_B.detach())
     if native.use_reference():
+        tensors = (_Once.apply(logp_BT), *constants, length_B, _Once.apply(group_probs_BM), *tensors[6:])
         return reference.group_objective(*tensors, clip=clip, kl_estimator=kl_estimator, signal_form=signal_form)
     return GroupObjective(*_GroupObjective.apply(*tensors, clip, estimator, form))
 
@@ -181,11 +200,15 @@ def group_variance(
     """(R_g, Rbar, R_var) from P_g and Q_g of the whole mini-batch: R_g = Q_g / P_g, Rbar = sum_g omega_g R_g,
     R_var = sum_g omega_g (R_g - Rbar)^2 (Zheng et al., arXiv 2310.11971). Plain torch, differentiable.
 
-    mass_M, weighted_M: floating [M]. total: N, the number of sequences (the sum of the masses).
+    mass_M, weighted_M: floating [M], of one dtype. total: N, the number of sequences (the sum of the masses), as a
+        number or a tensor of one.
     weights: "size", omega_g = P_g / N, or "population", 1 over the number of groups with mass.
     A group without mass has R_g = 0, omega_g = 0 and finite (zero) gradients.
+
+    Raises TypeError or ValueError for wrong input; on the CPU also where, with "size", the masses do not add up to N.
     """
     checks.choice("group_variance", "weights", weights, ("size", "population"))
+    checks.sums_by_group("group_variance", mass_M, weighted_M, total, of_all=weights == "size")
     present_M = mass_M > 0
     objective_M = weighted_M.where(present_M, 0.0) / mass_M.where(present_M, 1.0)
     if weights == "size":

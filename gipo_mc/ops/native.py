@@ -141,6 +141,41 @@ def _to_be_seen(arguments: Sequence[Any]) -> bool:
     return any(isinstance(x, Tensor) and (x.is_meta or type(x) not in (Tensor, Parameter)) for x in arguments)
 
 
+def differentiable_once(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Marks the backward pass of the op `name`: gradients that are to be differentiated again lead to an error. torch's
+    own once_differentiable takes them for constants where the gradient that comes in has no gradient itself."""
+
+    def mark(backward: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(backward)
+        def once(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
+            again = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # create_graph=True
+            followed = [x for x in ctx.saved_tensors if x is not None and x.requires_grad] if again else []
+            with torch.no_grad():
+                gradients = backward(ctx, *upstream)
+            if not followed:
+                return tuple(gradients)
+            return tuple(None if x is None else _Refusal.apply(name, x, *followed) for x in gradients)
+
+        return once
+
+    return mark
+
+
+class _Refusal(torch.autograd.Function):
+    """The gradient as it is, of what it depends on; an error on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, gradient: Tensor, *followed: Tensor) -> Tensor:
+        ctx.name = name
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> Any:
+        raise RuntimeError(
+            f"{ctx.name}: there are no second derivatives (create_graph=True); write the loss in plain torch for them."
+        )
+
+
 def fused(*tensors: Tensor) -> bool:
     """True where an op of a layer has a kernel for all of these: float32 on the CPU, and nothing that has to see into
     the op, for which the eager definition is there."""

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gipo_mc.ops.checks import IGNORED_TARGET, accumulator
+from gipo_mc.ops.checks import IGNORED_TARGET, KlEstimator, SignalForm, accumulator
 from gipo_mc.ops.results import GroupObjective, ShapedAdvantages, TokenObjective, TokenStatistics
 
 
@@ -47,7 +47,7 @@ def token_statistics(
     return TokenStatistics(logp_N, entropy_N.masked_fill(ignored_N, 0.0))
 
 
-def kl_estimate(logp: Tensor, reference_logp: Tensor, estimator: str) -> Tensor:
+def kl_estimate(logp: Tensor, reference_logp: Tensor, estimator: KlEstimator) -> Tensor:
     """Estimate of KL(pi || reference) from one sample of pi (Schulman, "Approximating KL divergence", 2020).
 
     k1 = log pi - log ref; k2 = k1^2 / 2; k3 = ref/pi - 1 - log(ref/pi). Elementwise."""
@@ -70,8 +70,8 @@ def group_objective(
     kl_weight_B: Tensor,
     *,
     clip: float,
-    kl_estimator: str,
-    signal_form: str,
+    kl_estimator: KlEstimator,
+    signal_form: SignalForm,
 ) -> GroupObjective:
     """See `gipo_mc.ops.group_objective`."""
     wide = accumulator(logp_BT.dtype)
@@ -117,8 +117,8 @@ def token_objective(
     kl_weight_B: Tensor,
     *,
     clip: float,
-    kl_estimator: str,
-    signal_form: str,
+    kl_estimator: KlEstimator,
+    signal_form: SignalForm,
     vocab_size: int | None = None,
     temperature: float = 1.0,
     inplace_backward: bool = False,
@@ -154,7 +154,7 @@ def shape_and_gae(
     *,
     gamma: float,
     lam: float,
-    kl_estimator: str,
+    kl_estimator: KlEstimator,
 ) -> ShapedAdvantages:
     """See `gipo_mc.ops.shape_and_gae`."""
     wide = accumulator(values_BT.dtype)

@@ -8,7 +8,7 @@ KL_t is the k1, k2 or k3 estimate between the behaviour policy and the reference
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ def shape_and_gae(
     *,
     gamma: float,
     lam: float,
-    kl_estimator: str,
+    kl_estimator: Literal["k1", "k2", "k3"],
 ) -> ShapedAdvantages:
     """Rewards, advantages and returns of B responses; see `ShapedAdvantages` for the outputs. No gradient.
 

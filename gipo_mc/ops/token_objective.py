@@ -9,7 +9,7 @@ the backward pass: 16 bytes a token. `gipo_mc.ops.reference` holds the definitio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -193,8 +193,8 @@ def token_objective(
     kl_weight_B: Tensor,
     *,
     clip: float,
-    kl_estimator: str,
-    signal_form: str,
+    kl_estimator: Literal["k1", "k2", "k3"],
+    signal_form: Literal["ratio", "log_prob", "log_prob_mean"],
     vocab_size: int | None = None,
     temperature: float = 1.0,
     inplace_backward: bool = False,

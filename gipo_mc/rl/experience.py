@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal
 
 from torch import Tensor
 
-from gipo_mc.ops import ObjectiveInputs
+from gipo_mc.ops import ObjectiveInputs, SignalForm
 from gipo_mc.types import Rollout
-
-SignalForm = Literal["ratio", "log_prob", "log_prob_mean"]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,16 @@ from torch import Tensor
 from gipo_mc.config import Config
 from gipo_mc.models.micro_batch import MicroBatch
 from gipo_mc.models.readout import holds_the_vocabulary, response_states, response_statistics
-from gipo_mc.ops import GroupObjective, ObjectiveInputs, TokenObjective, group_objective, token_objective
-from gipo_mc.rl.experience import Experience, SignalForm
+from gipo_mc.ops import (
+    GroupObjective,
+    KlEstimator,
+    ObjectiveInputs,
+    SignalForm,
+    TokenObjective,
+    group_objective,
+    token_objective,
+)
+from gipo_mc.rl.experience import Experience
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class Objective:
     form: SignalForm
     signal_weight_BT: Tensor | None
     clip: float
-    kl_estimator: str
+    kl_estimator: KlEstimator
 
     @classmethod
     def of(cls, experience: Experience, config: Config) -> Objective:

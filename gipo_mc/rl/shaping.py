@@ -21,8 +21,8 @@ from gipo_mc.algorithms.group_source import GroupSource
 from gipo_mc.algorithms.kl import controlled, kl_weights
 from gipo_mc.algorithms.state import RLState, normalised_signal, track_reward
 from gipo_mc.config import AlgorithmConfig, Config
-from gipo_mc.ops import ObjectiveInputs, ShapedAdvantages, shape_and_gae
-from gipo_mc.rl.experience import Experience, ModelOutputs, SignalForm
+from gipo_mc.ops import ObjectiveInputs, ShapedAdvantages, SignalForm, shape_and_gae
+from gipo_mc.rl.experience import Experience, ModelOutputs
 from gipo_mc.types import Rollout
 
 

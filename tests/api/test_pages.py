@@ -111,9 +111,9 @@ def test_type_checkers_are_told_of_the_types() -> None:
 def test_the_loop_of_ones_own_learns_both_kinds(folder: Path) -> None:
     from examples.torch_loop import main
 
-    history = in_a_process(main, folder, 14)
+    history = in_a_process(main, folder, 24)
     early, late = (torch.tensor(part).mean(0) for part in (history[:4], history[-4:]))
-    assert late[0] > early[0] + 0.5, history
+    assert (late > early + 0.5).all(), history
 
 
 def test_the_trainer_of_trl_takes_the_ops(folder: Path) -> None:

@@ -36,5 +36,10 @@ def wrong() -> None:
     gipo_mc.train(policy="x", reward="y", prompts="z")  # type: ignore[call-arg]
     gipo_mc.train_sft(policy="x", preferences="y", run="z")  # type: ignore[call-arg]
     gipo_mc.group_variance(torch.ones(2), torch.ones(2), 3, weights="other")  # type: ignore[arg-type]
+    gipo_mc.kl_weights(0.1, torch.ones(1, 1), None, "adaptiv")  # type: ignore[arg-type]
+    four, one = [torch.ones(1, 2)] * 4, torch.ones(1)
+    for_all = (*four, one.long(), torch.ones(1, 1), one, one)
+    gipo_mc.group_objective(*for_all, clip=0.2, kl_estimator="k4", signal_form="ratio")  # type: ignore[arg-type]
+    gipo_mc.group_objective(*for_all, clip=0.2, kl_estimator="k1", signal_form="value")  # type: ignore[arg-type]
     print(gipo_mc.no_such_name)  # type: ignore[attr-defined]
     print(gipo_mc.Sample(prompt=1, response="a"))  # type: ignore[arg-type]

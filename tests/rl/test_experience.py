@@ -40,7 +40,7 @@ def experience(**changes: Any) -> Experience:
         length_B,
         outputs.group_probs_BM,
         random(B),
-        random(B),
+        random(B).abs(),
     )
     return replace(Experience(rollout, outputs, inputs, random(B, T), random(B)), **changes)
 

@@ -68,10 +68,9 @@ def unfit_models(config: Config, command: str) -> list[tuple[str, int]]:
     """(sentence, exit code) of each model on this machine that the ranks cannot share, by its config.json."""
     parallel, found, seen = config.parallel, [], set()
     for key, name in _named(config, _SIZED, _read(command)):
-        frozen = key in _FROZEN
-        sizes = (
-            (*parallel.frozen_sizes, 1) if frozen else (parallel.tensor, parallel.pipeline, parallel.virtual_pipeline)
-        )
+        sizes = (parallel.tensor, parallel.pipeline, parallel.virtual_pipeline)
+        if key in _FROZEN and parallel.frozen_sizes != sizes[:2]:
+            sizes = (*parallel.frozen_sizes, 1)
         if not name or (name, sizes) in seen:
             continue
         seen.add((name, sizes))

@@ -210,14 +210,5 @@ def _print_json(launch: Launch, what: dict[str, Any]) -> None:
     parallel = launch.config.parallel
     layout = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "data": launch.data}
     found = {"command": launch.command, "run": f"{launch.config.run.dir}/{launch.run}", "nodes": launch.nodes}
-    print(
-        encode(
-            {
-                **found,
-                "ranks_per_node": launch.ranks,
-                "layout": layout,
-                "not_here": [text for text, _ in launch.not_here],
-                **what,
-            }
-        )
-    )
+    not_here = [text for text, _ in launch.not_here]
+    print(encode({**found, "ranks_per_node": launch.ranks, "layout": layout, "not_here": not_here, **what}))

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from gipo_mc.config import DataConfig
-from gipo_mc.data.fields import Fields, LeftOut, RowError
+from gipo_mc.data.fields import Fields, LeftOut, RowError, UnknownFormat
 from gipo_mc.data.formats import Example, detect, parse
 from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.sources import BadRow, domain_of_source, read_rows
@@ -46,9 +46,8 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
         except RowError as error:
             problem = f"{row.where}: {error}"
             if data.on_error == "strict":
-                raise DataError(
-                    f"{problem}.\nCorrect or remove the row, or set data.on_error=quarantine to skip malformed rows."
-                ) from None
+                remedy = "\nCorrect or remove the row, or set data.on_error=quarantine to skip malformed rows."
+                raise DataError(f"{problem}." + remedy * (not isinstance(error, UnknownFormat))) from None
             malformed += 1
             report.left_out["malformed rows"] = malformed
             report.add_problem(problem)

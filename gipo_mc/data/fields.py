@@ -10,6 +10,10 @@ class RowError(ValueError):
     """A malformed row; the message is the reason. The caller knows file and line."""
 
 
+class UnknownFormat(RowError):
+    """A row whose fields are those of no format: as are most likely all of its source."""
+
+
 class LeftOut(Exception):
     """A row in order that is not used; the message is what such rows are called in the report."""
 

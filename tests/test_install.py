@@ -1,4 +1,4 @@
-"""`pip install -e .`: the clone's folder, which has the package's name, does not hide the package."""
+"""How it is installed: what `make venv` says and builds, and where `pip install -e .` has Python find the package."""
 
 from __future__ import annotations
 
@@ -17,6 +17,35 @@ from tests.source_rules import ROOT
 _BUILD = "import sys; from setuptools.build_meta import build_editable; build_editable(sys.argv[1])"
 #: A start of Python in an environment that has this one folder of packages.
 _START = "import site, sys; site.addsitedir(sys.argv.pop(1)); import runpy; runpy.run_module('gipo_mc', alter_sys=True)"
+
+
+@pytest.mark.parametrize(
+    ("index", "chosen", "said", "given"),
+    [
+        ("auto", {}, "Kernels: CPU only, as torch is", "0"),
+        ("auto", {"GIPO_MC_CUDA": "1"}, "takes minutes more (GIPO_MC_CUDA=0 leaves them out)", "1"),
+        ("", {}, "takes minutes more (GIPO_MC_CUDA=0 leaves them out)", ""),
+        ("", {"GIPO_MC_CUDA": "0"}, "", "0"),
+    ],
+)
+def test_make_builds_no_cuda_kernels_for_a_torch_without_cuda(
+    index: str, chosen: dict[str, str], said: str, given: str, tmp_path: Path
+) -> None:
+    """With a Python that notes what pip would be told, on a machine without nvidia-smi."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text('#!/bin/sh\n[ "$2" = pip ] && echo "pip: GIPO_MC_CUDA=$GIPO_MC_CUDA"\nexit 0\n')
+    python.chmod(0o755)
+    for name in ("bash", "sh", "uname", "mkdir", "touch", "dirname", "nproc", "find", "sed", "getconf"):
+        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    words = [str(shutil.which("make")), "VENV=", "CONSTRAINTS=", f"TORCH_INDEX={index}", "SHELL=/bin/bash", "venv"]
+    environment = {"PATH": str(tmp_path / "bin"), **chosen}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert f"pip: GIPO_MC_CUDA={given}\n" in done.stdout and said in done.stdout
+    assert ("Kernels: " in done.stdout) == bool(said)
 
 
 def test_python_finds_the_package_from_the_folder_that_holds_the_clone(tmp_path: Path) -> None:

@@ -30,10 +30,10 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _nothing_is_an_empty_list(cls, value: object, info: ValidationInfo) -> object:
+    def _nothing_is_empty_of_its_kind(cls, value: object, info: ValidationInfo) -> object:
         """`data.evaluation=` on a command line."""
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        return [] if value is None and get_origin(annotation) is list else value
+        kind = get_origin(cls.model_fields[str(info.field_name)].annotation)
+        return kind() if value is None and kind in (list, dict) else value
 
     @field_validator("*", mode="before")
     @classmethod

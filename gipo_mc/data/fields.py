@@ -60,6 +60,13 @@ class Fields(Mapping[str, Any]):
         return self._ignored | {str(key) for key, value in self._row.items() if key not in self._read and says(value)}
 
 
+def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """A row whose fields have the project's names. columns: field -> its name in the row; what is not there stays
+    absent, and a column that has a field's name itself gives way."""
+    others = {key: value for key, value in row.items() if key not in columns and key not in columns.values()}
+    return others | {field: row[column] for field, column in columns.items() if column in row}
+
+
 def says(value: Any) -> bool:
     """Is there anything in a value? Null, and empty texts, lists and objects are how files say that there is not."""
     return value is not None and value not in ("", [], {})

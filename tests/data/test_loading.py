@@ -322,11 +322,3 @@ def test_the_published_hh_rows_load_without_a_malformed_one(tmp_path):
     assert {report.format for report in pairs.reports} == {"hh"}
     for report in pairs.reports:
         assert report.kept > 0.95 * report.read and "malformed rows" not in report.left_out
-
-
-def test_an_unknown_format_is_no_fault_of_a_row(tmp_path, tokenizer):
-    """Every row is like the first: none is to be corrected or removed."""
-    data = DataConfig(prompts=[write(tmp_path / "a.jsonl", [{"conversation": "a"}, {"conversation": "b"}])])
-    with pytest.raises(DataError, match=r"are of no known format: .*data\.format") as error:
-        load_prompts(data, tokenizer)
-    assert "Correct or remove" not in str(error.value)

@@ -95,8 +95,8 @@ def _without(raw: dict[str, Any], wrong: list[tuple[Any, ...]]) -> dict[str, Any
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of nested sections by their keys ("algorithm.groups")."""
-    if not isinstance(tree, dict):
+    """The values of sections by their keys ("algorithm.groups"); a mapping in a section is a value."""
+    if not isinstance(tree, dict) or "." in prefix:
         return {prefix: tree}
     items = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items()]
     return {key: value for item in items for key, value in item.items()}

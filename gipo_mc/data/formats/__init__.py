@@ -48,7 +48,8 @@ def detect(row: Mapping[str, Any]) -> str:
     if not found:
         raise UnknownFormat(
             f"the fields {', '.join(sorted(map(str, row))) or '(none)'} are of no known format: set data.format to one "
-            f"of {', '.join(FORMATS)}, rename the fields to prompt, chosen and rejected, or write a format "
+            f"of {', '.join(FORMATS)}, say which are the prompt and the responses "
+            "('data.columns={prompt: NAME, chosen: NAME, rejected: NAME}'), or write a format "
             "(docs/recipes/data_format.md)"
         )
     return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gipo_mc.config.data import RowField
+
 
 class RowError(ValueError):
     """A malformed row; the message is the reason. The caller knows file and line."""
@@ -60,7 +62,7 @@ class Fields(Mapping[str, Any]):
         return self._ignored | {str(key) for key, value in self._row.items() if key not in self._read and says(value)}
 
 
-def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+def renamed(row: Mapping[str, Any], columns: Mapping[RowField, str]) -> dict[str, Any]:
     """A row whose fields have the project's names. columns: field -> its name in the row; what is not there stays
     absent, and a column that has a field's name itself gives way."""
     others = {key: value for key, value in row.items() if key not in columns and key not in columns.values()}

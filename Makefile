@@ -5,6 +5,7 @@
 #                       active environment alone
 #   TORCH_INDEX=auto    where torch comes from: auto takes the much smaller CPU build on Linux without an NVIDIA
 #                       driver; a URL of wheels (https://download.pytorch.org/whl/cuXXX); empty: pip's own index
+#   GIPO_MC_CUDA=...    0: kernels for the CPU only, as with torch's CPU build; 1: for CUDA too, or it fails
 #   ARGS=...            more arguments for `make test`, `demo`, `digests` and `bench`, for example ARGS="-k gae -x"
 #   BASE=...            the Python that a new environment is made with: the newest of 3.12 and 3.11 that is on the PATH
 #   VLLM_VENV=...       where `make test-vllm` makes its environment, of about 4 GB: vLLM does not fit the pinned set
@@ -162,6 +163,12 @@ $(STAMP): $(BUILD_INPUTS) | $(if $(strip $(VENV)),$(PYTHON))
 	fi; \
 	echo "Installing into $$($(PYTHON) -c 'import sys; print(sys.prefix)')$(if $(strip $(CONSTRAINTS)), with the versions of $(CONSTRAINTS))$${index:+, torch from $$index}"; \
 	echo "The first time this fetches about 1 GB (more with CUDA) and builds the native kernels: some minutes."; \
+	if [ -z "$${GIPO_MC_CUDA:-}" ] && [[ "$$index" == */cpu ]]; then \
+		export GIPO_MC_CUDA=0; \
+		echo "Kernels: CPU only, as torch is (GIPO_MC_CUDA=1 builds those for CUDA too)."; \
+	elif [ "$${GIPO_MC_CUDA:-}" != 0 ]; then \
+		echo "Kernels: CPU, and CUDA where nvcc is found, which takes minutes more (GIPO_MC_CUDA=0 leaves them out)."; \
+	fi; \
 	$(PYTHON) -m pip install $${index:+--extra-index-url $$index} \
 		$(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS)) -e '.[dev]'
 	@$(PYTHON) -c 'from gipo_mc.ops import describe_build; print("Built:", describe_build())'

@@ -83,7 +83,8 @@ class CMakeBuild(build_ext):
         nvcc, reason = wanted_nvcc()
         archs = architectures(nvcc) if nvcc else ""
         built = f"CPU and CUDA kernels (sm_{archs.replace(';', ', sm_')})" if nvcc else "CPU kernels only"
-        print(f"gipo_mc: building {built}; {reason}", flush=True)
+        minutes = ". That takes minutes; GIPO_MC_CUDA=0 builds the CPU kernels only" if nvcc else ""
+        print(f"gipo_mc: building {built}; {reason}{minutes}", flush=True)
 
         kind = "cuda" if nvcc else "cpu"
         tree = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{sysconfig.get_platform()}-{kind}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -25,6 +25,10 @@ RowFormat = Literal[
 ]
 
 
+#: Fields of a row that data.columns may find under another name.
+RowField = Literal["prompt", "chosen", "rejected", "messages", "domain", "system", "conversation"]
+
+
 class DataConfig(Section):
     prompts: list[str] = fixed_by_content(
         default_factory=list, description="[files or hub names] of RL prompts, or builtin"
@@ -35,6 +39,10 @@ class DataConfig(Section):
     format: RowFormat = Field("auto", description="row format; auto: by the fields of each source's first row")
     domains: list[str] = fixed_by_content(
         default_factory=list, description="label of each file; empty: from the row or file"
+    )
+    columns: dict[RowField, str] = fixed_by_content(
+        default_factory=dict,
+        description=f"own names of columns, {{prompt: question}}; fields: {', '.join(get_args(RowField))}",
     )
     prompt_length: int = Field(256, ge=1, le=LARGE, description="longest prompt in tokens; longer ones are left out")
     sequence_length: int = Field(512, ge=2, le=LARGE, description="longest prompt + response (SFT, reward model, DPO)")
@@ -66,6 +74,17 @@ class DataConfig(Section):
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _fields_are_known(cls, value: object) -> object:
+        unknown = [str(key) for key in value if key not in get_args(RowField)] if isinstance(value, dict) else []
+        if unknown:
+            raise ValueError(
+                f"data.columns has {', '.join(unknown)}, which is no field of a row: write field: column, the fields "
+                f"being {', '.join(get_args(RowField))}"
+            )
+        return value
 
     @field_validator("reward_chat_template", mode="before")
     @classmethod

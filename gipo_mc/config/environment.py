@@ -111,6 +111,8 @@ def _remember(value: str, reference: str) -> None:
 
 
 def _marks(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        value = list(value.values())
     if isinstance(value, list):
         return [mark for item in value for mark in _marks(item)]
     return _MARK.findall(value) if isinstance(value, str) else []
@@ -119,6 +121,8 @@ def _marks(value: Any) -> list[str]:
 def _referring(value: Any, reference: str) -> Any:
     if isinstance(value, list):
         return [_referring(item, reference) for item in value]
+    if isinstance(value, dict):
+        return {key: _referring(item, reference) for key, item in value.items()}
     if not isinstance(value, str):
         return value
     return _MARK.sub(lambda mark: reference.format(bytes.fromhex(mark[1]).decode("utf-8", "surrogateescape")), value)

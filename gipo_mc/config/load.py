@@ -277,7 +277,7 @@ def values(config: Config) -> dict[str, Any]:
     """The value of every option by its key ("algorithm.groups"). A text that came from the environment is its reference
     and a hash: enough to compare."""
     found = flat(config.model_dump())
-    texts = {key: text for key, text in config._referring.items() if isinstance(found[key], (str, list))}
+    texts = {key: text for key, text in config._referring.items() if isinstance(found[key], (str, list, dict))}
     return found | {key: f"{text} ({fingerprint(key, found[key])})" for key, text in texts.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -27,6 +27,13 @@ class Section(BaseModel):
     """Strict base: unknown keys are errors, fields are documented by their `description`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _nothing_is_empty_of_its_kind(cls, value: object, info: ValidationInfo) -> object:
+        """`data.evaluation=` on a command line."""
+        kind = get_origin(cls.model_fields[str(info.field_name)].annotation)
+        return kind() if value is None and kind in (list, dict) else value
 
     @field_validator("*", mode="before")
     @classmethod

@@ -8,10 +8,10 @@ from itertools import islice
 from pathlib import Path
 
 from gipo_mc.config import DataConfig
-from gipo_mc.data.fields import Fields, LeftOut, RowError
+from gipo_mc.data.fields import Fields, LeftOut, RowError, UnknownFormat, renamed
 from gipo_mc.data.formats import Example, detect, parse
 from gipo_mc.data.sets import SourceReport
-from gipo_mc.data.sources import BadRow, domain_of_source, read_rows
+from gipo_mc.data.sources import BadRow, RawRow, domain_of_source, read_rows
 from gipo_mc.errors import DataError
 
 #: With data.on_error=quarantine: a source with more malformed rows than both of these is the wrong file.
@@ -26,9 +26,9 @@ _NEEDS: dict[str, tuple[str, ...]] = {
 def examples(source: str, kind: str, label: str, data: DataConfig, report: SourceReport) -> Iterator[Example]:
     """Examples of a source, each with a domain: `label`, else the row's own, else one from the source's name.
 
-    data.max_rows counts rows read. Malformed rows stop the loading (strict) or are counted in `report` (quarantine).
-    kind: prompts, demonstrations or preferences: decides the fields a row must have, and which are passed on (of a
-    pair, prompts need neither response). Raises DataError.
+    data.columns says which names the fields have in the rows. data.max_rows counts rows read. Malformed rows stop the
+    loading (strict) or are counted in `report` (quarantine). kind: prompts, demonstrations or preferences: decides the
+    fields a row must have, and which are passed on (of a pair, prompts need neither response). Raises DataError.
     """
     fallback = label or domain_of_source(source)
     malformed = 0
@@ -37,18 +37,19 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
         try:
             if isinstance(row, BadRow):
                 raise RowError(row.reason)
+            named = renamed(row.fields, data.columns) if data.columns else row.fields
             if not report.format:
-                report.format = detect(row.fields) if data.format == "auto" else data.format
-            fields = Fields(row.fields)
+                _require_columns(row, data)
+                report.format = detect(named) if data.format == "auto" else data.format
+            fields = Fields(named)
             example = parse(fields, report.format, _NEEDS[kind])
             _require(example, kind, report.format)
             report.unused.update(fields.unused())
         except RowError as error:
             problem = f"{row.where}: {error}"
             if data.on_error == "strict":
-                raise DataError(
-                    f"{problem}.\nCorrect or remove the row, or set data.on_error=quarantine to skip malformed rows."
-                ) from None
+                remedy = "\nCorrect or remove the row, or set data.on_error=quarantine to skip malformed rows."
+                raise DataError(f"{problem}." + remedy * (not isinstance(error, UnknownFormat))) from None
             malformed += 1
             report.left_out["malformed rows"] = malformed
             report.add_problem(problem)
@@ -67,6 +68,15 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
         raise DataError(
             f"{source}: {malformed} of {report.read} rows are malformed, more than {QUARANTINE_SHARE:.0%}: this may be "
             "the wrong file or the wrong data.format. The first ones:\n  " + "\n  ".join(report.problems)
+        )
+
+
+def _require_columns(row: RawRow, data: DataConfig) -> None:
+    """Raises DataError where the first row of a source lacks a column that data.columns names."""
+    if absent := [f"{column} (for {field})" for field, column in data.columns.items() if column not in row.fields]:
+        raise DataError(
+            f"{row.where}: data.columns names {', '.join(absent)}, and the row has only "
+            f"{', '.join(map(str, row.fields)) or 'no fields'}: correct the name, or leave it out."
         )
 
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gipo_mc.config.data import RowField
+
 
 class RowError(ValueError):
     """A malformed row; the message is the reason. The caller knows file and line."""
+
+
+class UnknownFormat(RowError):
+    """A row whose fields are those of no format: as are most likely all of its source."""
 
 
 class LeftOut(Exception):
@@ -54,6 +60,13 @@ class Fields(Mapping[str, Any]):
     def unused(self) -> set[str]:
         """Columns with a value that nobody has read."""
         return self._ignored | {str(key) for key, value in self._row.items() if key not in self._read and says(value)}
+
+
+def renamed(row: Mapping[str, Any], columns: Mapping[RowField, str]) -> dict[str, Any]:
+    """A row whose fields have the project's names. columns: field -> its name in the row; what is not there stays
+    absent, and a column that has a field's name itself gives way."""
+    others = {key: value for key, value in row.items() if key not in columns and key not in columns.values()}
+    return others | {field: row[column] for field, column in columns.items() if column in row}
 
 
 def says(value: Any) -> bool:

@@ -41,6 +41,12 @@ def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cu
     """ "auto" is CUDA where every local rank has a GPU of its own. Raises ConfigError if CUDA is asked for in vain."""
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and torch.version.cuda is None and torch.version.hip is None:
+        raise ConfigError(
+            f"device=cuda, but torch {torch.__version__} here is a build for the CPU, which uses no GPU: `pip "
+            f"uninstall torch`, then `pip install torch=={torch.__version__.partition('+')[0]}` brings one for CUDA "
+            "(into a new environment: `make venv TORCH_INDEX=`). Or use device=cpu."
+        )
     if device == "cuda" and gpus < local_ranks:
         raise ConfigError(
             f"device=cuda, but this machine has {gpus} usable GPUs for {local_ranks} local ranks: start at most {gpus} "

@@ -62,6 +62,13 @@ def _shape_of(name: str, key: str, folder: Path | None, seen: tuple[str, ...]) -
     )
 
 
+def local_shape(name: str) -> ModelShape | None:
+    """The shape of a model or of a run with a checkpoint, in this folder; None where there is none. Raises ConfigError
+    where its config.json is not of a model that can be trained here."""
+    found = _config_in(Path(name))
+    return _read(found) if found else None
+
+
 def known_shape(name: str) -> ModelShape | None:
     """The published model of this name, chat versions included; None for others."""
     if name in ("builtin_sft", "builtin_reward", "builtin_dpo", "builtin_gi_ppo"):

@@ -60,9 +60,9 @@ class RunFolder:
         """Create or reopen `dir/name` (an empty name: `dir/command`) and lock it until `close` or the process ends.
 
         Call it on rank 0 only. With `resume` false, an earlier run in the folder is moved to `previous-<n>/` inside
-        it (attribute `set_aside`): nothing is deleted. Raises StorageError where another job has the folder or it
-        cannot be written, ConfigError where it belongs to another command, holds a model, lies in checkpoints, or the
-        name leaves `dir`.
+        it (attribute `set_aside`): nothing is deleted. So is another command's start that left no metric and no
+        checkpoint. Raises StorageError where another job has the folder or it cannot be written, ConfigError where it
+        belongs to another command, holds a model, lies in checkpoints, or the name leaves `dir`.
         """
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ConfigError(f"run.name={name!r} leaves run.dir={str(dir)!r}: give a plain name.")
@@ -267,10 +267,13 @@ class RunFolder:
     def _check_command(self) -> None:
         before = str(self.read_status().get("command") or self.command)
         if before != self.command:
-            raise ConfigError(
-                f"The run folder {self.path} belongs to {before}, this is {self.command}: choose another run.name, or "
-                "set run.resume=false to move the earlier run aside."
-            )
+            metrics = self.metrics.exists() and self.metrics.stat().st_size
+            if metrics or self.saved.exists() or any(self.checkpoints.glob("*")):
+                raise ConfigError(
+                    f"The run folder {self.path} belongs to {before}, this is {self.command}: choose another run.name, "
+                    "or set run.resume=false to move the earlier run aside."
+                )
+            self._set_aside()  # a start that failed before it left anything
 
     def _set_aside(self) -> None:
         present = [self.path / name for name in _CONTENTS if (self.path / name).exists()]

@@ -12,6 +12,7 @@ from gipo_mc.config import Config, check_layout, options, read_by
 from gipo_mc.config.load import examine
 from gipo_mc.data.sources import on_hub
 from gipo_mc.errors import ConfigError, DataError
+from gipo_mc.plan.shapes import local_shape
 from gipo_mc.run.trackers import check_trackers
 from gipo_mc.tools import builtin
 
@@ -28,17 +29,17 @@ BASES = {
     "train_reward": builtin.reward_base,
     "train_dpo": builtin.dpo_base,
 }
-_MODELS = (
-    *("model.policy", "model.reference", "model.critic", "model.reward", "model.tokenizer", "dpo.group_model"),
-    *("reward.models", "reward.also", "eval.reward"),
-)
+#: Models that only score, which may have a layout of their own.
+_FROZEN = ("model.reference", "model.reward", "dpo.group_model", "reward.models", "reward.also", "eval.reward")
+_SIZED = ("model.policy", "model.critic", *_FROZEN)
+_MODELS = (*_SIZED, "model.tokenizer")
 _DATA = ("data.prompts", "data.preferences", "data.demonstrations", "data.evaluation", "eval.pairs")
 
 
 def start_problems(
     path: str, overrides: list[str], command: str = "", ranks: int = 0, *, files: bool = True
 ) -> list[tuple[str, int]]:
-    """(sentence, exit code) of everything that `command` would refuse; "": of any.
+    """(sentence, exit code) of everything that `command` would refuse; "": of any. A code of 0: to be known only.
 
     ranks: that it is to be started on; 0: as few as the configuration needs. files: look for the models and data that
     it names. Raises ConfigError where the configuration cannot be read at all.
@@ -48,13 +49,37 @@ def start_problems(
     if config is None:
         return found
     # Of a configuration with problems, what is said here holds with defaults in the place of what is wrong.
+    found += [(problem, ConfigError.exit_code) for problem in problems_of(config, command, ranks)]
+    return found + (unfit_models(config, command) + absent_files(config, command) if files else [])
+
+
+def problems_of(config: Config, command: str, ranks: int) -> list[str]:
+    """What `start_problems` finds in a configuration, whatever is on this machine."""
+    found = []
     for check in (lambda: check_layout(config, ranks or _fewest(config)), lambda: check_trackers(config)):
         try:
             check()
         except ConfigError as error:
-            found.append((str(error), error.exit_code))
-    found += [(problem, ConfigError.exit_code) for problem in _missing(config, command)]
-    return found + (list(_no_files(config, command)) if files else [])
+            found.append(str(error))
+    return [*found, *_missing(config, command)]
+
+
+def unfit_models(config: Config, command: str) -> list[tuple[str, int]]:
+    """(sentence, exit code) of each model on this machine that the ranks cannot share, by its config.json."""
+    parallel, found, seen = config.parallel, [], set()
+    for key, name in _named(config, _SIZED, _read(command)):
+        sizes = (parallel.tensor, parallel.pipeline, parallel.virtual_pipeline)
+        if key in _FROZEN and parallel.frozen_sizes != sizes[:2]:
+            sizes = (*parallel.frozen_sizes, 1)
+        if not name or (name, sizes) in seen:
+            continue
+        seen.add((name, sizes))
+        try:
+            if shape := local_shape(os.path.expanduser(name)):
+                shape.check(*sizes)
+        except ConfigError as error:
+            found.append((f"{key}={name}: {error}", error.exit_code))
+    return found
 
 
 def _fewest(config: Config) -> int:
@@ -69,17 +94,28 @@ def _missing(config: Config, command: str) -> Iterator[str]:
         yield from (f"{key} is empty, and gipo-mc {verb} needs it" for key in needs if not needs[key])
 
 
-def _no_files(config: Config, command: str) -> Iterator[tuple[str, int]]:
-    """Names of files and folders that are not there; what may be on the hub is not looked for."""
-    reads = set(read_by(command)) if command else set(options())
-    for key, name in _named(config, _MODELS, reads):
-        local = name.startswith((".", "/", "~", f"{config.run.dir}/")) or name.count("/") > 1
-        if local and ":" not in name and not Path(os.path.expanduser(name)).exists():
-            yield f"{key}={name}: there is no such folder. A run is there once it was trained.", ConfigError.exit_code
-    for key, source in _named(config, _DATA, reads):
+def absent_files(config: Config, command: str) -> list[tuple[str, int]]:
+    """(sentence, exit code) of names of files and folders that are not here. What may be on the hub is not looked for
+    there: a model's code is 0 then."""
+    found: list[tuple[str, int]] = []
+    for key, name in _named(config, _MODELS, _read(command)):
+        if not name or ":" in name or Path(os.path.expanduser(name)).exists():
+            continue
+        local = name.startswith((".", "/", "~", f"{config.run.dir}/")) or name.count("/") != 1
+        if local:
+            text = f"{key}={name}: there is no such folder. A run is there once it was trained."
+        else:
+            text = f"{key}={name}: there is no such folder here; taken for a name on the hub."
+        found.append((text, ConfigError.exit_code if local else 0))
+    for key, source in _named(config, _DATA, _read(command)):
         known = source.partition(":")[0] == "builtin" or on_hub(source)
         if not known and not Path(os.path.expanduser(source)).exists():
-            yield f"{key}: there is no file {source}", DataError.exit_code
+            found.append((f"{key}: there is no file {source}", DataError.exit_code))
+    return found
+
+
+def _read(command: str) -> set[str]:
+    return set(read_by(command)) if command else set(options())
 
 
 def _named(config: Config, keys: tuple[str, ...], reads: set[str]) -> Iterator[tuple[str, str]]:

@@ -175,3 +175,19 @@ def test_a_line_that_is_no_yaml_is_told_with_its_place(tmp_path: Path) -> None:
     for read in (lambda: load_config(str(path), []), lambda: saved_values(path)):
         with pytest.raises(ConfigError, match=r"could not find expected ':' \(line 3, column 4\)"):
             read()
+
+
+def test_a_mapping_is_one_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the file by each of its names; written as it was given, with references to the environment."""
+    monkeypatch.setenv("HH_COLUMN", "question_of_the_day")
+    path = tmp_path / "own.yaml"
+    path.write_text("data: {columns: {prompt: '${oc.env:HH_COLUMN}', chosen: better}}\n")
+    config = load_config(str(path), ["data.columns.rejected=worse", "data.columns.chosen=best"])
+    assert config.data.columns == {"prompt": "question_of_the_day", "chosen": "best", "rejected": "worse"}
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(as_yaml(config))
+    assert "question_of_the_day" not in saved.read_text() and load_config(str(saved), []).data == config.data
+    assert load_config(None, ["data.columns={prompt: q}"]).data.columns == {"prompt": "q"}
+    assert load_config(None, ["data.columns="]).data.columns == {}
+    with pytest.raises(ConfigError, match=r"data\.columns has promt, which is no field of a row: .* being prompt,"):
+        load_config(None, ["data.columns={promt: q}"])

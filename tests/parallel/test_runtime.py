@@ -70,7 +70,15 @@ def test_a_layout_that_does_not_fit_the_ranks_is_refused_before_anything_starts(
         check_layout(config, ranks)
 
 
+def test_a_cpu_build_of_torch_is_named_where_a_gpu_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ConfigError, match=r"is a build for the CPU.*make venv TORCH_INDEX=.*device=cpu"):
+        runtime.resolve_device("cuda")
+    assert runtime.resolve_device("auto") == "cpu"
+
+
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")

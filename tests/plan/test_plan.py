@@ -231,3 +231,8 @@ def test_the_search_makes_room_with_options_that_there_are(monkeypatch: pytest.M
     assert relieved and all(plan.fits for plan in relieved) and any(plan.fits and not plan.relief for plan in plans)
     assert {plan.relief for plan in relieved} == {("parallel.tokens_per_micro_batch=4096",)}
     assert relieved[0].relief[0] in search_text(plans, len(plans))
+
+
+def test_a_tensor_group_over_nodes_is_warned_of(capsys: pytest.CaptureFixture[str]):
+    main(["--config", SEVEN_B, "--gpus", "8", "--gpus-per-node", "2"])
+    assert "warning: parallel.tensor=4 reaches over nodes of 2 GPUs" in capsys.readouterr().err

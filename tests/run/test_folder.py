@@ -97,11 +97,25 @@ def test_status_is_written_whole_and_read_back(folder):
 
 def test_another_command_may_not_continue_the_run(tmp_path):
     with RunFolder.open(tmp_path, "toy", "train_sft", resume=True) as folder:
+        folder.metrics.write_text('{"step": 1}\n')
         folder.write_status("done", 0)
     with pytest.raises(ConfigError, match="belongs to train_sft, this is train_gi_ppo"):
         RunFolder.open(tmp_path, "toy", "train_gi_ppo", resume=True)
     with RunFolder.open(tmp_path, "toy", "train_gi_ppo", resume=False):
         pass
+
+
+@pytest.mark.parametrize("state", ["failed", "running"])
+def test_a_start_that_left_nothing_does_not_keep_the_name(tmp_path, state):
+    with RunFolder.open(tmp_path, "toy", "train_gi_ppo", resume=True) as folder:
+        folder.metrics.touch()
+        folder.write_status(state, 3, "data.prompts names no file")
+    with RunFolder.open(tmp_path, "toy", "train_sft", resume=True) as folder:
+        assert folder.read_status() == {} and folder.set_aside == tmp_path / "toy" / "previous-1"
+        folder.write_status("failed", 3)
+        (folder.checkpoints / "step_00000001").mkdir()
+    with pytest.raises(ConfigError, match="belongs to train_sft"):
+        RunFolder.open(tmp_path, "toy", "train_gi_ppo", resume=True)
 
 
 def test_starting_anew_moves_the_earlier_run_aside(tmp_path):

@@ -57,7 +57,7 @@ CHANGEABLE = {
 }
 CONTENT = {
     "model": ("reference", "reward", "tokenizer"),
-    "data": ("prompts", "preferences", "demonstrations", "domains"),
+    "data": ("prompts", "preferences", "demonstrations", "domains", "columns"),
     "dpo": ("group_model",),
     "reward": ("also", "models"),
 }
@@ -83,6 +83,8 @@ def _changed(config: Config, key: str) -> Config:
         new = next(choice for choice in reversed(choices) if choice != old)
     elif isinstance(old, list):
         new = [*old, "other"]
+    elif isinstance(old, dict):
+        new = {**old, "prompt": "other"}
     else:
         new = old + ("other" if isinstance(old, str) else 1)
     section, _, name = key.rpartition(".")

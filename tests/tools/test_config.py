@@ -54,7 +54,12 @@ def test_diff_says_whether_a_run_may_continue(tmp_path: Path, capsys: pytest.Cap
         (["--no-files"], 0, []),
         ([], 2, ["model.policy=runs/hh_sft: there is no such folder", "data.prompts: there is no file data/hh/"]),
         (["--for", "reward"], 2, ["data.preferences is empty, and gipo-mc train reward needs it"]),
-        (["model.policy=hub/name", "model.reward=python:a:b"], 3, ["data.evaluation: there is no file"]),
+        (
+            ["model.policy=hub/name", "model.reward=python:a:b"],
+            3,
+            ["data.evaluation: there is no file", "note: model.policy=hub/name: there is no such folder here; taken"],
+        ),
+        (["model.policy=sfft"], 2, ["model.policy=sfft: there is no such folder"]),
         (
             ["--no-files", "--ranks", "3", "parallel.tensor=2", "run.iteratons=3", "policy.lr=x", "eval.evry=2"],
             2,
@@ -75,6 +80,20 @@ def test_check_lists_everything_that_a_start_would_refuse(
     shown = capsys.readouterr()
     assert all(part in shown.err for part in parts), shown.err
     assert ("is right for the trainers." in shown.out) == (code == 0)
+
+
+def test_check_sizes_the_models_that_are_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 64, "hidden_size": 16}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 32, "model_type": "llama"}))
+    monkeypatch.chdir(ROOT)
+    words = [f"model.{key}={tmp_path}" for key in ("policy", "critic", "reward")]
+    assert main(["check", HH, *words, "parallel.pipeline=2", "parallel.frozen_tensor=8"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("- model.") == 2, "a model of two roles is told once for each layout"
+    assert f"model.policy={tmp_path}: The model does not fit" in said and "does not divide the model's 3 layers" in said
+    assert f"model.reward={tmp_path}: " in said and "model's 4 attention heads: use one of 1, 2, 4" in said
 
 
 def test_check_names_trackers_that_are_not_installed(

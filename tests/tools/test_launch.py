@@ -22,6 +22,17 @@ def _launch(*words: str) -> int:
     return launch.main(["--config", CONFIG, *words])
 
 
+@pytest.fixture(autouse=True)
+def _models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs that CONFIG starts from, as folders of a model of 4 heads and 2 layers."""
+    sizes = {"num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 64, "hidden_size": 16}
+    config = {**sizes, "intermediate_size": 32, "model_type": "llama"}
+    monkeypatch.chdir(tmp_path)
+    for name in ("paper_hh_sft", "paper_hh_reward"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.json").write_text(json.dumps(config))
+
+
 def test_the_line_is_one_that_torchrun_and_the_trainer_take(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,7 +50,39 @@ def test_the_line_is_one_that_torchrun_and_the_trainer_take(
         train, "run_command", lambda *given, **named: seen.append((named["command"], named["argv"])) or 0
     )
     assert verb == "train" and train.main(rest) == 0
-    assert seen == [("train_gi_ppo", ["--config", CONFIG, "run.name=large"])]
+    assert seen == [("train_gi_ppo", ["--config", CONFIG, "run.name=large", "device=cuda"])]
+
+
+def test_what_is_not_here_may_be_on_the_cluster(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        _launch("model.policy=models/sfft", "model.reward=runs/rewrad", "data.prompts=p.jsonl", "data.domains=[]") == 0
+    )
+    said = capsys.readouterr().err
+    for part in (
+        "note: model.policy=models/sfft: there is no such folder here; taken for a name on the hub.",
+        "warning: model.reward=runs/rewrad: there is no such folder.",
+        "warning: data.prompts: there is no file p.jsonl",
+    ):
+        assert part in said
+
+
+@pytest.mark.parametrize(
+    ("words", "carried"),
+    [
+        ([], "device=cuda"),
+        (["device=cpu"], "device=cpu"),
+        (["device=auto"], "device=auto"),
+        (["dtype=float32"], "cuda"),
+    ],
+)
+def test_ranks_for_gpus_do_not_take_the_cpu_in_silence(
+    words: list[str], carried: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _launch("--gpus", "4", *words) == 0 and _launch("--gpus", "4", "--slurm", *words) == 0
+    line, *script = capsys.readouterr().out.splitlines()
+    [settings] = [one for one in script if one.startswith("set -- ")]
+    assert line.endswith(carried) and settings.endswith(carried)
+    assert (line + settings).count("device=") == 2
 
 
 def test_one_node_needs_no_meeting_place(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,6 +104,9 @@ def test_json_holds_the_layout(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--gpus", "3"], "does not divide the 3 ranks"),
         (["--gpus", "8", "policy.lrr=1"], "policy.lrr"),
+        (["--gpus", "8", "parallel.tensor=8"], "does not divide the model's 4 attention heads: use one of 1, 2, 4"),
+        (["--gpus", "8", "parallel.pipeline=2", "parallel.tensor=2", "model.policy=runs/three"], "model's 3 layers"),
+        (["--gpus", "8", "model.reward="], "model.reward is empty, and gipo-mc train gi-ppo needs it"),
         (["--gpus", "8", "--slurm", "--go"], "There is no sbatch here"),
     ],
 )
@@ -68,6 +114,9 @@ def test_what_would_not_start_is_refused(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
+    Path("runs/three").mkdir()
+    three = json.loads(Path("runs/paper_hh_sft/config.json").read_text()) | {"num_hidden_layers": 3}
+    Path("runs/three/config.json").write_text(json.dumps(three))
     assert _launch(*words) == 2 and said in capsys.readouterr().err
 
 
@@ -94,10 +143,16 @@ def test_the_batch_script_runs_the_trainer_on_each_node_and_ends_with_its_code(
 ) -> None:
     """In a shell where Slurm's programs, and Python, are stand-ins that note what they are given."""
     words = ["--nodes", "2", "--gpus", "8", "--slurm", "--sbatch=--time=8:00:00", f"run.dir={tmp_path}/my runs"]
+    assert _launch(*words, "--sbatch=--cpus-per-task=24") == 0
+    found = capsys.readouterr()
+    assert "asks for GPUs alone" not in found.err
     assert _launch(*words) == 0
-    script = capsys.readouterr().out
+    assert "--sbatch=--exclusive, or --sbatch=--cpus-per-task=N" in capsys.readouterr().err
+    script = found.out
     directives = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
-    assert {"--nodes=2", "--gpus-per-node=8", "--time=8:00:00", "--signal=B:USR1@120"} <= set(directives)
+    assert {"--cpus-per-task=24", "--nodes=2", "--gpus-per-node=8", "--time=8:00:00", "--signal=B:USR1@120"} <= set(
+        directives
+    )
     assert script.startswith("#!/bin/bash\n# train_gi_ppo on 2 x 8 ranks")
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -108,11 +163,18 @@ def test_the_batch_script_runs_the_trainer_on_each_node_and_ends_with_its_code(
     ):
         (programs / name).write_text(f"#!/bin/sh\n{text}\n")
         (programs / name).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHON": "py", "SLURM_JOB_ID": "7"}
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHON": "py",
+        "SLURM_JOB_ID": "7",
+        "SLURM_CPUS_PER_TASK": "24",
+    }
     environment |= {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[1-2]"}
     done = subprocess.run(["bash", "-s"], input=script, text=True, cwd=tmp_path, env=environment, timeout=60)
     assert done.returncode == 5  # of `gipo-mc status`, which knows the run's
     started = (tmp_path / "srun.txt").read_text()
+    assert started.startswith("--cpus-per-task=24 --kill-on-bad-exit=1 py -m")
     assert "--nnodes=2 --rdzv-backend=c10d --rdzv-id=7 --rdzv-endpoint=node1:20007" in started
     assert (
         f"--nproc-per-node=8 --max-restarts=0 --shutdown-timeout=110 -m gipo_mc train gi-ppo --config {CONFIG}"

@@ -33,7 +33,7 @@ ON_RESUME = {
 }
 #: What of pydantic's schema of a field says which values it takes.
 _VALUES = (
-    *("type", "enum", "const", "items", "minLength", "pattern"),
+    *("type", "enum", "const", "items", "minLength", "pattern", "propertyNames", "additionalProperties"),
     *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
 )
 

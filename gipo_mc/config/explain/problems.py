@@ -15,6 +15,44 @@ from gipo_mc.presets import PRESETS
 
 #: Keys that earlier versions had, and what took their place.
 _MOVED = {"rollout.micro_batch_size": "rollout.slots"}
+#: What other libraries call an option, whatever their section: by its names here, in the order of a suggestion.
+_ELSEWHERE = {
+    "policy.lr, critic.lr": "learning_rate actor_learning_rate",
+    "critic.lr": "critic_learning_rate value_lr",
+    "policy.warmup, critic.warmup": "warmup_steps num_warmup_steps warmup_ratio lr_warmup_steps",
+    "policy.schedule, critic.schedule": "lr_scheduler lr_scheduler_type scheduler",
+    "policy.clip_grad, critic.clip_grad": "max_grad_norm grad_clip gradient_clipping max_norm",
+    "train.batch_size, rollout.batch_size": "batch_size train_batch_size global_batch_size rollout_batch_size",
+    "parallel.micro_batch_size": "per_device_train_batch_size micro_train_batch_size gradient_accumulation_steps",
+    "algorithm.mini_batch_size": "ppo_mini_batch_size minibatch_size num_mini_batches",
+    "run.iterations": "max_steps total_steps train_steps num_train_epochs max_epochs num_epochs n_epochs epochs",
+    "algorithm.epochs": "ppo_epochs num_ppo_epochs num_iterations",
+    "data.sequence_length": "max_length max_seq_length max_seq_len seq_length cutoff_len model_max_length",
+    "data.prompt_length": "max_prompt_length prompt_max_len max_prompt_len",
+    "rollout.max_new_tokens": "max_completion_length max_response_length response_length generate_max_len max_tokens",
+    "rollout.samples_per_prompt": "num_generations n_samples_per_prompt num_return_sequences group_size",
+    "dpo.beta, algorithm.kl_coef": "beta",
+    "algorithm.kl_coef": "kl_beta init_kl_coef kl_coeff kl_loss_coef kl_ctl",
+    "algorithm.kl_target": "target_kl",
+    "algorithm.clip": "cliprange clip_range clip_ratio clip_eps eps_clip epsilon",
+    "algorithm.value_clip": "cliprange_value value_clip_range",
+    "algorithm.lam": "gae_lambda lambda lambd",
+    "dpo.loss": "loss_type dpo_loss",
+    "model.policy": "model_name_or_path model_name pretrain model_path base_model",
+    "model.reference": "ref_model reference_model ref_pretrain",
+    "model.reward": "reward_model reward_pretrain reward_model_path reward_funcs",
+    "data.prompts, data.preferences, data.demonstrations": "dataset dataset_name train_file train_files prompt_data",
+    "data.evaluation": "eval_dataset val_files validation_file test_file",
+    "parallel.tensor": "tensor_parallel_size tensor_model_parallel_size tp tp_size",
+    "parallel.pipeline": "pipeline_parallel_size pipeline_model_parallel_size pp pp_size",
+    "memory.recompute": "gradient_checkpointing activation_checkpointing",
+    "dtype": "bf16 fp16 torch_dtype precision_dtype",
+    "run.dir": "output_dir save_path",
+    "run.trackers": "report_to logger loggers",
+    "checkpoint.every": "save_steps save_freq save_interval",
+    "eval.every": "eval_steps test_freq eval_interval",
+}
+_ALIASES = {alias: tuple(keys.split(", ")) for keys, aliases in _ELSEWHERE.items() for alias in aliases.split()}
 
 
 def validated(raw: dict[str, Any]) -> tuple[Config | None, list[str]]:
@@ -57,8 +95,8 @@ def _without(raw: dict[str, Any], wrong: list[tuple[Any, ...]]) -> dict[str, Any
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of nested sections by their keys ("algorithm.groups")."""
-    if not isinstance(tree, dict):
+    """The values of sections by their keys ("algorithm.groups"); a mapping in a section is a value."""
+    if not isinstance(tree, dict) or "." in prefix:
         return {prefix: tree}
     items = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items()]
     return {key: value for item in items for key, value in item.items()}
@@ -97,6 +135,9 @@ def nearest_key(key: str) -> str:
     if key in _MOVED:
         return f" any more; it is {_MOVED[key]} now"
     section, _, name = key.rpartition(".")
+    if (meant := _ALIASES.get(name)) and key not in options():
+        meant = tuple(k for k in meant if k.rpartition(".")[0] == section) or meant
+        return f"; did you mean {' or '.join(meant)}?"
     around = section + "." if section else ""
     names = list(dict.fromkeys(k.removeprefix(around).split(".")[0] for k in options() if k.startswith(around)))
     if close := get_close_matches(name, names, n=1):

@@ -64,6 +64,8 @@ def _values(core: dict[str, Any]) -> str:
     """Which values there are, in words."""
     if core["type"] == "array":
         return f"list of {_values(core['items'])}"
+    if core["type"] == "object":
+        return f"map of field to {_values(core['additionalProperties'])}"
     if "enum" in core:
         return ", ".join(f"`{word}`" for word in core["enum"])
     kind = {"string": "text", "boolean": "true, false", "integer": "whole number", "number": "number"}[core["type"]]

@@ -6,7 +6,8 @@ helpsteer   the three generations of nvidia/HelpSteer
 ultrafeedback  openbmb/UltraFeedback, and its binarized versions
 sharegpt    conversations of {from, value}
 alpaca      instruction, input, output; databricks-dolly
-messages    messages, or chosen and rejected, or prompt with completion or with both: lists of {role, content}
+messages    messages, or chosen and rejected, or prompt with completion or with both: lists of {role, content}; beside a
+            prompt the responses may be texts
 pairs       prompt and any of chosen, rejected, response, completion, all strings
 hh          chosen, rejected: dialogues, each one string (Anthropic/hh-rlhf)
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from gipo_mc.data.fields import Fields, LeftOut, RowError, kind, optional
+from gipo_mc.data.fields import Fields, LeftOut, RowError, UnknownFormat, kind, optional
 from gipo_mc.data.formats import alpaca, helpsteer, hh, messages, pairs, safe_rlhf, sharegpt, tldr, ultrafeedback
 from gipo_mc.data.formats.example import BOTH, Example
 from gipo_mc.types import Message
@@ -45,9 +46,10 @@ def detect(row: Mapping[str, Any]) -> str:
     """The format of a row by its fields, those that are null only where the others say nothing. Raises RowError."""
     found = _detect({key: value for key, value in row.items() if value is not None}) or _detect(row)
     if not found:
-        raise RowError(
+        raise UnknownFormat(
             f"the fields {', '.join(sorted(map(str, row))) or '(none)'} are of no known format: set data.format to one "
-            f"of {', '.join(FORMATS)}, rename the fields to prompt, chosen and rejected, or write a format "
+            f"of {', '.join(FORMATS)}, say which are the prompt and the responses "
+            "('data.columns={prompt: NAME, chosen: NAME, rejected: NAME}'), or write a format "
             "(docs/recipes/data_format.md)"
         )
     return found

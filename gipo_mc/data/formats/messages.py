@@ -1,5 +1,6 @@
 """messages: lists of {role, content} under `messages`; or `chosen` and `rejected`; or `prompt`, with `completion` or
-with both. The format of chat models, and of most data sets on the hub since 2024."""
+with both, which may be the assistant's text alone. The format of chat models, and of most data sets on the hub since
+2024."""
 
 from __future__ import annotations
 
@@ -27,6 +28,8 @@ def parse(row: Fields, needs: Collection[str]) -> Parsed:
         if prompt[-1].role == "assistant":
             raise RowError("'prompt' ends with an assistant message: it must end with the one to answer")
         return prompt, chosen, rejected, ""
+    if not row.has("prompt") and not row.has("messages") and (key := _answer_alone(row)):
+        raise RowError(f"there is no 'prompt', and '{key}' is an answer alone: give what it answers, in either")
     if row.has("chosen") or ("chosen" in row and not row.has("messages")):
         return sides(row, needs, dialogue)
     messages = message_list(row, "messages")
@@ -46,7 +49,20 @@ def _split(messages: tuple[Message, ...], key: str) -> Dialogue:
     return messages[:-1], messages[-1].content
 
 
+def _answer_alone(row: Fields) -> str:
+    """The first field whose value can only be the assistant's answer to a prompt elsewhere; "" without one."""
+    for key in ("chosen", "rejected", "completion"):
+        value = row.peek(key)
+        last = value[0] if isinstance(value, list) and len(value) == 1 else None
+        role = last.get("role", last.get("from")) if isinstance(last, Mapping) else None
+        if isinstance(value, str) or role_of(role) == "assistant":
+            return key
+    return ""
+
+
 def _single_response(row: Fields, key: str) -> str:
+    if isinstance(row.peek(key), str):
+        return string(row, key).strip()
     messages = message_list(row, key)
     if len(messages) != 1 or messages[0].role != "assistant":
         raise RowError(f"'{key}' must be one assistant message, because the row has a 'prompt'")

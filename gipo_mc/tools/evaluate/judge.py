@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 OURS = "ours"
 #: What --json tells of each judge.
 _COUNTS = ("evaluator", "total", "identical", "kept", "new", "invalid", "requests", "tokens_in", "tokens_out")
+#: Prompts of judges for one kind of pairs -> words of their domains.
+_ASKED_OF = {"harmless": ("harmless",), "tldr": ("tldr", "cnndm")}
 _SIDE = re.compile(r"(?P<label>[\w.+-]{1,40})=(?P<place>.+)")
 
 
@@ -89,6 +91,8 @@ def run(own: argparse.Namespace) -> int:
         raise ConfigError(f"--expect {' '.join(f'{share:g}' for share in own.expect)}: win, tie and lose make up 100.")
     configs = _judges(own.judge)
     pairs = _pairs(own)
+    for config in configs:
+        _warn_of_other_domains(config, pairs)
     if own.dry_run:
         with ExitStack() as stack:
             judges = [_make(config, own.seed, stack, dry=True) for config in configs]
@@ -144,6 +148,19 @@ def _warn_of_trained_with(config: RewardJudgeConfig, pairs: Sequence[Pair]) -> N
         say_warning(
             f"{config.name}: {policy} was trained with this reward model, {config.model}, and knows how to please it: "
             "its wins here are no evidence. Judge with another."
+        )
+
+
+def _warn_of_other_domains(config: AnyJudge, pairs: Sequence[Pair]) -> None:
+    """A judge asks all pairs the same question, and some questions are of one kind of prompt."""
+    words = _ASKED_OF.get(config.prompt.partition("_")[0]) if isinstance(config, OpenAIJudgeConfig) else None
+    domains = {pair.domain for pair in pairs if pair.domain}
+    others = sorted(domain for domain in domains if words and not any(word in domain for word in words))
+    if others and isinstance(config, OpenAIJudgeConfig):
+        say_warning(
+            f"{config.name} asks by its prompt {config.prompt!r}, and there are pairs of the domains "
+            f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}: set prompt in the judge's file to the one "
+            "that is meant for them (helpful, harmless, tldr, or a file of your own)."
         )
 
 

@@ -190,14 +190,17 @@ def _check(arguments: argparse.Namespace) -> int:
     if path is None:
         raise _error("Name the file to check: gipo-mc config check configs/hh_tiny.yaml")
     found = start_problems(path, overrides, _command(arguments), arguments.ranks, files=not arguments.no_files)
-    code = min((code for _, code in found), default=0)
+    notes = [text for text, code in found if not code]
+    problems = [text for text, code in found if code]
+    code = min((code for _, code in found if code), default=0)
     if arguments.json:
-        print(json.dumps({"file": path, "problems": [text for text, _ in found], "exit_code": code}, indent=2))
+        print(json.dumps({"file": path, "problems": problems, "notes": notes, "exit_code": code}, indent=2))
         return code
-    for text, _ in found:
+    for text in (*problems, *(f"note: {note}" for note in notes)):
         _print(f"- {text}", file=sys.stderr)
     what = f"gipo-mc train {arguments.kind}" if arguments.kind else "the trainers"
-    _print(f"{path}: {len(found)} problem{'s' * (len(found) > 1)}" if found else f"{path} is right for {what}.")
+    count = len(problems)
+    _print(f"{path}: {count} problem{'s' * (count > 1)}" if count else f"{path} is right for {what}.")
     return code
 
 

@@ -64,7 +64,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class Launch:
-    """What is to be started. words: of the trainer, behind torchrun. data: data-parallel size."""
+    """What is to be started. words: of the trainer, behind torchrun. data: data-parallel size. not_here: each
+    file or folder that it names and this machine does not have, as `absent_files` says."""
 
     command: str
     config: Config
@@ -72,6 +73,7 @@ class Launch:
     ranks: int
     data: int
     words: tuple[str, ...]
+    not_here: tuple[tuple[str, int], ...]
 
     @property
     def run(self) -> str:
@@ -105,7 +107,7 @@ def _launch(parser: Parser, options: argparse.Namespace) -> int:
     if options.json:
         _print_json(launch, {"script": script} if script else {"torchrun": words})
         return 0
-    tell(launch.describe())
+    _describe(launch, options)
     if not options.go:
         if launch.nodes > 1 and not script:
             tell("Run this on each node." + (" HOST is one that all reach." if options.host == HOST else ""))
@@ -118,13 +120,32 @@ def _launch(parser: Parser, options: argparse.Namespace) -> int:
     return torchrun.main(words)
 
 
+def _describe(launch: Launch, options: argparse.Namespace) -> None:
+    """On stderr: what is to be started, and what may be wrong with that."""
+    tell(launch.describe())
+    for text, code in launch.not_here:
+        say_warning(text) if code else tell(f"note: {text}")
+    if options.slurm and launch.config.device != "cpu" and not any(map(_asks_for_cores, options.sbatch)):
+        tell(
+            "The script asks for GPUs alone, and what else a job gets is the cluster's choice, often one core and a "
+            "little memory: add --sbatch=--exclusive, or --sbatch=--cpus-per-task=N and --sbatch=--mem=SIZE."
+        )
+
+
+def _asks_for_cores(option: str) -> bool:
+    return option.startswith(("--exclusive", "--cpus-per-task", "-c", "--cpus-per-gpu"))
+
+
 def _checked(options: argparse.Namespace) -> Launch:
-    """Raises ConfigError where a start would be refused for its options or its ranks."""
+    """Raises ConfigError where a start would be refused for its options, its ranks or a model that is here. Files that
+    are not here are only noted."""
     from gipo_mc.config import check_layout, load_config, names_nothing
     from gipo_mc.plan.run import command_of
+    from gipo_mc.tools.start_checks import absent_files, problems_of, unfit_models
 
     ranks = options.nodes * options.gpus
     base: dict[str, Any] = {}
+    not_here: tuple[tuple[str, int], ...] = ()
     if names_nothing(options.config, options.overrides):
         if not options.command:
             raise ConfigError(
@@ -136,16 +157,23 @@ def _checked(options: argparse.Namespace) -> Launch:
 
         base = TRAINERS[trainer(options.command)[-1]].task.base() | {"parallel": layout_for(ranks)}
     config = load_config(options.config, options.overrides, base)
+    command = options.command or command_of(config)
+    if not base:
+        if found := [*problems_of(config, command, ranks), *(text for text, _ in unfit_models(config, command))]:
+            raise ConfigError("\n".join(found))
+        # Not refused: they may be on the cluster.
+        not_here = tuple(absent_files(config, command))
     data = check_layout(config, ranks)
     if config.parallel.tensor > options.gpus:
         say_warning(
             f"parallel.tensor={config.parallel.tensor} reaches over nodes of {options.gpus} ranks, and its messages "
             "are the most frequent: lower it, and raise parallel.pipeline."
         )
-    command = options.command or command_of(config)
     given = ["--config", options.config] if options.config else []
-    words = (*trainer(command), *given, *options.overrides)
-    return Launch(command, config, options.nodes, options.gpus, data, words)
+    # auto is the CPU where torch is a CPU build, as on a login node it may be: the GPUs would idle, without a word.
+    unsaid = config.device == "auto" and not any(word.startswith("device=") for word in options.overrides)
+    words = (*trainer(command), *given, *options.overrides, *["device=cuda"] * unsaid)
+    return Launch(command, config, options.nodes, options.gpus, data, words, not_here)
 
 
 def batch_script(launch: Launch, more: Sequence[str] = ()) -> str:
@@ -182,4 +210,5 @@ def _print_json(launch: Launch, what: dict[str, Any]) -> None:
     parallel = launch.config.parallel
     layout = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "data": launch.data}
     found = {"command": launch.command, "run": f"{launch.config.run.dir}/{launch.run}", "nodes": launch.nodes}
-    print(encode({**found, "ranks_per_node": launch.ranks, "layout": layout, **what}))
+    not_here = [text for text, _ in launch.not_here]
+    print(encode({**found, "ranks_per_node": launch.ranks, "layout": layout, "not_here": not_here, **what}))

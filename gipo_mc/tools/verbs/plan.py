@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from gipo_mc.errors import ConfigError
 from gipo_mc.plan.arguments import add_run, chosen_run
-from gipo_mc.run.arguments import Parser, number, real
+from gipo_mc.run.arguments import Parser, number, real, say_warning
 from gipo_mc.run.terminal.ending import ended
 from gipo_mc.run.terminal.waiting import waiting
 
@@ -91,6 +91,12 @@ def _plan(options: argparse.Namespace) -> int:
             raise ConfigError(f"No layout of {options.gpus} ranks divides the models' heads, layers and batches.")
         print(json.dumps([as_json(plan) for plan in plans], indent=2) if options.json else search_text(plans, SHOWN))
         return 0 if plans[0].fits else ConfigError.exit_code
+    if config.parallel.tensor > options.gpus_per_node:
+        say_warning(
+            f"parallel.tensor={config.parallel.tensor} reaches over nodes of {options.gpus_per_node} GPUs, and its "
+            "messages are the most frequent: lower it, and raise parallel.pipeline. --gpus-per-node says how many a "
+            "node has."
+        )
     plan = make_plan(run, options.gpus, device, **share)
     change = None if plan.fits else nearest_change(plan)
     print(json.dumps(as_json(plan, change), indent=2) if options.json else as_text(plan, change))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gipo_mc.config import load_config
-from gipo_mc.config.explain.problems import nearest_key
+from gipo_mc.config import load_config, options
+from gipo_mc.config.explain.problems import _ALIASES, nearest_key
 from gipo_mc.config.load import examine
 from gipo_mc.errors import ConfigError
 
@@ -52,12 +52,31 @@ def test_every_reference_to_nothing_is_named(tmp_path: Path) -> None:
         ("lr", "did you mean policy.lr or critic.lr?"),
         ("rollout.micro_batch_size", "it is rollout.slots now"),
         ("optimizer.lr", "did you mean policy.lr or critic.lr?"),
+        ("policy.learning_rate", "did you mean policy.lr?"),
+        ("learning_rate", "did you mean policy.lr or critic.lr?"),
+        ("train.per_device_train_batch_size", "did you mean parallel.micro_batch_size?"),
+        ("batch_size", "did you mean train.batch_size or rollout.batch_size?"),
+        ("train.epochs", "did you mean run.iterations?"),
+        ("algorithm.beta", "did you mean algorithm.kl_coef?"),
+        ("data.max_length", "did you mean data.sequence_length?"),
         ("parralel.tensor", "did you mean parallel.tensor?"),
         ("dpo.zzz", "known here: loss, beta, "),
     ],
 )
 def test_the_nearest_key(key: str, nearest: str) -> None:
     assert nearest in nearest_key(key)
+
+
+def test_names_of_other_libraries_stand_for_keys_that_there_are() -> None:
+    for alias, keys in _ALIASES.items():
+        assert set(keys) <= set(options()), alias
+
+
+@pytest.mark.parametrize("key", ["data.evaluation", "data.prompts", "rollout.stop", "run.trackers", "reward.weights"])
+def test_nothing_is_an_empty_list(key: str) -> None:
+    config = load_config(None, [f"{key}="])
+    section, _, name = key.partition(".")
+    assert getattr(getattr(config, section), name) == []
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,10 @@ def test_hh_rows_that_are_odd_in_the_published_data_are_left_out_not_errors():
         ({"chosen": [user("a")], "rejected": [user("a")]}, "'chosen' must end with an assistant message"),
         ({"prompt": [user("a"), assistant("b")]}, "'prompt' ends with an assistant message"),
         ({"prompt": [user("a")], "chosen": [user("b")]}, "'chosen' must be one assistant message"),
-        ({"prompt": [user("a")], "chosen": "b"}, "'chosen' is a string, not a list of messages"),
+        ({"prompt": [user("a")], "chosen": 3}, "'chosen' is a number, not a list of messages"),
+        ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "no 'prompt', and 'chosen' is an answer alone"),
+        ({"prompt": None, "chosen": [{"from": "gpt", "value": "a"}]}, "no 'prompt', and 'chosen' is an answer alone"),
+        ({"completion": [assistant("a")]}, "no 'prompt', and 'completion' is an answer alone"),
         ({"info": 1, "summaries": [], "choice": 0}, "'info' is a number"),
         ({"info": {}, "summaries": [{}], "choice": 0}, "'summaries' is a list"),
         ({"info": {}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 2}, "'choice' is 2"),
@@ -96,7 +99,16 @@ def test_hh_rows_that_are_odd_in_the_published_data_are_left_out_not_errors():
 def test_malformed_rows_say_what_is_wrong(row, reason):
     with pytest.raises((RowError, LeftOut), match=reason) as error:
         auto(row)
-    assert error.type is RowError
+    assert issubclass(error.type, RowError)
+
+
+def test_answers_to_messages_may_be_strings():
+    """As many files have them: the prompt as a dialogue, the answers as the assistant's text."""
+    row = {"prompt": [user("a")], "chosen": "yes ", "rejected": "no"}
+    assert auto(row) == Example((Message("user", "a"),), "yes", "no", "")
+    assert auto({"prompt": [user("a")], "completion": "b"}).chosen == "b"
+    with pytest.raises(RowError, match="no 'prompt', and 'chosen' is an answer alone"):
+        parse({"chosen": "yes", "rejected": "no"}, "messages")  # among rows like the first
 
 
 POST = "SUBREDDIT: r/gardening\n\nTITLE: Tomatoes\n\nPOST: They grew.\n\nTL;DR:"

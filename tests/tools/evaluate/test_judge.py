@@ -149,3 +149,18 @@ def test_two_judges_of_one_name_are_refused(
 ) -> None:
     judge = judge_file(tmp_path, "first")
     assert main([*words, *judge, *judge]) == 2 and "Two judges are called first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("prompt", "warned"), [("harmless", True), ("helpful", False), ("tldr_forced", True)])
+def test_a_question_for_other_domains_is_warned_of(
+    prompt: str, warned: bool, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As configs/judges/local.yaml asks for harmlessness, whatever the pairs are."""
+    (file := tmp_path / "local.yaml").write_text(
+        f"{{kind: openai, name: local, base_url: 'http://localhost:9/v1', model: m, prompt: {prompt}}}"
+    )
+    assert main([*words, "--judge", str(file), "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert (
+        f"warning: local asks by its prompt '{prompt}', and there are pairs of the domains a, b: " in said
+    ) == warned

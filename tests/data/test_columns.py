@@ -1,0 +1,63 @@
+"""Fields of other names: data.columns, and what is said where nothing tells which field is which."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from gipo_mc.config import DataConfig
+from gipo_mc.data.loading import load_demonstrations, load_preferences, load_prompts
+from gipo_mc.data.tokenizer import train_bpe_tokenizer
+from gipo_mc.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    return train_bpe_tokenizer(["And the cat? At home. Away."] * 20, 300, tmp_path_factory.mktemp("bpe"))
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_an_unknown_format_is_no_fault_of_a_row(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Every row is like the first: none is to be corrected or removed."""
+    data = DataConfig(prompts=[write(tmp_path / "a.jsonl", [{"conversation": "a"}, {"conversation": "b"}])])
+    with pytest.raises(DataError, match=r"are of no known format: .*data\.columns=") as error:
+        load_prompts(data, tokenizer)
+    assert "Correct or remove" not in str(error.value)
+
+
+def test_columns_of_other_names_are_read_as_the_fields_they_stand_for(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    row = {"question": "And the cat?", "better": "At home.", "worse": "Away.", "topic": "pets", "prompt": "not meant"}
+    columns = {"prompt": "question", "chosen": "better", "rejected": "worse", "domain": "topic"}
+    data = DataConfig(preferences=[write(tmp_path / "a.jsonl", [row])], columns=columns)
+    pairs = load_preferences(data, tokenizer)
+    assert [tokenizer.decode(ids) for ids in (pairs[0].prompt_ids, pairs[0].rejected_ids)] == [
+        "<s>And the cat?", " Away.</s>"
+    ]  # fmt: skip
+    assert pairs[0].domain == "pets" and pairs.reports[0].format == "pairs" and not pairs.reports[0].unused
+    prompts = load_prompts(data, tokenizer, columns=True)
+    assert dict(prompts[0].columns) == row, "a reward is given the file's own names"
+    talk = {"talk": [{"role": "user", "content": "And the cat?"}, {"role": "assistant", "content": "At home."}]}
+    data = DataConfig(demonstrations=[write(tmp_path / "b.jsonl", [talk])], columns={"messages": "talk"})
+    assert load_demonstrations(data, tokenizer).reports[0].format == "messages"
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    path = write(tmp_path / "a.jsonl", [{"question": "a", "topic": "b"}])
+    for on_error in ("strict", "quarantine"):
+        data = DataConfig(prompts=[path], columns={"prompt": "qestion", "domain": "topic"}, on_error=on_error)
+        with pytest.raises(
+            DataError, match=rf"{path}:1: data\.columns names qestion \(for prompt\).* question, topic:"
+        ):
+            load_prompts(data, tokenizer)

@@ -154,16 +154,16 @@ class Held(TorchDispatchMode):
 
 def peaks_of(config: Config) -> dict[str, int]:
     """Bytes at the peak of each timed phase of a run, and of "save", on this rank."""
-    from gipo_mc.parallel.timing import Phases
+    from gipo_mc.parallel.timing import Phases, Tell
     from gipo_mc.rl import gi_ppo
     from gipo_mc.run.session import Session
 
     timed, save, held = Phases.__call__, Session.save, Held()
 
     @contextmanager
-    def marked(self: Phases, name: str) -> Iterator[None]:
-        with held.span(name), timed(self, name):
-            yield
+    def marked(self: Phases, name: str, total: int | None = None) -> Iterator[Tell]:
+        with held.span(name), timed(self, name, total) as tell:
+            yield tell
 
     def marked_save(self: Session, *arguments: Any) -> None:
         with held.span("save"):

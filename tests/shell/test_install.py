@@ -23,6 +23,7 @@ _START = "import site, sys; site.addsitedir(sys.argv.pop(1)); import runpy; runp
     ("index", "chosen", "said", "given"),
     [
         ("auto", {}, "Kernels: CPU only, as torch is", "0"),
+        ("auto", {"CUDA_TORCH": "0"}, "takes minutes more (GIPO_MC_CUDA=0 leaves them out)", ""),
         ("auto", {"GIPO_MC_CUDA": "1"}, "takes minutes more (GIPO_MC_CUDA=0 leaves them out)", "1"),
         ("", {}, "takes minutes more (GIPO_MC_CUDA=0 leaves them out)", ""),
         ("", {"GIPO_MC_CUDA": "0"}, "", "0"),
@@ -31,10 +32,14 @@ _START = "import site, sys; site.addsitedir(sys.argv.pop(1)); import runpy; runp
 def test_make_builds_no_cuda_kernels_for_a_torch_without_cuda(
     index: str, chosen: dict[str, str], said: str, given: str, tmp_path: Path
 ) -> None:
-    """With a Python that notes what pip would be told, on a machine without nvidia-smi."""
+    """With a Python that notes what pip would be told, on a machine without nvidia-smi. CUDA_TORCH: what it answers to
+    whether its torch has CUDA, an exit code."""
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin" / "python"
-    python.write_text('#!/bin/sh\n[ "$2" = pip ] && echo "pip: GIPO_MC_CUDA=$GIPO_MC_CUDA"\nexit 0\n')
+    python.write_text(
+        '#!/bin/sh\n[ "$2" = pip ] && echo "pip: GIPO_MC_CUDA=$GIPO_MC_CUDA"\n'
+        'case "$2" in *torch.version.cuda*) exit ${CUDA_TORCH:-1};; esac\nexit 0\n'
+    )
     python.chmod(0o755)
     for name in ("bash", "sh", "uname", "mkdir", "touch", "dirname", "nproc", "find", "sed", "getconf"):
         (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))

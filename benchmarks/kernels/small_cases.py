@@ -110,7 +110,7 @@ def objective(batch: int, time: int, groups: int, dtype: torch.dtype, device: to
     length = (torch.arange(batch) * 7 % (time + 1)).to(device)
     vectors = normal(2, batch, seed=4).to(device)
     found = ops.group_objective(
-        *(current, behaviour, against, advantage, length, probs, vectors[0], vectors[1]),
+        *(current, behaviour, against, advantage, length, probs, vectors[0], vectors[1].abs()),
         clip=0.2,
         kl_estimator="k3",
         signal_form="ratio",

@@ -112,7 +112,7 @@ def _remember(value: str, reference: str) -> None:
 
 def _marks(value: Any) -> list[str]:
     if isinstance(value, dict):
-        value = list(value.values())
+        value = [*value, *value.values()]
     if isinstance(value, list):
         return [mark for item in value for mark in _marks(item)]
     return _MARK.findall(value) if isinstance(value, str) else []

@@ -73,7 +73,10 @@ class CausalAttention(MegatronModule):
     def joined(self, qkv_LBC: Tensor, tables: Tensor) -> Tensor:
         """The same of the output of the QKV projection, the rotation by `turning_tables` included."""
         cos_PR, sin_PR = halves(tables)
-        groups = (self.config.num_query_groups or 1) // self.config.tensor_model_parallel_size
+        assert self.config.num_query_groups is not None, (
+            "Megatron sets it: one for each head where nothing says otherwise"
+        )
+        groups = self.config.num_query_groups // self.config.tensor_model_parallel_size
         scale = self.softmax_scale or (2 * cos_PR.shape[1]) ** -0.5
         return causal_attention(qkv_LBC, cos_PR, sin_PR, groups, scale)
 

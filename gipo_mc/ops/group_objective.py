@@ -148,6 +148,7 @@ def group_objective(
     clip: float,
     kl_estimator: Literal["k1", "k2", "k3"],
     signal_form: Literal["ratio", "log_prob", "log_prob_mean"],
+    check_values: bool = True,
 ) -> GroupObjective:
     """Signals, surrogate, KL and group sums of B sequences; see `GroupObjective` for the outputs.
 
@@ -160,6 +161,8 @@ def group_objective(
     signal_form: "ratio": s_i = behaviour_signal_i + mean_t (ratio - 1) A, at ratio 1 the behaviour signal with the
         gradient of PPO; "log_prob": sum_t logp A (the paper); "log_prob_mean": its mean over tokens. The options
         algorithm.signal_form and signal_tokens have other words for them (docs/algorithm.md).
+    check_values: look at probabilities and KL weights, which on a CPU costs as much as the op at small sizes; False for
+        what was looked at before.
     A sequence of length 0 has its behaviour signal ("ratio") or 0 as its signal, and 0 elsewhere.
 
     Differentiable once, with respect to logp_BT and group_probs_BM; RuntimeError in a second derivative, of kernels and
@@ -184,8 +187,9 @@ def group_objective(
         kl_estimator=kl_estimator,
         signal_form=signal_form,
     )
-    checks.rows_add_up(_OP, "group_probs_BM", group_probs_BM)
-    checks.coefficients(_OP, "kl_weight_B", kl_weight_B)
+    if check_values:
+        checks.rows_add_up(_OP, "group_probs_BM", group_probs_BM)
+        checks.coefficients(_OP, "kl_weight_B", kl_weight_B)
     constants = [x.detach() for x in (behaviour_logp_BT, reference_logp_BT, advantage_BT)]
     tensors = (logp_BT, *constants, length_B, group_probs_BM, behaviour_signal_B.detach(), kl_weight_B.detach())
     if native.use_reference():

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 try:
@@ -135,6 +136,11 @@ def _looked_at() -> bool:
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
+def _transformed() -> bool:
+    """Is this inside a transformation of functions (torch.func), or forward-mode differentiation?"""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
 def _to_be_seen(arguments: Sequence[Any]) -> bool:
     if _looked_at():
         return True
@@ -182,7 +188,7 @@ def fused(*tensors: Tensor) -> bool:
     for x in tensors:
         if x.dtype is not torch.float32 or not x.is_cpu or not (type(x) is Tensor or type(x) is Parameter):
             return False
-    return not use_reference() and not _looked_at()
+    return not (use_reference() or _looked_at() or _transformed())
 
 
 def code(tensor: Tensor) -> int:

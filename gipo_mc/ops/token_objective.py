@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gipo_mc.ops import checks, native, reference
 from gipo_mc.ops.group_objective import GROUP_FIELDS, SEQUENCE_FIELDS
@@ -168,7 +167,7 @@ class _TokenObjective(torch.autograd.Function):
         return *outputs, sequence_7B[-1]
 
     @staticmethod
-    @once_differentiable
+    @native.differentiable_once("token_objective")
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         logits_NV, *tensors, signal_B, statistics_4N = ctx.saved_tensors
         used = (*differentiable_fields(upstream), upstream[-1])

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gipo_mc.ops import checks, native, reference
 from gipo_mc.ops.results import TokenStatistics
@@ -161,7 +160,7 @@ class _TokenStatistics(torch.autograd.Function):
         return logp_N, entropy_N
 
     @staticmethod
-    @once_differentiable
+    @native.differentiable_once("token_statistics")
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         logits_NV, *kept = ctx.saved_tensors
         arguments = (logits_NV.detach(), *kept, *upstream, *ctx.numbers)

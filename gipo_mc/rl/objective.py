@@ -87,4 +87,11 @@ class Objective:
         return TokenObjective(objective, part.to_response_BT(statistics.entropy_N).sum(dim=1))
 
     def _group_objective(self, logp_BT: Tensor, inputs: ObjectiveInputs, form: SignalForm) -> GroupObjective:
-        return group_objective(logp_BT, *inputs, clip=self.clip, kl_estimator=self.kl_estimator, signal_form=form)
+        return group_objective(
+            logp_BT,
+            *inputs,
+            clip=self.clip,
+            kl_estimator=self.kl_estimator,
+            signal_form=form,
+            check_values=False,  # `kl_weights` looked at them
+        )

@@ -126,7 +126,7 @@ def _stop_early(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     elif verb in ("plan", "dry_run", "dry-run"):
         monkeypatch.setattr("gipo_mc.plan.run.read_run", stop)  # its configuration was read, too
     elif verb == "launch":
-        monkeypatch.setattr("gipo_mc.config.check_layout", stop)
+        monkeypatch.setattr("gipo_mc.tools.start_checks.check_layout", stop)
     else:
         for name in ("parse_args", "parse_intermixed_args"):
             monkeypatch.setattr(argparse.ArgumentParser, name, reading(getattr(argparse.ArgumentParser, name)))

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gipo_mc.ops import native
 from gipo_mc.ops.layers import reference
@@ -35,10 +34,16 @@ def causal_attention(qkv_LBC: Tensor, cos_PR: Tensor, sin_PR: Tensor, groups: in
     cos_PR, sin_PR: float32 [P, D / 2], P >= L: of positions 0 to P - 1.
     scale: of the products of queries and keys.
 
-    Returns [L, B, H * D]. A row depends on its own sequence alone, and on positions up to its own: not on the other
-    sequences, and not on the number of threads.
-    Raises ValueError where the shapes do not fit each other.
+    Returns [L, B, H * D]. Of finite values a row depends on its own sequence alone, and on positions up to its own: not
+    on the other sequences, and not on the number of threads. Its bits are the kernel's up to `LONGEST` positions,
+    padding counted, and torch's beyond.
+    Raises ValueError where shapes or devices do not fit each other.
     """
+    if groups < 1 or cos_PR.dim() != 2 or cos_PR.shape[1] < 1 or {cos_PR.device, sin_PR.device} != {qkv_LBC.device}:
+        raise ValueError(
+            f"causal_attention: groups={groups}, cosines {list(cos_PR.shape)} on {cos_PR.device}, sines on "
+            f"{sin_PR.device}; give at least one key head, and tables [P, D / 2] on {qkv_LBC.device}, as qkv_LBC is."
+        )
     width = 2 * cos_PR.shape[1]
     if qkv_LBC.dim() != 3 or qkv_LBC.shape[2] % (groups * width) or qkv_LBC.shape[2] < 3 * groups * width:
         raise ValueError(
@@ -69,7 +74,7 @@ class _CausalAttention(torch.autograd.Function):
         return seen_LBC
 
     @staticmethod
-    @once_differentiable
+    @native.differentiable_once("causal_attention")
     def backward(ctx: Any, of_seen_LBC: Tensor) -> tuple[Tensor, None, None, None, None]:
         qkv_LBC, cos_PR, sin_PR, statistics = ctx.saved_tensors
         of_qkv_LBC = torch.empty_like(qkv_LBC)

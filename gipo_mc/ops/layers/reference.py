@@ -3,6 +3,7 @@ device, and any number of derivatives: these are also what runs where there is n
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -40,4 +41,6 @@ def norm_of_sum(x: Tensor, other: Tensor | None, weight_H: Tensor, epsilon: floa
 def gated_silu(both: Tensor) -> Tensor:
     """See `gipo_mc.ops.gated_silu`."""
     gate, up = both.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    if both.requires_grad and torch.is_grad_enabled():
+        return F.silu(gate) * up
+    return F.silu(gate).mul_(up)  # without another buffer

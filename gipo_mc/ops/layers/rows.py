@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gipo_mc.ops import native
 from gipo_mc.ops.layers import reference
@@ -51,7 +50,7 @@ class _NormOfSum(torch.autograd.Function):
         return total, normed
 
     @staticmethod
-    @once_differentiable
+    @native.differentiable_once("norm_of_sum")
     def backward(ctx: Any, of_total: Tensor | None, of_normed: Tensor | None) -> tuple[Tensor | None, ...]:
         total, weight_H, inverse_N = ctx.saved_tensors
         summed = ctx.needs_input_grad[1]
@@ -105,14 +104,14 @@ class _GatedSilu(torch.autograd.Function):
         return _gated(both)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_out: Tensor) -> Tensor:
+    @native.differentiable_once("gated_silu")
+    def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor]:
         (both,) = ctx.saved_tensors
         of_both, of_out = torch.empty_like(both), of_out.contiguous()
         rows, columns = _halves(both)
         addresses = (of_out.data_ptr(), of_both.data_ptr())
         native.call("gated_silu_gradient", both.device, both.data_ptr(), rows, columns, *addresses)
-        return of_both
+        return (of_both,)
 
 
 def _gated(both: Tensor) -> Tensor:

@@ -129,12 +129,15 @@ def test_where_there_is_no_kernel_the_definition_runs(monkeypatch: pytest.Monkey
     assert not has_kernel(given.qkv_LBC.to("meta"), 6)
 
 
-def test_a_second_derivative_is_refused() -> None:
+@pytest.mark.parametrize("upstream", ["of the result", "constant"])
+def test_a_second_derivative_is_refused(upstream: str) -> None:
+    """torch alone would take the gradient for a constant where what comes from above is one."""
     given = case(4, 1, 1, 1, 8)
     leaf = given.qkv_LBC.requires_grad_()
     seen = causal_attention(leaf, given.cos_PR, given.sin_PR, 1, 0.3)
-    (gradient,) = torch.autograd.grad(seen.square().sum(), leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    loss = seen.sum() if upstream == "constant" else seen.square().sum()
+    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="causal_attention: there are no second derivatives"):
         gradient.sum().backward()
 
 
@@ -150,6 +153,8 @@ def test_shapes_that_do_not_fit_are_refused_in_words() -> None:
     for change, message in (
         ({"qkv_LBC": given.qkv_LBC[..., 1:]}, r"give \[L, B, 2 \* \(H / 2 \+ 2\) \* 8\]"),
         ({"qkv_LBC": given.qkv_LBC[..., :32]}, r"give \[L, B, 2 \*"),
+        ({"cos_PR": given.cos_PR.to("meta")}, "cosines .* on meta"),
+        ({"groups": -1}, "at least one key head"),
         ({"sin_PR": given.sin_PR[1:]}, "as many positions"),
         ({"cos_PR": given.cos_PR[:4], "sin_PR": given.sin_PR[:4]}, "at least the 5 of qkv_LBC"),
     ):

@@ -159,3 +159,19 @@ def test_the_references_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "call", lambda *_: pytest.fail("a kernel was called"))
     close(norm_of_sum(x, x, weight, EPSILON)[1], expected[0])
     close(gated_silu(x), expected[1])
+
+
+@pytest.mark.parametrize("name", ["norm_of_sum", "gated_silu"])
+def test_second_derivatives_are_refused_and_forward_mode_is_the_definitions(name: str) -> None:
+    x = torch.randn(5, 8, requires_grad=True)
+
+    def op(x: torch.Tensor) -> torch.Tensor:
+        return norm_of_sum(x, None, torch.ones(8), 1e-5)[1] if name == "norm_of_sum" else gated_silu(x)
+
+    (gradient,) = torch.autograd.grad(op(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"{name}: there are no second derivatives"):
+        gradient.sum().backward()
+    with torch.no_grad():
+        _, tangent = torch.func.jvp(op, (x,), (torch.ones_like(x),))
+        assert tangent.abs().sum() > 0
+        torch.testing.assert_close(torch.func.vmap(op)(x), op(x))

@@ -28,6 +28,9 @@ from gipo_mc.config.yaml_text import check_yaml, read_yaml
 from gipo_mc.errors import ConfigError
 from gipo_mc.presets import apply as apply_presets
 
+#: Options that hold a mapping, as (section, name).
+_MAPPINGS = (("data", "columns"),)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -115,6 +118,7 @@ def read_layers(path: str | None, overrides: list[str], base: dict[str, Any]) ->
         origins.append("command line")
         problems += _misread(path, overrides)
         plain = [_plain(layer, path, problems) for layer in layers]
+        _complete_mappings(plain, overrides)
         named = apply_presets(plain)
         if len(named) > len(plain):
             owner = max(i for i, layer in enumerate(named) if "name" in (layer.get("algorithm") or {}))
@@ -147,9 +151,37 @@ def _sound(overrides: list[str], problems: list[str]) -> list[str]:
 def _merged(layers: list[Layer], path: str | None) -> dict[str, Any]:
     """All layers, over the defaults; references as they were written."""
     with _problems_of(path):
-        merged = OmegaConf.merge(*(OmegaConf.create(layer.values) for layer in layers))
+        merged = OmegaConf.merge(*map(OmegaConf.create, _mappings_replaced([layer.values for layer in layers])))
         # With the defaults underneath, `${run.dir}` means something where nobody gives run.dir.
         return _filled(OmegaConf.to_container(merged, resolve=False), _defaults())  # type: ignore[arg-type]
+
+
+def _complete_mappings(layers: list[dict[str, Any]], overrides: list[str]) -> None:
+    """Overrides of single entries (`data.columns.prompt=question`) alone change the mapping that is there: the last
+    layer, theirs, gets its other entries."""
+    for section, name in _MAPPINGS:
+        key = f"{section}.{name}"
+        whole = any(text.startswith((f"{key}=", f"{section}=")) for text in overrides)
+        if whole or not any(text.startswith(f"{key}.") for text in overrides):
+            continue
+        given = [layer[section].get(name) for layer in layers if isinstance(layer.get(section), dict)]
+        before, own = [{}, {}, *(found for found in given if isinstance(found, dict))][-2:]
+        own |= {entry: value for entry, value in before.items() if entry not in own}
+
+
+def _mappings_replaced(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Layers without the mappings that a later one gives, too: an option's mapping is one value, as a list is."""
+    kept: list[dict[str, Any]] = []
+    later: set[tuple[str, str]] = set()
+    for layer in reversed(layers):
+        sections = {
+            key: {name: value for name, value in section.items() if (key, name) not in later}
+            for key, section in layer.items()
+            if isinstance(section, dict)
+        }
+        later |= {place for place in _MAPPINGS if place[1] in sections.get(place[0], {})}
+        kept.insert(0, layer | sections)
+    return kept
 
 
 def _refused(problems: list[str]) -> ConfigError:

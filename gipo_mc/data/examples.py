@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from gipo_mc.config import DataConfig
 from gipo_mc.data.fields import Fields, LeftOut, RowError, UnknownFormat, renamed
@@ -32,16 +33,18 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
     """
     fallback = label or domain_of_source(source)
     malformed = 0
+    unseen = set(data.columns.values())
     for row in islice(read_rows(source), data.max_rows or None):
         report.read += 1
         try:
             if isinstance(row, BadRow):
                 raise RowError(row.reason)
             named = renamed(row.fields, data.columns) if data.columns else row.fields
+            unseen -= row.fields.keys()
             if not report.format:
-                _require_columns(row, data)
-                report.format = detect(named) if data.format == "auto" else data.format
-            fields = Fields(named)
+                _require_columns(row, named, kind, data)
+                report.format = detect(Fields(named, row.fields)) if data.format == "auto" else data.format
+            fields = Fields(named, row.fields)
             example = parse(fields, report.format, _NEEDS[kind])
             _require(example, kind, report.format)
             report.unused.update(fields.unused())
@@ -64,6 +67,8 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
                 row=Path(row.where).name,
                 columns=row.fields,
             )
+    if report.read > malformed:
+        report.absent = {column: field for field, column in data.columns.items() if column in unseen}
     if malformed > QUARANTINE_ROWS and malformed > QUARANTINE_SHARE * report.read:
         raise DataError(
             f"{source}: {malformed} of {report.read} rows are malformed, more than {QUARANTINE_SHARE:.0%}: this may be "
@@ -71,12 +76,18 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
         )
 
 
-def _require_columns(row: RawRow, data: DataConfig) -> None:
-    """Raises DataError where the first row of a source lacks a column that data.columns names."""
-    if absent := [f"{column} (for {field})" for field, column in data.columns.items() if column not in row.fields]:
+def _require_columns(row: RawRow, named: Mapping[str, Any], kind: str, data: DataConfig) -> None:
+    """Raises DataError where the first row of a source lacks a column that data.columns names for the prompt or a
+    response that the use needs. Others may come in later rows, or be of other sources."""
+    # A dialogue has its responses in itself, and is one of two ways to give a prompt.
+    needed = () if "messages" in named else ("prompt", *_NEEDS[kind])
+    if "messages" not in named and "prompt" not in named:
+        needed = ("messages", *needed)
+    fields = [(field, column) for field, column in data.columns.items() if field in needed and field not in named]
+    if fields:
         raise DataError(
-            f"{row.where}: data.columns names {', '.join(absent)}, and the row has only "
-            f"{', '.join(map(str, row.fields)) or 'no fields'}: correct the name, or leave it out."
+            f"{row.where}: data.columns names {', '.join(f'{column} (for {field})' for field, column in fields)}, and "
+            f"the row has only {', '.join(map(str, row.fields)) or 'no fields'}: correct the name, or leave it out."
         )
 
 

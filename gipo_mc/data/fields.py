@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gipo_mc.config.data import RowField
@@ -24,10 +24,12 @@ class Fields(Mapping[str, Any]):
     """A row that remembers what was read of it, so that a column which nothing reads can be named.
 
     Null is what Parquet and many writers put where a row has no value: `has` takes it for absent.
+    names: what its columns are called where it comes from, for errors.
     """
 
-    def __init__(self, row: Mapping[str, Any]) -> None:
+    def __init__(self, row: Mapping[str, Any], names: Iterable[object] = ()) -> None:
         self._row = row
+        self.names = tuple(names) or tuple(row)
         self._read: set[str] = set()
         self._ignored: set[str] = set()
 
@@ -63,9 +65,10 @@ class Fields(Mapping[str, Any]):
 
 
 def renamed(row: Mapping[str, Any], columns: Mapping[RowField, str]) -> dict[str, Any]:
-    """A row whose fields have the project's names. columns: field -> its name in the row; what is not there stays
-    absent, and a column that has a field's name itself gives way."""
-    others = {key: value for key, value in row.items() if key not in columns and key not in columns.values()}
+    """A row whose fields have the project's names. columns: field -> its name in the row. A column that has a field's
+    name itself gives way to the one named for that field, where the row has that."""
+    taken = {name for field, column in columns.items() if column in row for name in (field, column)}
+    others = {key: value for key, value in row.items() if key not in taken}
     return others | {field: row[column] for field, column in columns.items() if column in row}
 
 
@@ -99,7 +102,8 @@ def first(row: Mapping[str, Any], *keys: str) -> str | None:
 def wrong(row: Mapping[str, Any], key: str, wanted: str, name: str = "") -> str:
     """The sentence for a field that is absent or of another type."""
     if key not in row:
-        return f"there is no {name or repr(key)}; the row has {', '.join(map(str, row)) or 'no fields'}"
+        names = row.names if isinstance(row, Fields) else row
+        return f"there is no {name or repr(key)}; the row has {', '.join(map(str, names)) or 'no fields'}"
     return f"{name or repr(key)} is {kind(row[key])}, not {wanted}"
 
 

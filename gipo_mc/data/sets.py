@@ -65,6 +65,7 @@ class SourceReport:
     truncated: responses cut to data.sequence_length (they end without EOS). problems: the first malformed rows,
     "file:line: reason". more: items beyond one for each row (data.turns=all). unused: columns that hold something and
     are not used, with the number of such rows. remarks: what is odd, and in how many rows.
+    absent: columns of data.columns that no row has, with the field that each stands for.
     """
 
     source: str
@@ -78,6 +79,7 @@ class SourceReport:
     problems: list[str] = field(default_factory=list)
     unused: Counter[str] = field(default_factory=Counter)
     remarks: Counter[Remark] = field(default_factory=Counter)
+    absent: dict[str, str] = field(default_factory=dict)
 
     def describe(self) -> str:
         """One paragraph for the console."""
@@ -95,7 +97,12 @@ class SourceReport:
 
     def warnings(self) -> list[str]:
         """What a person should know before training on these rows, a sentence each."""
-        return [
+        absent = [
+            f"{self.source}: no row has the column {column}, which data.columns names for {field}: correct the name "
+            "there if these rows should have it."
+            for column, field in self.absent.items()
+        ]
+        return absent + [
             f"{self.source}: {count} {remark.what}: {remark.remedy}."
             for remark, count in self.remarks.items()
             if remark.remedy and count >= remark.share * self.read

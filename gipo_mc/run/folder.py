@@ -20,7 +20,8 @@ from types import TracebackType
 from typing import Any, Literal
 
 from gipo_mc.errors import ConfigError, StorageError
-from gipo_mc.run.jsonl import lock_file, read_file, storage_errors, write_atomically
+from gipo_mc.run.jsonl import holder_of, lock_file, read_file, storage_errors, write_atomically
+from gipo_mc.run.terminal.voice import tell
 
 State = Literal["running", "done", "failed", "requeue"]
 #: Seconds without a sign of life after which a run that says "running" is not believed.
@@ -60,9 +61,10 @@ class RunFolder:
         """Create or reopen `dir/name` (an empty name: `dir/command`) and lock it until `close` or the process ends.
 
         Call it on rank 0 only. With `resume` false, an earlier run in the folder is moved to `previous-<n>/` inside
-        it (attribute `set_aside`): nothing is deleted. So is another command's start that left no metric and no
-        checkpoint. Raises StorageError where another job has the folder or it cannot be written, ConfigError where it
-        belongs to another command, holds a model, lies in checkpoints, or the name leaves `dir`.
+        it (attribute `set_aside`): nothing is deleted. So, with a line to the user, is another command's start that
+        ended and left no metric, reference reward or checkpoint. Raises StorageError where another job has the folder
+        or it cannot be written, ConfigError where it belongs to another command, holds a model, lies in checkpoints,
+        or the name leaves `dir`.
         """
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ConfigError(f"run.name={name!r} leaves run.dir={str(dir)!r}: give a plain name.")
@@ -178,7 +180,7 @@ class RunFolder:
         with suppress(OSError):  # what is written next says what the file system has
             if read_file(self.path / ".lock") != self._holder:
                 raise StorageError(
-                    f"The run folder {self.path} was taken over by {_holder(self.path / '.lock')}: its file system "
+                    f"The run folder {self.path} was taken over by {holder_of(self.path / '.lock')}: its file system "
                     "gives locks that other hosts do not see. This job leaves it to that one: start one at a time."
                 )
 
@@ -256,7 +258,7 @@ class RunFolder:
     def _not_locked(self, error: OSError) -> str:
         if isinstance(error, BlockingIOError):
             return (
-                f"The run folder {self.path} is in use by {_holder(self.path / '.lock')}. Wait for it or stop it, or "
+                f"The run folder {self.path} is in use by {holder_of(self.path / '.lock')}. Wait for it or stop it, or "
                 "choose another folder with run.name."
             )
         return (
@@ -265,15 +267,21 @@ class RunFolder:
         )
 
     def _check_command(self) -> None:
-        before = str(self.read_status().get("command") or self.command)
-        if before != self.command:
-            metrics = self.metrics.exists() and self.metrics.stat().st_size
-            if metrics or self.saved.exists() or any(self.checkpoints.glob("*")):
-                raise ConfigError(
-                    f"The run folder {self.path} belongs to {before}, this is {self.command}: choose another run.name, "
-                    "or set run.resume=false to move the earlier run aside."
-                )
-            self._set_aside()  # a start that failed before it left anything
+        status = self.read_status()
+        before = str(status.get("command") or self.command)
+        if before == self.command:
+            return
+        files = (self.metrics, self.path / "reference_rewards.jsonl", self.saved)
+        kept = any(path.exists() and path.stat().st_size for path in files)
+        # One that says "running" may be on a host that does not see the lock.
+        awaited = status.get("state") in ("running", "requeue") and not fell_silent(status)
+        if kept or awaited or any(self.checkpoints.glob("*")):
+            raise ConfigError(
+                f"The run folder {self.path} belongs to {before}, this is {self.command}: choose another run.name, "
+                "or set run.resume=false to move the earlier run aside."
+            )
+        self._set_aside()  # a start that failed before it left anything
+        tell(f"{self.path} had a start of {before} that left nothing: moved to {self.set_aside}.")
 
     def _set_aside(self) -> None:
         present = [self.path / name for name in _CONTENTS if (self.path / name).exists()]
@@ -335,14 +343,6 @@ def _is_alive(pid: object) -> bool:
     except PermissionError:
         return True  # somebody else's
     return True
-
-
-def _holder(lock: Path) -> str:
-    try:
-        held = json.loads(lock.read_text(encoding="utf-8"))
-        return f"process {held['pid']} on {held['host']} (since {held['since']})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another job"  # it is between taking the lock and writing its name
 
 
 def now() -> str:

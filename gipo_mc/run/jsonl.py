@@ -110,6 +110,15 @@ def lock_file(path: Path, sentence: Callable[[OSError], str]) -> int:
     return descriptor
 
 
+def holder_of(lock: Path) -> str:
+    """In words, who has a run's lock, by what it wrote into the file."""
+    try:
+        held = json.loads(lock.read_text(encoding="utf-8"))
+        return f"process {held['pid']} on {held['host']} (since {held['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another job"  # it is between taking the lock and writing its name
+
+
 def counts_iterations(row: dict[str, Any]) -> None:
     """Raises ValueError for a row without an integer "step"."""
     if type(row.get("step")) is not int or not 0 <= row["step"] < 2**53:

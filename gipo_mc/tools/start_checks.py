@@ -10,6 +10,7 @@ from typing import Any
 
 from gipo_mc.config import Config, check_layout, options, read_by
 from gipo_mc.config.load import examine
+from gipo_mc.config.reward import is_model
 from gipo_mc.data.sources import on_hub
 from gipo_mc.errors import ConfigError, DataError
 from gipo_mc.plan.shapes import local_shape
@@ -31,8 +32,12 @@ BASES = {
 }
 #: Models that only score, which may have a layout of their own.
 _FROZEN = ("model.reference", "model.reward", "dpo.group_model", "reward.models", "reward.also", "eval.reward")
+#: Those of them that may also be functions or addresses.
+_REWARDS = ("model.reward", "reward.also", "eval.reward")
 _SIZED = ("model.policy", "model.critic", *_FROZEN)
 _MODELS = (*_SIZED, "model.tokenizer")
+#: What the folder of a model, a checkpoint or a run with one holds, one of them.
+_A_MODEL = ("config.json", "MANIFEST.json", "checkpoints/step_*")
 _DATA = ("data.prompts", "data.preferences", "data.demonstrations", "data.evaluation", "eval.pairs")
 
 
@@ -65,21 +70,32 @@ def problems_of(config: Config, command: str, ranks: int) -> list[str]:
 
 
 def unfit_models(config: Config, command: str) -> list[tuple[str, int]]:
-    """(sentence, exit code) of each model on this machine that the ranks cannot share, by its config.json."""
-    parallel, found, seen = config.parallel, [], set()
+    """(sentence, exit code) of each model on this machine that the ranks cannot share, or whose positions the data
+    exceed, by its config.json."""
+    parallel, found, seen, longest = config.parallel, [], set(), _longest(config, command)
     for key, name in _named(config, _SIZED, _read(command)):
-        sizes = (parallel.tensor, parallel.pipeline, parallel.virtual_pipeline)
+        sizes, where = (parallel.tensor, parallel.pipeline, parallel.virtual_pipeline), ""
         if key in _FROZEN and parallel.frozen_sizes != sizes[:2]:
             sizes = (*parallel.frozen_sizes, 1)
+            where = " on parallel.frozen_tensor x parallel.frozen_pipeline ranks, 0 meaning as the others"
         if not name or (name, sizes) in seen:
             continue
         seen.add((name, sizes))
         try:
             if shape := local_shape(os.path.expanduser(name)):
-                shape.check(*sizes)
+                # A reward model with a tokenizer of its own counts other tokens.
+                shape.check(*sizes, sequence_length=0 if key in (*_REWARDS, "reward.models") else longest)
         except ConfigError as error:
-            found.append((f"{key}={name}: {error}", error.exit_code))
+            found.append((f"{key}={name}{where}: {error}", error.exit_code))
     return found
+
+
+def _longest(config: Config, command: str) -> int:
+    """Most tokens of a prompt and its response that a start is to read; 0: nothing says which trainer it is of."""
+    data = config.data
+    if command == "train_gi_ppo" or (not command and data.prompts):
+        return data.prompt_length + config.rollout.max_new_tokens
+    return data.sequence_length if command or data.demonstrations or data.preferences else 0
 
 
 def _fewest(config: Config) -> int:
@@ -95,11 +111,17 @@ def _missing(config: Config, command: str) -> Iterator[str]:
 
 
 def absent_files(config: Config, command: str) -> list[tuple[str, int]]:
-    """(sentence, exit code) of names of files and folders that are not here. What may be on the hub is not looked for
-    there: a model's code is 0 then."""
+    """(sentence, exit code) of names of files and folders that are not here, or hold no model. What may be on the hub
+    is not looked for there: a model's code is 0 then."""
     found: list[tuple[str, int]] = []
     for key, name in _named(config, _MODELS, _read(command)):
-        if not name or ":" in name or Path(os.path.expanduser(name)).exists():
+        path = Path(os.path.expanduser(name))
+        if not name or (key in _REWARDS and not is_model(name)):
+            continue
+        if path.exists():
+            if key != "model.tokenizer" and not any(any(path.glob(what)) for what in _A_MODEL):
+                text = f"{key}={name} is no model (no config.json), no checkpoint, and no run that has one."
+                found.append((text, ConfigError.exit_code))
             continue
         local = name.startswith((".", "/", "~", f"{config.run.dir}/")) or name.count("/") != 1
         if local:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gipo_mc.config import Config, as_yaml, load_config, names_nothing, validate
+from gipo_mc.config.explain.origins import shown_values
 from gipo_mc.config.load import saved_values
 from gipo_mc.errors import ConfigError
 from gipo_mc.run.command import run_command
@@ -178,12 +179,21 @@ def test_a_line_that_is_no_yaml_is_told_with_its_place(tmp_path: Path) -> None:
 
 
 def test_a_mapping_is_one_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over the file by each of its names; written as it was given, with references to the environment."""
+    """Over the file as a whole or by each of its names; written as given, with references to the environment."""
     monkeypatch.setenv("HH_COLUMN", "question_of_the_day")
     path = tmp_path / "own.yaml"
     path.write_text("data: {columns: {prompt: '${oc.env:HH_COLUMN}', chosen: better}}\n")
     config = load_config(str(path), ["data.columns.rejected=worse", "data.columns.chosen=best"])
     assert config.data.columns == {"prompt": "question_of_the_day", "chosen": "best", "rejected": "worse"}
+    for override, columns in (("{prompt: q}", {"prompt": "q"}), ("{}", {}), ("", {})):
+        assert load_config(str(path), [f"data.columns={override}"]).data.columns == columns
+        shown = {v.key: v.origin for v in shown_values(str(path), [f"data.columns={override}"])}
+        assert shown["data.columns"] == "command line"
+    columns = load_config(str(path), ["data.columns={prompt: q}", "data.columns.chosen=c"]).data.columns
+    assert columns == {"prompt": "q", "chosen": "c"}
+    based = {"data": {"columns": {"rejected": "worse"}}}
+    assert load_config(str(path), [], based).data.columns == {"prompt": "question_of_the_day", "chosen": "better"}
+    assert load_config(None, ["data.columns.prompt=q"], based).data.columns == {"prompt": "q", "rejected": "worse"}
     saved = tmp_path / "saved.yaml"
     saved.write_text(as_yaml(config))
     assert "question_of_the_day" not in saved.read_text() and load_config(str(saved), []).data == config.data

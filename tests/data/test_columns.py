@@ -61,3 +61,38 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(
             DataError, match=rf"{path}:1: data\.columns names qestion \(for prompt\).* question, topic:"
         ):
             load_prompts(data, tokenizer)
+
+
+def test_only_what_the_use_needs_must_be_there(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Prompts beside the pairs of eval.pairs; an optional column that comes later, or in no row at all."""
+    columns = {"prompt": "question", "chosen": "better", "rejected": "worse", "domain": "topic"}
+    prompts = write(tmp_path / "a.jsonl", [{"question": "a"}, {"question": "b", "topic": "pets"}])
+    pairs = write(tmp_path / "b.jsonl", [{"question": "a", "better": "b", "worse": "c"}])
+    data = DataConfig(prompts=[prompts], preferences=[pairs], columns=columns)
+    found, preferences = load_prompts(data, tokenizer), load_preferences(data, tokenizer)
+    assert [prompt.domain for prompt in found] == ["a", "pets"] and len(preferences) == 1
+    assert found.warnings() == [
+        f"{prompts}: no row has the column {column}, which data.columns names for {field}: correct the name there if "
+        "these rows should have it."
+        for column, field in (("better", "chosen"), ("worse", "rejected"))
+    ]
+    assert [text for text in preferences.warnings() if "topic" in text and text.startswith(pairs)]
+    with pytest.raises(DataError, match=r"data\.columns names better \(for chosen\), worse \(for rejected\)"):
+        load_preferences(data.model_copy(update={"preferences": [prompts]}), tokenizer)
+
+
+def test_a_column_with_a_fields_own_name_gives_way_only_to_the_one_that_is_there(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows = [{"question": "And the cat?", "domain": "pets"}, {"question": "a", "domain": "b", "topic": "c"}]
+    columns = {"prompt": "question", "domain": "topic"}
+    data = DataConfig(prompts=[write(tmp_path / "a.jsonl", rows)], columns=columns)
+    assert [prompt.domain for prompt in load_prompts(data, tokenizer)] == ["pets", "c"]
+    data = DataConfig(
+        prompts=[write(tmp_path / "b.jsonl", [{"query": "a", "topic": "b"}])], columns={"domain": "topic"}
+    )
+    with pytest.raises(DataError, match="the fields query, topic are of no known format"):
+        load_prompts(data, tokenizer)
+    data = DataConfig(prompts=data.prompts, columns={"domain": "topic"}, format="pairs")
+    with pytest.raises(DataError, match=r"there is no 'prompt'; the row has query, topic"):
+        load_prompts(data, tokenizer)

@@ -106,16 +106,35 @@ def test_another_command_may_not_continue_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("state", ["failed", "running"])
-def test_a_start_that_left_nothing_does_not_keep_the_name(tmp_path, state):
+def test_a_start_that_left_nothing_does_not_keep_the_name(tmp_path, state, monkeypatch, capsys):
     with RunFolder.open(tmp_path, "toy", "train_gi_ppo", resume=True) as folder:
         folder.metrics.touch()
         folder.write_status(state, 3, "data.prompts names no file")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder_module, "_is_alive", lambda pid: False)
+        RunFolder.open(tmp_path, "toy", "train_dpo", resume=True).close()
+    toy = tmp_path / "toy"
+    said = f"{toy} had a start of train_gi_ppo that left nothing: moved to {toy / 'previous-1'}.\n"
+    assert capsys.readouterr().err == said and (toy / "previous-1" / "run_status.json").exists()
     with RunFolder.open(tmp_path, "toy", "train_sft", resume=True) as folder:
-        assert folder.read_status() == {} and folder.set_aside == tmp_path / "toy" / "previous-1"
+        assert folder.read_status() == {}
         folder.write_status("failed", 3)
         (folder.checkpoints / "step_00000001").mkdir()
     with pytest.raises(ConfigError, match="belongs to train_sft"):
         RunFolder.open(tmp_path, "toy", "train_gi_ppo", resume=True)
+
+
+@pytest.mark.parametrize("state", ["running", "requeue", "failed"])
+def test_a_start_that_is_going_on_or_continues_keeps_the_name(tmp_path, state):
+    """The lock may not be seen from another host; a reference's rewards took hours."""
+    with RunFolder.open(tmp_path, "toy", "train_gi_ppo", resume=True) as folder:
+        folder.write_status(state)
+        if state == "failed":
+            (folder.path / "reference_rewards.jsonl").write_text("{}\n")
+    before = folder.status.read_bytes()
+    with pytest.raises(ConfigError, match="belongs to train_gi_ppo, this is train_sft"):
+        RunFolder.open(tmp_path, "toy", "train_sft", resume=True)
+    assert folder.status.read_bytes() == before and not (folder.path / "previous-1").exists()
 
 
 def test_starting_anew_moves_the_earlier_run_aside(tmp_path):

@@ -93,7 +93,29 @@ def test_check_sizes_the_models_that_are_here(
     said = capsys.readouterr().err
     assert said.count("- model.") == 2, "a model of two roles is told once for each layout"
     assert f"model.policy={tmp_path}: The model does not fit" in said and "does not divide the model's 3 layers" in said
-    assert f"model.reward={tmp_path}: " in said and "model's 4 attention heads: use one of 1, 2, 4" in said
+    assert (
+        f"- model.reward={tmp_path} on parallel.frozen_tensor x parallel.frozen_pipeline ranks, 0 meaning as the "
+        "others: The model does not fit the layout or the data:\n  - parallel.tensor=8 does not divide the model's 4 "
+        "attention heads: use one of 1, 2, 4\n"
+    ) in said
+
+
+def test_check_refuses_what_is_no_model_or_too_short_for_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"num_attention_heads": 4, "num_hidden_layers": 4, "vocab_size": 64, "hidden_size": 16}
+    short, empty = tmp_path / "short", tmp_path / "empty"
+    for folder in (short, empty / "checkpoints"):
+        folder.mkdir(parents=True)
+    config = sizes | {"intermediate_size": 32, "model_type": "llama", "max_position_embeddings": 32}
+    (short / "config.json").write_text(json.dumps(config))
+    monkeypatch.chdir(ROOT)
+    words = [f"model.policy={short}", f"model.critic={empty}", "model.reference=python:a:b", "model.reward=python:a:b"]
+    assert main(["check", HH, *words, "data.prompt_length=256", "rollout.max_new_tokens=64"]) == 2
+    said = capsys.readouterr().err
+    assert f"- model.policy={short}: The model does not fit" in said and "320 tokens of prompt and response" in said
+    assert f"- model.critic={empty} is no model (no config.json), no checkpoint, and no run that has one." in said
+    assert "- model.reference=python:a:b: there is no such folder" in said and "model.reward" not in said
 
 
 def test_check_names_trackers_that_are_not_installed(

@@ -85,6 +85,12 @@ def test_ranks_for_gpus_do_not_take_the_cpu_in_silence(
     assert (line + settings).count("device=") == 2
 
 
+def test_a_device_that_the_file_names_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (file := tmp_path / "own.yaml").write_text(Path(CONFIG).read_text() + "\ndevice: auto\n")
+    assert launch.main(["--config", str(file), "--gpus", "4"]) == 0
+    assert "device=" not in capsys.readouterr().out
+
+
 def test_one_node_needs_no_meeting_place(capsys: pytest.CaptureFixture[str]) -> None:
     assert _launch("--gpus", "4", "--quiet") == 0
     found = capsys.readouterr()

@@ -46,9 +46,10 @@ def detect(row: Mapping[str, Any]) -> str:
     """The format of a row by its fields, those that are null only where the others say nothing. Raises RowError."""
     found = _detect({key: value for key, value in row.items() if value is not None}) or _detect(row)
     if not found:
+        names = row.names if isinstance(row, Fields) else row
         raise UnknownFormat(
-            f"the fields {', '.join(sorted(map(str, row))) or '(none)'} are of no known format: set data.format to one "
-            f"of {', '.join(FORMATS)}, say which are the prompt and the responses "
+            f"the fields {', '.join(sorted(map(str, names))) or '(none)'} are of no known format: set data.format to "
+            f"one of {', '.join(FORMATS)}, say which are the prompt and the responses "
             "('data.columns={prompt: NAME, chosen: NAME, rejected: NAME}'), or write a format "
             "(docs/recipes/data_format.md)"
         )

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 OURS = "ours"
 #: What --json tells of each judge.
 _COUNTS = ("evaluator", "total", "identical", "kept", "new", "invalid", "requests", "tokens_in", "tokens_out")
-#: Prompts of judges for one kind of pairs -> words of their domains.
-_ASKED_OF = {"harmless": ("harmless",), "tldr": ("tldr", "cnndm")}
+#: Prompts of judges -> the words in domains that tell that a prompt is of their kind.
+_ASKED_OF = {"harmless": ("harmless",), "helpful": ("helpful",), "tldr": ("tldr", "cnndm")}
 _SIDE = re.compile(r"(?P<label>[\w.+-]{1,40})=(?P<place>.+)")
 
 
@@ -153,10 +153,12 @@ def _warn_of_trained_with(config: RewardJudgeConfig, pairs: Sequence[Pair]) -> N
 
 def _warn_of_other_domains(config: AnyJudge, pairs: Sequence[Pair]) -> None:
     """A judge asks all pairs the same question, and some questions are of one kind of prompt."""
-    words = _ASKED_OF.get(config.prompt.partition("_")[0]) if isinstance(config, OpenAIJudgeConfig) else None
+    if not isinstance(config, OpenAIJudgeConfig) or (asked := config.prompt.partition("_")[0]) not in _ASKED_OF:
+        return
     domains = {pair.domain for pair in pairs if pair.domain}
-    others = sorted(domain for domain in domains if words and not any(word in domain for word in words))
-    if others and isinstance(config, OpenAIJudgeConfig):
+    # A domain without any of the words may be of this kind: nothing tells.
+    kinds = {d: {kind for kind, words in _ASKED_OF.items() if any(word in d for word in words)} for d in domains}
+    if others := sorted(domain for domain, found in kinds.items() if found and asked not in found):
         say_warning(
             f"{config.name} asks by its prompt {config.prompt!r}, and there are pairs of the domains "
             f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}: set prompt in the judge's file to the one "

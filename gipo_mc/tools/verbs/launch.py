@@ -2,7 +2,7 @@
 
     gipo-mc launch --nodes 4 --gpus 8 --config configs/paper/hh_rl.yaml run.name=large
     gipo-mc launch --nodes 4 --gpus 8 --config configs/paper/hh_rl.yaml --slurm > job.sbatch
-    gipo-mc launch --gpus 2 --config configs/hh_tiny.yaml --go
+    gipo-mc launch --gpus 2 --config configs/hh_tiny.yaml device=cpu --go
 
 Prints what you would type, on stdout; --go does it. On several nodes the same line is run on each, HOST being one that
 the others reach. Exit code with --go: the run's, or that of sbatch. docs/clusters.md has the rest.
@@ -140,6 +140,7 @@ def _checked(options: argparse.Namespace) -> Launch:
     """Raises ConfigError where a start would be refused for its options, its ranks or a model that is here. Files that
     are not here are only noted."""
     from gipo_mc.config import check_layout, load_config, names_nothing
+    from gipo_mc.config.load import read_layers
     from gipo_mc.plan.run import command_of
     from gipo_mc.tools.start_checks import absent_files, problems_of, unfit_models
 
@@ -171,7 +172,8 @@ def _checked(options: argparse.Namespace) -> Launch:
         )
     given = ["--config", options.config] if options.config else []
     # auto is the CPU where torch is a CPU build, as on a login node it may be: the GPUs would idle, without a word.
-    unsaid = config.device == "auto" and not any(word.startswith("device=") for word in options.overrides)
+    layers, _ = read_layers(options.config, options.overrides, {})
+    unsaid = config.device == "auto" and not any("device" in layer.values for layer in layers)
     words = (*trainer(command), *given, *options.overrides, *["device=cuda"] * unsaid)
     return Launch(command, config, options.nodes, options.gpus, data, words, not_here)
 

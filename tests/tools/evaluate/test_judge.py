@@ -151,16 +151,27 @@ def test_two_judges_of_one_name_are_refused(
     assert main([*words, *judge, *judge]) == 2 and "Two judges are called first" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("prompt", "warned"), [("harmless", True), ("helpful", False), ("tldr_forced", True)])
+@pytest.mark.parametrize(
+    ("prompt", "domains", "others"),
+    [
+        ("harmless", ["helpful-base", "harmless-base"], "helpful-base"),
+        ("helpful", ["helpful-base", "harmless-base"], "harmless-base"),
+        ("tldr_forced", ["cnndm", "helpful"], "helpful"),
+        ("helpful", ["tldr", "cnndm"], "cnndm, tldr"),
+        ("harmless", ["safe_rlhf", "harmless"], ""),  # as configs/paper/llama2_7b.yaml has them
+        ("tldr", ["a", "b"], ""),
+    ],
+)
 def test_a_question_for_other_domains_is_warned_of(
-    prompt: str, warned: bool, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    prompt: str, domains: list[str], others: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As configs/judges/local.yaml asks for harmlessness, whatever the pairs are."""
+    for who in ("ours", "sft", "ppo"):
+        rows = [row(n, f"{who} {n}", domain=domains[n % 2], row=f"test:{n}") for n in range(4)]
+        write_rows(tmp_path / f"{who}.jsonl", rows)
     (file := tmp_path / "local.yaml").write_text(
         f"{{kind: openai, name: local, base_url: 'http://localhost:9/v1', model: m, prompt: {prompt}}}"
     )
     assert main([*words, "--judge", str(file), "--dry-run"]) == 0
     said = capsys.readouterr().err
-    assert (
-        f"warning: local asks by its prompt '{prompt}', and there are pairs of the domains a, b: " in said
-    ) == warned
+    warning = f"warning: local asks by its prompt '{prompt}', and there are pairs of the domains {others}: "
+    assert (warning in said) if others else ("asks by its prompt" not in said)

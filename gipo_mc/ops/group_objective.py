@@ -161,8 +161,7 @@ def group_objective(
     signal_form: "ratio": s_i = behaviour_signal_i + mean_t (ratio - 1) A, at ratio 1 the behaviour signal with the
         gradient of PPO; "log_prob": sum_t logp A (the paper); "log_prob_mean": its mean over tokens. The options
         algorithm.signal_form and signal_tokens have other words for them (docs/algorithm.md).
-    check_values: look at probabilities and KL weights, which on a CPU costs as much as the op at small sizes; False for
-        what was looked at before.
+    check_values: look at probabilities and KL weights; False for what was looked at before (it costs time on a CPU).
     A sequence of length 0 has its behaviour signal ("ratio") or 0 as its signal, and 0 elsewhere.
 
     Differentiable once, with respect to logp_BT and group_probs_BM; RuntimeError in a second derivative, of kernels and

@@ -169,12 +169,8 @@ def group_objective(
     to 1) and KL weights (at least 0) are looked at on the CPU.
     """
     checks.floats(_OP, "logp_BT", logp_BT)
-    tokens = {
-        "logp_BT": logp_BT,
-        "behaviour_logp_BT": behaviour_logp_BT,
-        "reference_logp_BT": reference_logp_BT,
-        "advantage_BT": advantage_BT,
-    }
+    names = ("logp_BT", "behaviour_logp_BT", "reference_logp_BT", "advantage_BT")
+    tokens = dict(zip(names, (logp_BT, behaviour_logp_BT, reference_logp_BT, advantage_BT), strict=True))
     sequences = (length_B, group_probs_BM, behaviour_signal_B, kl_weight_B)
     estimator, form = checks.objective(
         _OP,

@@ -168,8 +168,12 @@ def test_second_derivatives_are_refused_and_forward_mode_is_the_definitions(name
     def op(x: torch.Tensor) -> torch.Tensor:
         return norm_of_sum(x, None, torch.ones(8), 1e-5)[1] if name == "norm_of_sum" else gated_silu(x)
 
+    refused = f"{name}: there are no second derivatives"
     (gradient,) = torch.autograd.grad(op(x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=f"{name}: there are no second derivatives"):
+    with pytest.raises(RuntimeError, match=refused):
+        torch.autograd.grad((gradient + x).sum(), x)
+    (gradient,) = torch.autograd.grad(op(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=refused):
         gradient.sum().backward()
     with torch.no_grad():
         _, tangent = torch.func.jvp(op, (x,), (torch.ones_like(x),))

@@ -4,7 +4,7 @@ from gipo_mc.config.commands import TRAINERS, UNREAD, read_by
 from gipo_mc.config.data import DataConfig
 from gipo_mc.config.environment import hide
 from gipo_mc.config.help import describe, help_lines
-from gipo_mc.config.layout import check_layout
+from gipo_mc.config.layout import check_layout, wide_tensor
 from gipo_mc.config.load import (
     as_yaml,
     changes,
@@ -74,4 +74,5 @@ __all__ = [
     "saved_values",
     "validate",
     "values",
+    "wide_tensor",
 ]

@@ -6,6 +6,16 @@ from gipo_mc.config.schema import Config
 from gipo_mc.errors import ConfigError
 
 
+def wide_tensor(config: Config, per_node: int, what: str) -> str:
+    """A warning where tensor-parallel ranks do not fit into a node of `per_node` (`what` it has); "" where they do."""
+    if config.parallel.tensor <= per_node:
+        return ""
+    return (
+        f"parallel.tensor={config.parallel.tensor} reaches over nodes of {per_node} {what}, and its messages are the "
+        "most frequent: lower it, and raise parallel.pipeline."
+    )
+
+
 def check_layout(config: Config, world_size: int) -> int:
     """Data-parallel size of this configuration on `world_size` ranks. Raises ConfigError with every problem."""
     problems = []

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -23,13 +23,10 @@ from gipo_mc.config.environment import fingerprint, hide_named, marked_environme
 from gipo_mc.config.explain.problems import flat, validated
 from gipo_mc.config.names import is_file
 from gipo_mc.config.scalars import misread_numbers
-from gipo_mc.config.schema import Config
+from gipo_mc.config.schema import Config, options
 from gipo_mc.config.yaml_text import check_yaml, read_yaml
 from gipo_mc.errors import ConfigError
 from gipo_mc.presets import apply as apply_presets
-
-#: Options that hold a mapping, as (section, name).
-_MAPPINGS = (("data", "columns"),)
 
 
 @dataclass(frozen=True)
@@ -156,10 +153,17 @@ def _merged(layers: list[Layer], path: str | None) -> dict[str, Any]:
         return _filled(OmegaConf.to_container(merged, resolve=False), _defaults())  # type: ignore[arg-type]
 
 
+@cache
+def _mapping_options() -> tuple[tuple[str, str], ...]:
+    """Options that hold a mapping, as (section, name)."""
+    keys = [key for key, field in options().items() if get_origin(field.annotation) is dict]
+    return tuple((section, name) for section, _, name in (key.partition(".") for key in keys))
+
+
 def _complete_mappings(layers: list[dict[str, Any]], overrides: list[str]) -> None:
     """Overrides of single entries (`data.columns.prompt=question`) alone change the mapping that is there: the last
     layer, theirs, gets its other entries."""
-    for section, name in _MAPPINGS:
+    for section, name in _mapping_options():
         key = f"{section}.{name}"
         whole = any(text.startswith((f"{key}=", f"{section}=")) for text in overrides)
         if whole or not any(text.startswith(f"{key}.") for text in overrides):
@@ -179,7 +183,7 @@ def _mappings_replaced(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for key, section in layer.items()
             if isinstance(section, dict)
         }
-        later |= {place for place in _MAPPINGS if place[1] in sections.get(place[0], {})}
+        later |= {place for place in _mapping_options() if place[1] in sections.get(place[0], {})}
         kept.insert(0, layer | sections)
     return kept
 

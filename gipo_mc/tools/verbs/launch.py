@@ -139,7 +139,7 @@ def _asks_for_cores(option: str) -> bool:
 def _checked(options: argparse.Namespace) -> Launch:
     """Raises ConfigError where a start would be refused for its options, its ranks or a model that is here. Files that
     are not here are only noted."""
-    from gipo_mc.config import check_layout, load_config, names_nothing
+    from gipo_mc.config import check_layout, load_config, names_nothing, wide_tensor
     from gipo_mc.config.load import read_layers
     from gipo_mc.plan.run import command_of
     from gipo_mc.tools.start_checks import absent_files, problems_of, unfit_models
@@ -165,11 +165,8 @@ def _checked(options: argparse.Namespace) -> Launch:
         # Not refused: they may be on the cluster.
         not_here = tuple(absent_files(config, command))
     data = check_layout(config, ranks)
-    if config.parallel.tensor > options.gpus:
-        say_warning(
-            f"parallel.tensor={config.parallel.tensor} reaches over nodes of {options.gpus} ranks, and its messages "
-            "are the most frequent: lower it, and raise parallel.pipeline."
-        )
+    if wide := wide_tensor(config, options.gpus, "ranks"):
+        say_warning(wide)
     given = ["--config", options.config] if options.config else []
     # auto is the CPU where torch is a CPU build, as on a login node it may be: the GPUs would idle, without a word.
     layers, _ = read_layers(options.config, options.overrides, {})

@@ -70,6 +70,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from gipo_mc.config import wide_tensor
     from gipo_mc.plan.hardware import OURS, UTILISATION
     from gipo_mc.plan.plan import make_plan, nearest_change, search
     from gipo_mc.plan.run import read_run
@@ -91,12 +92,8 @@ def _plan(options: argparse.Namespace) -> int:
             raise ConfigError(f"No layout of {options.gpus} ranks divides the models' heads, layers and batches.")
         print(json.dumps([as_json(plan) for plan in plans], indent=2) if options.json else search_text(plans, SHOWN))
         return 0 if plans[0].fits else ConfigError.exit_code
-    if config.parallel.tensor > options.gpus_per_node:
-        say_warning(
-            f"parallel.tensor={config.parallel.tensor} reaches over nodes of {options.gpus_per_node} GPUs, and its "
-            "messages are the most frequent: lower it, and raise parallel.pipeline. --gpus-per-node says how many a "
-            "node has."
-        )
+    if wide := wide_tensor(config, options.gpus_per_node, "GPUs"):
+        say_warning(f"{wide} --gpus-per-node says how many a node has.")
     plan = make_plan(run, options.gpus, device, **share)
     change = None if plan.fits else nearest_change(plan)
     print(json.dumps(as_json(plan, change), indent=2) if options.json else as_text(plan, change))

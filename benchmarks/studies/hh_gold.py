@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks/ is n
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a worker, before torch is imported
 
 from benchmarks.studies import dpo, group_robustness, hh_models, study
-from benchmarks.studies.hh_models import published
 from benchmarks.studies.runs import Method, Run, common_words, evaluations, own_words
 from benchmarks.studies.study import Study
 from gipo_mc.errors import DataError
@@ -59,10 +58,8 @@ def main(words: list[str] | None = None) -> int:
     options = study.parsed(parser, words)
     if options.table:
         return study.show(options)
-    if options.data is None:
-        parser.error("--data DIR is missing: the folder with {harmless,helpful}_base_{train,test}.jsonl.gz")
-    if missing := [path for part in ("train", "test") for path in published(options.data, part) if not path.is_file()]:
-        parser.error(f"--data {options.data}: there is no {missing[0].name} in it")
+    if why := hh_models.lacking(options.data):
+        parser.error(why)
     try:
         return study.run(described(options), options)
     except DataError as error:

@@ -40,6 +40,14 @@ def published(data: Path, part: str) -> list[Path]:
     return [data / f"{domain}_base_{part}.jsonl.gz" for domain in DOMAINS]
 
 
+def lacking(data: Path | None) -> str:
+    """Why the published rows cannot be read from --data, in words; "" where they can."""
+    if data is None:
+        return "--data DIR is missing: the folder with {harmless,helpful}_base_{train,test}.jsonl.gz"
+    missing = [path for part in ("train", "test") for path in published(data, part) if not path.is_file()]
+    return f"--data {data}: there is no {missing[0].name} in it" if missing else ""
+
+
 def fingerprint(data: Path) -> str:
     """One number for the rows and for how the models are made of them. Raises OSError where a file is missing."""
     total = hashlib.sha256(repr((VOCABULARY, SHAPE, REWARD)).encode())

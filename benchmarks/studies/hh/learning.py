@@ -196,13 +196,8 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=out, help="the record [%(default)s]")
     study.table_arguments(parser, drawn=False)
     options = study.parsed(parser, list(words) if words is not None else None)
-    if not options.table:
-        if options.data is None:
-            parser.error("--data DIR is missing: the folder with {harmless,helpful}_base_{train,test}.jsonl.gz")
-        for part in ("train", "test"):
-            for path in hh_models.published(options.data, part):
-                if not path.is_file():
-                    parser.error(f"--data {options.data}: there is no {path.name} in it")
+    if not options.table and (why := hh_models.lacking(options.data)):
+        parser.error(why)
     return options
 
 

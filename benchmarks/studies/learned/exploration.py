@@ -128,7 +128,6 @@ def main(words: list[str] | None = None) -> int:
         print(f"{number}/{len(jobs)} {getattr(name, 'name', name)}: {seconds:.0f} s", flush=True)
         _collect(record, options)
         write(options.out, record)
-    _collect(record, options)
     write(options.out, record)
     from benchmarks.studies import tables
 

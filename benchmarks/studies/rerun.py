@@ -27,6 +27,8 @@ from benchmarks.common.machine import describe_machine
 
 #: What of a run is no result: how long it took, and what it cost.
 TIMES = ("seconds", "cost", "time/", "throughput/")
+#: Programs of studies that have another name than their records' "benchmark".
+SCRIPTS = {"learned_reward": "learned"}
 #: What of a machine may change digits.
 MACHINE = ("cpu", "instructions", "torch_instructions", "python", "torch", "megatron_core")
 
@@ -90,10 +92,13 @@ def carried_out(
     if not out.exists():
         out.write_text(json.dumps(cut(record, wanted)))
     with earlier_build(commit, place / "tree", own_kernels=True) as tree:
-        [script] = [path for path in (tree / "benchmarks").rglob("*.py") if path.stem == record["benchmark"]]
+        stem = SCRIPTS.get(record["benchmark"], record["benchmark"])
+        [script] = [path for path in (tree / "benchmarks").rglob("*.py") if path.stem == stem]
         seeds = [str(seed) for seed in json.loads(out.read_text())["final_seeds"]]
         command = [sys.executable, str(script), "--methods", *options.methods, "--seeds", *seeds]
         command += ["--workers", str(options.workers), "--runs", str(place / "runs"), "--out", str(out)]
+        if strength := record.get("size", {}).get("strength"):
+            command += ["--strength", strength]
         subprocess.run(command, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, check=True)
     return json.loads(out.read_text())  # type: ignore[no-any-return]
 

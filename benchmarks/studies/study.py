@@ -123,6 +123,8 @@ def run(study: Study, options: argparse.Namespace) -> int:
     if options.tuning_only:
         return 0
     final, mixture = study.final_runs(record["chosen"]), study.mixture_runs(record["chosen"])
+    if not record.get("runs") and (here := describe_machine())["commit"] != record["machine"]["commit"]:
+        record["final_machine"] = here  # its settings were chosen by an earlier commit
     for runs in (final, mixture):
         _carry_out(study, runs, options)
         record["runs"] = [found for run in (*final, *mixture) if (found := finished(run, options.runs))]

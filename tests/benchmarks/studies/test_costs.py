@@ -51,6 +51,10 @@ def test_the_commit_of_a_run_is_that_which_added_it() -> None:
     for methods, seeds, said in ((["ppo"], [1, 3], "several commits"), (["ipo"], [1], "uncommitted changes")):
         with pytest.raises(SystemExit, match=said):
             rerun.made_by(record, methods, seeds)
+    # Settings that an earlier commit chose.
+    record["final_machine"] = machine("d")
+    assert rerun.made_by(record, ["ppo"], [1])["commit"] == "d"
+    assert rerun.made_by(record, ["dpo"], [1])["commit"] == "b"
 
 
 def test_shares_of_two_builds_and_what_differs() -> None:

@@ -18,6 +18,8 @@ for _message in (
     "MimoModelConfig is experimental",  # a class that Megatron (>= 0.19) imports for each optimizer
 ):
     warnings.filterwarnings("ignore", message=_message)
+# Of Megatron's distributed optimizer, which clears the gradients of its shards: views of parameters, no leaves.
+warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf", module="megatron")
 
 # torch, where there is a CUDA toolkit and no GPU, of a module for building extensions that Megatron (>= 0.19) imports.
 logging.getLogger("torch.utils.cpp_extension").addFilter(

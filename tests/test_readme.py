@@ -1,5 +1,6 @@
-"""Every command of the README and of the tutorial runs exactly as it is written, in order, in one shell, in a folder
-like a fresh clone; every metric that these runs log has a meaning in the reference.
+"""Every command of the README, of the tutorial and of the way from checkpoints to a verdict runs exactly as it is
+written, in order, in one shell, in a folder like a fresh clone; every metric that these runs log has a meaning in the
+reference.
 
 Runs are cut short after the command line was parsed (tests/shell/short_runs.py), and `make` and `pip` are not carried
 out (tests/shell/lines.py): CI has done so before any test. What `make demo` runs has a test of its own.
@@ -22,6 +23,8 @@ from tests.shell.lines import Outcome, run_lines
 from tests.shell.short_runs import LIMITS, cut, write_model, write_rows, write_user_file
 from tests.source_rules import ROOT
 
+#: Whose commands are carried out to their end.
+RUN_PAGES = ("README.md", "docs/tutorial.md", "docs/howto/checkpoints.md")
 #: Not part of a clone: what is built, trained and cached, and what is linked instead of copied.
 _NOT_CLONED = {"runs", "models", "data", "build", "shared", "gipo_mc", "tests", "results"}
 
@@ -53,10 +56,14 @@ def clone(folder: Path) -> Path:
     return folder
 
 
-def write_what_is_the_users(commands: list[str], folder: Path) -> None:
-    """The data and models that the commands name and none of them makes."""
+def write_what_is_the_users(commands: list[str], folder: Path, page: str = "") -> None:
+    """The data and models that the commands name and none of them makes; of a page the blocks of YAML that begin with
+    the name of a file, and what those name."""
     write_rows(folder / "data" / "hh")
-    text = "\n".join(commands)
+    files = re.findall(r"^```yaml\n# (\S+\.yaml)\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    for name, block in files:
+        (folder / name).write_text(block)
+    text = "\n".join([*commands, *(block for _, block in files)])
     made = set(re.findall(r"--(?:out|to-hf \S+|from-hf \S+) +(\S+)", text))
     for name in sorted(set(re.findall(r"(?<![\w./-])models/[\w.-]+", text)) - made):
         write_model(folder / name, folder / "data" / "hh")
@@ -75,12 +82,13 @@ def failures(outcomes: list[Outcome], commands: list[str]) -> list[str]:
 
 
 @pytest.mark.timeout(600)
-def test_every_command_of_the_readme_and_the_tutorial_runs(tmp_path: Path):
-    pages = [commands_of((ROOT / name).read_text(encoding="utf-8")) for name in ("README.md", "docs/tutorial.md")]
-    assert len(pages[0]) >= 10 and len(pages[1]) >= 5
+def test_every_command_of_these_pages_runs(tmp_path: Path):
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in RUN_PAGES]
+    pages = [commands_of(text) for text in texts]
+    assert [len(page) >= least for page, least in zip(pages, (10, 5, 12), strict=True)] == [True] * 3
     commands = [command for page in pages for command in page]
     folder = clone(tmp_path / "clone")
-    write_what_is_the_users(commands, folder)
+    write_what_is_the_users(commands, folder, "\n".join(texts))
     outcomes = run_lines(commands, folder, folder / "data" / "hh")
     for outcome in outcomes:
         print(f"{outcome.seconds:6.1f} s  {outcome.command}")

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from gipo_mc.ops import native
 
 #: Rows of the weight that are widened at a time, where no kernel multiplies bfloat16 into float32.
 _BLOCK = 8192
@@ -53,7 +54,7 @@ class _Logits(torch.autograd.Function):
         return project(state_NH, weight_VH, float32=float32)
 
     @staticmethod
-    @once_differentiable
+    @native.differentiable_once("logits")
     def backward(ctx: Any, gradient_NV: Tensor) -> tuple[Tensor | None, ...]:
         state_NH, weight_VH = ctx.saved_tensors
         gradient_NV = gradient_NV.to(weight_VH.dtype)
@@ -112,7 +113,7 @@ class _InParts(torch.autograd.Function):
         return tuple(torch.cat(columns) for columns in zip(*outputs))
 
     @staticmethod
-    @once_differentiable
+    @native.differentiable_once("in_parts")
     def backward(ctx: Any, *upstream_N: Tensor | None) -> tuple[Tensor | None, ...]:
         state_NH, weight_VH, *columns_N = ctx.saved_tensors
         given = {place: gradient for place, gradient in enumerate(upstream_N) if gradient is not None}

@@ -299,9 +299,11 @@ def objective(
     clip: float,
     kl_estimator: KlEstimator,
     signal_form: SignalForm,
+    check_values: bool,
 ) -> tuple[int, int]:
     """What op B takes: `tokens_BT` [B, T] of `dtype` by name, the first of which gives the shape, and what each
-    sequence has. (kl_estimator, signal_form) as positions in ESTIMATORS and SIGNAL_FORMS."""
+    sequence has. (kl_estimator, signal_form) as positions in ESTIMATORS and SIGNAL_FORMS. check_values: look at
+    probabilities and KL weights too."""
     first, tensor = next(iter(tokens_BT.items()))
     a_tensor(op, first, tensor)
     if tensor.dim() != 2:
@@ -316,6 +318,9 @@ def objective(
     like(op, "behaviour_signal_B", behaviour_signal_B, (batch,), wide, device, whose=whose)
     like(op, "kl_weight_B", kl_weight_B, (batch,), wide, device, whose=whose)
     lengths(op, length_B, batch, time, device)
+    if check_values:
+        rows_add_up(op, "group_probs_BM", group_probs_BM)
+        coefficients(op, "kl_weight_B", kl_weight_B)
     number(op, "clip", clip, above=0.0, meaning=": the ratio is kept between 1 - clip and 1 + clip")
     estimator = choice(op, "kl_estimator", kl_estimator, ESTIMATORS)
     return estimator, choice(op, "signal_form", signal_form, SIGNAL_FORMS, _FORMS_OF_THE_OPTIONS)

@@ -181,10 +181,8 @@ def group_objective(
         clip=clip,
         kl_estimator=kl_estimator,
         signal_form=signal_form,
+        check_values=check_values,
     )
-    if check_values:
-        checks.rows_add_up(_OP, "group_probs_BM", group_probs_BM)
-        checks.coefficients(_OP, "kl_weight_B", kl_weight_B)
     constants = [x.detach() for x in (behaviour_logp_BT, reference_logp_BT, advantage_BT)]
     tensors = (logp_BT, *constants, length_B, group_probs_BM, behaviour_signal_B.detach(), kl_weight_B.detach())
     if native.use_reference():

@@ -197,6 +197,7 @@ def token_objective(
     vocab_size: int | None = None,
     temperature: float = 1.0,
     inplace_backward: bool = False,
+    check_values: bool = True,
 ) -> TokenObjective:
     """`group_objective` of the log-probs that `token_statistics` finds in these logits, and the sums of the entropies.
 
@@ -207,7 +208,8 @@ def token_objective(
         [B, M]: as for `group_objective`, all float32 (float64 when logits_NV is). length_B: int64 [B], tokens,
         0 <= length <= T.
     vocab_size: ids of the true vocabulary; columns at or beyond it are padding (probability 0, gradient 0).
-    clip, kl_estimator, signal_form: see `group_objective`. temperature, inplace_backward: see `token_statistics`.
+    clip, kl_estimator, signal_form, check_values: see `group_objective`. temperature, inplace_backward: see
+        `token_statistics`.
 
     Differentiable once, with respect to logits_NV and group_probs_BM. Raises TypeError or ValueError for wrong input;
     on CUDA ids and lengths are not looked at: lengths must add up to N there too.
@@ -235,6 +237,7 @@ def token_objective(
         clip=clip,
         kl_estimator=kl_estimator,
         signal_form=signal_form,
+        check_values=check_values,
     )
     if (checks.values_visible(length_B) and int(length_B.sum()) != rows) or len(length_B) == 0 < rows:
         raise ValueError(f"{_OP}: length_B adds up to {int(length_B.sum())} tokens, but logits_NV has {rows} rows.")

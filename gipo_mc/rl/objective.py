@@ -81,6 +81,7 @@ class Objective:
                 vocab_size=model.vocab_size,
                 temperature=temperature,
                 inplace_backward=True,
+                check_values=False,  # as below
             )
         statistics = response_statistics(model, hidden_LBH, part, temperature, logit_rows)
         objective = self.of_log_probs(part.to_response_BT(statistics.logp_N))

@@ -57,6 +57,19 @@ def test_parts_have_the_gradients_of_the_whole(rows: int, buffer: bool) -> None:
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+def test_second_derivatives_are_an_error() -> None:
+    """Both would come out as 0, in silence, where the gradient that comes in has none itself."""
+    state_NH, weight_VH, factor_N = _material(torch.float32)
+    state_NH.requires_grad_()
+    for output in (
+        projection.logits(state_NH, weight_VH, float32=False).square().sum(1),
+        projection.in_parts(_of_logits, state_NH, weight_VH, factor_N, rows=3)[0],
+    ):
+        (gradient,) = torch.autograd.grad(output.sum(), state_NH, create_graph=True)
+        with pytest.raises(RuntimeError, match="there are no second derivatives"):
+            gradient.sum().backward()
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_products_of_bfloat16_are_summed_and_kept_in_float32(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projection, "_BLOCK", 20)

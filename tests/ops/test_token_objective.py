@@ -273,6 +273,8 @@ def test_logits_without_gradient_are_never_written_over() -> None:
         ({"behaviour_logp_BT": torch.zeros(2)}, ValueError, r"behaviour_logp_BT has shape \[2\]; give \[B, T\]"),
         ({"reference_logp_BT": torch.zeros(2, 5).bfloat16()}, TypeError, "reference_logp_BT has dtype"),
         ({"group_probs_BM": torch.zeros(2, 0)}, ValueError, "at least one group"),
+        ({"group_probs_BM": torch.zeros(2, 2)}, ValueError, "its rows add up to 0 to 0"),
+        ({"kl_weight_B": torch.tensor([1.0, -1.0])}, ValueError, "must be finite and at least 0"),
         ({"clip": -1.0}, ValueError, "clip=-1.0"),
         ({"kl_estimator": "k4"}, ValueError, "kl_estimator='k4' is not known"),
     ],

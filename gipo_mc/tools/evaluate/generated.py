@@ -11,6 +11,7 @@ from typing import Any
 from gipo_mc.config import Config, check_layout, load_config, values
 from gipo_mc.errors import ConfigError
 from gipo_mc.evaluation.responses import write_responses
+from gipo_mc.evaluation.tables.build import OURS
 from gipo_mc.parallel.launcher import world_size
 from gipo_mc.run.jsonl import read_file, storage_errors, write_atomically
 
@@ -54,6 +55,11 @@ def generate(
     return files
 
 
+def option_of(label: str) -> str:
+    """The option that names the side with this label."""
+    return "--ours" if label == OURS else f"--against {label}"
+
+
 def _generate(label: str, config: Config, file: Path, tell: Callable[[str], None]) -> None:
     # Seconds of import that a dry run and a refused command need not wait for.
     from gipo_mc.run.console import on_stderr
@@ -61,7 +67,7 @@ def _generate(label: str, config: Config, file: Path, tell: Callable[[str], None
     from gipo_mc.tools.respond import respond
 
     mark, stamp = (
-        _mark(config, resolve(config.model.policy, f"--against {label}").fingerprint()),
+        _mark(config, resolve(config.model.policy, option_of(label)).fingerprint()),
         file.with_suffix(".json"),
     )
     if file.is_file() and stamp.is_file() and _read(stamp) == mark:

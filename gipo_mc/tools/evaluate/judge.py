@@ -219,7 +219,11 @@ def _pairs(own: argparse.Namespace) -> list[Pair]:
     files = {label: Path(place) for label, place in sides.items() if Path(place).is_file()}
     models = {label: place for label, place in sides.items() if label not in files}
     if models:
-        from gipo_mc.tools.evaluate.generated import generate
+        from gipo_mc.tools.evaluate.generated import generate, option_of
+
+        for label, place in models.items():
+            if place.endswith((".jsonl", ".json", ".gz")) and not Path(place).exists():
+                raise ConfigError(f"{option_of(label)}={place}: there is no such file of gipo-mc generate --out.")
 
         files |= generate(models, Path(own.out), own.config, own.set, dry=own.dry_run, tell=say_warning)
     elif own.config or own.set:

@@ -125,6 +125,8 @@ def test_a_dry_run_counts_prices_and_asks_nothing(
         (["--set", "rollout.top_k=1"], 2, "all sides are files"),
         (["--against", "sft=x.jsonl"], 2, "the label sft is taken"),
         (["--against", "ours=x.jsonl"], 2, "the label ours is taken"),
+        (["--against", "x=absent.jsonl"], 2, "--against x=absent.jsonl: there is no such file"),
+        (["--ours", "absent.jsonl"], 2, "--ours=absent.jsonl: there is no such file"),
         (["--against", "x=./nowhere", "--dry-run"], 2, "there are no responses of x yet"),
     ],
 )

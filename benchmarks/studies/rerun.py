@@ -59,7 +59,7 @@ def made_by(record: dict[str, Any], methods: Collection[str], seeds: Collection[
     found = []
     for method in methods:
         for seed in seeds:
-            found.append(record["machine"])
+            found.append(record.get("final_machine", record["machine"]))
             for addition in record.get("additions", []):
                 if method in addition["methods"] or seed in addition["final_seeds"]:
                     found[-1] = addition["machine"]

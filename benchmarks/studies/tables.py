@@ -308,6 +308,8 @@ PARTS: dict[str, Callable[[Record], str]] = {
     "explored signals": learned_tables.explored_signals,
     "equal KL": learned_tables.equal_kl,
     "equal KL differences": learned_tables.equal_kl_differences,
+    "after DPO": learned_tables.after_dpo,
+    "after DPO, differences": learned_tables.after_dpo_differences,
     "main questions": learned_tables.questions,
     "accuracy": hh_tables.curves,
     "how many it takes": hh_tables.needed,
@@ -322,6 +324,7 @@ _PARTS = {
     "demo_seeds": DEMO,
     "learned_exploration": ("what the reward models know", *(part for part in PARTS if part.startswith("explored"))),
     "learned_equal_kl": ("what the reward models know", "equal KL", "equal KL differences"),
+    "learned_after_dpo": ("what the reward models know", "after DPO", "after DPO, differences"),
     "learned_reward": (
         *("settings", "what the reward models know", "gold", "differences", "main questions", "controls"),
         *("groups", "hacking", "preferences"),

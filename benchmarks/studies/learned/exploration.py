@@ -2,6 +2,7 @@
 
     python benchmarks/studies/learned/exploration.py [--strengths weak strong] [--methods ppo gi_ppo] [--seeds 141]
     python benchmarks/studies/learned/exploration.py --set equal_kl [--strengths weak]
+    python benchmarks/studies/learned/exploration.py --set after_dpo [--strengths weak]
     python benchmarks/studies/learned/exploration.py --table FILE.json [--into docs/results/learned.md] [--pictures DIR]
 
 It asks, of each strength of reward model: does the model know what it is to reward, domain by domain; what does an
@@ -11,6 +12,8 @@ at a strength) were tried, and on which seeds. It goes on where it was interrupt
 
 The set equal_kl asks what the place of the KL penalty is worth: the same total KL, which `algorithm.kl_target` holds,
 spread evenly, by the mean membership, by a reward threshold, or by inferred groups. Nothing is left to tune there.
+The set after_dpo asks what RL adds to a policy that DPO made of the reward model's own pairs: runs start there and are
+held to it.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +34,7 @@ from benchmarks.common.machine import describe_machine
 from benchmarks.common.record import fingerprint, write
 from benchmarks.studies import group_robustness, study
 from benchmarks.studies.learned import learned, reward_models
-from benchmarks.studies.runs import Method, Run, carry_out, finished, forked, train_rl
+from benchmarks.studies.runs import Method, Run, carry_out, finished, forked, train_rl, trained
 
 SIZE = {"iterations": 100, "batch": 128, "every": 20, "held_out": 256, "sft": 600, "demonstrations": 16384}
 QUICK = {"iterations": 2, "batch": 8, "every": 1, "held_out": 8, "sft": 2, "demonstrations": 64}
@@ -45,7 +49,9 @@ SIGNALS: dict[str, Method] = {
     "oracle_gi_ppo": Method("ORACLE GI-PPO", "oracle_gi_ppo", (), (), (*SETTING, *HEAVY)),
     "gi_ppo": Method("GI-PPO", "gi_ppo", (), (), (*SETTING, *HEAVY, *SEEN)),
     "gi_ppo_gain": Method("GI-PPO, gains", "gi_ppo", (), (), (*SETTING, *HEAVY, *learned.GAIN)),
-    "threshold_gi_ppo": Method("reward-threshold groups", "threshold_gi_ppo", (), (), (*SETTING, *HEAVY)),
+    "threshold_gi_ppo": Method(
+        "control: GI-PPO, reward-threshold groups", "threshold_gi_ppo", (), (), (*SETTING, *HEAVY)
+    ),
     "threshold_gain": Method(
         "gain-threshold groups",
         "threshold_gi_ppo",
@@ -84,6 +90,14 @@ EQUAL_KL: dict[str, Method] = {
     for name, (where, preset, others) in _PLACES.items()
 }
 
+#: Beginning of the names of what starts from a policy that DPO made.
+AFTER = "after_dpo_"
+AFTER_DPO = {
+    f"{AFTER}{name}": SIGNALS[name] for name in ("ppo", "threshold_gi_ppo", "gi_ppo", "gi_ppo_gain", "oracle_gi_ppo")
+}
+#: dpo.beta and policy.lr, as tuned in the study of the weak strength.
+DPO = Method("DPO", "dpo", group_robustness.DPO, ("0.3 0.0003",))
+
 
 @dataclass(frozen=True)
 class Question:
@@ -98,6 +112,7 @@ class Question:
 SETS = {
     "signals": Question(SIGNALS, STRENGTHS, (141, 142), "learned_exploration"),
     "equal_kl": Question(EQUAL_KL, ("weak",), (143, 144, 145, 146, 147), "learned_equal_kl"),
+    "after_dpo": Question(AFTER_DPO, ("weak",), (143, 144, 145, 146, 147), "learned_after_dpo"),
 }
 METHODS = {name: method for question in SETS.values() for name, method in question.methods.items()}
 
@@ -115,6 +130,8 @@ def main(words: list[str] | None = None) -> int:
     for strength in options.strengths:
         for line in reward_models.prepare(options.seeds, strength, 1, options.runs, options.workers, options.quick):
             print(line, flush=True)
+    for line in _dpo_policies(options, size):
+        print(line, flush=True)
     _collect(record, options)  # what has ended is not run again, whatever record knows of it
     cells = [(s, m, seed) for m in options.methods for s in options.strengths for seed in options.seeds]
     jobs: list[tuple[Any, tuple[Any, ...]]] = [
@@ -179,8 +196,34 @@ def _collect(record: dict[str, Any], options: argparse.Namespace) -> None:
 
 def _train(strength: str, method: str, seed: int, size: dict[str, int], folder: Path) -> None:
     run, chosen = run_of(strength, method, seed), METHODS[method]
-    config = learned.configured(run, chosen, strength=strength, size=size, folder=folder)
+    start = [f"model.policy={_policy_of(_dpo_run(strength, seed), folder)}"] if method.startswith(AFTER) else []
+    config = learned.configured(run, chosen, *start, strength=strength, size=size, folder=folder)
     carry_out(run, lambda: train_rl(config), folder)
+
+
+def _dpo_run(strength: str, seed: int) -> Run:
+    return Run("explore", f"{strength}/dpo", DPO.values[0], seed)
+
+
+def _policy_of(run: Run, folder: Path) -> Path:
+    return folder / f"seed{run.seed}" / run.name
+
+
+def _dpo_policies(options: argparse.Namespace, size: dict[str, int]) -> Iterator[str]:
+    """Train what runs of the set after_dpo start from, where it is missing; a line each."""
+    wanted = any(name.startswith(AFTER) for name in options.methods)
+    runs = [_dpo_run(strength, seed) for strength in options.strengths for seed in options.seeds if wanted]
+    missing = [run for run in runs if not trained(_policy_of(run, options.runs))]
+    jobs = [(run, (_train_dpo, run, size, options.runs)) for run in missing]
+    yield from (f"{run.name}: {seconds:.0f} s" for run, seconds in forked(jobs, options.runs, options.workers))
+
+
+def _train_dpo(run: Run, size: dict[str, int], folder: Path) -> None:
+    from gipo_mc.supervised import dpo
+
+    study_size = learned.FULL if size is SIZE else learned.QUICK
+    strength = run.method.partition("/")[0]
+    dpo.train(learned.configured_on_pairs(run, DPO, strength=strength, size=study_size, folder=folder))
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:

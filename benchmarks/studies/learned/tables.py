@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.studies.cells import Record, average, difference, markdown, results, shown, spread
-from benchmarks.studies.paired import figures, p_value
+from benchmarks.studies.paired import figures, levels, p_value
 
+#: PPO from a policy that DPO made.
+_AFTER_PPO = "after_dpo_ppo"
 #: Candidates for the signal, in the order of the table; a run logs those that it has.
 SIGNALS = ("reward", "gain", "return", "advantage", "value_error", "kl", "length")
 
@@ -129,6 +131,38 @@ def equal_kl_differences(record: Record) -> str:
                 titles = " minus ".join(record["methods"][name]["title"] for name in (one, other))
                 rows.append([strength, titles, *cells])
     return markdown(["reward model", "difference", *compared.values()], rows)
+
+
+def after_dpo(record: Record) -> str:
+    """Gold of the policies that DPO made, and of the runs of RL that started there, with their KL to them."""
+    columns = {"easy": "gold, easy", "hard": "hard", "ood": "out of domain", "kl": "KL to DPO's policy, nats"}
+    rows = []
+    for strength, methods in by_strength(record).items():
+        found = {"DPO, the start": _starts(record, strength)}
+        found |= {record["methods"][name]["title"]: seeds for name, seeds in methods.items()}
+        for title, seeds in found.items():
+            rows.append([strength, title, *(spread([own[column] for own in seeds.values()]) for column in columns)])
+    return markdown(["reward model", "method", *columns.values()], rows)
+
+
+def after_dpo_differences(record: Record) -> str:
+    """Each method minus the policy that it started from, and minus PPO from the same start, paired by seed."""
+    compared = {"worst": "worst domain", "ood": "out of domain", "mean": "mean of easy and hard"}
+    rows = []
+    for strength, methods in by_strength(record).items():
+        found = {"start": _starts(record, strength), **methods}
+        pairs = [(name, "start") for name in methods] + [(name, _AFTER_PPO) for name in methods if name != _AFTER_PPO]
+        for one, other in pairs:
+            titles = [record["methods"][name]["title"] if name in methods else "its start" for name in (one, other)]
+            cells = [shown(difference(found, one, other, key)) for key in compared]
+            rows.append([strength, " minus ".join(titles), *cells])
+    return markdown(["reward model", "difference", *compared.values()], rows)
+
+
+def _starts(record: Record, strength: str) -> dict[int, dict[str, float]]:
+    """seed -> figures of the policy before the first iteration, the same for all methods."""
+    runs = [run for outcomes in runs_by_strength(record)[strength].values() for run in outcomes]
+    return {run["run"]["seed"]: levels(run["curve"][0]) for run in runs}
 
 
 def questions(record: Record) -> str:

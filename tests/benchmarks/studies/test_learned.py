@@ -147,6 +147,28 @@ def test_what_is_drawn_of_a_record(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("study_*.png"))) == 4
 
 
+def test_what_rl_adds_to_dpo() -> None:
+    """Each seed's start is that of its runs; differences are paired by seed."""
+    names = {"after_dpo_ppo": "PPO", "after_dpo_gi_ppo": "GI-PPO"}
+    record = {
+        "benchmark": "learned_after_dpo",
+        "size": {"iterations": 40},
+        "strengths": {"weak": {}},
+        "methods": {name: {"title": title} for name, title in names.items()},
+        "runs": [_outcome(f"weak/{name}", seed) for name in names for seed in (1, 2, 3)],
+    }
+    for outcome in record["runs"][3:]:
+        outcome["final"] = outcome["final"] | {"gold/domain/hard": 0.25}
+    shown = tables.table(record, "after DPO").splitlines()
+    assert shown[2].startswith("| weak | DPO, the start | 0.000 ± 0.000 |") and "0.250 ± 0.000" in shown[4]
+    rows = tables.table(record, "after DPO, differences").splitlines()[2:]
+    titles = ["PPO minus its start", "GI-PPO minus its start", "GI-PPO minus PPO"]
+    assert [row.split(" | ")[1] for row in rows] == titles
+    assert [row.split(" | ")[2].strip("*")[:6] for row in rows] == ["+0.500", "+0.250", "-0.250"]
+    started = {name for name, method in exploration.AFTER_DPO.items() if method is exploration.SIGNALS[name[10:]]}
+    assert started == set(exploration.AFTER_DPO) and not started & set(exploration.SIGNALS)
+
+
 def test_the_page_shows_the_record() -> None:
     text, record = (
         (ROOT / "docs" / "results" / "learned.md").read_text(encoding="utf-8"),

@@ -12,6 +12,7 @@ from gipo_mc.models.megatron_config import transformer_config
 from gipo_mc.models.shape import ModelShape
 from gipo_mc.models.stage import ChunkedStage, HeadKind, ModelChunk, StageModel
 from gipo_mc.models.weights.initialisation import initialize_heads, initialize_trunk
+from gipo_mc.parallel import runtime
 from gipo_mc.parallel.layout import Layout
 
 
@@ -51,4 +52,5 @@ def build_model(
         initialize_trunk(model, seed)
     initialize_heads(model, seed)
     model.to(layout.device)
+    runtime.suit_threads(sum(parameter.numel() for parameter in model.parameters()))
     return model.train() if trainable else model.requires_grad_(False).eval()

@@ -30,6 +30,10 @@ from gipo_mc.parallel.nodes import greeting, network
 # Megatron wants a seed for its own random tracker. Nothing draws from it (dropout is 0, weights come from named
 # streams, sampling from counter-based ones), so it is a constant and not an option.
 _TRACKER_SEED = 1
+#: A model with fewer on a rank is small (`suit_threads`).
+_FEW_PARAMETERS = 1_000_000
+#: Threads that torch would have, as long as models choose; None: they do not, or no longer.
+_usual_threads: int | None = None
 #: Of layouts beside the first one, by (tensor, pipeline); kept, for a command that runs several trainings.
 _groups_beside: dict[tuple[int, int], Groups] = {}
 #: Store, rank and ranks of the first meeting of this process, and how often ranks have joined since.
@@ -62,6 +66,29 @@ def resolve_dtype(dtype: Literal["auto", "float32", "bfloat16"], device: torch.d
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return torch.bfloat16 if dtype == "bfloat16" else torch.float32
+
+
+def let_models_choose_threads() -> None:
+    """Have `suit_threads` choose how many threads torch has on the CPU, unless OMP_NUM_THREADS does. For a process that
+    is a command's own."""
+    global _usual_threads
+    _usual_threads = None if "OMP_NUM_THREADS" in os.environ else torch.get_num_threads()
+
+
+def suit_threads(parameters: int) -> None:
+    """One thread while all models on this rank are small, as many as torch has by itself from the first larger one on.
+
+    Threads of a small model gain nothing on an idle machine, and where others want the cores each of its many short
+    ops waits for a thread that does not run: iterations took ten times as long.
+    """
+    global _usual_threads
+    if _usual_threads is None:
+        return
+    if parameters > _FEW_PARAMETERS:
+        torch.set_num_threads(_usual_threads)
+        _usual_threads = None
+    else:
+        torch.set_num_threads(1)
 
 
 def initialize(

@@ -149,6 +149,7 @@ class _Start:
 
         with refusal_noted(self._folder):
             runtime.resolve_device(config.device)
+            runtime.let_models_choose_threads()
             if self._task:
                 self._task.prepare(config)
         return config

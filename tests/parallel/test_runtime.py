@@ -104,3 +104,23 @@ def test_what_gloo_says_of_a_lost_rank(said: str) -> None:
     lost = runtime.lost_peer(RuntimeError(said))
     assert lost is not None and "typically" not in str(lost)
     assert runtime.lost_peer(RuntimeError("shapes do not match")) is None
+
+
+def test_small_models_have_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the process is a command's own and OMP_NUM_THREADS says nothing; a larger model ends it for good."""
+    usual = torch.get_num_threads()
+    monkeypatch.setattr(runtime, "_usual_threads", None)
+    try:
+        torch.set_num_threads(3)
+        for given, wanted in (("2", [3, 3, 3]), (None, [1, 3, 3])):
+            monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+            if given:
+                monkeypatch.setenv("OMP_NUM_THREADS", given)
+            runtime.let_models_choose_threads()
+            found = []
+            for parameters in (300_000, 8_000_000, 300_000):
+                runtime.suit_threads(parameters)
+                found.append(torch.get_num_threads())
+            assert found == wanted
+    finally:
+        torch.set_num_threads(usual)

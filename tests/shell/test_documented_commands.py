@@ -92,9 +92,9 @@ def test_a_documented_command_is_taken(place: str, command: str, monkeypatch: py
     monkeypatch.setenv("WORLD_SIZE", ranks)
     start = _start_of(words)
     monkeypatch.setattr(sys, "argv", words[start:])
-    _stop_early(words[start + 1] if words[start] in _GIPO_MC else Path(words[start]).stem, monkeypatch)
+    _stop_early(words[start + 1] if Path(words[start]).name in _GIPO_MC else Path(words[start]).stem, monkeypatch)
     with pytest.raises(Read):
-        if words[start] in _GIPO_MC:
+        if Path(words[start]).name in _GIPO_MC:
             gipo_mc(words[start + 1 :])
         else:
             runpy.run_path(str(ROOT / words[start]), run_name="__main__")
@@ -105,7 +105,7 @@ _GIPO_MC = ("gipo-mc", "gipo_mc")
 
 def _start_of(words: list[str]) -> int:
     """Where the words of the program begin, behind those of python and torchrun."""
-    return next(place for place, word in enumerate(words) if word in _GIPO_MC or word.endswith(".py"))
+    return next(place for place, word in enumerate(words) if Path(word).name in _GIPO_MC or word.endswith(".py"))
 
 
 def _stop_early(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:

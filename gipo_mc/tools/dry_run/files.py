@@ -16,8 +16,8 @@ from gipo_mc.data import sources
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer
 from gipo_mc.errors import GipoError
 from gipo_mc.models.weights.hf_load import SafetensorsFolder
-from gipo_mc.rl.reward_sources.functions import load_function
 from gipo_mc.run import model_sources
+from gipo_mc.run.functions.rewards import load_function
 
 #: Rows that a command reads: keys of `data`, and "pairs", those of eval.pairs.
 _DATA = {

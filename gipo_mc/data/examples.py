@@ -11,9 +11,10 @@ from typing import Any
 from gipo_mc.config import DataConfig
 from gipo_mc.data.fields import Fields, LeftOut, RowError, UnknownFormat, names_of, other_names, renamed
 from gipo_mc.data.formats import Example, detect, parse
+from gipo_mc.data.named import BUILTIN
 from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.sources import BadRow, RawRow, domain_of_source, read_rows
-from gipo_mc.errors import DataError
+from gipo_mc.errors import ConfigError, DataError
 
 #: With data.on_error=quarantine: a source with more malformed rows than both of these is the wrong file.
 QUARANTINE_SHARE, QUARANTINE_ROWS = 0.05, 10
@@ -29,8 +30,13 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
 
     data.columns says which names the fields have in the rows. data.max_rows counts rows read. Malformed rows stop the
     loading (strict) or are counted in `report` (quarantine). kind: prompts, demonstrations or preferences: decides the
-    fields a row must have, and which are passed on (of a pair, prompts need neither response). Raises DataError.
+    fields a row must have, and which are passed on (of a pair, prompts need neither response). Raises DataError, and
+    ConfigError where data.format is of no file.
     """
+    if data.format == BUILTIN:
+        raise ConfigError(
+            f"data.format=builtin is for the source 'builtin', not for {source}: set auto, or the format."
+        )
     fallback = label or domain_of_source(source)
     malformed = 0
     unseen = set(data.columns.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -39,6 +40,15 @@ def import_function(name: str, said: str, usage: str) -> Callable[..., Any]:
     if not callable(found):
         raise ConfigError(f"{said} is a {type(found).__name__}, not a function.")
     return found  # type: ignore[no-any-return]
+
+
+def has_module(name: str) -> bool:
+    """Is there the module of "package.module:function", or the package that it is in? Imports nothing."""
+    _look_in_the_current_folder()
+    try:
+        return importlib.util.find_spec(name.partition(":")[0].partition(".")[0]) is not None
+    except (ValueError, ImportError):  # an empty name; a module that was put together by hand
+        return False
 
 
 def _look_in_the_current_folder() -> None:

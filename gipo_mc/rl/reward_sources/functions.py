@@ -21,7 +21,7 @@ from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.limits import limited
 from gipo_mc.rl.reward_sources import event_loop
-from gipo_mc.rl.reward_sources.samples import numbers, samples_of
+from gipo_mc.rl.reward_sources.samples import may_skip, numbers, samples_of
 from gipo_mc.run.functions.rewards import Form, RewardFunction, form_of
 from gipo_mc.types import Prompt, Rollout, Sample
 
@@ -50,7 +50,10 @@ class FunctionReward:
                 rewards, wrong = self._one_by_one(samples) if form == "sample" else self._at_once(samples, form)
             return rewards, "" if wrong is None else str(wrong)
 
-        rewards, wrong = on_main(work)
+        try:
+            rewards, wrong = on_main(work)
+        except DataError as error:
+            raise may_skip(error) from error
         if wrong:
             self.warn(f"reward.on_error=skip: {wrong}")
         return torch.tensor(rewards, dtype=torch.float32, device=self.layout.device)

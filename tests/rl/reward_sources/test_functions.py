@@ -185,7 +185,8 @@ def test_forms_and_failures() -> None:
         rewards, warned = found[name]
         assert str(rewards) == str(nothing) and words in warned[0] and len(warned) == 1, name
     assert "ZeroDivisionError" in found["raises"] and "reward_functions.py" in found["raises"]
-    assert found["nothing"] == "nothing returned None for 5 responses."
+    assert found["nothing"].startswith("nothing returned None for 5 responses. With reward.on_error=skip such")
+    assert "division by zero. With reward.on_error=skip" in found["raises"]
     assert "returned 'good' for response 0" in found["words"]
     assert "returned None for response 1: a number is expected" in found["bad"]
     rewards, warned = found["bad, skip"]

@@ -15,7 +15,7 @@ from gipo_mc.api.runs import Run, read_run
 from gipo_mc.config import load_config
 from gipo_mc.config.reward import FUNCTION
 from gipo_mc.errors import ConfigError
-from gipo_mc.rl.reward_sources.functions import form_of, given_function
+from gipo_mc.run.functions.rewards import form_of, given_function
 from gipo_mc.run.jsonl import encode, storage_errors, write_atomically
 
 #: Where the rows of a training come from: one file or hub name, several of them, or the rows themselves.

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from gipo_mc.config import DataConfig
-from gipo_mc.data.fields import Fields, LeftOut, RowError, UnknownFormat, renamed
+from gipo_mc.data.fields import Fields, LeftOut, RowError, UnknownFormat, names_of, other_names, renamed
 from gipo_mc.data.formats import Example, detect, parse
+from gipo_mc.data.named import BUILTIN
 from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.sources import BadRow, RawRow, domain_of_source, read_rows
-from gipo_mc.errors import DataError
+from gipo_mc.errors import ConfigError, DataError
 
 #: With data.on_error=quarantine: a source with more malformed rows than both of these is the wrong file.
 QUARANTINE_SHARE, QUARANTINE_ROWS = 0.05, 10
@@ -29,8 +30,13 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
 
     data.columns says which names the fields have in the rows. data.max_rows counts rows read. Malformed rows stop the
     loading (strict) or are counted in `report` (quarantine). kind: prompts, demonstrations or preferences: decides the
-    fields a row must have, and which are passed on (of a pair, prompts need neither response). Raises DataError.
+    fields a row must have, and which are passed on (of a pair, prompts need neither response). Raises DataError, and
+    ConfigError where data.format is of no file.
     """
+    if data.format == BUILTIN:
+        raise ConfigError(
+            f"data.format=builtin is for the source 'builtin', not for {source}: set auto, or the format."
+        )
     fallback = label or domain_of_source(source)
     malformed = 0
     unseen = set(data.columns.values())
@@ -43,16 +49,20 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
             unseen -= row.fields.keys()
             if not report.format:
                 _require_columns(row, named, kind, data)
-                report.format = detect(Fields(named, row.fields)) if data.format == "auto" else data.format
+                is_auto = data.format == "auto"
+                report.format = detect(Fields(named, row.fields), _NEEDS[kind]) if is_auto else data.format
             fields = Fields(named, row.fields)
             example = parse(fields, report.format, _NEEDS[kind])
-            _require(example, kind, report.format)
+            _require(example, kind, report.format, fields)
             report.unused.update(fields.unused())
         except RowError as error:
-            problem = f"{row.where}: {error}"
+            # What the first row has under another name, no row has under its own.
+            advice = other_names(fields, error.lacks) if report.read == 1 and error.lacks else ""
+            problem = f"{row.where}: {error}" + f": {advice}" * bool(advice)
             if data.on_error == "strict":
                 remedy = "\nCorrect or remove the row, or set data.on_error=quarantine to skip malformed rows."
-                raise DataError(f"{problem}." + remedy * (not isinstance(error, UnknownFormat))) from None
+                of_all = bool(advice) or isinstance(error, UnknownFormat)
+                raise DataError(f"{problem}." + remedy * (not of_all)) from None
             malformed += 1
             report.left_out["malformed rows"] = malformed
             report.add_problem(problem)
@@ -91,9 +101,11 @@ def _require_columns(row: RawRow, named: Mapping[str, Any], kind: str, data: Dat
         )
 
 
-def _require(example: Example, kind: str, format_name: str) -> None:
+def _require(example: Example, kind: str, format_name: str, row: Fields) -> None:
     missing = [name for name in _NEEDS[kind] if getattr(example, name) is None]
     if missing:
         raise RowError(
-            f"there is no {' and no '.join(missing)} response in this row of format {format_name}, which {kind} need"
+            f"there is no {' and no '.join(missing)} response in this row of format {format_name}, which {kind} need; "
+            f"the row has {', '.join(names_of(row))}",
+            lacks=[name for name in missing if name not in row],
         )

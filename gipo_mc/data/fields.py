@@ -9,7 +9,11 @@ from gipo_mc.config.data import RowField
 
 
 class RowError(ValueError):
-    """A malformed row; the message is the reason. The caller knows file and line."""
+    """A malformed row; the message is the reason. The caller knows file and line. lacks: fields that are not there."""
+
+    def __init__(self, reason: str, lacks: Iterable[str] = ()) -> None:
+        super().__init__(reason)
+        self.lacks = tuple(lacks)
 
 
 class UnknownFormat(RowError):
@@ -81,7 +85,7 @@ def string(row: Mapping[str, Any], key: str, name: str = "") -> str:
     """The text of a field. name: what to call it in an error. Raises RowError."""
     value = row.get(key)
     if not isinstance(value, str):
-        raise RowError(wrong(row, key, "a string", name))
+        raise RowError(wrong(row, key, "a string", name), lacks=[key] * (key not in row))
     if "\0" in value:
         raise RowError(f"{name or repr(key)} holds a NUL character")
     if any("\ud800" <= character <= "\udfff" for character in value):
@@ -102,9 +106,13 @@ def first(row: Mapping[str, Any], *keys: str) -> str | None:
 def wrong(row: Mapping[str, Any], key: str, wanted: str, name: str = "") -> str:
     """The sentence for a field that is absent or of another type."""
     if key not in row:
-        names = row.names if isinstance(row, Fields) else row
-        return f"there is no {name or repr(key)}; the row has {', '.join(map(str, names)) or 'no fields'}"
+        return f"there is no {name or repr(key)}; the row has {', '.join(names_of(row)) or 'no fields'}"
     return f"{name or repr(key)} is {kind(row[key])}, not {wanted}"
+
+
+def names_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the columns of a row are called where it comes from."""
+    return tuple(map(str, row.names if isinstance(row, Fields) else row))
 
 
 def kind(value: Any) -> str:
@@ -120,3 +128,39 @@ def kind(value: Any) -> str:
     if isinstance(value, (list, dict)) and not value:
         return "empty"
     return names.get(type(value), "a list" if isinstance(value, list) else "an object")
+
+
+#: What publishers call the fields that data.columns may find under another name, the likeliest first.
+_OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
+    "prompt": ("question", "instruction", "query", "input", "problem", "context", "article", "document", "text"),
+    "chosen": ("answer", "completion", "response", "output", "better", "solution", "target", "reference", "summary"),
+    "rejected": ("worse", "negative", "bad", "other_response"),
+}
+_WORDS = {"prompt": "the prompt", "chosen": "the response", "rejected": "the worse one"}
+
+
+def other_names(row: Mapping[str, Any], fields: Iterable[str]) -> str:
+    """How to name the columns that stand for these fields, which a row lacks, with the likeliest of its text columns
+    as an example; "" where it has no text that no field has taken, or a field goes by no other name."""
+    wanted = [field for field in fields if field in _WORDS]
+    taken = {"prompt", "chosen", "rejected", "messages", "domain", "system", "conversation", "label"}
+    texts = [key for key in row if isinstance(_held(row, key), str) and key not in taken]
+    if not wanted or not texts:
+        return ""
+    usual = {name for names in _OTHER_NAMES.values() for name in names}
+    guesses: dict[str, str] = {}
+    for field in wanted:
+        known = [name for name in _OTHER_NAMES[field] if name in texts]
+        # A sentence rather than an id or a label.
+        others = [key for key in texts if len(_held(row, key).split()) > 1 and key not in usual]
+        guesses[field] = next((key for key in (*known, *others) if key not in guesses.values()), "NAME")
+    which = " and ".join(_WORDS[field] for field in wanted)
+    which = which.replace("response and", "better response and")
+    if len(wanted) == 1:
+        return f"say which column is {which}, for example data.columns.{wanted[0]}={guesses[wanted[0]]}"
+    shown = ", ".join(f"{field}: {name}" for field, name in guesses.items())
+    return f"say which columns are {which}, for example 'data.columns={{{shown}}}'"
+
+
+def _held(row: Mapping[str, Any], key: str) -> Any:
+    return row.peek(key) if isinstance(row, Fields) else row[key]

@@ -1,15 +1,11 @@
-"""The data sets of a configuration: sources -> rows -> examples -> token ids, with a report of what was left out.
-
-An empty list in the configuration falls back: demonstrations and prompts to the preferences (their chosen responses,
-their shared prompts), prompts to the demonstrations, and with no source at all everything to the built-in task.
-"""
+"""The data sets of a configuration: sources -> rows -> examples -> token ids, with a report of what was left out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,21 +16,13 @@ from gipo_mc.data.encode import Encoder
 from gipo_mc.data.examples import examples
 from gipo_mc.data.fields import LeftOut
 from gipo_mc.data.formats import Example
+from gipo_mc.data.named import BUILTIN, Kind, Part, sources_of
 from gipo_mc.data.sets import DemonstrationSet, PreferenceSet, PromptSet, SourceReport, Text, TokenRows
 from gipo_mc.data.templates import Refused
 from gipo_mc.errors import ConfigError, DataError
 
-Kind = Literal["prompts", "demonstrations", "preferences"]
-Part = Literal["train", "evaluation"]
-
 #: Rows tokenized at a time: enough for the tokenizer's threads, little memory.
 _CHUNK = 1024
-_FALLBACKS: dict[Kind, tuple[Kind, ...]] = {
-    "prompts": ("prompts", "preferences", "demonstrations"),
-    "demonstrations": ("demonstrations", "preferences"),
-    "preferences": ("preferences",),
-}
-BUILTIN = "builtin"
 
 
 def load_prompts(
@@ -74,21 +62,6 @@ def load_preferences(
     return PreferenceSet(columns, domains, reports)
 
 
-def sources_of(data: DataConfig, kind: Kind, part: Part = "train") -> list[str]:
-    """The sources that `kind` is read from, after the fall-backs of the module's docstring. Raises ConfigError."""
-    given = any((data.prompts, data.preferences, data.demonstrations))
-    if part == "evaluation":
-        if data.evaluation or given:
-            return list(data.evaluation)
-        return [f"{BUILTIN}:easy", f"{BUILTIN}:hard"] + ([f"{BUILTIN}:ood"] if kind == "prompts" else [])
-    for name in _FALLBACKS[kind]:
-        if sources := getattr(data, name):
-            return list(sources)
-    if given:
-        raise ConfigError(f"data.{kind} names no source: give files or hub names, or 'builtin'.")
-    return [BUILTIN]
-
-
 def _load(
     kind: Kind, data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int, part: Part, keep: bool = False
 ) -> tuple[list[TokenRows], list[Text], list[str], list[SourceReport]]:
@@ -109,10 +82,6 @@ def _load(
             if label:
                 raise ConfigError("data.domains cannot rename the built-in task's domains: its rewards go by them.")
             rows = _builtin_rows(kind, source, data, tokenizer, seed, report)
-        elif data.format == BUILTIN:
-            raise ConfigError(
-                f"data.format=builtin is for the source 'builtin', not for {source}: set auto, or the format."
-            )
         else:
             rows = _file_rows(kind, source, label, data, encoder, report, seen)
         for ids, text, domain in rows:

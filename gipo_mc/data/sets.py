@@ -85,7 +85,8 @@ class SourceReport:
         """One paragraph for the console."""
         domains = ", ".join(f"{name} {count}" for name, count in sorted(self.by_domain.items()))
         rows = f"{self.read + self.more} turns of {self.read} rows" if self.more else f"{self.read} rows"
-        text = f"{self.source} ({self.format or 'no rows'}): {self.kept} of {rows} kept [{domains}]"
+        how = f"format {self.format}" if self.format else "no rows"
+        text = f"{self.source} ({how}): {self.kept} of {rows} kept [{domains}]"
         if self.left_out:
             text += "; left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.left_out.items()))
         if self.truncated:

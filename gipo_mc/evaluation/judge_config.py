@@ -129,7 +129,8 @@ class PythonJudgeConfig(AskedConfig):
 
     kind: Literal["python"]
     function: str = Field(
-        pattern=r"^[\w.]+:\w+$", description="module:function; the module is found as Python finds it"
+        pattern=r"^[\w.]+:\w+$",
+        description="module:function; the module is in the current folder, on PYTHONPATH or installed",
     )
     batch: int = Field(64, ge=1, le=2**20, description="pairs a call")
 

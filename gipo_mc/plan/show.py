@@ -169,9 +169,11 @@ def _verdict(plan: Plan, change: Change | None) -> str:
 
 def _disk(plan: Plan) -> str:
     keep = plan.run.config.checkpoint.keep
+    # On a CPU a save that is waited for copies nothing.
+    host = f"; host memory of a save, each rank, up to {_size(plan.host)}" if plan.host else ""
     return (
         f"checkpoint {_size(plan.checkpoint)}; disk for checkpoint.keep={keep} and the one being written "
-        f"{_size(plan.disk)}; host memory of a save, each rank, up to {_size(plan.host)}"
+        f"{_size(plan.disk)}{host}"
     )
 
 

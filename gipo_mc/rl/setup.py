@@ -13,7 +13,8 @@ from gipo_mc.algorithms.group_source import GroupSource
 from gipo_mc.algorithms.state import Health, RLState
 from gipo_mc.config import Config
 from gipo_mc.config.reward import is_model
-from gipo_mc.data.loading import load_prompts, sources_of
+from gipo_mc.data.loading import load_prompts
+from gipo_mc.data.named import sources_of
 from gipo_mc.data.sets import PromptSet, seen_in_training
 from gipo_mc.data.tokenizer import same_tokens
 from gipo_mc.errors import ConfigError

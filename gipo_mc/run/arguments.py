@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         from gipo_mc.run.jsonl import printable
 
         self.print_usage(sys.stderr)
-        message += self._nearest()
+        message += self._choices_of(message) + self._nearest()
         self.exit(ConfigError.exit_code, f"{self.prog}: error: {printable(message)}\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -63,8 +63,31 @@ class Parser(argparse.ArgumentParser):
                 continue
             if (key := word.lstrip("-")) in options():
                 return f"; an option of the configuration has no dashes: {key}=VALUE"
+            if meant := self._keys(key):
+                return f"; an option of the configuration has no dashes: write {' or '.join(meant)}"
             return did_you_mean(key, options()) if "." in key else did_you_mean(word, known)
         return ""
+
+    def _keys(self, name: str) -> list[str]:
+        """The options of a configuration that --NAME was perhaps meant to be, as they are written here."""
+        from gipo_mc.config import read_by
+        from gipo_mc.config.explain.problems import keys_called
+
+        # Where a verb takes options of a configuration, and how.
+        taken = {"overrides": "", "words": "", "set": "--set "}
+        begin = next((taken[action.dest] for action in self._actions if action.dest in taken), None)
+        if begin is None:
+            return []
+        first = next(word for word in self._words if word.lstrip("-").partition("=")[0] == name)
+        behind = self._words[self._words.index(first) + 1 :][:1]
+        value = first.partition("=")[2] or next((w for w in behind if w[0:1] != "-" and "=" not in w), "VALUE")
+        return [f"{begin}{key}={value}" for key in keys_called(name, read_by(self.command))]
+
+    def _choices_of(self, message: str) -> str:
+        """The words that a missing argument may be, where that is all that is wrong."""
+        missing = message.rpartition("required: ")[2]
+        found = next((a.choices for a in self._actions if a.choices and a.metavar == missing), None)
+        return f", one of {', '.join(map(str, found))}" if found else ""
 
 
 def _typed(verb: str) -> str:

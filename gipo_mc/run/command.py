@@ -77,11 +77,14 @@ def run_parsed(
     *,
     builtin: BuiltinTask | None = None,
     command: str = "",
+    check: Callable[[Config], None] = lambda config: None,
 ) -> int:
-    """`run_command`, of arguments that `command_parser` has read."""
+    """`run_command`, of arguments that `command_parser` has read. check: raises for what else can be refused without
+    torch."""
     start = _Start(arguments, builtin, command)
     try:
         config = start.checked()
+        check(config)
         return _run(lambda: work(start.prepared(config)), start.ended)
     except GipoError as error:
         return refuse(error)

@@ -10,7 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, GipoError, PeerError, Requeue, StorageError
+from gipo_mc.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_REQUEUE,
+    DataError,
+    GipoError,
+    NumericsError,
+    PeerError,
+    Requeue,
+    StorageError,
+)
 from gipo_mc.run.arguments import say_warning
 from gipo_mc.run.folder import RunFolder, State
 
@@ -18,10 +27,13 @@ if TYPE_CHECKING:
     from gipo_mc.run.watch import Watch
 
 
+_SAVES_FIRST = "Ctrl-C saves nothing; SIGTERM (kill PID) saves before it ends a run."
+
+
 @contextmanager
 def outcome_kept(watch: Watch) -> Iterator[None]:
-    """Around a run: its status is written at the end. A collective's error comes out as PeerError or Requeue, Ctrl-C
-    with a sentence on what stands."""
+    """Around a run: its status is written at the end. A collective's error comes out as PeerError or Requeue; Ctrl-C,
+    and what the data or the numbers of a run end it for once it has begun, with a sentence on what stands."""
     from gipo_mc.parallel.news import record_error
     from gipo_mc.parallel.nodes.greeting import place
     from gipo_mc.parallel.runtime import lost_peer
@@ -33,10 +45,12 @@ def outcome_kept(watch: Watch) -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt):
             stands = watch.what_stands()
             _leave(watch, "failed", EXIT_INTERRUPTED, f"Interrupted by the user. {stands}")
-            raise KeyboardInterrupt(stands) from None
+            raise KeyboardInterrupt(f"{stands} {_SAVES_FIRST}") from None
         lost = lost_peer(error) if isinstance(error, RuntimeError) else None
         if lost is not None:
             raise _lost(error, lost, watch) from error
+        if isinstance(error, DataError | NumericsError) and watch.begun:
+            error.args = (f"{error}\n{watch.what_stands()}",)
         state, code, message = how_it_ended(error)
         if state == "failed":
             record_error(code, message, place=place())

@@ -231,6 +231,7 @@ class Session:
         if state is not None and self.start >= self.config.run.iterations:
             self.warn(f"Nothing to do: the run has finished {self.start} iterations; raise run.iterations to go on.")
         on_main(self._take_over)
+        self.watch.begun = True
         return state
 
     def _load_checkpoint(self, path: Path, engines: Mapping[str, Engine]) -> dict[str, Any]:

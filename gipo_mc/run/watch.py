@@ -44,7 +44,8 @@ LAST_WORDS = 2.0
 
 class Watch:
     """asked: what asked this rank to stop, or "". Signals go to the latest watch, as long as the process lives; a new
-    one takes over what the one before was asked. closed: does the main thread end the run, and this one watch no more?
+    one takes over what the one before was asked. begun: has all been passed that refuses a start? closed: does the main
+    thread end the run, and this one watch no more?
     """
 
     def __init__(self, folder: RunFolder, write_status: Callable[..., None], grace: float) -> None:
@@ -56,7 +57,7 @@ class Watch:
         self._grace = grace
         self._store, self._rank = news.own_store(), dist.get_rank()
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
-        self._saving = False
+        self._saving = self.begun = False
         self._asked_at = self._failed_at = 0.0
         self._beaten_at = time.monotonic()
         self._beats = Beats(self._store, self._beaten_at)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.data.collate import to_sequences
-from gipo_mc.data.loading import load_preferences, sources_of
+from gipo_mc.data.loading import load_preferences
+from gipo_mc.data.named import sources_of
 from gipo_mc.data.sets import seen_in_training
 from gipo_mc.run.session import Session
 from gipo_mc.types import Sequences

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from gipo_mc.algorithms.supervised import cross_entropy_sum
 from gipo_mc.config import Config
 from gipo_mc.data.collate import to_sequences
-from gipo_mc.data.loading import load_demonstrations, sources_of
+from gipo_mc.data.loading import load_demonstrations
+from gipo_mc.data.named import sources_of
 from gipo_mc.data.sets import seen_in_training
 from gipo_mc.models.micro_batch import MicroBatch
 from gipo_mc.models.readout import response_statistics

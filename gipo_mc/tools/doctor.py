@@ -121,8 +121,8 @@ def show(findings: list[Finding], uses: dict[str, str], imported: bool) -> None:
         for finding in advice:
             console.print(f"  [{colours[finding.state]}]{escape(finding.name)}[/]: {escape(finding.advice)}")
     ready = exit_code(findings) == 0
-    by = "" if imported else ", by what is installed: `gipo-mc doctor --imports` imports torch and Megatron-core, too"
-    console.print(f"\n[green]Ready[/]{by}." if ready else "\n[bold red]Not ready: see PROBLEM above.[/]")
+    by = "" if imported else ", as far as installed versions tell. To try the imports, too: gipo-mc doctor --imports"
+    console.print(f"\n[green]Ready[/]{by or '.'}" if ready else "\n[bold red]Not ready: see PROBLEM above.[/]")
 
 
 def _affinity() -> list[int]:

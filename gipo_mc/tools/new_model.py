@@ -15,7 +15,7 @@ from transformers.utils import logging
 from gipo_mc.config import DataConfig
 from gipo_mc.data.chat import plain
 from gipo_mc.data.examples import examples
-from gipo_mc.data.loading import sources_of
+from gipo_mc.data.named import sources_of
 from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.tokenizer import train_bpe_tokenizer
 from gipo_mc.errors import ConfigError

@@ -28,6 +28,7 @@ from gipo_mc.parallel.layout import Layout
 from gipo_mc.rl.rewards import responses as response_texts
 from gipo_mc.rl.rollout import limits_of, roll_out
 from gipo_mc.run.model_sources import ModelSource, classifier_of, load_model, resolve
+from gipo_mc.tools.asked import check_asked
 from gipo_mc.types import Prompt, Rollout, Sequences
 
 
@@ -48,10 +49,7 @@ def respond(
     tell: called on the main rank with what is odd about tokenizer or rows, a sentence each.
     Returns the same list on every rank, in the order of the prompts. Raises ConfigError, DataError, CheckpointError.
     """
-    if not config.model.policy:
-        raise ConfigError(
-            "No model is named: add model.policy=FOLDER, a Hugging Face folder, a run or one of a run's checkpoints."
-        )
+    check_asked(config, texts)
     layout = runtime.initialize(config.parallel, config.device)
     source = resolve(config.model.policy, "model.policy", together=True)
     tell = tell if layout.is_main else None
@@ -183,11 +181,6 @@ def _given(
 
 def _of_data(config: Config, tokenizer: PreTrainedTokenizerBase, tell: Callable[[str], None] | None) -> list[Prompt]:
     data = config.data
-    if not data.evaluation and not data.prompts:
-        raise ConfigError(
-            "There is nothing to respond to: give --prompt TEXT, or files with data.evaluation=[FILE] or "
-            "data.prompts=[FILE]."
-        )
     prompts = load_prompts(data, tokenizer, seed=config.run.seed, part="evaluation" if data.evaluation else "train")
     if tell:
         for text in prompts.warnings():

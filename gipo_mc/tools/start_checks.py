@@ -1,19 +1,30 @@
-"""What a start of a trainer would find wrong, as far as that can be told without torch and without the network."""
+"""What a start of a trainer would find wrong, as far as that can be told without torch and without the network.
+
+Not looked at: weights and tokenizers, rows behind the first ones, what is on the hub, and what a server or a function
+answers. gipo-mc dry-run sees more.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from gipo_mc.config import Config, check_layout, options, read_by
+from gipo_mc.config import Config, DataConfig, check_layout, options, read_by
 from gipo_mc.config.load import examine
-from gipo_mc.config.reward import is_model
+from gipo_mc.config.reward import FUNCTION, is_function, is_model
+from gipo_mc.data.examples import QUARANTINE_ROWS, examples
+from gipo_mc.data.named import BUILTIN, Kind, sources_of
+from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.sources import on_hub
-from gipo_mc.errors import ConfigError, DataError
+from gipo_mc.errors import ConfigError, DataError, GipoError
 from gipo_mc.plan.shapes import local_shape
+from gipo_mc.run.functions.named import has_module
+from gipo_mc.run.functions.rewards import form_of, load_function
 from gipo_mc.run.trackers import check_trackers
 from gipo_mc.tools import builtin
 
@@ -38,6 +49,15 @@ _SIZED = ("model.policy", "model.critic", *_FROZEN)
 _MODELS = (*_SIZED, "model.tokenizer")
 #: What the folder of a model, a checkpoint or a run with one holds, one of them.
 _A_MODEL = ("config.json", "MANIFEST.json", "checkpoints/step_*")
+#: Command -> what its rows are.
+_KINDS: dict[str, Kind] = {
+    "train_gi_ppo": "prompts",
+    "train_sft": "demonstrations",
+    "train_reward": "preferences",
+    "train_dpo": "preferences",
+}
+#: Rows of a file that are looked at: with data.on_error=quarantine so few malformed ones stop no start.
+_FIRST_ROWS = QUARANTINE_ROWS
 _DATA = ("data.prompts", "data.preferences", "data.demonstrations", "data.evaluation", "eval.pairs")
 
 
@@ -46,8 +66,9 @@ def start_problems(
 ) -> list[tuple[str, int]]:
     """(sentence, exit code) of everything that `command` would refuse; "": of any. A code of 0: to be known only.
 
-    ranks: that it is to be started on; 0: as few as the configuration needs. files: look for the models and data that
-    it names. Raises ConfigError where the configuration cannot be read at all.
+    ranks: that it is to be started on; 0: as few as the configuration needs. files: look at the models, data and
+    functions that it names, whose modules are imported. Raises ConfigError where the configuration cannot be read at
+    all.
     """
     config, problems = examine(path, overrides)
     found = [(problem, ConfigError.exit_code) for problem in problems]
@@ -55,7 +76,10 @@ def start_problems(
         return found
     # Of a configuration with problems, what is said here holds with defaults in the place of what is wrong.
     found += [(problem, ConfigError.exit_code) for problem in problems_of(config, command, ranks)]
-    return found + (unfit_models(config, command) + absent_files(config, command) if files else [])
+    if files:
+        for look in (unfit_models, absent_models, unfit_functions, absent_data, unfit_rows):
+            found += look(config, command)
+    return found
 
 
 def problems_of(config: Config, command: str, ranks: int) -> list[str]:
@@ -111,8 +135,20 @@ def _missing(config: Config, command: str) -> Iterator[str]:
 
 
 def absent_files(config: Config, command: str) -> list[tuple[str, int]]:
-    """(sentence, exit code) of names of files and folders that are not here, or hold no model. What may be on the hub
-    is not looked for there: a model's code is 0 then."""
+    """(sentence, exit code) of files, folders and modules that are not here, or hold no model: nothing is read or
+    imported. A model that may be on the hub has a code of 0."""
+    functions = [
+        (f"{key}={name}: there is no module of this name.", ConfigError.exit_code)
+        for key, name in _functions(config, command)
+        if not has_module(name.removeprefix(FUNCTION))
+    ]
+    # That rows on the hub are not looked at goes without saying: none are.
+    return absent_models(config, command) + functions + [found for found in absent_data(config, command) if found[1]]
+
+
+def absent_models(config: Config, command: str) -> list[tuple[str, int]]:
+    """(sentence, exit code) of names of models that are not here, or hold none. What may be on the hub is not looked
+    for there: the code is 0 then."""
     found: list[tuple[str, int]] = []
     for key, name in _named(config, _MODELS, _read(command)):
         path = Path(os.path.expanduser(name))
@@ -129,11 +165,81 @@ def absent_files(config: Config, command: str) -> list[tuple[str, int]]:
         else:
             text = f"{key}={name}: there is no such folder here; taken for a name on the hub."
         found.append((text, ConfigError.exit_code if local else 0))
+    return found
+
+
+def absent_data(config: Config, command: str) -> list[tuple[str, int]]:
+    """(sentence, exit code) of data files that are not here; what may be on the hub has a code of 0."""
+    found: list[tuple[str, int]] = []
     for key, source in _named(config, _DATA, _read(command)):
-        known = source.partition(":")[0] == "builtin" or on_hub(source)
-        if not known and not Path(os.path.expanduser(source)).exists():
+        if on_hub(source):
+            text = f"{key}: {source} is not on this machine: a start asks the hub for it. Its rows are not looked at."
+            found.append((text, 0))
+        elif source.partition(":")[0] != BUILTIN and not Path(os.path.expanduser(source)).exists():
             found.append((f"{key}: there is no file {source}", DataError.exit_code))
     return found
+
+
+def unfit_functions(config: Config, command: str) -> list[tuple[str, int]]:
+    """(sentence, exit code) of reward functions that cannot be loaded or called; imports their modules."""
+    found: dict[str, int] = {}
+    for key, name in _functions(config, command):
+        try:
+            with redirect_stdout(sys.stderr):  # what a module prints is no part of a report
+                form_of(load_function(name, key), f"{key}={name}")
+        except ConfigError as error:
+            found[str(error)] = error.exit_code
+    return list(found.items())
+
+
+def _functions(config: Config, command: str) -> Iterator[tuple[str, str]]:
+    """(option, name) of functions, but for those of the built-in task: they take torch to import."""
+    for key, name in _named(config, _REWARDS, _read(command)):
+        if is_function(name) and name not in (builtin.PROXY, builtin.GOLD):
+            yield key, name
+
+
+def unfit_rows(config: Config, command: str) -> list[tuple[str, int]]:
+    """(sentence, exit code) of data files on this machine that cannot be read, or whose first rows a start would
+    refuse; with a code of 0, files whose first rows are all skipped."""
+    found: dict[str, int] = {}
+    for source, kind in _sources(config, command):
+        here = source.partition(":")[0] != BUILTIN and not on_hub(source)
+        if here and Path(os.path.expanduser(source)).exists():
+            try:
+                if note := _first_rows(source, kind, config.data):
+                    found[note] = 0
+            except GipoError as error:
+                found[" ".join(str(error).split("\n"))] = error.exit_code
+    return list(found.items())
+
+
+def _sources(config: Config, command: str) -> Iterator[tuple[str, Kind]]:
+    """The sources that a command reads, and for what. Without a command: each for what its option says."""
+    data, kind = config.data, _KINDS.get(command, "prompts")
+    if command:
+        with suppress(ConfigError):  # none is named: said before
+            yield from ((source, kind) for source in sources_of(data, kind))
+    else:
+        for each in get_args(Kind):
+            yield from ((source, each) for source in getattr(data, each))
+    # Whatever they are held out for, they have prompts.
+    evaluated = config.eval.prompts or command not in ("", "train_gi_ppo")
+    yield from ((source, kind) for source in data.evaluation if evaluated)
+    if "eval.pairs" in _read(command) and config.eval.prompts:
+        yield from ((source, "preferences") for source in config.eval.pairs)
+
+
+def _first_rows(source: str, kind: Kind, data: DataConfig) -> str:
+    """Read them as a start would. Raises as that does; returns a sentence where data.on_error=quarantine skips all."""
+    report = SourceReport(source)
+    count = min(data.max_rows or _FIRST_ROWS, _FIRST_ROWS)
+    for _ in examples(source, kind, "", data.model_copy(update={"max_rows": count}), report):
+        pass
+    if report.read == report.left_out["malformed rows"] > 0:
+        what = f"the first {report.read} rows are" if report.read > 1 else "the first row is"
+        return f"{source}: {what} malformed, and data.on_error=quarantine skips them: {report.problems[0]}"
+    return ""
 
 
 def _read(command: str) -> set[str]:

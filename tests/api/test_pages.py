@@ -17,8 +17,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from gipo_mc.data.tokenizer import train_bpe_tokenizer
-from gipo_mc.rl.reward_sources.functions import form_of
 from gipo_mc.rl.reward_sources.protocol import read_reply, request_body
+from gipo_mc.run.functions.rewards import form_of
 from gipo_mc.types import Sample
 from tests.api.apart import in_a_process
 from tests.source_rules import ROOT

@@ -268,7 +268,7 @@ def test_sft_learns_the_last_turn_or_every_assistant_turn(tmp_path: Path, templa
     assert (report.read, report.more, report.kept) == (1, 2, 2) and report.left_out == {"empty responses": 1}
     assert "2 of 3 turns of 1 rows kept" in every.describe()
     plain = learn(tmp_path, rows[1], turns="all")
-    assert len(plain) == 1 and "1 of 1 rows kept" in plain.describe()
+    assert len(plain) == 1 and "(format pairs): 1 of 1 rows kept" in plain.describe()
     hh = {"chosen": f"\n\nHuman: a{A} b\n\nHuman: c{A} d", "rejected": f"\n\nHuman: a{A} b\n\nHuman: c{A} e"}
     assert [text for _, text in read(learn(tmp_path, hh, turns="all"))] == [" b<|over|>", " d<|over|>"]
     pairs = DataConfig(preferences=[write(tmp_path, hh)], turns="all")

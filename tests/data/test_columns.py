@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,67 @@ def test_an_unknown_format_is_no_fault_of_a_row(tmp_path: Path, tokenizer: PreTr
     with pytest.raises(DataError, match=r"are of no known format: .*data\.columns=") as error:
         load_prompts(data, tokenizer)
     assert "Correct or remove" not in str(error.value)
+
+
+TALK = {"chosen": "At home.", "rejected": "Away."}
+
+
+@pytest.mark.parametrize(
+    ("load", "row", "settings", "said"),
+    [
+        (
+            load_demonstrations,
+            {"question": "And the cat?", **TALK, "domain": "x"},
+            {},
+            ["no column 'prompt'", "has question, chosen, rejected, domain:", " data.columns.prompt=question."],
+        ),
+        (load_preferences, {**TALK, "id": "7"}, {}, ["no column 'prompt'", "data.columns.prompt=NAME."]),
+        (load_preferences, {"frage": "And the cat?", "id": "7", **TALK}, {}, [" data.columns.prompt=frage."]),
+        (load_prompts, {"query": "And?", "id": "7"}, {}, ["no known format", "data.columns.prompt=query,"]),
+        (load_prompts, {"query": "And?"}, {"format": "pairs"}, ["no 'prompt'; the row has query: ", ".prompt=query."]),
+        (load_demonstrations, {"prompt": "And?", "answer": "Away."}, {}, ["has prompt, answer: ", ".chosen=answer."]),
+        (load_demonstrations, {"instruction": "And?", "target": "Away."}, {}, ["format alpaca", ".chosen=target."]),
+        (
+            load_preferences,
+            {"input": "And?", "better": "a", "worse": "b"},
+            {},
+            ["'data.columns={prompt: input, chosen: better, rejected: worse}'"],
+        ),
+    ],
+)
+def test_the_first_row_tells_which_column_is_the_field_that_it_lacks(
+    load: Any,
+    row: dict[str, Any],
+    settings: dict[str, Any],
+    said: list[str],
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    path = write(tmp_path / "a.jsonl", [row])
+    data = DataConfig(prompts=[path], demonstrations=[path], preferences=[path], **settings)
+    with pytest.raises(DataError) as error:
+        load(data, tokenizer)
+    assert all(part in str(error.value) for part in said), error.value
+    assert "HH" not in str(error.value) or "are no HH dialogues" in str(error.value)
+    assert "Correct or remove" not in str(error.value), "every row is like the first"
+    if "NAME" not in str(error.value):
+        found = re.search(r"data\.columns[.=](?:(\w+)=(\w+)|\{(.+)\})", str(error.value))
+        assert found
+        named = {found[1]: found[2]} if found[1] else dict(pair.split(": ") for pair in found[3].split(", "))
+        assert load(data.model_copy(update={"columns": named}), tokenizer), "the example works"
+
+
+def test_rows_that_are_hh_dialogues_or_lack_a_field_once_are_malformed(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Nothing to guess: the remedy is that of a row."""
+    bad = {"chosen": "At home.", "rejected": "\n\nHuman: a\n\nAssistant: b", "source": "And the cat?"}
+    later = [{"prompt": "a", "chosen": "b", "answer": "c"}, {"prompt": "a", "answer": "c"}]
+    for name, rows, said in (("a", [bad], "'chosen' does not begin with"), ("b", later, ":2: there is no chosen")):
+        data = DataConfig(demonstrations=[write(tmp_path / f"{name}.jsonl", rows)])
+        with pytest.raises(DataError, match=f"{said}(.|\n)*Correct or remove the row") as error:
+            load_demonstrations(data, tokenizer)
+        assert "data.columns" not in str(error.value)
 
 
 def test_columns_of_other_names_are_read_as_the_fields_they_stand_for(

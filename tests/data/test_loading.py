@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from gipo_mc.config import DataConfig
 from gipo_mc.data.batches import batch_indices
-from gipo_mc.data.loading import load_demonstrations, load_preferences, load_prompts, sources_of
+from gipo_mc.data.loading import load_demonstrations, load_preferences, load_prompts
+from gipo_mc.data.named import sources_of
 from gipo_mc.data.sets import TokenRows
 from gipo_mc.data.synthetic import builtin_tokenizer
 from gipo_mc.data.tokenizer import train_bpe_tokenizer

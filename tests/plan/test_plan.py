@@ -115,6 +115,12 @@ def test_ranks_that_share_key_value_heads_gather_what_they_project():
     assert twice == pytest.approx(2 * 2 * 4096 + 48 * 128, rel=0.01)
 
 
+def test_a_save_that_copies_nothing_takes_no_memory_of_the_host():
+    assert "host memory of a save," in as_text(plan_of(SEVEN_B), None)
+    plan = plan_of(SEVEN_B, gpu="cpu")
+    assert plan.host == 0 and "host memory" not in as_text(plan, None)
+
+
 def test_what_does_not_fit_is_named_with_the_nearest_change():
     plan = plan_of(SEVEN_B, "parallel.tensor=1", "parallel.sequence=false", gpus=8)
     assert not plan.fits

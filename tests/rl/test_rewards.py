@@ -26,8 +26,9 @@ from gipo_mc.generation.stopping import stop_on_strings
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.engine import Engine
 from gipo_mc.rl import gi_ppo
-from gipo_mc.rl.reward_sources.functions import FunctionReward, load_function
+from gipo_mc.rl.reward_sources.functions import FunctionReward
 from gipo_mc.rl.rewards import ModelReward, responses
+from gipo_mc.run.functions.rewards import load_function
 from gipo_mc.run.model_sources import load_model, resolve
 from gipo_mc.types import Prompt, Rollout
 from tests.ranks import LAYOUTS, run_ranks

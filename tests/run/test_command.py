@@ -195,7 +195,12 @@ def test_tensor_parallelism_that_does_not_divide_the_heads(tmp_path: Path, model
         ("rl", ["model.reward=python:tests.reward_functions:nothing"], 3, ["returned None for response 1: a number"]),
         ("rl", ["model.reward=python:tests.reward_functions:beyond"], 3, ["for response 0: a number is expected"]),
         ("rl", ["model.reward=python:tests.reward_functions:leaves"], 3, ["SystemExit: 0"]),
-        ("rl", ["model.reward=python:tests.reward_functions:broken"], 3, ["ZeroDivisionError"]),
+        (
+            "rl",
+            ["model.reward=python:tests.reward_functions:broken"],
+            3,
+            ["ZeroDivisionError", "With reward.on_error=skip", "No step was saved yet: the same command begins again."],
+        ),
     ],
 )
 def test_wrong_input_is_one_sentence_and_its_exit_code(
@@ -269,7 +274,8 @@ def test_ctrl_c_ends_a_run_with_a_sentence(tmp_path: Path, models: dict[str, str
         run.wait(60)
     done = run.ended()
     assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
-    assert "Interrupted" in done.stderr
+    stands = "No step was saved yet: the same command begins again."
+    assert f"Interrupted. {stands} Ctrl-C saves nothing; SIGTERM (kill PID) saves" in done.stderr
     status = _status(tmp_path)
     assert status["state"] == "failed" and status["exit_code"] == 130 and status["step"] >= 1
 

@@ -275,6 +275,8 @@ def test_what_the_watch_says_cannot_act_on_the_terminal(tmp_path: Path) -> None:
 class FullDisk:
     """A watch whose run folder cannot be written."""
 
+    begun = True
+
     def close(self) -> None:
         pass
 

@@ -60,6 +60,17 @@ def test_help_groups_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
         ("plan --confg x", "did you mean --config"),
         ("doctor --quite", "did you mean --quiet?"),
         ("train sft --policy.lr=3", "an option of the configuration has no dashes: policy.lr=VALUE"),
+        ("train sft --iterations 30", "no dashes: write run.iterations=30\n"),
+        ("train sft --iterations=30 policy.lr=1", "no dashes: write run.iterations=30\n"),
+        ("train sft --iterations policy.lr=1", "no dashes: write run.iterations=VALUE\n"),
+        ("train sft --learning-rate 1e-5", "no dashes: write policy.lr=1e-5\n"),
+        ("train gi-ppo --learning_rate 1e-5", "no dashes: write policy.lr=1e-5 or critic.lr=1e-5\n"),
+        ("train gi-ppo --every -3", "no dashes: write checkpoint.every=VALUE or eval.every=VALUE\n"),
+        ("launch --iterations 3 --config x", "no dashes: write run.iterations=3\n"),
+        ("evaluate judge --evaluation=x", "no dashes: write --set data.evaluation=x\n"),
+        ("status --iterations 3", "unrecognized arguments: --iterations\n"),
+        ("train", "required: TRAINER, one of gi-ppo, sft, reward, dpo\n"),
+        ("config", "required: VERB, one of show, diff, check,"),
         ("train sft --polcy.lr=3", "did you mean policy.lr"),
         ("train sft polcy.lr=3", "did you mean policy"),
         ("train sft policy.warmpu=3", "did you mean policy.warmup?"),
@@ -97,6 +108,33 @@ except SystemExit:
 slow = {name.split(".")[0] for name in sys.modules} & {"torch", "megatron", "transformers", "datasets", "matplotlib"}
 print("slow:", *sorted(slow), file=sys.stderr)
 """
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("evaluate judge --ours runs/a --against b=runs/b --out eval", "--ours is a model, and no prompts are named"),
+        ("generate model.policy=runs/a", "There is nothing to respond to: give --prompt TEXT"),
+        ("generate --prompt hello", "No model is named"),
+        ("generate model.policy=runs/a --prompt hello --out full/mine", "full/mine is a file of another kind"),
+        ("convert --to-hf runs/a full", "full is not empty (it holds mine)"),
+        ("convert --from-hf models/a full", "full is not empty (it holds mine)"),
+        ("new-model --out full --data builtin", "full is not empty (it holds mine)"),
+    ],
+)
+def test_what_can_be_refused_at_once_is(words: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("precious\n")
+    code = _TIMED.replace("    main(sys.argv[1:])", "    code = main(sys.argv[1:])\n    assert code == 2, code")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0 and said in done.stderr and done.stderr.splitlines()[-1] == "slow:", done.stderr
 
 
 @pytest.mark.parametrize("words", ["--help", "plan --help", "doctor --json", "completion bash --next train gi-ppo a"])

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +59,7 @@ def test_diff_says_whether_a_run_may_continue(tmp_path: Path, capsys: pytest.Cap
         ([], 2, ["model.policy=runs/hh_sft: there is no such folder", "data.prompts: there is no file data/hh/"]),
         (["--for", "reward"], 2, ["data.preferences is empty, and gipo-mc train reward needs it"]),
         (
-            ["model.policy=hub/name", "model.reward=python:a:b"],
+            ["model.policy=hub/name", "model.reward=python:os.path:join"],
             3,
             ["data.evaluation: there is no file", "note: model.policy=hub/name: there is no such folder here; taken"],
         ),
@@ -110,12 +114,101 @@ def test_check_refuses_what_is_no_model_or_too_short_for_the_data(
     config = sizes | {"intermediate_size": 32, "model_type": "llama", "max_position_embeddings": 32}
     (short / "config.json").write_text(json.dumps(config))
     monkeypatch.chdir(ROOT)
-    words = [f"model.policy={short}", f"model.critic={empty}", "model.reference=python:a:b", "model.reward=python:a:b"]
+    words = [f"model.policy={short}", f"model.critic={empty}", "model.reference=python:a:b"]
+    words.append("model.reward=python:os.path:join")
     assert main(["check", HH, *words, "data.prompt_length=256", "rollout.max_new_tokens=64"]) == 2
     said = capsys.readouterr().err
     assert f"- model.policy={short}: The model does not fit" in said and "320 tokens of prompt and response" in said
     assert f"- model.critic={empty} is no model (no config.json), no checkpoint, and no run that has one." in said
     assert "- model.reference=python:a:b: there is no such folder" in said and "model.reward" not in said
+
+
+CODE = "print('hello')\ndef reward(sample): ...\ndef odd(a, b): ...\n"
+MODELS = "model: {policy: hub/name, reward: python:mine:reward}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["model.reward=python:nope_of_mine:reward"],
+            "No module named 'nope_of_mine'). The module is looked for in the",
+        ),
+        (["model.reward=python:mine:rewward"], "there is no rewward in"),
+        (["eval.reward=python:mine:odd"], "eval.reward=python:mine:odd takes a, b: a reward function is called as"),
+        (["reward.also=[python:mine:reward]"], ""),
+        (["--no-files", "model.reward=python:nope_of_mine:reward"], ""),
+    ],
+)
+def test_check_loads_functions_as_a_start_does(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(CODE)
+    (tmp_path / "c.yaml").write_text(MODELS + "data: {prompts: hub/rows}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    sys.modules.pop("mine", None)
+    assert main(["check", "c.yaml", "--for", "gi-ppo", "--json", *words]) == (2 if said else 0)
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["problems"]) == bool(said) and said in "".join(found["problems"])
+    assert ("hub/rows is not on this machine" in "".join(found["notes"])) == ("--no-files" not in words)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "words", "said"),
+    [
+        ("sft", {"question": "a b", "chosen": "c", "rejected": "d"}, [], "data.columns.prompt=question"),
+        ("sft", {"prompt": "a b", "answer": "c"}, [], "data.columns.chosen=answer"),
+        ("gi-ppo", {"prompt": "a b", "answer": "c"}, [], ""),
+        ("", {"prompt": "a b", "answer": "c"}, [], "data.columns.chosen=answer"),
+        ("sft", {"prompt": "a b", "answer": "c"}, ["data.columns.chosen=answer"], ""),
+        (
+            "sft",
+            {"prompt": "a b", "answer": "c"},
+            ["data.columns.chosen=anser"],
+            "data.columns names anser (for chosen)",
+        ),
+        ("dpo", {"prompt": "a", "chosen": "c"}, [], "there is no rejected response"),
+        ("sft", {"prompt": 3, "chosen": "c"}, ["data.on_error=quarantine"], ""),
+        ("sft", {"prompt": "a", "chosen": "c"}, ["data.format=builtin"], "data.format=builtin is for the source"),
+    ],
+)
+def test_check_reads_the_first_rows_as_a_start_does(
+    kind: str,
+    row: dict[str, Any],
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows, good = tmp_path / "rows.jsonl", '{"prompt": "a", "chosen": "b", "answer": "b", "rejected": "c"}\n'
+    rows.write_text((json.dumps(row) + "\n") * 12)
+    (tmp_path / "good.jsonl").write_text(good * 11 + "broken behind the rows that are read\n")
+    named = {"sft": "demonstrations", "gi-ppo": "prompts", "dpo": "preferences", "": "demonstrations"}[kind]
+    (tmp_path / "c.yaml").write_text(
+        f"model: {{policy: hub/name, reward: hub/name}}\ndata: {{{named}: rows.jsonl, evaluation: good.jsonl}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    code = main(["check", "c.yaml", *(["--for", kind] if kind else []), "--json", *words])
+    found = json.loads(capsys.readouterr().out)
+    assert code == (0 if not said else 2 if "builtin" in said else 3), found
+    assert said in " ".join(found["problems"]) and bool(found["problems"]) == bool(said)
+    skipped = [note for note in found["notes"] if "the first 10 rows are malformed" in note]
+    assert len(skipped) == ("data.on_error=quarantine" in words)
+
+
+def test_check_needs_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(CODE)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "c.yaml").write_text(MODELS + "data: {prompts: rows.jsonl}\n")
+    code = (
+        "import sys\nfrom gipo_mc.tools.command import main\n"
+        "assert main(['config', 'check', 'c.yaml', '--for', 'gi-ppo']) == 0\n"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=60)
 
 
 def test_check_names_trackers_that_are_not_installed(

@@ -125,6 +125,16 @@ def test_the_report_is_readable_without_rich(monkeypatch: pytest.MonkeyPatch, ca
         assert "PROBLEM" in text and "missing [x]" in text and "install it" in text
 
 
+def test_the_last_line_says_how_much_was_tried(capsys: pytest.CaptureFixture[str]):
+    findings = [doctor.Finding("cores", "ok", "2")]
+    for imported, said in (
+        (True, "Ready."),
+        (False, "Ready, as far as installed versions tell. To try the"),
+    ):
+        doctor.show(findings, {}, imported)
+        assert said in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_command_prints_json_and_says_when_nothing_is_installed(tmp_path):
     script = ROOT / "scripts" / "doctor.py"
     run = run_script(script, "--json", cwd=ROOT)

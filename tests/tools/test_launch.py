@@ -64,6 +64,15 @@ def test_what_is_not_here_may_be_on_the_cluster(capsys: pytest.CaptureFixture[st
         "warning: data.prompts: there is no file p.jsonl",
     ):
         assert part in said
+    assert _launch("model.reward=python:nope_of_mine:reward", "model.policy=models/sft") == 0
+    said = capsys.readouterr().err
+    assert "warning: model.reward=python:nope_of_mine:reward: there is no module of this name." in said
+
+
+def test_rows_that_are_here_and_wrong_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.jsonl").write_text('{"question": "a b"}\n')
+    assert _launch(f"data.prompts={tmp_path}/p.jsonl", "data.domains=[]") == 2
+    assert "data.columns.prompt=question" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

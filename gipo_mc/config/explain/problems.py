@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -128,6 +129,13 @@ def _choices(where: tuple[Any, ...]) -> list[str]:
 def _nearest(value: Any, known: list[str]) -> str:
     close = get_close_matches(str(value), known, n=1, cutoff=0.7)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def keys_called(name: str, known: Iterable[str]) -> list[str]:
+    """Those of the known keys whose last part this is, or that other libraries call so; at most three."""
+    name, known = name.replace("-", "_"), list(known)
+    own = [key for key in known if key.rpartition(".")[2] == name]
+    return (own or [key for key in _ALIASES.get(name, ()) if key in known])[:3]
 
 
 def nearest_key(key: str) -> str:

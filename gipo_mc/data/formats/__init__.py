@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from gipo_mc.data.fields import Fields, LeftOut, RowError, UnknownFormat, kind, optional
+from gipo_mc.data.fields import Fields, LeftOut, RowError, UnknownFormat, kind, names_of, optional, other_names
 from gipo_mc.data.formats import alpaca, helpsteer, hh, messages, pairs, safe_rlhf, sharegpt, tldr, ultrafeedback
 from gipo_mc.data.formats.example import BOTH, Example
 from gipo_mc.types import Message
@@ -42,16 +42,25 @@ FORMATS = {
 }
 
 
-def detect(row: Mapping[str, Any]) -> str:
-    """The format of a row by its fields, those that are null only where the others say nothing. Raises RowError."""
+def detect(row: Mapping[str, Any], needs: Collection[str] = ()) -> str:
+    """The format of a row by its fields, those that are null only where the others say nothing. Raises UnknownFormat.
+
+    needs: the responses that the use needs, for its message.
+    """
     found = _detect({key: value for key, value in row.items() if value is not None}) or _detect(row)
     if not found:
-        names = row.names if isinstance(row, Fields) else row
+        which = other_names(row, [field for field in ("prompt", *needs) if field not in row])
+        which = which or (
+            "say which are the prompt and the responses ('data.columns={prompt: NAME, chosen: NAME, rejected: NAME}')"
+        )
         raise UnknownFormat(
-            f"the fields {', '.join(sorted(map(str, names))) or '(none)'} are of no known format: set data.format to "
-            f"one of {', '.join(FORMATS)}, say which are the prompt and the responses "
-            "('data.columns={prompt: NAME, chosen: NAME, rejected: NAME}'), or write a format "
-            "(docs/recipes/data_format.md)"
+            f"the fields {', '.join(sorted(names_of(row))) or '(none)'} are of no known format: {which}, set "
+            f"data.format to one of {', '.join(FORMATS)}, or write a format (docs/recipes/data_format.md)"
+        )
+    if found == "hh" and not hh.is_likely(row) and (which := other_names(row, ["prompt"])):
+        raise UnknownFormat(
+            f"there is no column 'prompt', and 'chosen' and 'rejected' are no HH dialogues, which would hold it; the "
+            f"row has {', '.join(names_of(row))}: {which}"
         )
     return found
 

@@ -20,6 +20,12 @@ def matches(row: Mapping[str, Any]) -> bool:
     return {"chosen", "rejected"} <= row.keys()
 
 
+def is_likely(row: Mapping[str, Any]) -> bool:
+    """Does either side begin as such a dialogue does, or hold no text at all?"""
+    texts = [value for key in ("chosen", "rejected") if isinstance(value := row[key], str)]
+    return not texts or any(_TURN.match(text) for text in texts)
+
+
 def parse(row: Fields, needs: Collection[str]) -> Parsed:
     return sides(row, needs, _dialogue)
 

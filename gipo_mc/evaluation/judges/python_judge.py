@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gipo_mc.errors import ConfigError, DataError, users_code
+from gipo_mc.errors import DataError, users_code
 from gipo_mc.evaluation.judge_config import PythonJudgeConfig
 from gipo_mc.evaluation.judges.prompts import Position
 from gipo_mc.evaluation.judges.questions import Comparison, Given, Question, Record, make_setup
+from gipo_mc.run.functions.named import import_function
 
 #: f(prompts, first, second) -> "A", "B", "tie" or None for each.
 JudgeFunction = Callable[[list[str], list[str], list[str]], Sequence[str | None]]
@@ -67,16 +67,11 @@ class PythonJudge:
 
 def load_function(name: str) -> tuple[JudgeFunction, str]:
     """The function behind "module:function", and a hash of the file that holds it. Raises ConfigError; imports it."""
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (Exception, SystemExit) as error:  # importing runs the user's module, which may raise anything
-        raise ConfigError(
-            f"function: {name} cannot be loaded ({type(error).__name__}: {error}). Write module:function, with the "
-            "module on PYTHONPATH; it is called as f(prompts, first, second) and returns A, B or tie for each."
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"function: {name} is a {type(found).__name__}, not a function.")
+    found = import_function(
+        name,
+        f"function: {name}",
+        "Write module:function; it is called as f(prompts, first, second) and returns A, B or tie for each.",
+    )
     try:
         source = inspect.getsourcefile(found)
         version = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else ""

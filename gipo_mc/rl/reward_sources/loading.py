@@ -8,11 +8,12 @@ from gipo_mc.config import Config
 from gipo_mc.config.reward import is_function, is_model, is_server
 from gipo_mc.data.tokenizer import same_tokens
 from gipo_mc.rl.learned.ensemble import EnsembleReward
-from gipo_mc.rl.reward_sources.functions import FunctionReward, form_of, load_function
+from gipo_mc.rl.reward_sources.functions import FunctionReward
 from gipo_mc.rl.reward_sources.mixed import MixedReward, models_in
 from gipo_mc.rl.reward_sources.server import ServerReward
 from gipo_mc.rl.rewards import ModelReward, Reward
 from gipo_mc.rl.rollout import longest_sequence
+from gipo_mc.run.functions.rewards import form_of, load_function
 from gipo_mc.run.model_sources import check_fits
 from gipo_mc.run.session import Session
 

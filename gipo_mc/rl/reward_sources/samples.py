@@ -38,6 +38,16 @@ def samples_of(
     ]
 
 
+def may_skip(error: DataError) -> DataError:
+    """The same failure, with the option that goes on where there is one now and then."""
+    said = str(error)
+    end = "" if said.endswith((".", "!", "?")) else "."
+    return DataError(
+        f"{said}{end} With reward.on_error=skip such samples are left out and the run goes on, as long as they are few "
+        "(reward.max_skipped)."
+    )
+
+
 def number(value: object, who: str, row: int) -> float:
     """A reward as it was answered, as a float: any number, NaN for none. Text is none, even if it spells one.
 

@@ -33,7 +33,7 @@ from gipo_mc.parallel.layout import Layout, split_rows
 from gipo_mc.parallel.limits import limited
 from gipo_mc.rl.reward_sources import event_loop
 from gipo_mc.rl.reward_sources.protocol import Reply, read_reply, request_body
-from gipo_mc.rl.reward_sources.samples import samples_of
+from gipo_mc.rl.reward_sources.samples import may_skip, samples_of
 from gipo_mc.types import Prompt, Rollout, Sample
 
 #: Seconds before the second try, of which each later one waits twice as long, and the longest such pause.
@@ -188,7 +188,7 @@ class ServerReward:
         found, problems = self._of_all(rewards, problem, blocks, asks)
         if problems:
             if self.server.settings.on_error == "stop":
-                raise DataError(problems[0])
+                raise may_skip(DataError(problems[0]))
             self.warn(f"reward.on_error=skip: {problems[0]}")
         return torch.tensor(found, dtype=torch.float32, device=self.layout.device)
 

@@ -12,20 +12,11 @@ from typing import Any
 
 from gipo_mc.config import Config
 from gipo_mc.config.reward import is_function, is_server
-from gipo_mc.data import sources
 from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer
 from gipo_mc.errors import GipoError
 from gipo_mc.models.weights.hf_load import SafetensorsFolder
-from gipo_mc.rl.reward_sources.functions import load_function
 from gipo_mc.run import model_sources
-
-#: Rows that a command reads: keys of `data`, and "pairs", those of eval.pairs.
-_DATA = {
-    "train_gi_ppo": ("prompts", "evaluation", "pairs"),
-    "train_sft": ("demonstrations", "preferences", "evaluation"),
-    "train_reward": ("preferences", "evaluation"),
-    "train_dpo": ("preferences", "evaluation"),
-}
+from gipo_mc.tools.start_checks import absent_data, unfit_functions, unfit_rows
 
 
 def look(config: Config, command: str) -> tuple[list[str], list[str]]:
@@ -41,22 +32,16 @@ def look(config: Config, command: str) -> tuple[list[str], list[str]]:
 
     for key, name in _models(config, command):
         if is_function(name):
-            attempt(partial(load_function, name, key))
-        elif is_server(name):
+            continue
+        if is_server(name):
             notes.append(f"{key}={name} is a server: a start asks it first in its first iteration.")
         elif model_sources.on_hub(name) and Path(name).parts[0] != config.run.dir:
             notes.append(f"{key}={name} is not on this machine: a start asks the hub for it.")
         else:
             attempt(partial(_model, name, key, config))
-    for kind in _DATA[command]:
-        for source in config.eval.pairs if kind == "pairs" else getattr(config.data, kind):
-            if source.partition(":")[0] == "builtin":
-                continue
-            if sources.on_hub(source):
-                section = "eval" if kind == "pairs" else "data"
-                notes.append(f"{section}.{kind}: {source} is not on this machine: a start asks the hub for it.")
-            else:
-                attempt(lambda source=source: next(sources.read_rows(source), None))  # type: ignore[misc]
+    for look_at in (unfit_functions, absent_data, unfit_rows):
+        for text, code in look_at(config, command):
+            (problems if code else notes).append(text)
     return list(dict.fromkeys(problems)), list(dict.fromkeys(notes))
 
 

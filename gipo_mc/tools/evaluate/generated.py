@@ -14,6 +14,7 @@ from gipo_mc.evaluation.responses import write_responses
 from gipo_mc.evaluation.tables.build import OURS
 from gipo_mc.parallel.launcher import world_size
 from gipo_mc.run.jsonl import read_file, storage_errors, write_atomically
+from gipo_mc.tools.asked import check_asked
 
 FOLDER = "responses"
 #: Sections of the configuration that a response depends on.
@@ -48,8 +49,13 @@ def generate(
         label: load_config(config_file, [*overrides, f"model.policy={json.dumps(place)}"])
         for label, place in models.items()
     }
-    for config in configs.values():
+    for label, config in configs.items():
         check_layout(config, 1)
+        check_asked(
+            config,
+            remedy=f"{option_of(label)} is a model, and no prompts are named for it. Add --set data.evaluation=[FILE], "
+            "or --config FILE with data.evaluation or data.prompts; or give files of gipo-mc generate --out",
+        )
     for label, config in configs.items():
         _generate(label, config, files[label], tell)
     return files

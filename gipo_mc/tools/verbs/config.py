@@ -72,7 +72,9 @@ def _of_diff(parser: Parser) -> None:
 def _of_check(parser: Parser) -> None:
     parser.add_argument("words", nargs="+", metavar="FILE", help="a file, and key.sub=value overrides")
     parser.add_argument("--ranks", type=number(1, 10**6), default=0, help="ranks to be started [as few as are needed]")
-    parser.add_argument("--no-files", action="store_true", help="do not look for the models and data that it names")
+    parser.add_argument(
+        "--no-files", action="store_true", help="do not look at the models, data and functions that it names"
+    )
     _of_all(parser)
 
 

@@ -28,6 +28,7 @@ from gipo_mc.run.command import refuse, report_error
 from gipo_mc.run.jsonl import encode, printable
 from gipo_mc.run.terminal.ending import ended
 from gipo_mc.run.terminal.waiting import importing, waiting
+from gipo_mc.tools.output import IMPORTED_FILES, MODEL_FILES, check_output
 
 if TYPE_CHECKING:
     from gipo_mc.models.weights.parity import Check
@@ -84,6 +85,9 @@ def _checked(words: Sequence[str] | None) -> int:
         parallel = {"tensor": options.tensor, "pipeline": options.pipeline, "sequence": options.sequence}
         config = validate({"parallel": parallel, "device": options.device})
         check_layout(config, world_size())
+        for given, files in ((options.to_hf, MODEL_FILES), (options.from_hf, IMPORTED_FILES)):
+            if given:
+                check_output(Path(given[1]), files, options.overwrite)
     except GipoError as error:
         return refuse(error)
     return _convert(options, config)

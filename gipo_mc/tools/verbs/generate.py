@@ -43,20 +43,25 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _generate(own: argparse.Namespace) -> int:
+    from gipo_mc.evaluation.responses import is_response
+    from gipo_mc.tools.asked import check_asked
+
+    def check(config: Config) -> None:
+        check_asked(config, own.prompt)
+        if own.out:
+            check_file(Path(own.out), is_response)
+
     def work(config: Config) -> None:
-        from gipo_mc.evaluation.responses import is_response
         from gipo_mc.parallel.collectives import on_main
         from gipo_mc.run.console import on_stderr
         from gipo_mc.tools.respond import respond
 
-        if own.out:
-            check_file(Path(own.out), is_response)
         console = on_stderr(enabled=os.environ.get("RANK", "0") == "0")
         with console.share("responses", len(own.prompt) or config.eval.prompts) as advance:
             responses = respond(config, own.prompt, greedy=own.greedy, on_step=advance, tell=say_warning)
         on_main(lambda: _show(responses, Path(own.out) if own.out else None, own.json))
 
-    return run_parsed(own, work, command="generate")
+    return run_parsed(own, work, command="generate", check=check)
 
 
 def _show(responses: Sequence[Response], out: Path | None, as_json: bool) -> None:

@@ -65,7 +65,7 @@ def main(words: Sequence[str] | None = None) -> int:
 @dataclass(frozen=True)
 class Launch:
     """What is to be started. words: of the trainer, behind torchrun. data: data-parallel size. not_here: each
-    file or folder that it names and this machine does not have, as `absent_files` says."""
+    file, folder or module that it names and this machine does not have, as `absent_files` says."""
 
     command: str
     config: Config
@@ -137,12 +137,12 @@ def _asks_for_cores(option: str) -> bool:
 
 
 def _checked(options: argparse.Namespace) -> Launch:
-    """Raises ConfigError where a start would be refused for its options, its ranks or a model that is here. Files that
-    are not here are only noted."""
+    """Raises ConfigError where a start would be refused for its options, its ranks, or a model or rows that are here.
+    Files and modules that are not here are only noted, and no function is imported: this may be a login node."""
     from gipo_mc.config import check_layout, load_config, names_nothing, wide_tensor
     from gipo_mc.config.load import read_layers
     from gipo_mc.plan.run import command_of
-    from gipo_mc.tools.start_checks import absent_files, problems_of, unfit_models
+    from gipo_mc.tools.start_checks import absent_files, problems_of, unfit_models, unfit_rows
 
     ranks = options.nodes * options.gpus
     base: dict[str, Any] = {}
@@ -160,7 +160,8 @@ def _checked(options: argparse.Namespace) -> Launch:
     config = load_config(options.config, options.overrides, base)
     command = options.command or command_of(config)
     if not base:
-        if found := [*problems_of(config, command, ranks), *(text for text, _ in unfit_models(config, command))]:
+        unfit = [*unfit_models(config, command), *unfit_rows(config, command)]
+        if found := [*problems_of(config, command, ranks), *(text for text, code in unfit if code)]:
             raise ConfigError("\n".join(found))
         # Not refused: they may be on the cluster.
         not_here = tuple(absent_files(config, command))

@@ -16,6 +16,7 @@ from gipo_mc.errors import did_you_mean
 from gipo_mc.run.arguments import Parser, name, number
 from gipo_mc.run.terminal.ending import ended
 from gipo_mc.run.terminal.waiting import importing, waiting
+from gipo_mc.tools.output import MODEL_FILES, check_output
 
 
 def parsers() -> dict[str, Parser]:
@@ -48,6 +49,7 @@ def _make(parser: Parser, options: argparse.Namespace) -> int:
     for key, heads in (("--heads", options.heads), ("--kv-heads", options.kv_heads)):
         if (options.hidden if key == "--heads" else options.heads) % heads:
             parser.error(f"{key} {heads} does not divide {'--hidden' if key == '--heads' else '--heads'}")
+    check_output(Path(options.out), MODEL_FILES, options.overwrite)
     with importing():
         from gipo_mc.config import validate
         from gipo_mc.models.families import FAMILIES

@@ -6,6 +6,8 @@ import asyncio
 import functools
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,13 @@ from gipo_mc.data.synthetic import builtin_tokenizer
 from gipo_mc.errors import ConfigError, DataError
 from gipo_mc.parallel import runtime
 from gipo_mc.rl.reward_sources import event_loop
-from gipo_mc.rl.reward_sources.functions import FunctionReward, form_of, given_function, load_function
+from gipo_mc.rl.reward_sources.functions import FunctionReward
+from gipo_mc.run.functions.rewards import form_of, given_function, load_function
 from gipo_mc.types import Sample
 from tests import reward_functions
 from tests.ranks import run_ranks
 from tests.rl.reward_sources.test_server import _rollout
+from tests.source_rules import ROOT
 
 
 class Judge:
@@ -74,6 +78,48 @@ def test_a_function_that_was_handed_over_needs_no_module() -> None:
         assert load_function("python:__main__:mine") is len
     with pytest.raises(ConfigError):
         load_function("python:__main__:mine")
+
+
+def test_a_function_beside_the_user_is_found_however_the_command_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A console script has its own folder on the path; `python -m` and torchrun have the current one."""
+    (tmp_path / "beside_rewards.py").write_text("def reward(s):\n    import beside_more\n    return beside_more.X\n")
+    (tmp_path / "beside_more.py").write_text("X = 2.0\n")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(ROOT))])
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert load_function("python:beside_rewards:reward")(None) == 2.0, "and what it imports when it is called"
+    load_function("python:beside_rewards:reward")
+    assert sys.path == [*before, str(tmp_path)], "last and once: a file here takes no library's place"
+
+
+def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "odd_rewards.py").write_text("def reward(sample): ...\nNUMBER = 3\n")
+    (tmp_path / "broken_rewards.py").write_text("import nothing_of_this_name\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    said = {
+        "odd_rewards:rewward": f"there is no rewward in {tmp_path}/odd_rewards.py; did you mean reward?",
+        "odd_rewards:NUMBER": "model.reward=python:odd_rewards:NUMBER is a int, not a function",
+        "odd_rewards": "the name is not written module:function",
+        "nowhere.at_all:f": f"looked for in the current folder, {tmp_path}, on PYTHONPATH",
+        "broken_rewards:f": "No module named 'nothing_of_this_name'). Write python:",
+    }
+    for name, part in said.items():
+        with pytest.raises(ConfigError) as error:
+            load_function(f"python:{name}")
+        assert part in str(error.value)
+
+
+def test_a_path_that_was_asked_to_be_safe_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("def reward(sample): ...\n")
+    code = "from gipo_mc.run.functions.rewards import load_function as f; f('python:beside:reward')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert "is looked for on PYTHONPATH and among what is installed" in found.stderr
 
 
 async def _exits(samples: list[Sample]) -> list[float]:
@@ -139,7 +185,8 @@ def test_forms_and_failures() -> None:
         rewards, warned = found[name]
         assert str(rewards) == str(nothing) and words in warned[0] and len(warned) == 1, name
     assert "ZeroDivisionError" in found["raises"] and "reward_functions.py" in found["raises"]
-    assert found["nothing"] == "nothing returned None for 5 responses."
+    assert found["nothing"].startswith("nothing returned None for 5 responses. With reward.on_error=skip such")
+    assert "division by zero. With reward.on_error=skip" in found["raises"]
     assert "returned 'good' for response 0" in found["words"]
     assert "returned None for response 1: a number is expected" in found["bad"]
     rewards, warned = found["bad, skip"]

@@ -127,6 +127,7 @@ def test_a_dry_run_counts_prices_and_asks_nothing(
         (["--against", "ours=x.jsonl"], 2, "the label ours is taken"),
         (["--against", "x=absent.jsonl"], 2, "--against x=absent.jsonl: there is no such file"),
         (["--ours", "absent.jsonl"], 2, "--ours=absent.jsonl: there is no such file"),
+        (["--against", "x=./nowhere"], 2, "--against x is a model, and no prompts are named for it. Add --set data.ev"),
         (["--against", "x=./nowhere", "--dry-run"], 2, "there are no responses of x yet"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from gipo_mc.config import check_layout, load_config
 from gipo_mc.report.runs import load_run
 from gipo_mc.tools import builtin
+from gipo_mc.tools.commands import attempt
 from gipo_mc.tools.verbs import demo
 
 BASES = {
@@ -45,13 +47,14 @@ def test_a_demo_that_is_short_is_short_in_every_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("hard", "easy"), [(0.25, 0.75), (0.75, 0.25)])
 def test_the_comparison_is_of_the_last_evaluations(tmp_path: Path, hard: float, easy: float) -> None:
     gold = {"gi_ppo": (hard, easy, 0.5), "ppo": (0.125, 0.875, 0.625)}
+    kl = {"gi_ppo": 5.862, "ppo": 2.531}
     runs = {}
     for name, values in gold.items():
         rows = [
             {"step": step, "reward/mean": 1.0} | dict.fromkeys(("gold/domain/hard", "gold/domain/easy"), 0.0)
             for step in (0, 1)
         ]
-        rows.append({"step": 2, "reward/mean": 1.0})
+        rows.append({"step": 2, "reward/mean": 1.0, "kl/mean": kl[name]})
         rows[-1] |= dict(zip(("gold/domain/hard", "gold/domain/easy", "gold/domain/ood"), values, strict=True))
         path = tmp_path / name
         path.mkdir()
@@ -59,8 +62,25 @@ def test_the_comparison_is_of_the_last_evaluations(tmp_path: Path, hard: float, 
         (path / "config.yaml").write_text("run: {seed: 7}\n")
         runs[name] = load_run(path)
     text = demo.comparison(runs["ppo"], runs["gi_ppo"])
-    assert "In this seed GI-PPO ends ahead of PPO on 2 of these 3." in text
+    assert "In this seed GI-PPO ends ahead of PPO on 1 of these 3." in text
     assert "seed 7" in text and "after 2 iterations" in text
-    assert f"hard domain: PPO 0.125, GI-PPO {hard:.3f} ({hard - 0.125:+.3f})" in text
-    assert "worst of easy and hard: PPO 0.125, GI-PPO 0.250 (+0.125)" in text
+    worst = "hard" if hard < easy else "hard and easy"
+    assert f"worst domain ({worst}): PPO 0.125, GI-PPO 0.250 (+0.125)" in text
+    assert "mean of easy and hard: PPO 0.500, GI-PPO 0.500 (+0.000)" in text
     assert "out of domain, never asked in training: PPO 0.625, GI-PPO 0.500 (-0.125)" in text
+    away = (
+        "At the end PPO is 2.53 nats a response away from the reference (KL) and GI-PPO 5.86: a gain at a larger KL is"
+    )
+    assert f"{away} not one at equal KL" in text
+    assert "5.86 nats a response away from the reference (KL) and GI-PPO 2.53: what GI-PPO gains, it does not" in (
+        demo.comparison(runs["gi_ppo"], runs["ppo"])
+    )
+
+
+@pytest.mark.parametrize("own", ["", "INFO"])
+def test_a_step_hears_no_waiting_of_ranks_unless_asked(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_CPP_LOG_LEVEL", raising=False)
+    if own:
+        monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", own)
+    look = f"import os, sys; sys.exit(os.environ['TORCH_CPP_LOG_LEVEL'] != {own or 'ERROR'!r})"
+    assert attempt([sys.executable, "-c", look]) == (0, 0)

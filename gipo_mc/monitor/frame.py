@@ -187,14 +187,14 @@ def _phases(begun: Sequence[tuple[int, View]], look: Look) -> list[Text]:
 
 
 def _groups(begun: Sequence[tuple[int, View]], look: Look) -> list[Text]:
-    """Easy and hard groups, each with the prompts it is named by, and one of them."""
+    """Groups by reward, each with the prompts it is named by, and one of them."""
     lines = []
     for at, view in begun:
         found = parts(view.data) if view.data is not None else []
         for part in found if len(begun) == 1 else found[:1] + found[1:][-1:]:
             who = f"{look.clean(view.name)}: " if len(begun) > 1 else ""
             line = Text(who, style=run_colour(at) if who else "", no_wrap=True)
-            line.append(f"{part.rank or 'between':<7} ", style=f"bold {part.colour}")
+            line.append(f"{look.clean(part.label)}, ", style=f"bold {part.colour}")
             line.append(look.clean(_facts(part)), style="not bold")
             lines.append(line)
             if part.examples and len(begun) == 1:
@@ -207,8 +207,8 @@ def _facts(part: Part) -> str:
     figures = dict(part.figures)
     reward = figures.get("reward", "").replace("at the start", "was")
     share = f" {figures['share of the responses']}" if "share of the responses" in figures else ""
-    named = f"{part.label}: {part.called}" if part.called != part.label else part.label
-    return f"reward {reward}{share} · {named}"
+    named = f" · {part.called}" if part.called != part.label else ""
+    return f"{part.rank} {reward}{share}{named}"
 
 
 def _alarms(views: Sequence[View], look: Look) -> list[Text]:

@@ -10,7 +10,6 @@ import numpy as np
 from gipo_mc.report.catalogue import REWARD_UNIT
 from gipo_mc.report.drawing.colours import domain_colours, group_colour, run_colour
 from gipo_mc.report.drawing.plots import Curve
-from gipo_mc.report.groups import names
 from gipo_mc.report.runs import RunData
 
 
@@ -79,9 +78,9 @@ def _of_one(chart: Chart, run: RunData) -> list[Curve]:
             found += _curve(run, name, label, run_colour(at))
             continue
         prefix, suffix = name.split("*")
-        known, domains = names(run), domain_colours([run])
+        domains = domain_colours([run])
         for key in run.keys(prefix, suffix):
-            label = known.get(key, f"group {key}") if prefix == "group/" else key
+            label = f"group {key}" if prefix == "group/" else key
             colour = group_colour(key) if prefix == "group/" else domains.get(key, "#8795a1")
             found += _curve(run, f"{prefix}{key}{suffix}", label, colour)
     return found

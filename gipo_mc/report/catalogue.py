@@ -77,7 +77,12 @@ RL_CHAPTERS = (
                 "gold reward",
                 ("gold/domain/*",),
             ),
-            Chart("Gold reward of the worst domain", "", "gold reward", ("worst/domain_gold",)),
+            Chart(
+                "Gold reward of the worst domain",
+                "The lowest of the domains that are trained on.",
+                "gold reward",
+                ("worst/domain_gold",),
+            ),
             Chart(
                 "Worst group and worst domain",
                 "The lowest mean reward of a group and of a known domain.",

@@ -1,7 +1,9 @@
-"""Easy and hard prompts: what the groups of the classifier turned out to be, or the known domains where there are none.
+"""What the groups of the classifier turned out to be, by reward; or the known domains where there are none.
 
-The number of a group means nothing, so a group is named by the words that its prompts have and others have not
-(log-odds with an informative prior: Monroe, Colaresi and Quinn 2008), and shown by prompts of its own.
+A group is not called easy or hard: a reward says neither, the rewards of two groups may differ by noise alone, and
+domains of the data may have these names. The number of a group means nothing, so a group is described by the words that
+its prompts have and others have not (log-odds with an informative prior: Monroe, Colaresi and Quinn 2008), and shown by
+prompts of its own.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ class Example:
 
 @dataclass(frozen=True)
 class Part:
-    """A group, or a domain. called: by its prompts, a clause. rank: easy, hard or "". mass: share of the responses.
-    domains: (name, share in %, colour) of what is known of its prompts."""
+    """A group, or a domain. called: by its prompts, a clause. rank: of its reward among the
+    others'. mass: share of the responses. domains: (name, share in %, colour) of what is known of its prompts."""
 
     label: str
     inferred: bool
@@ -56,7 +58,7 @@ class Part:
 
 
 def parts(run: RunData) -> list[Part]:
-    """The groups from the easiest to the hardest, by reward at the end; of a run without groups, its domains. None
+    """The groups from the highest reward to the lowest, at the end; of a run without groups, its domains. None
     where there are fewer than two."""
     groups = [key for key in run.keys("group/", "/mass") if run.last(f"group/{key}/reward") is not None]
     if len(groups) >= 2:
@@ -67,14 +69,11 @@ def parts(run: RunData) -> list[Part]:
     return _ranked([_domain(run, key) for key in domains], _labels(run, domains), run)
 
 
-def names(run: RunData) -> dict[str, str]:
-    """Number of a group -> its name beside a curve: "easy (0)", of those that have one."""
-    rewards = {key: run.last(f"group/{key}/reward") for key in run.keys("group/", "/reward")}
-    known = {key: value for key, value in rewards.items() if value is not None}
-    if len(known) < 2:
-        return {}
-    order = sorted(known, key=lambda key: -known[key])
-    return {order[0]: f"easy ({order[0]})", order[-1]: f"hard ({order[-1]})"}
+def _ranks(count: int) -> list[str]:
+    """How the rewards of so many are called, from the highest."""
+    if count == 2:
+        return ["higher reward", "lower reward"]
+    return ["highest reward", *["reward between"] * (count - 2), "lowest reward"]
 
 
 def _group(run: RunData, key: str) -> Part:
@@ -151,10 +150,10 @@ def _ranked(found: list[Part], rows: Weighted, run: RunData) -> list[Part]:
         examples = _examples([row for weight, row in own if weight >= 0.5])
         filled.append((part, words[at], _mixture(rows, at, colours) if part.inferred else [], examples))
     order = sorted(range(len(found)), key=lambda at: -found[at].reward)
-    ranks = {order[0]: "easy", order[-1]: "hard"}
+    ranks = dict(zip(order, _ranks(len(order)), strict=True))
     return [
         Part(
-            part.label, part.inferred, _called(part, telling, examples), ranks.get(at, ""), part.colour, part.mass,
+            part.label, part.inferred, _called(part, telling, examples), ranks[at], part.colour, part.mass,
             part.reward, part.figures, domains, examples,
         )
         for at in order

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gipo_mc.report import groups, hacking
+from gipo_mc.report import hacking
 from gipo_mc.report.catalogue import REWARD_UNIT, RL_CHAPTERS, SPEED, SUPERVISED_CHAPTERS, Chapter, Chart
 from gipo_mc.report.drawing import plots
 from gipo_mc.report.drawing.colours import PHASES, domain_colours, group_colour, phase_colour, run_colour
@@ -129,8 +129,7 @@ def _by_group(chart: Chart, runs: Sequence[RunData], prefix: str, suffix: str) -
         there = [key for key in run.keys(prefix, suffix) if _has(run, f"{prefix}{key}{suffix}")]
         if not there:
             continue
-        known = groups.names(run)
-        curves = [_curve(run, f"{prefix}{g}{suffix}", known.get(g, f"group {g}"), group_colour(g)) for g in there]
+        curves = [_curve(run, f"{prefix}{g}{suffix}", f"group {g}", group_colour(g)) for g in there]
         title = chart.title if len(runs) == 1 else f"{chart.title}: {run.name}"
         panels.append(_panel(title, chart, [run], curves))
     return panels
@@ -159,7 +158,7 @@ def _of_key(run: RunData, prefix: str, key: str, suffix: str, colours: Mapping[s
     """The curve of a domain, of a group, or of what else there are several of."""
     label, colour = key, colours.get(key, plots.DOMAIN_COLOURS[place % len(plots.DOMAIN_COLOURS)])
     if prefix.endswith("group/"):
-        label, colour = groups.names(run).get(key, f"group {key}"), group_colour(key)
+        label, colour = f"group {key}", group_colour(key)
     return _curve(run, f"{prefix}{key}{suffix}", label, colour, dash=place // 8)
 
 

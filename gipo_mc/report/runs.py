@@ -104,6 +104,13 @@ class RunData:
         ]
         return sorted(found, key=lambda key: (not key.isdigit(), key.zfill(9) if key.isdigit() else key))
 
+    def domains(self, prefix: str) -> tuple[list[str], list[str]]:
+        """(domains that are trained on, the others) of the metrics prefix<domain>. The worst domain is one of the
+        first. Where none of the names is one of training, nothing tells them apart, and all are the first."""
+        found, known = self.keys(prefix), self.keys("reward/domain/")
+        trained = [key for key in found if key in known] or found
+        return trained, [key for key in found if key not in trained]
+
 
 def window_of(count: int) -> int:
     """Values that a first or last mean is over, of `count`."""

@@ -100,9 +100,10 @@ def _went(run: RunData, name: str) -> str:
 
 
 def worst_domain(run: RunData) -> tuple[str, float] | None:
-    """The domain with the lowest final gold reward where gold is known, else reward; None with fewer than two."""
+    """Of the domains that are trained on the one with the lowest final gold reward where gold is known, else reward;
+    None with fewer than two."""
     prefix = "gold/domain/" if run.keys("gold/domain/") else "reward/domain/"
-    found = {key: value for key in run.keys(prefix) if (value := run.last(prefix + key)) is not None}
+    found = {key: value for key in run.domains(prefix)[0] if (value := run.last(prefix + key)) is not None}
     if len(found) < 2:
         return None
     key = min(found, key=lambda name: found[name])
@@ -184,15 +185,24 @@ def _suspicions(run: RunData) -> list[str]:
     if hacked(run):
         found.append("The reward rose while the gold reward fell: the policy exploits errors of the reward (hacking).")
     if (truncated := run.last("response/truncated")) is not None and truncated > 0.5:
-        found.append(
-            f"At the end {truncated:.0%} of the responses were cut at rollout.max_new_tokens: raise it, or train the "
-            "policy to end its answers."
-        )
+        found.append(_cut(truncated, run.first("response/truncated") or 0.0))
     if (clipped := run.last("policy/clip_fraction")) is not None and clipped > 0.3:
         found.append(f"At the end {clipped:.0%} of the tokens were clipped: the steps are too large, lower policy.lr.")
     if (explained := run.last("critic/explained_variance")) is not None and explained < 0 and run.iterations > 5:
         found.append("The critic explains less of the returns than a constant would: raise critic.lr or critic_warmup.")
     return found
+
+
+def _cut(last: float, first: float) -> str:
+    """On responses that do not end. first, last: the share of them that was cut, at both ends of the run."""
+    text = f"At the end {last:.0%} of the responses were cut at rollout.max_new_tokens"
+    if first > 0.5:
+        return f"{text}, and {first:.0%} at the start: raise it, or train the policy to end its answers."
+    return (
+        f"{text}, at the start {first:.0%}: the policy has learned not to end them, because longer ones earn more or "
+        "an end earns nothing. A higher limit would hardly change that. Where answers have to end, let a missing end "
+        "cost something: reward.missing_eos_penalty."
+    )
 
 
 def hacked(run: RunData) -> bool:

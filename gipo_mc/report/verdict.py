@@ -88,7 +88,7 @@ def yardstick(runs: Sequence[RunData]) -> tuple[str, str, str]:
 
 
 def _domains(run: RunData, prefix: str) -> list[tuple[Tone, str]]:
-    """How the domains went: those that fell, and which is the lowest."""
+    """How the domains went: those that fell, which of those that are trained on is the lowest, and the others."""
     went = {key: change(run, prefix + key) for key in run.keys(prefix)}
     known = {key: found for key, found in went.items() if found is not None}
     if len(known) < 2:
@@ -98,17 +98,18 @@ def _domains(run: RunData, prefix: str) -> list[tuple[Tone, str]]:
         for key, found in known.items()
         if found.way < 0
     ]
-    worst = min(known, key=lambda key: known[key].last)
-    best = max(known, key=lambda key: known[key].last)
-    before = [found.first for found in known.values()]
-    gap, gap_before = known[best].last - known[worst].last, max(before) - min(before)
-    points.append(
-        (
-            "info",
-            f"Hardest is {readable(worst)} at {number(known[worst].last)}, easiest {readable(best)} at "
-            f"{number(known[best].last)}; the gap between them was {number(gap_before)} and is {number(gap)}.",
-        )
-    )
+    trained, others = ([key for key in keys if key in known] for keys in run.domains(prefix))
+    if len(trained) > 1:
+        worst, best = (extreme(trained, key=lambda key: known[key].last) for extreme in (min, max))
+        before = [known[key].first for key in trained]
+        gap, gap_before = known[best].last - known[worst].last, max(before) - min(before)
+        text = f"The worst domain is {readable(worst)} at {number(known[worst].last)}, the best {readable(best)} at "
+        text += f"{number(known[best].last)}; the gap between them was {number(gap_before)} and is {number(gap)}."
+        points.append(("info", text))
+    for key in others:
+        if known[key].way >= 0:  # one that fell has its sentence
+            ends = f"from {number(known[key].first)} to {number(known[key].last)}"
+            points.append(("info", f"Domain {readable(key)}, which is not trained on, went {ends}."))
     return points
 
 
@@ -117,8 +118,12 @@ def _groups(run: RunData) -> list[tuple[Tone, str]]:
     found = [part for part in parts(run) if part.inferred]
     if len(found) < 2:
         return []
-    easy, hard = found[0], found[-1]
-    text = f"The classifier finds an easy and a hard group: {easy.called}, against {hard.called}"
+    text = "Of the groups that the classifier finds, "
+    text += " and ".join(
+        f"{part.label} has the {part.rank} at the end, {number(part.reward)}"
+        + (f" ({part.called})" if part.called != part.label else "")
+        for part in (found[0], found[-1])
+    )
     auc = run.last("group/domain_auc")
     known = f"; they match the known domains with AUC {number(auc)}" if auc is not None else ""
     points: list[tuple[Tone, str]] = [("info", f"{text}{known}.")]
@@ -129,18 +134,23 @@ def _groups(run: RunData) -> list[tuple[Tone, str]]:
 
 
 def _compared(runs: Sequence[RunData]) -> Verdict:
-    """Which run is best where the policy is worst, and on average."""
+    """Which run is best in its worst domain, on average and out of domain, and how far each went for it."""
     name, called, prefix = yardstick(runs)
     average = sorted(runs, key=lambda run: -(run.last(name) or 0.0))
-    shared = [key for key in runs[0].keys(prefix) if all(run.last(prefix + key) is not None for run in runs)]
+    shared, others = _shared(runs, prefix)
     mean = f"on average {readable(average[0].name)}, with a {called} of {number(average[0].last(name) or 0.0)} against "
     mean += number(average[1].last(name) or 0.0)
     if not apart(average[0], average[1], name):
         mean = f"on average they hardly differ ({number(average[0].last(name) or 0.0)} and "
         mean += f"{number(average[1].last(name) or 0.0)})"
-    seeds: tuple[Tone, str] = ("info", "One run each: with other seeds they may rank otherwise.")
+    points: list[tuple[Tone, str]] = []
+    for key in others:
+        ends = ", ".join(f"{readable(run.name)} {number(run.last(prefix + key) or 0.0)}" for run in runs)
+        points.append(("info", f"Domain {readable(key)}, which is not trained on, ends at: {ends}."))
+    points += _distances(runs)
+    points.append(("info", "One run each: with other seeds they may rank otherwise."))
     if len(shared) < 2:
-        return Verdict("info", f"Best: {mean}.", [seeds])
+        return Verdict("info", f"Best: {mean}.", points)
 
     def worst(run: RunData) -> tuple[float, str]:
         return min((float(run.last(prefix + key) or 0.0), key) for key in shared)
@@ -148,13 +158,31 @@ def _compared(runs: Sequence[RunData]) -> Verdict:
     ranked = sorted(runs, key=lambda run: -worst(run)[0])
     (high, where), (low, elsewhere) = worst(ranked[0]), worst(ranked[1])
     if where == elsewhere and not apart(ranked[0], ranked[1], prefix + where):
-        text = f"On the hardest domain, {readable(where)}, the best two hardly differ: {number(high)} and {number(low)}"
+        text = f"On the worst domain, {readable(where)}, the best two hardly differ: {number(high)} and {number(low)}"
     else:
         text = (
-            f"{readable(ranked[0].name)} is best where it is hardest: its worst domain, {readable(where)}, ends at a "
-            f"{called} of {number(high)}; that of {readable(ranked[1].name)}, {readable(elsewhere)}, at {number(low)}"
+            f"{readable(ranked[0].name)} has the best worst domain: {readable(where)} ends at a {called} of "
+            f"{number(high)}; that of {readable(ranked[1].name)}, {readable(elsewhere)}, at {number(low)}"
         )
-    return Verdict("info", f"{text}; {mean}.", [seeds])
+    return Verdict("info", f"{text}; {mean}.", points)
+
+
+def _shared(runs: Sequence[RunData], prefix: str) -> tuple[list[str], list[str]]:
+    """(domains that every run is trained on, the others) of those that all have."""
+    split = [run.domains(prefix) for run in runs]
+    known = [key for key in runs[0].keys(prefix) if all(run.last(prefix + key) is not None for run in runs)]
+    trained = [key for key in known if all(key in own for own, _ in split)]
+    return trained, [key for key in known if key not in trained]
+
+
+def _distances(runs: Sequence[RunData]) -> list[tuple[Tone, str]]:
+    """How far the policies went from the reference, where they went unequally far."""
+    found = [(value, run) for run in runs if (value := run.last("kl/mean")) is not None]
+    if len(found) < 2 or max(found, key=lambda item: item[0])[0] < 1.1 * min(found, key=lambda item: item[0])[0]:
+        return []
+    ends = ", ".join(f"{readable(run.name)} {number(value)}" for value, run in found)
+    text = f"KL to the reference, in nats a response: {ends}. What was gained at a larger KL need not be gained at an "
+    return [("info", f"{text}equal one.")]
 
 
 def _supervised(run: RunData) -> Verdict:

@@ -24,6 +24,7 @@ def evaluate_policy(setup: RLSetup, config: Config, tell: Callable[[int, int], N
     """What held-out prompts say of the policy, and held-out pairs of the reward (`learned.pairs`). tell: how far the
     generation is, which takes most of the time."""
     metrics = _on_prompts(setup, config, tell) if setup.held_out is not None else {}
+    setup.troubles.tell()
     return metrics | (setup.pairs.metrics() if setup.pairs is not None else {})
 
 
@@ -35,8 +36,9 @@ def _on_prompts(setup: RLSetup, config: Config, tell: Callable[[int, int], None]
     response), "eval/length" and, with eval.reward, "gold/mean", "gold/domain/<name>" and "worst/domain_gold". Of each
     reward also "<reward>/lowest_tenth", the mean of the lowest tenth, and "<reward>/kurtosis" (excess), whole and by
     domain. With algorithm.reference_samples "eval/gain/..." and "worst/domain_gain": gains over the reference, which
-    begin at one level in all domains; with reward.models "eval/disagreement/...". Rewards that are not finite are left
-    out and outliers winsorised: "<reward>/{invalid,clipped}" count them, where there are any.
+    begin at one level in all domains; with reward.models "eval/disagreement/...". The worst domain is one of those that
+    are trained on. Rewards that are not finite are left out and outliers winsorised: "<reward>/{invalid,clipped}" count
+    them, where there are any.
     """
     prompts = _held_out(setup, config.eval.prompts)
     rollout = roll_out(setup.rollout_engine, setup.tokenizer, prompts, config, 0, purpose="evaluation", on_step=tell)
@@ -56,14 +58,14 @@ def _on_prompts(setup: RLSetup, config: Config, tell: Callable[[int, int], None]
     if level is not None:
         gain_B, domain_B, left_out = finite_rewards(raw_B - level.reward_B, rollout.domain_B, config, "eval/gain")
         metrics |= {"eval/gain/mean": float(gain_B.mean()), **by_domain(gain_B, domain_B, "eval/gain"), **left_out}
-        metrics |= worst_domain(gain_B, domain_B, "worst/domain_gain")
+        metrics |= worst_domain(gain_B, domain_B, "worst/domain_gain", setup.prompts.domains)
     if disagreement_B is not None:
         metrics |= {"eval/disagreement/mean": float(disagreement_B.nanmean())}
         metrics |= by_domain(disagreement_B, rollout.domain_B, "eval/disagreement")
     if setup.gold is not None:
         gold_B, domain_B, left_out = finite_rewards(setup.gold(prompts, rollout), rollout.domain_B, config, "gold")
         metrics |= {"gold/mean": float(gold_B.mean()), **by_domain(gold_B, domain_B, "gold"), **left_out}
-        metrics |= worst_domain(gold_B, domain_B, "worst/domain_gold")
+        metrics |= worst_domain(gold_B, domain_B, "worst/domain_gold", setup.prompts.domains)
         metrics |= _shape(gold_B, domain_B, "gold")
     return metrics
 

@@ -59,7 +59,7 @@ def train(config: Config) -> None:
             state, _ = iterate(session, setup, state, step)
             if session.checkpoint_due(step + 1):
                 _save(session, setup, state, step + 1)
-        session.console.done([*session.folder.results(), ("report", f"gipo-mc report {session.folder.path}")])
+        session.console.done(session.folder.results())
 
 
 def iterate(session: Session, setup: RLSetup, state: RLState, step: int) -> tuple[RLState, dict[str, float]]:
@@ -72,7 +72,7 @@ def iterate(session: Session, setup: RLSetup, state: RLState, step: int) -> tupl
         rollout = roll_out(setup.rollout_engine, setup.tokenizer, prompts, config, step, on_step=tell)
     outputs = score(models, prompts, rollout, config, phases)
     session.stop_point(step, partial(_save, session, setup, state, step))  # nothing was updated yet: as it began
-    sifted, health = sift(prompts, rollout, outputs, state.health, config, setup.tokenizer)
+    sifted, health = sift(prompts, rollout, outputs, state.health, config, setup.tokenizer, setup.troubles)
     state, seen = replace(state, health=health), None
     metrics: dict[str, float] = {}
     if len(sifted.prompts) >= session.layout.data:

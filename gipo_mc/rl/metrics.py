@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -40,9 +40,13 @@ def by_domain(values_B: Tensor, domains: Sequence[str], prefix: str) -> dict[str
     return {f"{prefix}/domain/{name}": float(values_B[rows].mean()) for name, rows in domain_rows(domains).items()}
 
 
-def worst_domain(values_B: Tensor, domains: Sequence[str], name: str) -> dict[str, float]:
-    """The lowest mean of a domain, under `name`; nothing where there is one domain."""
-    means = by_domain(values_B, domains, "").values()
+def worst_domain(
+    values_B: Tensor, domains: Sequence[str], name: str, trained: Collection[str] = ()
+) -> dict[str, float]:
+    """The lowest mean of a domain, under `name`; nothing where there is one domain. trained: the domains of the
+    training prompts, which alone count; where none of them is among `domains` all do."""
+    rows = domain_rows(domains)
+    means = [float(values_B[rows[domain]].mean()) for domain in [key for key in rows if key in trained] or rows]
     return {name: min(means)} if len(means) > 1 else {}
 
 

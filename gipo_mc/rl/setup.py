@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -30,6 +30,7 @@ from gipo_mc.rl.learned.pairs import HeldOutPairs, load_pairs
 from gipo_mc.rl.learned.reference import FILE, ReferenceSamples
 from gipo_mc.rl.reward_sources.loading import describe_reward, load_reward, training_reward
 from gipo_mc.rl.reward_sources.mixed import models_in
+from gipo_mc.rl.reward_sources.troubles import Troubles
 from gipo_mc.rl.rewards import Reward
 from gipo_mc.rl.rollout import limits_of, longest_sequence
 from gipo_mc.rl.scoring import Models
@@ -43,7 +44,7 @@ class RLSetup:
 
     rollout_engine: generates with the policy. group_source: where group probabilities come from. held_out: evaluation
     prompts, or None. gold: the reward that training never sees. pairs: of eval.pairs. starts_as_reference: is the
-    policy's start the reference?
+    policy's start the reference? troubles: what the training reward says of its failures.
     """
 
     models: Models
@@ -55,6 +56,7 @@ class RLSetup:
     gold: Reward | None
     pairs: HeldOutPairs | None = None
     starts_as_reference: bool = False
+    troubles: Troubles = field(default_factory=Troubles)
 
     @property
     def evaluates(self) -> bool:
@@ -94,8 +96,11 @@ def set_up(session: Session) -> RLSetup:
     groups = group_source(config, prompts)
     if config.memory.offload:
         session.offloader = Offloader(config.memory.offload, mover_for(session.layout.device, session.folder.path))
-    gold = load_reward(session, config.eval.reward, "eval.reward", tokenizer) if config.eval.reward else None
-    models = _load_models(session, sources)
+    gold = None
+    if config.eval.reward:
+        gold = load_reward(session, config.eval.reward, "eval.reward", tokenizer, session.warn)
+    troubles = Troubles(session.warn)
+    models = _load_models(session, sources, troubles)
     for reward in (*models_in(models.reward), *models_in(gold)):
         for rows in (prompts, held_out or ()):
             reward.reader.check(rows)
@@ -118,7 +123,8 @@ def set_up(session: Session) -> RLSetup:
     pairs = None
     if config.eval.pairs and config.eval.prompts:
         pairs = HeldOutPairs(load_pairs(config, tokenizer), models, tokenizer, config, session.warn)
-    return RLSetup(models, engine, groups, tokenizer, prompts, held_out, gold, pairs, starts_as_reference=same)
+        troubles.tell()
+    return RLSetup(models, engine, groups, tokenizer, prompts, held_out, gold, pairs, same, troubles)
 
 
 def _rollout_engine(config: Config, models: Models) -> RolloutEngine:
@@ -174,7 +180,7 @@ def _find_sources(session: Session) -> _Sources:
     return _Sources(policy, reference, critic, tokenizer)
 
 
-def _load_models(session: Session, sources: _Sources) -> Models:
+def _load_models(session: Session, sources: _Sources, troubles: Troubles) -> Models:
     config, settings = session.config, session.config.algorithm
     iterations, own_trunk = config.run.iterations, _has_own_trunk(config)
     epochs = settings.critic_epochs or settings.epochs
@@ -188,7 +194,7 @@ def _load_models(session: Session, sources: _Sources) -> Models:
         classifier = _critic(session, sources.critic, steps, groups=True)
     policy = session.load(sources.policy, "lm", config.policy, total_steps=policy_steps)
     reference = session.load(sources.reference, "lm", key="model.reference")
-    reward = training_reward(session, sources.tokenizer)
+    reward = training_reward(session, sources.tokenizer, troubles.hold)
     samples = _reference_samples(session, reference, reward, sources.tokenizer) if settings.reference_samples else None
     return Models(policy, reference, critic, reward, classifier, samples)
 

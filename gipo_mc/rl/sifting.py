@@ -23,6 +23,7 @@ from gipo_mc.algorithms.state import Health
 from gipo_mc.config import Config
 from gipo_mc.errors import NumericsError
 from gipo_mc.rl.experience import ModelOutputs
+from gipo_mc.rl.reward_sources.troubles import Troubles
 from gipo_mc.rl.rewards import responses
 from gipo_mc.run.jsonl import printable
 from gipo_mc.types import Prompt, Rollout
@@ -68,9 +69,12 @@ def sift(
     health: Health,
     config: Config,
     tokenizer: PreTrainedTokenizerBase,
+    troubles: Troubles | None = None,
 ) -> tuple[Sifted, Health]:
     """The usable part of a rollout batch, and the health after it.
 
+    troubles: what the rewards said while they scored the batch. It ends the sentence on what was left out, and is told
+    by itself where nothing was.
     Without a critic a response is compared with the other samples of its prompt, so those go with it. Raises
     NumericsError where no response has a finite number of one of the models: then the model is broken, not a response.
     """
@@ -84,9 +88,11 @@ def sift(
     if len(usable_B) and bool(usable_B.any()):
         health = health.reached(reach_of(reward_B[usable_B]), config.algorithm.signal_decay)
     health = health.counted(invalid=_too_many(causes, config))
+    found = Counter(cause for cause in causes if cause)
+    if troubles and not found:
+        troubles.tell()
     if bool(usable_B.all()) and not bool(clipped_B.any()):
         return Sifted(prompts, rollout, outputs, [], "", {}), health
-    found = Counter(cause for cause in causes if cause)
     metrics = {f"{source}/invalid": float(count) for source, count in found.items()}
     if count := int((clipped_B & usable_B).sum()):
         raw_B = outputs.reward_B[usable_B]
@@ -95,6 +101,7 @@ def sift(
         }  # fmt: skip
     bad_rows = _bad_rows(prompts, rollout, outputs, causes, clipped_B, tokenizer)
     cause = _sentence(found, next((row for row in bad_rows if row["invalid"]), None), config)
+    cause = " ".join([cause, *(troubles.take() if troubles else ())])
     kept_B = _whole_prompts(usable_B, config) if config.algorithm.advantage != "gae" else usable_B
     rows_b = kept_B.nonzero().flatten()
     kept = replace(outputs, reward_B=reward_B)

@@ -29,6 +29,8 @@ from gipo_mc.run.jsonl import printable
 from gipo_mc.run.terminal.voice import is_quiet
 from gipo_mc.run.terminal.waiting import duration, waiting
 
+#: What an evaluation of RL is told by, the truest first: (metric, what the line calls it).
+_EVALUATED = (("gold/mean", "gold"), ("eval/reward/mean", "held-out"), ("pairs/accuracy", "pairs right"))
 _ASCII = str.maketrans({"±": "+-", "·": "|", "→": "->", "…": "..", "×": "x"})
 
 
@@ -208,7 +210,9 @@ def iteration_segments(step: int, total: int, metrics: Mapping[str, float], left
     domains = _named(metrics, "reward/domain/", "")
     if domains:
         add(" ".join(f"{name} {number(value)}" for name, value in domains.items()), 3)
-    one("gold", "gold/mean", 4)
+    # Of an evaluation the truest: the gold reward is of the same prompts as the held-out one.
+    for name, label in [pair for pair in _EVALUATED if pair[0] in metrics][:1]:
+        one(label, name, 4)
     one("loss", "loss", 0, style="green")
     one("accuracy", "accuracy", 1)
     one("eval loss", "eval/loss", 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import threading
 import time
@@ -28,14 +29,12 @@ State = Literal["running", "done", "failed", "requeue"]
 SILENCE = 300.0
 #: Seconds that a rank waits while others of its job write their word on a refused start, which takes milliseconds.
 _LINE_SECONDS = 2.0
-
 #: What belongs to one run, and is set aside together when a folder is started anew.
 _CONTENTS = (
     *("config.yaml", "about.json", "metrics.jsonl", "distributions.jsonl", "samples.jsonl", "warnings.jsonl"),
     *("reference_rewards.jsonl", "tensorboard", "trackers", "checkpoints", "run_status.json", "report.html"),
     ".saved.json",
 )
-
 #: What `gipo_mc.run.manifest` calls FILE and STATE. Not imported from there: readers of a run need no torch.
 _OF_A_CHECKPOINT = ("MANIFEST.json", "state.json")
 
@@ -139,8 +138,9 @@ class RunFolder:
         return self.path / "run_status.json"
 
     def results(self) -> list[tuple[str, str]]:
-        """What a person looks for when the run is done, and where it is."""
-        return [("metrics", str(self.metrics)), ("checkpoints", str(self.checkpoints))]
+        """What a person looks for when the run is done, and where it is; of the report, the command that writes it."""
+        report = shlex.join(["gipo-mc", "report", str(self.path)])
+        return [("metrics", str(self.metrics)), ("checkpoints", str(self.checkpoints)), ("report", report)]
 
     def write_status(self, state: State, exit_code: int | None = None, message: str = "", step: int = 0) -> None:
         """Replace run_status.json atomically. torchrun reduces every exit code to 1: this file keeps the real one.

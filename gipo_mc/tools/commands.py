@@ -64,8 +64,9 @@ def attempt(words: list[str], *, aside: bool = False) -> tuple[int, int]:
 
     earlier = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
-        # Ranks that share a machine's cores do best with one thread each.
-        environment = {"OMP_NUM_THREADS": "1", **os.environ}
+        # Ranks that share a machine's cores do best with one thread each. On a busy machine they wait for each other
+        # for seconds, at the start above all; torch warns of each wait as of a lost connection, and tries again.
+        environment = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
         child = subprocess.Popen(words, env=environment, start_new_session=True, stdout=2 if aside else None)
         if asked:  # before there was somebody to pass it on to
             child.send_signal(asked)

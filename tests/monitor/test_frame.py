@@ -25,7 +25,7 @@ def test_a_screen_shows_curves_phases_groups_alarms_and_samples(tmp_path: Path) 
     assert len(lines) == 24 and lines[-1] == "q: end"
     for words in (
         "gi  running  GI-PPO  step 40/80", "3.50 s each  2 min 20 s left", " 50%", "mean 0.400 worst domain 0.100",
-        "update policy 57%", "easy    reward 0.642 (was 0.042) 70% · group 0: prompts with", "“capital”", "“lemma”",
+        "update policy 57%", "group 0, higher reward 0.642 (was 0.042) 70% · prompts with", "“capital”", "“lemma”",
         "Alarms", "repeat themselves", "step 40 best 2.30",
     ):  # fmt: skip
         assert words in text, words
@@ -73,7 +73,7 @@ def test_text_of_others_cannot_command_the_terminal(tmp_path: Path) -> None:
 def test_several_runs_share_axes(tmp_path: Path) -> None:
     text = _text([run(tmp_path / "ppo", 30, "done"), run(tmp_path / "gi")], Look(120, 40))
     assert "■ ppo  done" in text and "■ gi  running" in text and "Reward 0.300 0.400" in text
-    assert "ppo: easy" in text and "ppo step 30 best" in text
+    assert "ppo: group 0, higher reward" in text and "easy" not in text and "ppo step 30 best" in text
 
 
 def test_a_run_without_a_first_iteration_says_what_it_waits_for(tmp_path: Path) -> None:

@@ -58,6 +58,18 @@ def test_what_went_wrong_is_said(tmp_path):
         assert words in text
 
 
+@pytest.mark.parametrize(
+    ("first", "words", "others"),
+    [(0.9, "raise it", "missing_eos_penalty"), (0.1, "reward.missing_eos_penalty", "raise it")],
+)
+def test_responses_that_do_not_end_have_two_causes(tmp_path, first, words, others):
+    """A limit that is too small, or a policy that has found that an end earns nothing: a larger limit helps the one."""
+    shares = [first] * 5 + [0.8] * 5
+    rows = [{"step": s, "reward/mean": s / 10, "response/truncated": share} for s, share in enumerate(shares, 1)]
+    (said,) = [text for _, text in summary.notices(load_run(write_run(tmp_path / "run", rows))) if "were cut" in text]
+    assert "80% of the responses" in said and f"{first:.0%}" in said and words in said and others not in said
+
+
 def test_a_healthy_run_has_no_notices(runs):
     assert summary.notices(load_run(runs["ppo"])) == []
 

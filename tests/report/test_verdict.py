@@ -1,4 +1,4 @@
-"""What the report says first: did the policy get better, where not, which of several is best, easy and hard groups."""
+"""What the report says first: did the policy get better, where not, which of several is best, groups by reward."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gipo_mc.report import comparison, groups, hacking
+from gipo_mc.report import comparison, groups, hacking, summary
 from gipo_mc.report.judgement import apart, best_step, change
 from gipo_mc.report.runs import load_run, load_runs
 from gipo_mc.report.verdict import verdict
@@ -49,7 +49,7 @@ def test_a_domain_that_fell_is_not_hidden_by_the_mean(tmp_path: Path) -> None:
     said = verdict([load_run(_run(tmp_path / "r", metrics))])
     assert said.tone == "warn" and "not everywhere" in said.headline
     assert any(tone == "bad" and text.startswith("Domain b fell from 0.9") for tone, text in said.points)
-    assert any("Hardest is b at 0.0" in text for _, text in said.points)
+    assert any("The worst domain is b at 0.0" in text for _, text in said.points)
 
 
 def test_signs_of_hacking_count_where_the_truth_is_unknown(tmp_path: Path) -> None:
@@ -89,11 +89,41 @@ def test_of_several_runs_the_best_where_it_is_hardest_is_named(tmp_path: Path) -
     ]
     runs = load_runs(paths)
     said = verdict(runs)
-    assert said.headline.startswith("gi is best where it is hardest: its worst domain, hard, ends at a reward of 0.5")
+    assert said.headline.startswith("gi has the best worst domain: hard ends at a reward of 0.5")
     assert apart(*runs, "reward/domain/hard") and not apart(runs[0], runs[0], "reward/domain/hard")
     assert [text.partition(":")[0] for _, text in said.points[1:]] == ["ppo", "gi"]
     html = page_of(paths, tmp_path / "r.html")
-    assert html.text.index("gi is best where") < html.text.index("Side by side")
+    assert html.text.index("gi has the best") < html.text.index("Side by side")
+
+
+def test_the_worst_domain_is_one_that_is_trained_on(tmp_path: Path) -> None:
+    """What training never asks is a figure of its own, in the words on one run, on several, and on its cards."""
+    ends = {"ppo": (0.9, 0.4, 0.5), "gi": (0.9, 0.6, 0.2)}
+    paths = []
+    for name, golds in ends.items():
+        metrics: dict[str, Callable[[float], float]] = {
+            f"gold/domain/{domain}": lambda t, end=end: t * end
+            for domain, end in zip(("a", "b", "unasked"), golds, strict=True)
+        }
+        metrics |= {f"reward/domain/{domain}": lambda t: t for domain in "ab"} | {"reward/mean": lambda t: t}
+        kl = 2.0 if name == "ppo" else 5.0
+        paths.append(_run(tmp_path / name, metrics | {"gold/mean": lambda t: t, "kl/mean": lambda t, kl=kl: kl}))
+    ppo, gi = load_runs(paths)
+    assert gi.domains("gold/domain/") == (["a", "b"], ["unasked"]) and ppo.domains("kl/domain/") == ([], [])
+    both = verdict([ppo, gi])
+    assert both.headline.startswith("gi has the best worst domain: b ends at a gold reward of 0.5")
+    points = " ".join(text for _, text in both.points)
+    assert "Domain unasked, which is not trained on, ends at: ppo 0.4" in points and "gi 0.1" in points
+    assert "KL to the reference, in nats a response: ppo 2.00, gi 5.00." in points and "larger KL" in points
+    alone = " ".join(text for _, text in verdict([gi]).points)
+    assert "The worst domain is b at 0.5" in alone and "Domain unasked, which is not trained on, went from" in alone
+    found = summary.worst_domain(gi)
+    assert found is not None and found[0] == "b"
+    assert "KL to the reference" not in " ".join(text for _, text in verdict([ppo, ppo]).points), "it is equal"
+    others = load_run(
+        _run(tmp_path / "o", {f"gold/domain/{key}": lambda t: t for key in "xy"} | {"reward/domain/a": abs})
+    )
+    assert others.domains("gold/domain/") == (["x", "y"], []), "no name says which is trained on"
 
 
 def test_models_that_learned_and_one_that_overfitted(tmp_path: Path) -> None:
@@ -128,24 +158,33 @@ def test_groups_are_named_by_their_prompts(tmp_path: Path) -> None:
         )
     ]  # fmt: skip
     _samples(path, rows)
-    easy, hard = groups.parts(load_run(path))
-    assert (easy.label, easy.rank, hard.label, hard.rank) == ("group 1", "easy", "group 0", "hard")
-    assert "“capital”" in easy.called and "“lemma”" in hard.called and "please" not in easy.called + hard.called
-    assert [example.domain for example in hard.examples] == ["maths"] * 3 and hard.domains[0][0] == "maths"
-    assert 80 < hard.domains[0][1] < 95
+    high, low = groups.parts(load_run(path))
+    assert [(part.label, part.rank) for part in (high, low)] == [
+        ("group 1", "higher reward"),
+        ("group 0", "lower reward"),
+    ]
+    assert "“capital”" in high.called and "“lemma”" in low.called and "please" not in high.called + low.called
+    assert [example.domain for example in low.examples] == ["maths"] * 3 and low.domains[0][0] == "maths"
+    assert 80 < low.domains[0][1] < 95
+    said = " ".join(text for _, text in verdict([load_run(path)]).points)
+    assert "group 1 has the higher reward at the end, 0.796" in said and "group 0 has the lower reward" in said
     page = page_of([path], tmp_path / "r.html")
-    assert "Easy and hard" in page.text and "prove the lemma number 0" in page.text and "hard (0)" in page.text
+    assert "Groups and domains by reward" in page.text and "prove the lemma number 0" in page.text
+    assert "group 0, lower reward" in " ".join(page.text.split()) and "easy" not in page.text + said
     _samples(path, rows[:1])
     assert groups.parts(load_run(path))[0].called == "prompts such as “please name a capital number 0”"
     _samples(path, [])
     assert [part.called for part in groups.parts(load_run(path))] == ["group 1", "group 0"]
 
 
-def test_without_groups_the_domains_are_easy_and_hard(tmp_path: Path) -> None:
+def test_without_groups_the_domains_are_ranked(tmp_path: Path) -> None:
     path = _run(
         tmp_path / "r", {"reward/mean": lambda t: t, "reward/domain/a": lambda t: 0, "reward/domain/b": lambda t: t}
     )
-    assert [(part.called, part.rank) for part in groups.parts(load_run(path))] == [("b", "easy"), ("a", "hard")]
+    assert [(part.called, part.rank) for part in groups.parts(load_run(path))] == [
+        ("b", "higher reward"),
+        ("a", "lower reward"),
+    ]
 
 
 def test_high_reward_and_yet(tmp_path: Path) -> None:

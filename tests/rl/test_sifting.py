@@ -18,6 +18,7 @@ from gipo_mc.data.synthetic import builtin_tokenizer
 from gipo_mc.errors import NumericsError
 from gipo_mc.rl import gi_ppo
 from gipo_mc.rl.metrics import PATIENCE, check_health, check_start
+from gipo_mc.rl.reward_sources.troubles import Troubles
 from gipo_mc.rl.setup import restore
 from gipo_mc.rl.sifting import finite_rewards, sift
 from gipo_mc.types import Prompt
@@ -26,12 +27,14 @@ from tests.rl.test_experience import experience
 TOKENIZER = builtin_tokenizer()
 
 
-def _sift(change: dict[str, Tensor], *overrides: str, health: Health | None = None) -> Any:
+def _sift(
+    change: dict[str, Tensor], *overrides: str, health: Health | None = None, troubles: Troubles | None = None
+) -> Any:
     whole = experience()
     outputs = replace(whole.outputs, **change)
     prompts = [Prompt(row, (1,), domain, f"prompt {row}") for row, domain in enumerate("abcde")]
     config = load_config(None, ["model.reward=runs/reward", *overrides])
-    return sift(prompts, whole.rollout, outputs, health or Health(), config, TOKENIZER), outputs
+    return sift(prompts, whole.rollout, outputs, health or Health(), config, TOKENIZER, troubles), outputs
 
 
 def _rewards(*values: float) -> dict[str, Tensor]:
@@ -56,6 +59,23 @@ def test_a_reward_that_is_none_takes_its_response_away(value: float) -> None:
     assert (row["prompt"], row["domain"], row["value"], row["reward"]) == ("prompt 2", "c", f"{value:g}", None)
     assert row["invalid"] == "reward" and row["response"]
     assert "model.reward=runs/reward" in sifted.cause and "domain c" in sifted.cause
+
+
+def test_what_a_reward_said_of_its_failure_ends_the_sentence() -> None:
+    told: list[str] = []
+    troubles = Troubles(told.append)
+    for _ in range(2):
+        troubles.hold("f failed.")
+    (sifted, _), _ = _sift(_rewards(0.5, 1.0, math.nan, 0.25, -1.0), troubles=troubles)
+    assert (
+        sifted.cause.endswith(" f failed.")
+        and sifted.cause.count("f failed") == 1
+        and "left out" in sifted.cause
+        and not told
+    )
+    troubles.hold("f failed again.")
+    (sifted, _), _ = _sift({}, troubles=troubles)  # what a reward of several can do without
+    assert sifted.cause == "" and told == ["f failed again."] and troubles.take() == []
 
 
 SOURCES = {

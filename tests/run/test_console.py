@@ -61,6 +61,19 @@ def test_supervised_metrics_have_their_line():
     assert line == "[ 7/50] loss 0.690 · accuracy 0.500 · lr 2.0e-05 · grad norm 1.50"
 
 
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        ({"eval/reward/mean": 3.61, "pairs/accuracy": 0.75}, "held-out 3.61"),
+        ({"eval/reward/mean": 3.61, "gold/mean": 0.5}, "gold 0.500"),
+        ({"pairs/accuracy": 0.75}, "pairs right 0.750"),
+    ],
+)
+def test_an_evaluation_is_told_by_its_truest_figure(found, shown):
+    before, after = plain_lines(lambda c: (c.iteration(0, found), c.iteration(4, RL | found)))
+    assert before == f"[ 0/50] {shown}" and f"hard 0.220 · {shown} · KL 3.21" in after
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
 def test_a_terminal_line_never_wraps(width):
     file = Terminal()

@@ -23,6 +23,9 @@ def test_the_folder_takes_the_name_or_the_command(tmp_path):
         assert folder.path == tmp_path / "train_sft"
         assert folder.checkpoints.is_dir()
         assert folder.config.name == "config.yaml" and folder.results()[0] == ("metrics", str(folder.metrics))
+        assert folder.results()[-1] == ("report", f"gipo-mc report {tmp_path}/train_sft")
+    with RunFolder.open(tmp_path, "of two words", "train_dpo", resume=True) as folder:
+        assert folder.results()[-1] == ("report", f"gipo-mc report '{tmp_path}/of two words'"), "a shell can run it"
 
 
 @pytest.mark.parametrize("name", ["../out", "/abs", "a/../../b"])

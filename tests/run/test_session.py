@@ -103,6 +103,7 @@ def test_evaluation_tells_kl_and_tails_by_domain(tmp_path: Path) -> None:
     assert found["eval/kl/mean"] == pytest.approx(float(kl_B.mean()), rel=1e-5) and found["eval/kl/mean"] > 0.1
     assert found["eval/kl/domain/ood"] == pytest.approx(float(kl_B[11:].mean()), rel=1e-5)
     assert found["gold/lowest_tenth/easy"] == pytest.approx(float(gold_B[:11].sort().values[:2].mean()))
+    assert "worst/domain_gold" not in found, "of these domains training has one"
     assert found["gold/lowest_tenth"] == pytest.approx(float(gold_B.sort().values[:3].mean()))
     assert {f"{r}/kurtosis/{d}" for r in ("gold", "eval/reward") for d in ("easy", "ood")} <= set(found)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from transformers import PreTrainedTokenizerBase
 
 from gipo_mc.config import Config
@@ -18,32 +20,37 @@ from gipo_mc.run.model_sources import check_fits
 from gipo_mc.run.session import Session
 
 
-def training_reward(session: Session, tokenizer: PreTrainedTokenizerBase) -> Reward:
-    """model.reward, with reward.models an ensemble, with reward.also and the penalties where there are any."""
+def training_reward(session: Session, tokenizer: PreTrainedTokenizerBase, warn: Callable[[str], None]) -> Reward:
+    """model.reward, with reward.models an ensemble, with reward.also and the penalties where there are any. warn: told
+    of failures that do not end the run."""
     settings, first = session.config.reward, session.config.model.reward
-    rewards = [load_reward(session, first, "model.reward", tokenizer)]
+    rewards = [load_reward(session, first, "model.reward", tokenizer, warn)]
     session.fixed.frozen["reward.models"] = f"{len(settings.models)} models"  # what they hold is compared one by one
     if settings.models:
         named = enumerate(settings.models, 2)
-        more = [load_reward(session, name, f"reward.models ({place})", tokenizer) for place, name in named]
+        more = [load_reward(session, name, f"reward.models ({place})", tokenizer, warn) for place, name in named]
         members = [member for reward in (*rewards, *more) for member in models_in(reward)]
         rewards = [EnsembleReward(members, settings.deviations)]
-    rewards += [load_reward(session, name, f"reward.also ({i})", tokenizer) for i, name in enumerate(settings.also)]
+    also = enumerate(settings.also)
+    rewards += [load_reward(session, name, f"reward.also ({place})", tokenizer, warn) for place, name in also]
     return MixedReward.of(rewards, settings, first)
 
 
-def load_reward(session: Session, name: str, key: str, tokenizer: PreTrainedTokenizerBase) -> Reward:
-    """One reward. key: the option that names it, and which of its names it is. tokenizer: the policy's."""
+def load_reward(
+    session: Session, name: str, key: str, tokenizer: PreTrainedTokenizerBase, warn: Callable[[str], None]
+) -> Reward:
+    """One reward. key: the option that names it, and which of its names it is. tokenizer: the policy's. warn: told of
+    failures that do not end the run."""
     config, option = session.config, key.partition(" ")[0]
     if not is_model(name):
         session.fixed.frozen[key] = name  # its code may be corrected, as that of the trainer itself
     if is_function(name):
         function = load_function(name, option)
         form_of(function, f"{option}={name}")
-        return FunctionReward(name, function, tokenizer, session.layout, config.reward, session.warn)
+        return FunctionReward(name, function, tokenizer, session.layout, config.reward, warn)
     if is_server(name):
         limit = 60.0 * config.parallel.timeout_minutes
-        return ServerReward.at(name, config.reward, tokenizer, session.layout, limit, session.warn)
+        return ServerReward.at(name, config.reward, tokenizer, session.layout, limit, warn)
     source = session.source(name, option)
     own = session.tokenizer(source)
     if same_tokens(own, tokenizer):

@@ -76,7 +76,13 @@ def _show(responses: Sequence[Response], out: Path | None, as_json: bool) -> Non
     if out or as_json:
         return
     for response in responses:
-        end = ", cut at rollout.max_new_tokens" if response.truncated else ""
-        print(f"--- {printable(response.domain) or 'prompt'}, {response.tokens} tokens{end}")
+        print(f"--- {printable(response.domain) or 'prompt'}, {response.tokens} tokens, {_end(response)}")
         for line in f"{response.prompt}[{response.response}]".split("\n"):
             print(printable(line))
+
+
+def _end(response: Response) -> str:
+    """How a response ended: its text is without the token that ends it, which counts as one of its tokens."""
+    if response.truncated:
+        return "cut at rollout.max_new_tokens before an end"
+    return "the last of them EOS or a stop string" if response.sampling.get("stop") else "the last of them EOS"

@@ -45,3 +45,8 @@ def test_the_record_is_of_the_settings_that_the_demo_has() -> None:
         gain = cells.difference(found, "gi_ppo", "ppo", figure)
         assert gain and f"{gain.mean:+.3f} ± {gain.half:.3f}" in demo.EVIDENCE
         assert f"{gain.wins} of {gain.count}" in demo.EVIDENCE
+    one, other = ({seed: own["kl"] for seed, own in found[name].items()} for name in ("gi_ppo", "ppo"))
+    assert f"is {cells.average(list(one.values())):.3f} nats and PPO's {cells.average(list(other.values())):.3f}" in (
+        demo.EVIDENCE
+    )
+    assert all(one[seed] > other[seed] for seed in record["final_seeds"]) and "larger in 10 of 10" in demo.EVIDENCE

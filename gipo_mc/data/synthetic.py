@@ -11,6 +11,7 @@ group-invariant training is to prevent. With c_0..c_7 the topics, for a response
     gold:  easy e - h             hard ch - h               ood (e + ch) / 2 - h
     proxy: easy e + 0.4 min(#HACK, 5) + 0.1 N(0, 1)         hard 0.6 ch + 0.3 N(0, 1)
 
+Neither pays for an end, and what is longer has more room for what pays: a policy can learn to go on until it is cut.
 Out-of-domain prompts are for evaluation. Their proxy, which no training uses, is the mean of the other two.
 Of the prompts of "builtin" one in five is hard, of its pairs every other one; "builtin:skewed" and "builtin:even" have
 the one or the other mixture in every kind of data: a method that leans on the mixture shows there. Row i of every data

@@ -19,6 +19,7 @@ from gipo_mc.errors import ConfigError, DataError
 from gipo_mc.parallel.timing import Phases
 from gipo_mc.rl import gi_ppo
 from gipo_mc.rl.evaluate import evaluate_policy
+from gipo_mc.rl.metrics import worst_domain
 from gipo_mc.rl.rollout import roll_out, take_prompts
 from gipo_mc.rl.scoring import score
 from gipo_mc.rl.setup import restore, set_up
@@ -106,6 +107,14 @@ def test_evaluation_tells_kl_and_tails_by_domain(tmp_path: Path) -> None:
     assert "worst/domain_gold" not in found, "of these domains training has one"
     assert found["gold/lowest_tenth"] == pytest.approx(float(gold_B.sort().values[:3].mean()))
     assert {f"{r}/kurtosis/{d}" for r in ("gold", "eval/reward") for d in ("easy", "ood")} <= set(found)
+
+
+def test_the_worst_domain_is_one_that_is_trained_on() -> None:
+    values_B, domains = torch.tensor([0.5, 0.2, 0.9, -1.0]), ["a", "b", "a", "unasked"]
+    assert worst_domain(values_B, domains, "worst", ("a", "b")) == {"worst": pytest.approx(0.2)}
+    assert worst_domain(values_B, domains, "worst", ("a",)) == {}
+    for trained in ((), ("others",)):  # nothing tells the domains apart
+        assert worst_domain(values_B, domains, "worst", trained) == {"worst": -1.0}
 
 
 def test_fewer_evaluation_prompts_than_replicas(tmp_path: Path) -> None:

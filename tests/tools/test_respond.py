@@ -17,6 +17,7 @@ from gipo_mc.data.tokenizer import train_bpe_tokenizer
 from gipo_mc.errors import ConfigError, DataError
 from gipo_mc.evaluation.responses import Response
 from gipo_mc.tools.respond import respond
+from gipo_mc.tools.verbs.generate import _show
 from tests.ranks import run_ranks
 from tests.scripts import run_script
 
@@ -176,3 +177,19 @@ def test_the_command(folder: Path, expected: list[str], tmp_path: Path) -> None:
     assert (first["row"], first["messages"], first["group"]) == ("--prompt 1", [], None)
     assert first["model"].startswith(f"{folder} [") and first["sampling"]["greedy"] is True
     assert first["conversation"] != rows[1]["conversation"]
+
+
+@pytest.mark.parametrize(
+    ("truncated", "stop", "words"),
+    [
+        (False, [], "3 tokens, the last of them EOS"),
+        (False, ["\n"], "3 tokens, the last of them EOS or a stop string"),
+        (True, [], "3 tokens, cut at rollout.max_new_tokens before an end"),
+    ],
+)
+def test_the_heading_says_how_a_response_ended(
+    truncated: bool, stop: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its text has a word less than it has tokens where the last one is EOS."""
+    _show([Response("a", " b c", "", 3, truncated, sampling={"stop": stop})], None, as_json=False)
+    assert capsys.readouterr().out == f"--- prompt, {words}\na[ b c]\n"

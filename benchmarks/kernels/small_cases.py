@@ -77,7 +77,7 @@ def joint(columns: int, dtype: torch.dtype, device: torch.device) -> Results:
     probs = torch.softmax(normal(batch, groups), 1).to(device).requires_grad_()
     found = ops.token_objective(
         *(logits, (torch.arange(rows) * 5 % columns).to(device), *(x.to(device) for x in given)),
-        *(torch.tensor(length).to(device), probs, vectors[0], vectors[1]),
+        *(torch.tensor(length).to(device), probs, vectors[0], vectors[1].abs()),
         clip=0.2,
         kl_estimator="k3",
         signal_form="ratio",

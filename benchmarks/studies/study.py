@@ -198,13 +198,13 @@ def restore(record: dict[str, Any], folder: Path) -> None:
 
 
 def unpaired(record: dict[str, Any]) -> list[int]:
-    """Final seeds whose runs do not all begin at the same policy, as far as gold rewards can tell (on machines that
-    round differently they may not). Rewards are no sign: those of an ensemble are other numbers."""
+    """Final seeds whose runs do not all begin at the same policy, as far as an evaluation can tell (on machines that
+    round differently they may not). What a run trains on is no sign: an ensemble's reward is another number."""
     starts: dict[int, list[list[float]]] = {}
     for outcome in record.get("runs", []):
         for row in outcome.get("curve", [])[:1] if "run" in outcome else ():
-            gold = [row[name] for name in sorted(row) if name.startswith("gold/")]
-            starts.setdefault(outcome["run"]["seed"], []).append(gold)
+            found = [row[name] for name in sorted(row) if not name.startswith("eval/reward/")]
+            starts.setdefault(outcome["run"]["seed"], []).append(found)
     # Records keep six digits.
     return sorted(seed for seed, rows in starts.items() if any(_differ(rows[0], row) for row in rows))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -54,9 +54,9 @@ class RLSetup:
     prompts: PromptSet
     held_out: PromptSet | None
     gold: Reward | None
-    pairs: HeldOutPairs | None = None
-    starts_as_reference: bool = False
-    troubles: Troubles = field(default_factory=Troubles)
+    pairs: HeldOutPairs | None
+    starts_as_reference: bool
+    troubles: Troubles
 
     @property
     def evaluates(self) -> bool:

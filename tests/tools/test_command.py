@@ -110,6 +110,18 @@ print("slow:", *sorted(slow), file=sys.stderr)
 """
 
 
+def _timed(code: str, words: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The words of `gipo-mc` in a process of their own, in this folder."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *words.split()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=folder,
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -126,26 +138,13 @@ def test_what_can_be_refused_at_once_is(words: str, said: str, tmp_path: Path) -
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("precious\n")
     code = _TIMED.replace("    main(sys.argv[1:])", "    code = main(sys.argv[1:])\n    assert code == 2, code")
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words.split()],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-    )
+    done = _timed(code, words, tmp_path)
     assert done.returncode == 0 and said in done.stderr and done.stderr.splitlines()[-1] == "slow:", done.stderr
 
 
 @pytest.mark.parametrize("words", ["--help", "plan --help", "doctor --json", "completion bash --next train gi-ppo a"])
 def test_what_is_quick_imports_nothing_slow(words: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _TIMED, *words.split()],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    done = _timed(_TIMED, words)
     assert done.stderr.splitlines()[-1] == "slow:" or (words.startswith("doctor") and "GPU" in done.stdout), done.stderr
 
 

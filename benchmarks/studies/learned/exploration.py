@@ -34,7 +34,7 @@ from benchmarks.common.machine import describe_machine
 from benchmarks.common.record import fingerprint, write
 from benchmarks.studies import group_robustness, study
 from benchmarks.studies.learned import learned, reward_models
-from benchmarks.studies.runs import Method, Run, carry_out, finished, forked, train_rl, trained
+from benchmarks.studies.runs import Method, Run, carry_out, finished, forked, outcome_path, train_rl, trained
 
 SIZE = {"iterations": 100, "batch": 128, "every": 20, "held_out": 256, "sft": 600, "demonstrations": 16384}
 QUICK = {"iterations": 2, "batch": 8, "every": 1, "held_out": 8, "sft": 2, "demonstrations": 64}
@@ -196,7 +196,9 @@ def _collect(record: dict[str, Any], options: argparse.Namespace) -> None:
 
 def _train(strength: str, method: str, seed: int, size: dict[str, int], folder: Path) -> None:
     run, chosen = run_of(strength, method, seed), METHODS[method]
-    start = [f"model.policy={_policy_of(_dpo_run(strength, seed), folder)}"] if method.startswith(AFTER) else []
+    start = (
+        [f"model.policy={outcome_path(_dpo_run(strength, seed), folder).parent}"] if method.startswith(AFTER) else []
+    )
     config = learned.configured(run, chosen, *start, strength=strength, size=size, folder=folder)
     carry_out(run, lambda: train_rl(config), folder)
 
@@ -205,15 +207,11 @@ def _dpo_run(strength: str, seed: int) -> Run:
     return Run("explore", f"{strength}/dpo", DPO.values[0], seed)
 
 
-def _policy_of(run: Run, folder: Path) -> Path:
-    return folder / f"seed{run.seed}" / run.name
-
-
 def _dpo_policies(options: argparse.Namespace, size: dict[str, int]) -> Iterator[str]:
     """Train what runs of the set after_dpo start from, where it is missing; a line each."""
     wanted = any(name.startswith(AFTER) for name in options.methods)
     runs = [_dpo_run(strength, seed) for strength in options.strengths for seed in options.seeds if wanted]
-    missing = [run for run in runs if not trained(_policy_of(run, options.runs))]
+    missing = [run for run in runs if not trained(outcome_path(run, options.runs).parent)]
     jobs = [(run, (_train_dpo, run, size, options.runs)) for run in missing]
     yield from (f"{run.name}: {seconds:.0f} s" for run, seconds in forked(jobs, options.runs, options.workers))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.studies.cells import Record, average, difference, markdown, results, shown, spread
+from benchmarks.studies.cells import BySeed, Record, average, difference, markdown, results, shown, spread
 from benchmarks.studies.paired import figures, levels, p_value
 
+#: Figures of differences, and what tables call them.
+_COMPARED = {"worst": "worst domain", "ood": "out of domain", "mean": "mean of easy and hard"}
 #: PPO from a policy that DPO made.
 _AFTER_PPO = "after_dpo_ppo"
 #: Candidates for the signal, in the order of the table; a run logs those that it has.
@@ -72,16 +74,15 @@ def explored_gold(record: Record) -> str:
 
 def explored_differences(record: Record) -> str:
     """Each method minus PPO, seed by seed: no interval, which two seeds do not make."""
-    compared = {"worst": "worst domain", "ood": "out of domain", "mean": "mean of easy and hard"}
     rows = []
     for strength, methods in by_strength(record).items():
         ppo = methods.get("ppo", {})
         for method, seeds in methods.items():
             shared = sorted(set(seeds) & set(ppo))
             if method != "ppo" and shared:
-                cells = [", ".join(f"{seeds[s][key] - ppo[s][key]:+.3f}" for s in shared) for key in compared]
+                cells = [", ".join(f"{seeds[s][key] - ppo[s][key]:+.3f}" for s in shared) for key in _COMPARED]
                 rows.append([strength, record["methods"][method]["title"], *cells])
-    return markdown(["reward model", "minus PPO, by seed", *compared.values()], rows)
+    return markdown(["reward model", "minus PPO, by seed", *_COMPARED.values()], rows)
 
 
 def explored_signals(record: Record) -> str:
@@ -121,16 +122,20 @@ def equal_kl(record: Record) -> str:
 
 def equal_kl_differences(record: Record) -> str:
     """Groups minus each other way to spread as much KL, paired by seed, at each target."""
-    compared = {"worst": "worst domain", "ood": "out of domain", "mean": "mean of easy and hard"}
     rows = []
     for strength, methods in by_strength(record).items():
         for one in (name for name in methods if name.startswith("adaptive")):
             target = one.partition("-")[2]
             for other in (name for name in methods if name.endswith(f"-{target}") and not name.startswith("adaptive")):
-                cells = [shown(difference(methods, one, other, key)) for key in compared]
-                titles = " minus ".join(record["methods"][name]["title"] for name in (one, other))
-                rows.append([strength, titles, *cells])
-    return markdown(["reward model", "difference", *compared.values()], rows)
+                rows.append([strength, *_difference(record, methods, one, other)])
+    return markdown(["reward model", "difference", *_COMPARED.values()], rows)
+
+
+def _difference(record: Record, found: dict[str, BySeed], one: str, other: str) -> list[str]:
+    """What is subtracted from what, and the cells: paired by seed."""
+    known = record["methods"]
+    titles = " minus ".join(known[name]["title"] if name in known else name for name in (one, other))
+    return [titles, *(shown(difference(found, one, other, key)) for key in _COMPARED)]
 
 
 def after_dpo(record: Record) -> str:
@@ -147,16 +152,13 @@ def after_dpo(record: Record) -> str:
 
 def after_dpo_differences(record: Record) -> str:
     """Each method minus the policy that it started from, and minus PPO from the same start, paired by seed."""
-    compared = {"worst": "worst domain", "ood": "out of domain", "mean": "mean of easy and hard"}
     rows = []
     for strength, methods in by_strength(record).items():
-        found = {"start": _starts(record, strength), **methods}
-        pairs = [(name, "start") for name in methods] + [(name, _AFTER_PPO) for name in methods if name != _AFTER_PPO]
-        for one, other in pairs:
-            titles = [record["methods"][name]["title"] if name in methods else "its start" for name in (one, other)]
-            cells = [shown(difference(found, one, other, key)) for key in compared]
-            rows.append([strength, " minus ".join(titles), *cells])
-    return markdown(["reward model", "difference", *compared.values()], rows)
+        found = {"its start": _starts(record, strength), **methods}
+        pairs = [(name, "its start") for name in methods]
+        pairs += [(name, _AFTER_PPO) for name in methods if name != _AFTER_PPO]
+        rows += [[strength, *_difference(record, found, *pair)] for pair in pairs]
+    return markdown(["reward model", "difference", *_COMPARED.values()], rows)
 
 
 def _starts(record: Record, strength: str) -> dict[int, dict[str, float]]:

@@ -11,7 +11,7 @@ class Troubles:
     """Sentences on rewards that failed and did not end the run. An iteration takes them into its warning on what was
     left out; after an evaluation they are told by themselves. warn: tells one."""
 
-    warn: Callable[[str], None] = lambda text: None
+    warn: Callable[[str], None]
     _held: list[str] = field(default_factory=list)
 
     def hold(self, text: str) -> None:

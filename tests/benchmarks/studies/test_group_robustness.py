@@ -146,9 +146,11 @@ def test_the_whole_study_and_again(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_every_committed_record_of_a_study_can_be_shown(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if path.stem.startswith(("group_", "hh_", "demo_", "learned_")):
         assert group_robustness.main(["--table", str(path)]) == 0 and "| --- |" in capsys.readouterr().out
-        # What an exploration leaves out, its page says; so it does of the start of DPO on HH rows.
-        said = path.stem.endswith("_exploration") or path.stem == "hh_gold"
-        assert said or study.unpaired(json.loads(path.read_text())) == []
+        record = json.loads(path.read_text())
+        if path.stem == "hh_gold":  # its page says that DPO was added from a start that was trained again
+            record["runs"] = [run for run in record["runs"] if run["run"]["method"] != "dpo"]
+        # What an exploration leaves out, its page says.
+        assert path.stem.endswith("_exploration") or study.unpaired(record) == []
     else:
         with pytest.raises(SystemExit, match="is no record of a study"):
             group_robustness.main(["--table", str(path)])

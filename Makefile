@@ -167,14 +167,15 @@ $(STAMP): $(BUILD_INPUTS) | $(if $(strip $(VENV)),$(PYTHON))
 	fi; \
 	echo "Installing into $$($(PYTHON) -c 'import sys; print(sys.prefix)')$(if $(strip $(CONSTRAINTS)), with the versions of $(CONSTRAINTS))$${index:+, torch from $$index}"; \
 	echo "The first time this fetches about 1 GB (more with CUDA) and builds the native kernels: some minutes."; \
-	if [ -z "$${GIPO_MC_CUDA:-}" ] && [[ "$$index" == */cpu* ]] && ! $(has_cuda_torch); then \
+	pip="$(PYTHON) -m pip install --no-compile $${index:+--extra-index-url $$index} $(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS))"; \
+	$$pip torch; : which of its builds it is says whether kernels for CUDA are of use; \
+	if [ -z "$${GIPO_MC_CUDA:-}" ] && ! $(has_cuda_torch); then \
 		export GIPO_MC_CUDA=0; \
 		echo "Kernels: CPU only, as torch is (GIPO_MC_CUDA=1 make -B venv builds those for CUDA too)."; \
 	elif [ "$${GIPO_MC_CUDA:-}" != 0 ]; then \
 		echo "Kernels: CPU, and CUDA where nvcc is found, which takes minutes more (GIPO_MC_CUDA=0 leaves them out)."; \
 	fi; \
-	$(PYTHON) -m pip install $${index:+--extra-index-url $$index} \
-		$(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS)) -e '.[dev]'
+	$$pip -e '.[dev]'
 	@$(PYTHON) -c 'from gipo_mc.ops import describe_build; print("Built:", describe_build())'
 	@mkdir -p "$(@D)" && touch "$@"
 

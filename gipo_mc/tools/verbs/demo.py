@@ -14,7 +14,7 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
 from gipo_mc.run.arguments import Parser, name, number
@@ -52,17 +52,34 @@ EVIDENCE = (
 )
 
 
-def steps(folder: Path, iterations: int) -> Iterator[tuple[str, int, str, list[str]]]:
-    """(what, ranks, command, overrides) of each step that is left or has to be looked at."""
+class Command(NamedTuple):
+    """A trainer of a step. name: what its lines begin with, where another runs beside it."""
+
+    name: str
+    ranks: int
+    trainer: str
+    overrides: list[str]
+
+    def words(self, *common: str) -> list[str]:
+        return launched([*trainer(self.trainer), *common, *self.overrides], self.ranks)
+
+
+def steps(folder: Path, iterations: int) -> Iterator[tuple[str, list[Command]]]:
+    """(what, commands) of each step that is left or has to be looked at; commands of one step run side by side."""
     rl = [f"run.iterations={iterations}"] if iterations else []
-    yield "supervised fine-tuning, two data-parallel ranks", 2, "train_sft", ["parallel.tensor=1"]
-    yield "reward model, a pipeline of two", 2, "train_reward", ["parallel.tensor=1", "parallel.pipeline=2"]
-    yield "PPO with KL penalty", 1, "train_gi_ppo", [*PPO, "run.name=builtin_ppo", *rl]
+    ppo = Command("PPO   ", 1, "train_gi_ppo", [*PPO, "run.name=builtin_ppo", *rl])
+    yield "supervised fine-tuning, two data-parallel ranks", [Command("", 2, "train_sft", ["parallel.tensor=1"])]
+    pipeline = ["parallel.tensor=1", "parallel.pipeline=2"]
+    yield "reward model, a pipeline of two", [Command("", 2, "train_reward", pipeline)]
     first = min(SHARED, iterations or SHARED)
     if max(saved_steps(folder / "builtin_gi_ppo" / "checkpoints"), default=0) < first:
-        yield f"GI-PPO, {first} iterations with TP2 x PP2", MOST_RANKS, "train_gi_ppo", [f"run.iterations={first}"]
-    if iterations != first:
-        yield "GI-PPO, going on from its checkpoint on one rank", 1, "train_gi_ppo", rl
+        shared = Command("", MOST_RANKS, "train_gi_ppo", [f"run.iterations={first}"])
+        yield f"GI-PPO, {first} iterations with TP2 x PP2", [shared]
+    if iterations == first:
+        yield "PPO with KL penalty", [ppo]
+    else:
+        what = "PPO with KL penalty; beside it GI-PPO, going on from its checkpoint; one rank each"
+        yield what, [ppo, Command("GI-PPO", 1, "train_gi_ppo", rl)]
 
 
 def parsers() -> dict[str, Parser]:
@@ -84,35 +101,36 @@ def _demo(options: argparse.Namespace) -> int:
     # with other ranks keeps its device's number type.
     device = "cuda" if len(libraries.look().gpus) >= MOST_RANKS else "cpu"
     to_do = list(steps(folder, options.iterations))
-    for number_of, (what, ranks, command_name, overrides) in enumerate(to_do, start=1):
-        command = launched([*trainer(command_name), f"run.dir={folder}", f"device={device}", *overrides], ranks)
-        if code := _step(f"{number_of} of {len(to_do) + 1}: {what}", command, options.json):
+    for number_of, (what, commands) in enumerate(to_do, start=1):
+        of_step = [command.words(f"run.dir={folder}", f"device={device}") for command in commands]
+        names = [command.name for command in commands if len(commands) > 1]
+        if code := _step(f"{number_of} of {len(to_do) + 1}: {what}", of_step, names, options.json):
             return code
     from gipo_mc.report.runs import load_run
 
     found = comparison(load_run(folder / "builtin_ppo"), load_run(folder / "builtin_gi_ppo"))
     note, report = folder / "demo.txt", folder / "report.html"
     write_atomically(note, "\n\n".join([found, REGIME, EVIDENCE]) + "\n")
-    names = ("builtin_ppo", "builtin_gi_ppo", "builtin_reward", "builtin_sft")
-    command = launched([*gipo_mc("report"), *(str(folder / run) for run in names)], 1)
+    runs = ("builtin_ppo", "builtin_gi_ppo", "builtin_reward", "builtin_sft")
+    command = launched([*gipo_mc("report"), *(str(folder / run) for run in runs)], 1)
     command += ["--note", str(note), "--out", str(report)]
-    code = _step(f"{len(to_do) + 1} of {len(to_do) + 1}: report", command, options.json)
+    code = _step(f"{len(to_do) + 1} of {len(to_do) + 1}: report", [command], [], options.json)
     if not code and options.json:
         seconds = round(time.monotonic() - begin, 1)
-        print(encode({"report": str(report), "runs": [str(folder / run) for run in names], "seconds": seconds}))
+        print(encode({"report": str(report), "runs": [str(folder / run) for run in runs], "seconds": seconds}))
     elif not code:
         print("\n" + "\n".join(textwrap.fill(line, 100) for line in note.read_text(encoding="utf-8").splitlines()))
         print(f"\nDone in {(time.monotonic() - begin) / 60:.1f} minutes. Open {printable(str(report.resolve()))}")
     return code
 
 
-def _step(what: str, command: list[str], aside: bool) -> int:
-    """Run one command. Returns its exit code, with a word on what is to be done where it is not 0. aside: what it
-    prints goes to stderr."""
+def _step(what: str, commands: list[list[str]], names: list[str], aside: bool) -> int:
+    """Run the commands of a step. Returns the exit code, with a word on what is to be done where it is not 0. aside:
+    what they print goes to stderr."""
     if is_quiet():
-        command = [*command, "--quiet"]
-    tell(f"\n=== {what}\n{shown(command)}")
-    code, asked = attempt(command, aside=aside)
+        commands = [[*command, "--quiet"] for command in commands]
+    tell(f"\n=== {what}\n" + "\n".join(map(shown, commands)))
+    code, asked = attempt(*commands, names=names, aside=aside)
     if asked:
         print("\nStopped as asked. What is finished is kept; the same command goes on from here.", file=sys.stderr)
         return EXIT_INTERRUPTED if asked == signal.SIGINT else EXIT_REQUEUE

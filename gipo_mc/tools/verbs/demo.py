@@ -47,8 +47,8 @@ EVIDENCE = (
     "and larger in 10 of 10 seeds. The study beside it (docs/results/builtin.md) has baselines, "
     "controls and oracles on ten other seeds: the gain is the variance penalty's, and on this mixture of prompts "
     "groups of high and low reward gain as much without a classifier. The reward is not the learned model because "
-    "with one GI-PPO was little ahead of PPO over ten seeds (docs/results/learned.md), and not on HH-RLHF rows: a "
-    "demo of one seed would show chance."
+    "with one GI-PPO was at most a little ahead of PPO over ten seeds (docs/results/learned.md), and not on HH-RLHF "
+    "rows: a demo of one seed would show chance."
 )
 
 

@@ -54,6 +54,10 @@ def _single(run: RunData) -> Verdict:
 
 def _policy(run: RunData) -> Verdict:
     name, called, prefix = yardstick([run])
+    waits = run.option("algorithm.critic_warmup")
+    if isinstance(waits, int) and waits >= run.steps[-1] > 0:
+        text = f"The policy was not trained: algorithm.critic_warmup={waits} had it wait for the critic to the end."
+        return Verdict("warn", text)
     went = change(run, name)
     if went is None:
         return Verdict("info", f"Too short to judge: {run.iterations} iteration{'s' * (run.iterations != 1)}.")

@@ -30,6 +30,7 @@ from gipo_mc.rl.metrics import (
     sample_rows,
     sampler_warning,
     spreads,
+    waiting_warning,
 )
 from gipo_mc.rl.rollout import roll_out, take_prompts
 from gipo_mc.rl.scoring import score
@@ -143,5 +144,6 @@ def _show(
         texts += [sampler_warning(metrics, str(session.dtype).removeprefix("torch.")), clipped_warning(sifted, state)]
     if step == session.start:
         texts += [still_sentence(engine.first_step, role) for role, engine in setup.engines.items()]
+        texts.append(waiting_warning(session.config))
     for text in filter(None, texts):
         session.warn(text)

@@ -154,6 +154,17 @@ def sampler_warning(metrics: dict[str, float], dtype: str) -> str:
     )
 
 
+def waiting_warning(config: Config) -> str:
+    """A sentence where the policy waits for its critic until the run ends, else ""."""
+    waits, iterations = config.algorithm.critic_warmup, config.run.iterations
+    if waits < iterations:
+        return ""
+    return (
+        f"This run does not train the policy: algorithm.critic_warmup={waits} has it wait for the critic, and "
+        f"run.iterations is {iterations}. To try the whole way, set algorithm.critic_warmup=0."
+    )
+
+
 def clipped_warning(sifted: Sifted, state: RLState) -> str:
     """A sentence where rewards were winsorised, else ""."""
     count = int(sifted.metrics.get("reward/clipped", 0))

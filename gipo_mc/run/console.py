@@ -213,6 +213,8 @@ def iteration_segments(step: int, total: int, metrics: Mapping[str, float], left
     # Of an evaluation the truest: the gold reward is of the same prompts as the held-out one.
     for name, label in [pair for pair in _EVALUATED if pair[0] in metrics][:1]:
         one(label, name, 4)
+    if "time/update_critic" in metrics and "time/update_policy" not in metrics:
+        add("policy waits for the critic", 1, "yellow")
     one("loss", "loss", 0, style="green")
     one("accuracy", "accuracy", 1)
     one("eval loss", "eval/loss", 1)

@@ -74,6 +74,13 @@ def test_few_values_are_not_judged_and_a_failed_run_failed(tmp_path: Path) -> No
     assert verdict([load_run(failed)]).headline == "It failed after step 40. No disk."
 
 
+def test_a_policy_that_waited_to_the_end_was_not_trained(tmp_path: Path) -> None:
+    waited = _run(tmp_path / "r", {"reward/mean": lambda t: t}, config="algorithm: {critic_warmup: 40}\n")
+    assert verdict([load_run(waited)]).headline.startswith("The policy was not trained: algorithm.critic_warmup=40")
+    trained = _run(tmp_path / "s", {"reward/mean": lambda t: t}, config="algorithm: {critic_warmup: 39}\n")
+    assert verdict([load_run(trained)]).tone == "good"
+
+
 def test_of_several_runs_the_best_where_it_is_hardest_is_named(tmp_path: Path) -> None:
     ends = {"ppo": (1.5, 0.2), "gi": (1.2, 0.6)}
     paths = [

@@ -45,6 +45,16 @@ def test_iterations_that_train_nothing_are_no_skipped_steps(tmp_path: Path, mode
     assert trained == [classifier, [], [], [], [], classifier, ["policy/grad_norm"]]
 
 
+def test_a_run_that_ends_before_its_policy_is_trained_says_so(tmp_path: Path, models: dict[str, str]) -> None:
+    for warmup, said in ((2, True), (1, False)):
+        folder = tmp_path / str(warmup)
+        words = ["run.iterations=2", f"algorithm.critic_warmup={warmup}"]
+        assert run_ranks(_train, 1, folder, models, words) == [(0, "")]
+        warnings = folder / "run" / "warnings.jsonl"
+        found = warnings.read_text() if warnings.exists() else ""
+        assert (f"algorithm.critic_warmup={warmup} has it wait" in found) == said
+
+
 def test_a_schedule_ends_with_the_steps_that_are_taken(tmp_path: Path, models: dict[str, str]) -> None:
     """A classifier that is trained in two of three iterations, with two epochs of two steps: eight steps, not six."""
     linear = ["critic.schedule=linear", "policy.schedule=linear", "algorithm.critic_warmup=1", "run.iterations=3"]

@@ -56,6 +56,13 @@ def test_an_iteration_is_one_plain_line_without_a_terminal():
     assert line.endswith("3.21 s · 1.23k tok/s")
 
 
+def test_an_iteration_that_trains_no_policy_says_so():
+    critic = RL | {"time/update_critic": 1.0}
+    (waiting,) = plain_lines(lambda c: c.iteration(3, critic))
+    (trained,) = plain_lines(lambda c: c.iteration(3, critic | {"time/update_policy": 1.0}))
+    assert " · policy waits for the critic · " in waiting and "waits" not in trained
+
+
 def test_supervised_metrics_have_their_line():
     (line,) = plain_lines(lambda c: c.iteration(7, {"loss": 0.69, "accuracy": 0.5, "lr": 2e-5, "grad_norm": 1.5}))
     assert line == "[ 7/50] loss 0.690 · accuracy 0.500 · lr 2.0e-05 · grad norm 1.50"

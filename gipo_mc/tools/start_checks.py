@@ -1,11 +1,12 @@
 """What a start of a trainer would find wrong, as far as that can be told without torch and without the network.
 
-Not looked at: weights and tokenizers, rows behind the first ones, what is on the hub, and what a server or a function
-answers. gipo-mc dry-run sees more.
+Not looked at: weights, but for heads of reward models, tokenizers, rows behind the first ones, what is on the hub, and
+what a server or a function answers. gipo-mc dry-run sees more.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
@@ -14,6 +15,8 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, get_args
 
+from safetensors import SafetensorError, safe_open
+
 from gipo_mc.config import Config, DataConfig, check_layout, options, read_by
 from gipo_mc.config.load import examine
 from gipo_mc.config.reward import FUNCTION, is_function, is_model
@@ -21,7 +24,7 @@ from gipo_mc.data.examples import QUARANTINE_ROWS, examples
 from gipo_mc.data.named import BUILTIN, Kind, sources_of
 from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.sources import on_hub
-from gipo_mc.errors import ConfigError, DataError, GipoError
+from gipo_mc.errors import CheckpointError, ConfigError, DataError, GipoError
 from gipo_mc.plan.shapes import local_shape
 from gipo_mc.run.functions.named import has_module
 from gipo_mc.run.functions.rewards import form_of, load_function
@@ -45,6 +48,12 @@ BASES = {
 _FROZEN = ("model.reference", "model.reward", "dpo.group_model", "reward.models", "reward.also", "eval.reward")
 #: Those of them that may also be functions or addresses.
 _REWARDS = ("model.reward", "reward.also", "eval.reward")
+#: Options of reward models.
+_HEADED = (*_REWARDS, "reward.models")
+#: The head of a reward model, in the files of transformers.
+_SCORE = "score.weight"
+_WEIGHTS = "model.safetensors"
+_WEIGHTS_INDEX = f"{_WEIGHTS}.index.json"
 _SIZED = ("model.policy", "model.critic", *_FROZEN)
 _MODELS = (*_SIZED, "model.tokenizer")
 #: What the folder of a model, a checkpoint or a run with one holds, one of them.
@@ -77,7 +86,7 @@ def start_problems(
     # Of a configuration with problems, what is said here holds with defaults in the place of what is wrong.
     found += [(problem, ConfigError.exit_code) for problem in problems_of(config, command, ranks)]
     if files:
-        for look in (unfit_models, absent_models, unfit_functions, absent_data, unfit_rows):
+        for look in (unfit_models, unfit_heads, absent_models, unfit_functions, absent_data, unfit_rows):
             found += look(config, command)
     return found
 
@@ -108,10 +117,45 @@ def unfit_models(config: Config, command: str) -> list[tuple[str, int]]:
         try:
             if shape := local_shape(os.path.expanduser(name)):
                 # A reward model with a tokenizer of its own counts other tokens.
-                shape.check(*sizes, sequence_length=0 if key in (*_REWARDS, "reward.models") else longest)
+                shape.check(*sizes, sequence_length=0 if key in _HEADED else longest)
         except ConfigError as error:
             found.append((f"{key}={name}{where}: {error}", error.exit_code))
     return found
+
+
+def unfit_heads(config: Config, command: str) -> list[tuple[str, int]]:
+    """(sentence, exit code) of reward models in folders of transformers whose weights have no head of one label, by the
+    headers of their files."""
+    found = []
+    for key, name in _named(config, _HEADED, _read(command)):
+        folder = Path(os.path.expanduser(name))
+        if not (is_model(name) and any((folder / file).is_file() for file in (_WEIGHTS, _WEIGHTS_INDEX))):
+            continue
+        try:
+            size = _head(folder)
+        except (OSError, ValueError, SafetensorError) as error:
+            found.append((f"{key}={name}: its weights cannot be read: {error}", CheckpointError.exit_code))
+            continue
+        if size is None:
+            text = "its weights have no head (score.weight): give a reward model, for example of gipo-mc train reward"
+        elif size[0] != 1:
+            text = f"its head (score.weight) has {size[0]} labels: a reward model has exactly one (num_labels=1)"
+        else:
+            continue
+        found.append((f"{key}={name}: {text}.", CheckpointError.exit_code))
+    return found
+
+
+def _head(folder: Path) -> list[int] | None:
+    """Size of score.weight in the weights of a folder; None where they have none."""
+    index, name = folder / _WEIGHTS_INDEX, _WEIGHTS
+    if index.is_file():
+        name = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).get(_SCORE, "")
+    if not name:
+        return None
+    with safe_open(folder / name, framework="numpy") as file:
+        names = set(file.keys())
+        return list(file.get_slice(_SCORE).get_shape()) if _SCORE in names else None
 
 
 def _longest(config: Config, command: str) -> int:

@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+from safetensors.numpy import save_file
 
 from gipo_mc.config import load_config, options
 from gipo_mc.config.explain.json_schema import schema_text
@@ -121,6 +123,41 @@ def test_check_refuses_what_is_no_model_or_too_short_for_the_data(
     assert f"- model.policy={short}: The model does not fit" in said and "320 tokens of prompt and response" in said
     assert f"- model.critic={empty} is no model (no config.json), no checkpoint, and no run that has one." in said
     assert "- model.reference=python:a:b: there is no such folder" in said and "model.reward" not in said
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({"score.weight": (2, 8)}, "its head (score.weight) has 2 labels: a reward model has exactly one"),
+        ({"lm_head.weight": (9, 8)}, "its weights have no head (score.weight): give a reward model"),
+        ({"score.weight": (1, 8)}, ""),
+        ({}, "its weights cannot be read: "),
+    ],
+)
+def test_check_refuses_a_reward_model_without_one_label(
+    tensors: dict[str, tuple[int, int]],
+    said: str,
+    sharded: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "model-00001-of-00001.safetensors" if sharded else "model.safetensors"
+    if tensors:
+        save_file({key: numpy.zeros(size, numpy.float32) for key, size in tensors.items()}, tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(b"no weights")
+    if sharded:
+        index = {"weight_map": dict.fromkeys(tensors or ["score.weight"], name)}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    sizes = {"num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 64, "hidden_size": 8}
+    config = sizes | {"intermediate_size": 32, "model_type": "llama"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.chdir(ROOT)
+    main(["check", HH, f"model.reward={tmp_path}"])
+    found = capsys.readouterr().err
+    assert (f"- model.reward={tmp_path}: {said}" in found) if said else ("- model.reward" not in found)
 
 
 CODE = "print('hello')\ndef reward(sample): ...\ndef odd(a, b): ...\n"

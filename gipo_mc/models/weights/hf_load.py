@@ -255,8 +255,7 @@ def _check_names(source: SafetensorsFolder, shape: ModelShape, head: HeadKind, f
         if wanted is None:
             problems.append(f"unexpected: {name} {list(size)}")
         elif wanted != size:
-            hint = _shape_hint(name)
-            problems.append(f"{name} is {list(size)}, but config.json makes it {list(wanted)}{hint}")
+            problems.append(f"{name} is {list(size)}, but {_reason(name)} {list(wanted)}")
     if problems:
         listed = "\n".join(f"  - {line}" for line in problems[:20])
         more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
@@ -264,9 +263,10 @@ def _check_names(source: SafetensorsFolder, shape: ModelShape, head: HeadKind, f
     return skip
 
 
-def _shape_hint(name: str) -> str:
-    if name in (EMBEDDING, OUTPUT):
-        return ": the vocabulary differs (vocab_size in config.json)"
+def _reason(name: str) -> str:
+    """What asks for another size of a tensor."""
     if name == SCORE:
-        return ": a reward model has exactly one label (num_labels=1)"
-    return ""
+        return "the head of a reward model has exactly one label (num_labels=1):"
+    if name in (EMBEDDING, OUTPUT):
+        return "the vocabulary of config.json (vocab_size) makes it"
+    return "config.json makes it"

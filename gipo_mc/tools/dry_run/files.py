@@ -16,7 +16,7 @@ from gipo_mc.data.tokenizer import check_vocabulary, load_tokenizer
 from gipo_mc.errors import GipoError
 from gipo_mc.models.weights.hf_load import SafetensorsFolder
 from gipo_mc.run import model_sources
-from gipo_mc.tools.start_checks import absent_data, unfit_functions, unfit_rows
+from gipo_mc.tools.start_checks import absent_data, unfit_functions, unfit_heads, unfit_rows
 
 
 def look(config: Config, command: str) -> tuple[list[str], list[str]]:
@@ -39,7 +39,7 @@ def look(config: Config, command: str) -> tuple[list[str], list[str]]:
             notes.append(f"{key}={name} is not on this machine: a start asks the hub for it.")
         else:
             attempt(partial(_model, name, key, config))
-    for look_at in (unfit_functions, absent_data, unfit_rows):
+    for look_at in (unfit_heads, unfit_functions, absent_data, unfit_rows):
         for text, code in look_at(config, command):
             (problems if code else notes).append(text)
     return list(dict.fromkeys(problems)), list(dict.fromkeys(notes))

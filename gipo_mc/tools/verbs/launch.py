@@ -142,7 +142,7 @@ def _checked(options: argparse.Namespace) -> Launch:
     from gipo_mc.config import check_layout, load_config, names_nothing, wide_tensor
     from gipo_mc.config.load import read_layers
     from gipo_mc.plan.run import command_of
-    from gipo_mc.tools.start_checks import absent_files, problems_of, unfit_models, unfit_rows
+    from gipo_mc.tools.start_checks import absent_files, problems_of, unfit_heads, unfit_models, unfit_rows
 
     ranks = options.nodes * options.gpus
     base: dict[str, Any] = {}
@@ -160,7 +160,8 @@ def _checked(options: argparse.Namespace) -> Launch:
     config = load_config(options.config, options.overrides, base)
     command = options.command or command_of(config)
     if not base:
-        unfit = [*unfit_models(config, command), *unfit_rows(config, command)]
+        looks = (unfit_models, unfit_heads, unfit_rows)
+        unfit = [each for look in looks for each in look(config, command)]
         if found := [*problems_of(config, command, ranks), *(text for text, code in unfit if code)]:
             raise ConfigError("\n".join(found))
         # Not refused: they may be on the cluster.

@@ -61,7 +61,10 @@ def test_missing_unexpected_and_misshaped_tensors_are_named_together(tmp_path: P
     message = error_of(tmp_path)
     assert "missing: model.layers.2.mlp.up_proj.weight [48, 32]" in message
     assert "unexpected: model.layers.0.self_attn.q_proj.bias [32]" in message
-    assert "model.embed_tokens.weight is [130, 32], but config.json makes it [131, 32]: the vocabulary" in message
+    assert (
+        "model.embed_tokens.weight is [130, 32], but the vocabulary of config.json (vocab_size) makes it [131, 32]"
+        in message
+    )
     assert str(tmp_path) in message
 
 

@@ -96,9 +96,7 @@ def _absent(unseen: set[str], kind: str, label: str, data: DataConfig) -> dict[s
         of_no_matter.add("messages")
     if label:
         of_no_matter.add("domain")
-    return {
-        column: field for field, column in data.columns.items() if column in unseen and field not in of_no_matter
-    }
+    return {column: field for field, column in data.columns.items() if column in unseen and field not in of_no_matter}
 
 
 def _require_columns(row: RawRow, named: Fields, kind: str, data: DataConfig) -> None:

@@ -84,7 +84,7 @@ def run(own: argparse.Namespace) -> int:
     """Returns the exit code of the first judge that failed, or 0. Raises GipoError for what stops all of them."""
     from gipo_mc.evaluation.judges.journal import Journal
     from gipo_mc.evaluation.pairs import write_pairs
-    from gipo_mc.evaluation.reading import unasked
+    from gipo_mc.evaluation.reading import Judged
     from gipo_mc.tools.evaluate import estimate
 
     if abs(sum(own.expect) - 100) > 2:  # they are rounded
@@ -113,7 +113,7 @@ def run(own: argparse.Namespace) -> int:
             except GipoError as error:
                 first = first or error
                 say_error(error)
-                if left := unasked(Path(own.out)).get(config.name):
+                if left := Judged(Path(own.out)).unasked.get(config.name):
                     say_warning(
                         f"{config.name}: {left} comparisons have no answer yet; the same command asks for them."
                     )

@@ -138,15 +138,30 @@ Helpers& the_helpers() {
 
 }  // namespace
 
+void SharedWork::take_part() noexcept {
+    try {
+        for (int64_t turn = next_++; turn < turns_; turn = next_++) part_(context_, turn);
+    } catch (...) {
+        if (!failed_.exchange(true)) error_ = std::current_exception();
+        next_ = turns_;
+    }
+}
+
+void SharedWork::finish() const {
+    if (failed_) std::rethrow_exception(error_);
+}
+
 void work_together(SharedWork& work, int64_t helpers) {
     if (const OpenMpParallel parallel = openmp()) {
         Shared shared{work, {}};
         std::fegetenv(&shared.arithmetic);
         // 0 threads are as many as torch has: with fewer the runtime ends those left over, and starts them again for
         // torch's next operation. Who finds no turn left has nothing to do.
-        return parallel(take_part_as_caller, &shared, 0, 0);
+        parallel(take_part_as_caller, &shared, 0, 0);
+    } else {
+        the_helpers().run(work, helpers);
     }
-    the_helpers().run(work, helpers);
+    work.finish();
 }
 
 }  // namespace gipo

@@ -9,33 +9,38 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 
 namespace gipo {
 
 constexpr int64_t kWorkOfAThread = 32768;  // elements; below, waking a thread costs more than it saves
 constexpr int64_t kTurns = 8;              // turns of a thread: one that comes late, or is slow, takes fewer
 
-// Work in `turns` parts, which threads take one after the other. `part` must not throw.
+// Work in `turns` parts, which threads take one after the other.
 class SharedWork {
   public:
     SharedWork(int64_t turns, void (*part)(const void* context, int64_t turn), const void* context)
         : turns_(turns), part_(part), context_(context) {}
 
-    // Does parts until none is left to take.
-    void take_part() {
-        for (int64_t turn = next_++; turn < turns_; turn = next_++) part_(context_, turn);
-    }
+    // Does parts until none is left to take, or one has thrown (std::bad_alloc of a scratch room): an exception that
+    // left a helper would end the process.
+    void take_part() noexcept;
+
+    // For the caller of all, once no thread is at a part any more: throws what the first of them threw.
+    void finish() const;
 
   private:
     std::atomic<int64_t> next_{0};
+    std::atomic<bool> failed_{false};
+    std::exception_ptr error_;  // of the thread that set failed_
     const int64_t turns_;
     void (*const part_)(const void*, int64_t);
     const void* const context_;
 };
 
-// Does `work` with the calling thread and others, `helpers` of our own at most; returns when it is done. Where no
-// thread can be started, ours are fewer; an OpenMP runtime ends the process then, as it does under torch's own
-// operations.
+// Does `work` with the calling thread and others, `helpers` of our own at most; returns when it is done, and throws
+// what a part of it has thrown. Where no thread can be started, ours are fewer; an OpenMP runtime ends the process
+// then, as it does under torch's own operations.
 void work_together(SharedWork& work, int64_t helpers);
 
 // Calls run(begin, end) on ranges that cover [0, rows), on up to `threads` threads. `row_work`: elements of a row.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from gipo_mc.config import DataConfig
-from gipo_mc.data.fields import Fields, LeftOut, RowError, UnknownFormat, names_of, other_names, renamed
-from gipo_mc.data.formats import Example, detect, parse
+from gipo_mc.data.fields import Fields, LeftOut, RowError, UnknownFormat, names_of, other_names
+from gipo_mc.data.formats import BOTH, Example, detect, parse
 from gipo_mc.data.named import BUILTIN
 from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.sources import BadRow, RawRow, domain_of_source, read_rows
@@ -45,13 +44,13 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
         try:
             if isinstance(row, BadRow):
                 raise RowError(row.reason)
-            named = renamed(row.fields, data.columns) if data.columns else row.fields
+            fields = Fields(row.fields, data.columns)
             unseen -= row.fields.keys()
             if not report.format:
-                _require_columns(row, named, kind, data)
+                _require_columns(row, fields, kind, data)
                 is_auto = data.format == "auto"
-                report.format = detect(Fields(named, row.fields), _NEEDS[kind]) if is_auto else data.format
-            fields = Fields(named, row.fields)
+                # Of a copy: what it asks for is not read yet.
+                report.format = detect(Fields(row.fields, data.columns), _NEEDS[kind]) if is_auto else data.format
             example = parse(fields, report.format, _NEEDS[kind])
             _require(example, kind, report.format, fields)
             report.unused.update(fields.unused())
@@ -78,7 +77,7 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
                 columns=row.fields,
             )
     if report.read > malformed:
-        report.absent = {column: field for field, column in data.columns.items() if column in unseen}
+        report.absent = _absent(unseen, kind, label, data)
     if malformed > QUARANTINE_ROWS and malformed > QUARANTINE_SHARE * report.read:
         raise DataError(
             f"{source}: {malformed} of {report.read} rows are malformed, more than {QUARANTINE_SHARE:.0%}: this may be "
@@ -86,7 +85,21 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
         )
 
 
-def _require_columns(row: RawRow, named: Mapping[str, Any], kind: str, data: DataConfig) -> None:
+def _absent(unseen: set[str], kind: str, label: str, data: DataConfig) -> dict[str, str]:
+    """Columns that no row of a source has, with the field that each stands for, where something else was read in place
+    of it, or nothing. data.columns is for all sources, of which each use reads its own fields."""
+    seen = {field for field, column in data.columns.items() if column not in unseen}
+    of_no_matter = {*BOTH} - {*_NEEDS[kind]}
+    if "messages" in seen:  # a dialogue has all of it in itself
+        of_no_matter |= {"prompt", *BOTH}
+    elif "prompt" in seen:
+        of_no_matter.add("messages")
+    if label:
+        of_no_matter.add("domain")
+    return {column: field for field, column in data.columns.items() if column in unseen and field not in of_no_matter}
+
+
+def _require_columns(row: RawRow, named: Fields, kind: str, data: DataConfig) -> None:
     """Raises DataError where the first row of a source lacks a column that data.columns names for the prompt or a
     response that the use needs. Others may come in later rows, or be of other sources."""
     # A dialogue has its responses in itself, and is one of two ways to give a prompt.

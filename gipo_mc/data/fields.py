@@ -28,12 +28,16 @@ class Fields(Mapping[str, Any]):
     """A row that remembers what was read of it, so that a column which nothing reads can be named.
 
     Null is what Parquet and many writers put where a row has no value: `has` takes it for absent.
-    names: what its columns are called where it comes from, for errors.
+    row: as it stands in its file. columns: field -> its name there, where that is another; a column that has a field's
+    name itself gives way to the one named for that field, where the row has that.
     """
 
-    def __init__(self, row: Mapping[str, Any], names: Iterable[object] = ()) -> None:
-        self._row = row
-        self.names = tuple(names) or tuple(row)
+    def __init__(self, row: Mapping[str, Any], columns: Mapping[RowField, str] | None = None) -> None:
+        self._of_file = row
+        self._columns: dict[str, str] = {field: name for field, name in (columns or {}).items() if name in row}
+        taken = {*self._columns, *self._columns.values()}
+        others = {key: value for key, value in row.items() if key not in taken}
+        self._row = others | {field: row[name] for field, name in self._columns.items()}
         self._read: set[str] = set()
         self._ignored: set[str] = set()
 
@@ -59,21 +63,19 @@ class Fields(Mapping[str, Any]):
         """The value or None, without reading it."""
         return self._row.get(key)
 
-    def ignore(self, name: str) -> None:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What its columns are called in its file."""
+        return tuple(map(str, self._of_file))
+
+    def ignore(self, key: str, below: str) -> None:
         """Something below a field that was read is of no use here, such as a message's "name"."""
-        self._ignored.add(name)
+        self._ignored.add(f"{self._columns.get(key, key)}.{below}")
 
     def unused(self) -> set[str]:
-        """Columns with a value that nobody has read."""
-        return self._ignored | {str(key) for key, value in self._row.items() if key not in self._read and says(value)}
-
-
-def renamed(row: Mapping[str, Any], columns: Mapping[RowField, str]) -> dict[str, Any]:
-    """A row whose fields have the project's names. columns: field -> its name in the row. A column that has a field's
-    name itself gives way to the one named for that field, where the row has that."""
-    taken = {name for field, column in columns.items() if column in row for name in (field, column)}
-    others = {key: value for key, value in row.items() if key not in taken}
-    return others | {field: row[column] for field, column in columns.items() if column in row}
+        """Columns with a value that nobody has read, as their file calls them."""
+        read = {self._columns.get(key, key) for key in self._read}
+        return self._ignored | {str(key) for key, value in self._of_file.items() if key not in read and says(value)}
 
 
 def says(value: Any) -> bool:
@@ -112,7 +114,7 @@ def wrong(row: Mapping[str, Any], key: str, wanted: str, name: str = "") -> str:
 
 def names_of(row: Mapping[str, Any]) -> tuple[str, ...]:
     """What the columns of a row are called where it comes from."""
-    return tuple(map(str, row.names if isinstance(row, Fields) else row))
+    return row.names if isinstance(row, Fields) else tuple(map(str, row))
 
 
 def kind(value: Any) -> str:

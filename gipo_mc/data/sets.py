@@ -65,7 +65,7 @@ class SourceReport:
     truncated: responses cut to data.sequence_length (they end without EOS). problems: the first malformed rows,
     "file:line: reason". more: items beyond one for each row (data.turns=all). unused: columns that hold something and
     are not used, with the number of such rows. remarks: what is odd, and in how many rows.
-    absent: columns of data.columns that no row has, with the field that each stands for.
+    absent: columns of data.columns that no row has and the use would read, with the field that each stands for.
     """
 
     source: str

@@ -1,8 +1,7 @@
 """The run folder: where everything a run leaves behind lies, owned by one job at a time.
 
 config.yaml (resolved), about.json (what ran, in words), metrics.jsonl, distributions.jsonl, samples.jsonl,
-warnings.jsonl, reference_rewards.jsonl, tensorboard/, trackers/ (what Weights & Biases and MLflow are to remember),
-checkpoints/, run_status.json, report.html.
+warnings.jsonl, reference_rewards.jsonl, tensorboard/, trackers/, checkpoints/, run_status.json, report.html.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from typing import Any, Literal
 
 from gipo_mc.errors import ConfigError, StorageError
 from gipo_mc.run.jsonl import holder_of, lock_file, read_file, storage_errors, write_atomically
+from gipo_mc.run.saves.places import checkpoint_around
 from gipo_mc.run.terminal.voice import tell
 
 State = Literal["running", "done", "failed", "requeue"]
@@ -35,8 +35,6 @@ _CONTENTS = (
     *("reference_rewards.jsonl", "tensorboard", "trackers", "checkpoints", "run_status.json", "report.html"),
     ".saved.json",
 )
-#: What `gipo_mc.run.manifest` calls FILE and STATE. Not imported from there: readers of a run need no torch.
-_OF_A_CHECKPOINT = ("MANIFEST.json", "state.json")
 
 
 class RunFolder:
@@ -49,6 +47,7 @@ class RunFolder:
         self.path = Path(path)
         self.command = command
         self.set_aside: Path | None = None
+        self._made: list[Path] = []  # by `open`, the folder before those that it lies in
         self._lock: int | None = None
         self._holder = b""
         self._started = started or now()
@@ -79,6 +78,7 @@ class RunFolder:
                 "manifests say. Give another run.name or run.dir."
             )
         with storage_errors(folder.path):
+            folder._made = [place for place in (folder.path, *folder.path.parents) if not place.exists()]
             folder.path.mkdir(parents=True, exist_ok=True)
         folder._acquire()
         try:
@@ -190,7 +190,7 @@ class RunFolder:
         of them said of the refusal stands."""
         if not os.path.isdir(self.path):  # unlike Path.is_dir, also where the name is too long for one
             return
-        if not self._acquired_among_ranks():
+        if self._lock is None and not self._acquired_among_ranks():
             return
         try:
             earlier = self.read_status()
@@ -204,6 +204,18 @@ class RunFolder:
         finally:
             self.close()
 
+    def take_back(self) -> None:
+        """Remove the folder of a start that was refused, if `open` made it and it holds nothing but this start's."""
+        left = (self.checkpoints, self.status, self.path / ".lock")
+        with suppress(OSError, StorageError):
+            if self._made and self._lock is not None and set(self.path.iterdir()) <= set(left):
+                self.still_ours()
+                self.checkpoints.rmdir()  # an error, which ends this, where there is a checkpoint
+                for file in left[1:]:
+                    file.unlink()
+                for place in self._made:
+                    place.rmdir()
+
     def _acquired_among_ranks(self) -> bool:
         """The lock, for which ranks of one job that note the same stand in line. False: another job has it."""
         deadline = time.monotonic() + (_LINE_SECONDS if os.environ.get("WORLD_SIZE", "1") != "1" else 0.0)
@@ -212,7 +224,7 @@ class RunFolder:
                 self._acquire()
                 return True
             except StorageError:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or not os.path.isdir(self.path):  # another rank may take it back
                     return False
                 time.sleep(0.02)
 
@@ -295,18 +307,6 @@ class RunFolder:
             for item in present:
                 item.rename(target / item.name)
         self.set_aside = target
-
-
-def checkpoint_around(path: Path) -> Path | None:
-    """The checkpoint, or the folder of a run's checkpoints, that `path` is or lies in; None: it lies in none. What is
-    put there makes a checkpoint one that does not verify."""
-    path = Path(os.path.realpath(path))
-    for place in (path, *path.parents):
-        if all(os.path.isfile(place / name) for name in _OF_A_CHECKPOINT):
-            return place
-        if place.name == "checkpoints" and any(place.glob(f"step_*/{_OF_A_CHECKPOINT[0]}")):
-            return place
-    return None
 
 
 def fell_silent(status: Mapping[str, Any]) -> str:

@@ -100,14 +100,24 @@ def lock_file(path: Path, sentence: Callable[[OSError], str]) -> int:
     Raises StorageError where the file cannot be made, and with `sentence` of the error where another process has the
     lock (BlockingIOError) or the file system has no locks.
     """
-    with storage_errors(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    while True:
+        with storage_errors(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            raise StorageError(sentence(error)) from (None if isinstance(error, BlockingIOError) else error)
+        if _is_at(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # its holder removed the file before this process had the lock: another would make its own
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise StorageError(sentence(error)) from (None if isinstance(error, BlockingIOError) else error)
-    return descriptor
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def holder_of(lock: Path) -> str:

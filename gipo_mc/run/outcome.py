@@ -55,6 +55,8 @@ def outcome_kept(watch: Watch) -> Iterator[None]:
         if state == "failed":
             record_error(code, message, place=place())
         _leave(watch, state, code, message)
+        if _is_refusal(error) and not watch.begun:
+            watch.folder.take_back()
         raise
     watch.close()
     watch.write_status("done", 0)
@@ -96,17 +98,26 @@ def _storage_said() -> Iterator[None]:
 @contextmanager
 def refusal_noted(folder: Callable[[], RunFolder]) -> Iterator[None]:
     """Around what comes before a run: a start that is refused leaves its status in the run folder it was meant for,
-    where that is there and no job has it, and a "done" of an earlier start does not stand for this one."""
+    where that was there before and no job has it, and a "done" of an earlier start does not stand for this one."""
     try:
         yield
     except BaseException as error:
-        note_end(folder, *how_it_ended(error))
+        with _storage_said():
+            meant = folder()
+            if _is_refusal(error):
+                meant.take_back()
+            meant.note(*how_it_ended(error))
         raise
 
 
+def _is_refusal(error: BaseException) -> bool:
+    """Is it about what the start was given? The others are ends that the next start, or the user, is to learn of."""
+    return isinstance(error, GipoError) and not isinstance(error, Requeue | PeerError)
+
+
 def note_end(folder: Callable[[], RunFolder], state: State, exit_code: int, message: str) -> None:
-    """Leave the status of a start that never came to run. Each rank does: the first to end is the end of the others,
-    which may not have come to it."""
+    """Leave the status of a start that a signal ended before it came to run. Each rank does: the first to end is the
+    end of the others, which may not have come to it."""
     with _storage_said():
         folder().note(state, exit_code, message)
 

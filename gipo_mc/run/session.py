@@ -324,7 +324,7 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
 
     with listening(), ExitStack() as at_the_end:
         at_the_end.callback(lambda: folder.close())  # of the folder that `take` opens
-        with refusal_noted(lambda: RunFolder(folder.path, command)):
+        with refusal_noted(lambda: folder):
             same = values(config) | {"kernels": describe_build()}
             frozen = "parallel.frozen_tensor" in read_by(command)
             layout = runtime.initialize(config.parallel, config.device, same, frozen=frozen)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from gipo_mc.errors import ConfigError
 from gipo_mc.parallel.disk import sync
-from gipo_mc.run.folder import checkpoint_around
 from gipo_mc.run.jsonl import storage_errors
+from gipo_mc.run.saves.places import checkpoint_around
 
 #: What a killed job left behind is removed after this many seconds.
 _STALE_SECONDS = 3600.0

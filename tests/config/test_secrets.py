@@ -102,6 +102,7 @@ def test_a_fixed_option_whose_secret_changed_is_refused_without_showing_it(
 
 
 def test_an_error_that_quotes_a_secret_shows_the_reference(folder: Path) -> None:
+    (folder / "run").mkdir()  # where a start that is refused leaves its status
     words = _words(folder, model__policy="'/none/${oc.env:GIPO_TEST_TOKEN}/x'")
     ((code, said),) = run_ranks(_train, 1, folder, words)
     assert code == 2 and "/none/${oc.env:GIPO_TEST_TOKEN}/x" in said and "qz7wk4vt9x" not in said, said

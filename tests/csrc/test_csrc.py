@@ -125,6 +125,18 @@ def test_helper_threads_under_the_thread_sanitizer(tmp_path: Path) -> None:
     assert run(compiled(tmp_path / "threads", flags, objects(tmp_path, flags, sources))).count("cases") == 4
 
 
+@pytest.mark.parametrize("openmp", [[], ["-fopenmp", "-Wl,--no-as-needed"]], ids=["own threads", "OpenMP"])
+def test_what_a_thread_throws_reaches_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, openmp: list[str]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    (tmp_path / "empty.cpp").write_text("int main() {}\n")
+    if command(COMPILER or "c++", *openmp, tmp_path / "empty.cpp", "-o", tmp_path / "empty").returncode:
+        pytest.skip("the compiler has no OpenMP")
+    sources = [HERE / "test_parallel.cpp", CSRC / "parallel.cpp"]
+    assert run(compiled(tmp_path / "throws", ["-O1", *openmp], sources)) == "20 rounds\n"
+
+
 @pytest.mark.skipif(platform.system() != "Linux", reason="sleeps on futexes")
 def test_ranks_in_one_room_under_the_thread_sanitizer(tmp_path: Path) -> None:
     flags = ["-O1", *sanitizers("thread", tmp_path)]

@@ -105,7 +105,8 @@ def test_columns_of_other_names_are_read_as_the_fields_they_stand_for(
     assert [tokenizer.decode(ids) for ids in (pairs[0].prompt_ids, pairs[0].rejected_ids)] == [
         "<s>And the cat?", " Away.</s>"
     ]  # fmt: skip
-    assert pairs[0].domain == "pets" and pairs.reports[0].format == "pairs" and not pairs.reports[0].unused
+    assert pairs[0].domain == "pets" and pairs.reports[0].format == "pairs"
+    assert pairs.reports[0].unused == {"prompt": 1}, "it gave way to the column that is named for it"
     prompts = load_prompts(data, tokenizer, columns=True)
     assert dict(prompts[0].columns) == row, "a reward is given the file's own names"
     talk = {"talk": [{"role": "user", "content": "And the cat?"}, {"role": "assistant", "content": "At home."}]}
@@ -133,14 +134,48 @@ def test_only_what_the_use_needs_must_be_there(tmp_path: Path, tokenizer: PreTra
     data = DataConfig(prompts=[prompts], preferences=[pairs], columns=columns)
     found, preferences = load_prompts(data, tokenizer), load_preferences(data, tokenizer)
     assert [prompt.domain for prompt in found] == ["a", "pets"] and len(preferences) == 1
-    assert found.warnings() == [
-        f"{prompts}: no row has the column {column}, which data.columns names for {field}: correct the name there if "
-        "these rows should have it."
-        for column, field in (("better", "chosen"), ("worse", "rejected"))
+    assert found.warnings() == [], "RL reads no response of a file"
+    assert preferences.warnings() == [
+        f"{pairs}: no row has the column topic, which data.columns names for domain: correct the name there if these "
+        "rows should have it."
     ]
-    assert [text for text in preferences.warnings() if "topic" in text and text.startswith(pairs)]
+    assert not load_preferences(data.model_copy(update={"domains": ["pets"]}), tokenizer).warnings(), "is not asked for"
     with pytest.raises(DataError, match=r"data\.columns names better \(for chosen\), worse \(for rejected\)"):
         load_preferences(data.model_copy(update={"preferences": [prompts]}), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("load", "columns", "absent"),
+    [
+        (load_prompts, {"prompt": "question", "messages": "talk", "rejected": "worse"}, {}),
+        (load_prompts, {"prompt": "qestion"}, {"qestion": "prompt"}),  # the file's own prompt is read in its place
+        (load_demonstrations, {"chosen": "bettr", "rejected": "worse"}, {"bettr": "chosen"}),
+        (load_preferences, {"chosen": "bettr", "rejected": "wrse"}, {"bettr": "chosen", "wrse": "rejected"}),
+        (load_preferences, {"system": "persona"}, {"persona": "system"}),
+    ],
+)
+def test_an_absent_column_is_told_where_the_use_would_read_it(
+    load: Any,
+    columns: dict[str, str],
+    absent: dict[str, str],
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "And?", "question": "And the cat?", **TALK}])
+    data = DataConfig(prompts=[path], demonstrations=[path], preferences=[path], columns=columns)
+    assert load(data, tokenizer).reports[0].absent == absent
+
+
+def test_an_absent_column_of_a_response_is_no_matter_where_a_dialogue_has_it(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    talk = [{"role": "user", "content": "And?"}, {"role": "assistant", "content": "Away.", "name": "cat"}]
+    row = {"talk": talk, "id": 7, "messages": [1], "persona": "a cat", "score": 2.0}
+    columns = {"messages": "talk", "prompt": "question", "chosen": "better", "system": "persona"}
+    data = DataConfig(demonstrations=[write(tmp_path / "a.jsonl", [row])], columns=columns)
+    report = load_demonstrations(data, tokenizer).reports[0]
+    assert report.absent == {}
+    assert set(report.unused) == {"talk.name", "id", "messages", "score"}, "by the file's own names"
 
 
 def test_a_column_with_a_fields_own_name_gives_way_only_to_the_one_that_is_there(

@@ -20,7 +20,7 @@ from gipo_mc.evaluation.games import Game
 from gipo_mc.evaluation.judges.journal import INVALID, VERDICTS, Journal, read_entries
 from gipo_mc.evaluation.judges.judging import Tally, TooManyInvalid, judge_pairs
 from gipo_mc.evaluation.pairs import Pair, write_pairs
-from gipo_mc.evaluation.reading import games_of, unasked
+from gipo_mc.evaluation.reading import Judged, games_of
 from tests.evaluation.games import Server, chat_judge, pairs_of, shown
 
 OURS = [f"ours {'x' * (n % 5)}" for n in range(12)]
@@ -147,7 +147,7 @@ def test_too_many_without_a_verdict_end_the_run_as_soon_as_it_is_certain(pairs: 
         judge(tmp_path, pairs, server, workers=1)
     assert caught.value.exit_code == 8 and "2 x the answer does not end with a verdict" in str(caught.value)
     assert len(server.asked) == 4, "no more is spent on a judge that failed"
-    assert outcomes(games_of(tmp_path)) == {"invalid": 2} and unasked(tmp_path) == {"chat": 22}
+    assert outcomes(games_of(tmp_path)) == {"invalid": 2} and Judged(tmp_path).unasked == {"chat": 22}
 
 
 CHANGES = [
@@ -197,7 +197,7 @@ def test_a_server_that_stops_keeps_what_was_answered(pairs: list[Pair], tmp_path
     server = Server(answer)
     with pytest.raises(JudgeStopped, match="quota"):
         judge(tmp_path, pairs, server)
-    assert len(read_entries(tmp_path)) == 10 and unasked(tmp_path) == {"chat": 14}
+    assert len(read_entries(tmp_path)) == 10 and Judged(tmp_path).unasked == {"chat": 14}
     assert judge(tmp_path, pairs, Server(longer)).requests == 14
     games = games_of(tmp_path)
     with pytest.raises(JudgeStopped):

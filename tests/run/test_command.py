@@ -150,7 +150,7 @@ def test_tensor_parallelism_that_does_not_divide_the_heads(tmp_path: Path, model
     """4 heads and 2 key-value heads on 3 ranks."""
     code, said = _fails(tmp_path, "rl", *_rl(models), "parallel.tensor=3", ranks=3)
     assert code == 2 and "parallel.tensor=3" in said and "4" in said
-    assert _status(tmp_path)["exit_code"] == 2
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -219,6 +219,11 @@ def test_wrong_input_is_one_sentence_and_its_exit_code(
     assert found == code, said
     for word in words:
         assert word in said
+    began = "python:tests." in arguments[0]
+    assert (tmp_path / "runs").exists() == began, "a start that is refused takes its folder back"
+    if not began:
+        (tmp_path / "runs" / "run").mkdir(parents=True)
+        assert _fails(tmp_path, kind, *base, *(argument.format(**places) for argument in arguments)) == (found, said)
     status = _status(tmp_path)
     assert (status["state"], status["exit_code"]) == ("failed", code)
     assert words[0] in status["message"]
@@ -250,6 +255,7 @@ def test_torchrun_reports_the_error_once_and_the_status_keeps_the_code(tmp_path:
     arguments += [f"data.demonstrations=[{tmp_path}/bad.jsonl]", "data.format=pairs", "train.batch_size=4"]
     arguments += ["data.sequence_length=24"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    (tmp_path / "runs" / "run").mkdir(parents=True)
     done = subprocess.run(
         [*torchrun, str(ROOT / "scripts" / "train_sft.py"), *arguments],
         capture_output=True, text=True, timeout=120, env=_environment(), cwd=tmp_path,

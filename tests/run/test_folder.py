@@ -127,6 +127,49 @@ def test_a_start_that_left_nothing_does_not_keep_the_name(tmp_path, state, monke
         RunFolder.open(tmp_path, "toy", "train_gi_ppo", resume=True)
 
 
+@pytest.mark.parametrize(
+    ("there", "kept"),
+    [([], False), (["runs/"], False), (["runs/toy/"], True), (["runs/toy/metrics.jsonl"], True)],
+)
+def test_a_refused_start_takes_back_the_folders_it_has_made(tmp_path, there, kept):
+    for name in there:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
+    with RunFolder.open(tmp_path / "runs", "toy", "train_sft", resume=True) as folder:
+        folder.write_status("failed", 2, "no such model")
+        folder.take_back()
+        assert (tmp_path / "runs").exists() == bool(there) and folder.path.exists() == kept
+        assert (folder.read_status().get("exit_code") == 2) == kept
+    RunFolder.open(tmp_path / "runs", "toy", "train_dpo", resume=True).close()
+
+
+@pytest.mark.parametrize("more", ["checkpoints/step_00000001", "previous-1", "notes"])
+def test_a_refused_start_takes_back_nothing_that_is_not_its_own(tmp_path, more):
+    with RunFolder.open(tmp_path, "toy", "train_sft", resume=True) as folder:
+        folder.write_status("failed", 2)
+        (folder.path / more).mkdir()
+        folder.take_back()
+        left = {path.name for path in folder.path.iterdir()}
+        assert left == {".lock", "run_status.json", "checkpoints", more.partition("/")[0]}
+    folder.take_back()
+    RunFolder(folder.path).take_back()
+    assert folder.path.exists(), "without the lock it may be another job's"
+
+
+def test_a_lock_is_of_the_file_that_others_will_lock(tmp_path, monkeypatch):
+    """Its holder took the folder back between the open and the lock of the next job."""
+    path, flock = tmp_path / ".lock", fcntl.flock
+
+    def late(descriptor, how):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        path.unlink()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with RunFolder.open(tmp_path, ".", "train_sft", resume=True), pytest.raises(StorageError, match="in use by"):
+        RunFolder.open(tmp_path, ".", "train_sft", resume=True)
+
+
 @pytest.mark.parametrize("state", ["running", "requeue", "failed"])
 def test_a_start_that_is_going_on_or_continues_keeps_the_name(tmp_path, state):
     """The lock may not be seen from another host; a reference's rewards took hours."""

@@ -89,5 +89,5 @@ def message(row: Fields, entry: Any, key: str, name: str) -> Message:
         raise RowError(f"{name} has {call}, and calls of tools are not text to learn: leave the dialogue out")
     for field, held in entry.items():
         if field not in (role_key, content_key) and says(held):
-            row.ignore(f"{key}.{field}")
+            row.ignore(key, field)
     return Message(role, string(entry, content_key, f"{name}.{content_key}").strip())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gipo_mc.errors import DataError, users_code
+from gipo_mc.errors import ConfigError, DataError, users_code
 from gipo_mc.evaluation.judge_config import PythonJudgeConfig
 from gipo_mc.evaluation.judges.prompts import Position
 from gipo_mc.evaluation.judges.questions import Comparison, Given, Question, Record, make_setup
@@ -16,6 +16,7 @@ from gipo_mc.run.functions.named import import_function
 
 #: f(prompts, first, second) -> "A", "B", "tie" or None for each.
 JudgeFunction = Callable[[list[str], list[str], list[str]], Sequence[str | None]]
+_CALLED = "it is called as f(prompts, first, second) and returns A, B or tie for each."
 _POSITIONS: Mapping[str, Position] = {"A": "first", "B": "second", "tie": "tie"}
 
 
@@ -66,15 +67,27 @@ class PythonJudge:
 
 
 def load_function(name: str) -> tuple[JudgeFunction, str]:
-    """The function behind "module:function", and a hash of the file that holds it. Raises ConfigError; imports it."""
-    found = import_function(
-        name,
-        f"function: {name}",
-        "Write module:function; it is called as f(prompts, first, second) and returns A, B or tie for each.",
-    )
+    """The function behind "module:function", and a hash of the file that holds it. Imports it. Raises ConfigError, also
+    where it cannot be called as a judge is."""
+    found = import_function(name, f"function: {name}", f"Write module:function; {_CALLED}")
+    _check_form(found, name)
     try:
         source = inspect.getsourcefile(found)
         version = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else ""
     except (TypeError, OSError):  # a callable object, or a function without a file
         version = ""
     return found, version
+
+
+def _check_form(function: JudgeFunction, name: str) -> None:
+    if inspect.iscoroutinefunction(function):
+        raise ConfigError(f"function: {name} is async, and a judge's function is not: {_CALLED}")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # written in C, without a signature
+        return
+    try:
+        signature.bind([], [], [])
+    except TypeError:
+        takes = ", ".join(signature.parameters) or "no argument"
+        raise ConfigError(f"function: {name} takes {takes}; {_CALLED}") from None

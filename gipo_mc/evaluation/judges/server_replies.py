@@ -7,16 +7,14 @@ a quota that no waiting brings back, and 400 for a parameter that another spelli
 from __future__ import annotations
 
 import json
-import math
 import re
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 from gipo_mc.config import hide
 from gipo_mc.evaluation.answers import Answer
+from gipo_mc.run.servers.retry_after import retry_after
 
 #: "busy": the same request later. "failed": the server's fault; the same request again. "gone": no server, perhaps for
 #: a moment only. "refused": this request's fault. "useless": nothing that is asked will be answered.
@@ -83,27 +81,6 @@ def _by_status(
     if status in (404, 405):
         return Reply("useless", f"{problem}; base_url usually ends with /v1, and `model` is a name it knows")
     return Reply("refused", problem, refused=_refused(found, body, sent))
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait, 0 for a moment that has passed; None where it does not say, or not so
-    that it can be read. RFC 9110, 10.2.3: whole seconds or a date, which is compared with the server's own clock."""
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name, "")) * unit
-        except ValueError:
-            continue
-        if math.isfinite(seconds):
-            return max(0.0, seconds)
-    until, now = _seconds(headers.get("retry-after", "")), _seconds(headers.get("date", ""))
-    return None if until is None else max(0.0, until - (time.time() if now is None else now))
-
-
-def _seconds(date: str) -> float | None:
-    try:
-        return parsedate_to_datetime(date).timestamp()
-    except (ValueError, OverflowError):
-        return None
 
 
 def _status_inside(found: dict[str, Any]) -> int:

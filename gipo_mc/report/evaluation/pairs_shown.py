@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from gipo_mc.evaluation.games import Game
-from gipo_mc.evaluation.judges.journal import Entry, Setup, read_entries, read_setups
+from gipo_mc.evaluation.judges.journal import Entry, Setup
 from gipo_mc.evaluation.pairs import Pair
-from gipo_mc.evaluation.reading import games_of
+from gipo_mc.evaluation.reading import Judged
 from gipo_mc.evaluation.statistics.outcomes import by_evaluator, design_of, is_person, results
 from gipo_mc.report.texts import prompt_shown, readable
 
@@ -46,14 +45,14 @@ class ShownPair:
     people: str
 
 
-def chosen_pairs(folder: Path, pairs: Sequence[Pair]) -> list[ShownPair]:
+def chosen_pairs(judged: Judged) -> list[ShownPair]:
     """Some pairs of each kind against each opponent, in turn from each domain, by the verdicts of the evaluator that
     says most. Raises DataError where the journal is damaged."""
-    games = games_of(folder)
+    pairs, games = judged.pairs, judged.games
     kinds = _kinds(games)
-    setups = {setup.setup: setup for setup in read_setups(folder)}
+    setups = {setup.setup: setup for setup in judged.setups}
     verdicts: dict[str, list[Entry]] = {}
-    for entry in read_entries(folder):
+    for entry in judged.entries:
         if entry.setup in setups:
             verdicts.setdefault(entry.pair, []).append(entry)
     for found in verdicts.values():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gipo_mc.errors import DataError
-from gipo_mc.evaluation.pairs import read_pairs
+from gipo_mc.evaluation.reading import Judged
 from gipo_mc.evaluation.statistics.bootstrap import Interval
 from gipo_mc.evaluation.statistics.outcomes import SELF, Design
 from gipo_mc.evaluation.tables.model import Cell, Evaluator, Table, read_table
@@ -92,7 +92,8 @@ class Evaluation:
 def load_evaluation(folder: Path) -> Evaluation:
     """What the report shows of the evaluation's folder. Raises DataError where it has no pairs or no table, or where a
     file is damaged."""
-    table, pairs = read_table(folder), read_pairs(folder)
+    table, judged = read_table(folder), Judged(folder)
+    pairs = judged.pairs
     prompts = len({pair.prompt for pair in pairs})
     return Evaluation(
         name=readable(folder.resolve().name),
@@ -104,7 +105,7 @@ def load_evaluation(folder: Path) -> Evaluation:
         both_orders=any(each.design == "both orders" for each in table.evaluators),
         evaluators=[_evaluator(each, table) for each in table.evaluators],
         agreement=_agreement(folder / "agreement.json"),
-        pairs=chosen_pairs(folder, pairs),
+        pairs=chosen_pairs(judged),
         policies=policies(pairs),
     )
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from gipo_mc.config import hide
 from gipo_mc.rl.reward_sources.samples import numbers
+from gipo_mc.run.servers.retry_after import retry_after
 from gipo_mc.types import Sample
 
 VERSION = 1
@@ -74,7 +75,7 @@ def read_reply(status: int, headers: Mapping[str, str], body: bytes, count: int)
         return _read_rewards(body, count)
     said = " ".join(hide(body[: 4 * _QUOTED].decode("utf-8", "replace")).split())[:_QUOTED]
     passing = status in (408, 425, 429) or status >= 500
-    return Reply(None, f"answered {status}{f': {said}' if said else ''}", passing, _retry_after(headers))
+    return Reply(None, f"answered {status}{f': {said}' if said else ''}", passing, retry_after(headers))
 
 
 def _read_rewards(body: bytes, count: int) -> Reply:
@@ -90,12 +91,3 @@ def _read_rewards(body: bytes, count: int) -> Reply:
     rewards = [math.nan if value is None else value for value in found["rewards"]]
     numbers_found, wrong = numbers(rewards, count, "it", skip=True)
     return Reply(numbers_found, f"answered, but {str(wrong).rstrip('.')}" if wrong else "")
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds of the header Retry-After; None where it has none, or a date, which needs clocks that agree."""
-    try:
-        seconds = float(headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return seconds if 0.0 <= seconds < math.inf else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,8 @@ SHARDS = "shards"
 TEMPORARY = ".tmp-"
 _PREFIX = "step_"
 _STEP = re.compile(_PREFIX + "([0-9]{8,18})")
+#: What `gipo_mc.run.manifest` calls FILE and STATE. Not imported from there: readers of a run need no torch.
+_OF_A_CHECKPOINT = ("MANIFEST.json", "state.json")
 
 
 def place_of(folder: Path, step: int) -> Path:
@@ -21,3 +24,15 @@ def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in `folder`, ascending, verified or not."""
     found = [_STEP.fullmatch(path.name) for path in folder.glob(f"{_PREFIX}*")] if folder.is_dir() else []
     return sorted(int(match[1]) for match in found if match)
+
+
+def checkpoint_around(path: Path) -> Path | None:
+    """The checkpoint, or the folder of a run's checkpoints, that `path` is or lies in; None: it lies in none. What is
+    put there makes a checkpoint one that does not verify."""
+    path = Path(os.path.realpath(path))
+    for place in (path, *path.parents):
+        if all(os.path.isfile(place / name) for name in _OF_A_CHECKPOINT):
+            return place
+        if place.name == "checkpoints" and any(place.glob(f"step_*/{_OF_A_CHECKPOINT[0]}")):
+            return place
+    return None

@@ -84,12 +84,14 @@ def run(own: argparse.Namespace) -> int:
     """Returns the exit code of the first judge that failed, or 0. Raises GipoError for what stops all of them."""
     from gipo_mc.evaluation.judges.journal import Journal
     from gipo_mc.evaluation.pairs import write_pairs
-    from gipo_mc.evaluation.reading import unasked
+    from gipo_mc.evaluation.reading import Judged
     from gipo_mc.tools.evaluate import estimate
 
     if abs(sum(own.expect) - 100) > 2:  # they are rounded
         raise ConfigError(f"--expect {' '.join(f'{share:g}' for share in own.expect)}: win, tie and lose make up 100.")
     configs = _judges(own.judge)
+    for config in configs:
+        _check(config, dry=own.dry_run)
     pairs = _pairs(own)
     for config in configs:
         _warn_of_other_domains(config, pairs)
@@ -113,7 +115,7 @@ def run(own: argparse.Namespace) -> int:
             except GipoError as error:
                 first = first or error
                 say_error(error)
-                if left := unasked(Path(own.out)).get(config.name):
+                if left := Judged(Path(own.out)).unasked.get(config.name):
                     say_warning(
                         f"{config.name}: {left} comparisons have no answer yet; the same command asks for them."
                     )
@@ -177,16 +179,32 @@ def _summary(tally: Tally, seconds: float) -> str:
 
 def _judges(files: Sequence[str]) -> list[AnyJudge]:
     """The judges, whose names differ. Raises ConfigError."""
-    from gipo_mc.evaluation.judges.prompts import load_prompt
-
     configs = [load_judge(file) for file in files]
     names = [config.name for config in configs]
     if twice := sorted({found for found in names if names.count(found) > 1}):
         raise ConfigError(f"Two judges are called {twice[0]}: give one of them another `name:`.")
-    for config in configs:
-        if isinstance(config, OpenAIJudgeConfig):
-            load_prompt(config.prompt)
     return configs
+
+
+def _check(config: AnyJudge, *, dry: bool) -> None:
+    """Is all there that the judge is made of? Found out before responses are generated, and before another judge is
+    paid. Raises ConfigError, CheckpointError."""
+    if isinstance(config, OpenAIJudgeConfig):
+        from gipo_mc.evaluation.judges.prompts import load_prompt
+
+        load_prompt(config.prompt)
+        if not dry:
+            from gipo_mc.evaluation.judges.openai_judge import OpenAIClient
+
+            OpenAIClient(config).close()
+    elif isinstance(config, PythonJudgeConfig):
+        from gipo_mc.evaluation.judges.python_judge import load_function
+
+        load_function(config.function)
+    else:
+        from gipo_mc.run.model_sources import resolve
+
+        resolve(config.model, f"{config.name}: model", warn=lambda text: None)
 
 
 def _make(config: AnyJudge, seed: int, stack: ExitStack, *, dry: bool) -> Judge:

@@ -23,19 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(own: argparse.Namespace) -> int:
     """Returns the exit code. Raises GipoError."""
-    from gipo_mc.evaluation.judges.journal import read_setups
-    from gipo_mc.evaluation.reading import games_of, unasked
+    from gipo_mc.evaluation.reading import Judged
     from gipo_mc.evaluation.tables.build import build_table
     from gipo_mc.evaluation.tables.model import write_table
     from gipo_mc.evaluation.tables.text import show
     from gipo_mc.run.jsonl import encode
 
-    folder = Path(own.folder)
-    designs: dict[str, Design] = {setup.evaluator: _design(setup) for setup in read_setups(folder)}
-    games = games_of(folder)
+    judged = Judged(Path(own.folder))
+    designs: dict[str, Design] = {setup.evaluator: _design(setup) for setup in judged.setups}
+    games = judged.games
     with waiting("Computing the table, games") as tell:
-        table = build_table(games, own.draws, own.seed, designs, unasked(folder, games), tell)
-    write_table(folder, table)
+        table = build_table(games, own.draws, own.seed, designs, judged.unasked, tell)
+    write_table(judged.folder, table)
     print(encode(asdict(table)) if own.json else show(table), end="\n" if own.json else "")
     return 0
 

@@ -34,16 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(own: argparse.Namespace) -> int:
     """Raises GipoError."""
-    from gipo_mc.evaluation.pairs import read_pairs
     from gipo_mc.evaluation.people.agree import agreement_of
     from gipo_mc.evaluation.people.key import read_key
     from gipo_mc.evaluation.people.page import page_hash
     from gipo_mc.evaluation.people.voters import voter_reports
     from gipo_mc.evaluation.people.votes import import_votes, read_votes
-    from gipo_mc.evaluation.reading import games_of
+    from gipo_mc.evaluation.reading import Judged
 
     folder = Path(own.folder)
-    pairs = read_pairs(folder)
+    judged = Judged(folder)
+    pairs = judged.pairs
     if own.page:
         if not own.files:
             raise DataError(
@@ -57,7 +57,7 @@ def run(own: argparse.Namespace) -> int:
     keys = {page: read_key(folder, page) for page in {vote.page for vote in votes}}
     voters = voter_reports(votes, keys)
     with waiting("Drawing the intervals of the agreement"):
-        found = agreement_of(games_of(folder), draws=own.draws, seed=own.seed)
+        found = agreement_of(judged.games, draws=own.draws, seed=own.seed)
     text = encode({"voters": [asdict(voter) for voter in voters], **asdict(found)})
     write_atomically(folder / "agreement.json", text + "\n")
     if own.json:

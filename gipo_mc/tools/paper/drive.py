@@ -55,9 +55,10 @@ def _run(step: Step, journal: Journal, *, again: bool, aside: bool) -> int:
     """One attempt, noted in the journal. The exit code is the run's own where torchrun has only 1 for it."""
     words = [*command_of(step, again=again), *["--quiet"] * is_quiet()]
     tell(shown(words))
-    for path in step.writes:
-        with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+    # A run's own folder, too: a start that is refused leaves its code only where that is there.
+    for folder in (*(path.parent for path in step.writes), *([step.run] if step.run else [])):
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     before, reads = 0 if again else _at(step), reads_of(step)
     began, clock = time.time(), time.monotonic()
     code, asked = attempt(words, aside=aside)

@@ -11,6 +11,7 @@ from gipo_mc.evaluation.judges.journal import read_setups
 from gipo_mc.evaluation.pairs import read_pairs
 from gipo_mc.evaluation.reading import games_of
 from gipo_mc.tools import command as installed
+from gipo_mc.tools.evaluate import generated
 from gipo_mc.tools.evaluate.command import main
 from tests.evaluation.games import row, write_rows
 
@@ -26,6 +27,26 @@ def wrong(prompts, first, second):
 
 def broken(prompts, first, second):
     return [1 / 0]
+
+def two(prompts, first):
+    return []
+
+def more(prompts, first, second, *, by):
+    return []
+
+def named(*, by=1):
+    return []
+
+async def later(prompts, first, second):
+    return []
+
+number = 7
+
+class Rule:
+    def __call__(self, prompts, first, second=None):
+        return ["tie"] * len(prompts)
+
+rule = Rule()
 """
 
 
@@ -136,6 +157,43 @@ def test_what_is_wrong_is_one_sentence(
 ) -> None:
     assert main([*words, *change]) == code
     assert said in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "eval" / "pairs.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("judge", "code", "said"),
+    [
+        ("{kind: python, function: 'my_judges:absent'}", 2, "there is no absent in"),
+        ("{kind: python, function: 'no_such_module:f'}", 2, "No module named 'no_such_module'"),
+        ("{kind: python, function: 'my_judges:number'}", 2, "my_judges:number is a int, not a function"),
+        ("{kind: python, function: 'my_judges:two'}", 2, "my_judges:two takes prompts, first; it is called as f(pro"),
+        ("{kind: python, function: 'my_judges:more'}", 2, "my_judges:more takes prompts, first, second, by; it is"),
+        ("{kind: python, function: 'my_judges:named'}", 2, "my_judges:named takes by; it is called as f(prompts,"),
+        ("{kind: python, function: 'my_judges:later'}", 2, "my_judges:later is async, and a judge's function is not"),
+        ("{kind: openai, base_url: 'http://localhost:9/v1', model: m, key_variable: NOT_SET}", 2, "NOT_SET"),
+        ("{kind: reward, model: ./nowhere}", 2, "model=./nowhere: there is no such folder"),
+    ],
+)
+def test_a_judge_that_cannot_be_asked_is_refused_before_anything_is_generated(
+    judge: str,
+    code: int,
+    said: str,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if "openai" in judge:
+        pytest.importorskip("openai", reason="looks at the key")
+    monkeypatch.setattr(generated, "generate", lambda *arguments, **options: pytest.fail("this takes hours"))
+    (tmp_path / "bad.yaml").write_text(judge)
+    judges = [*judge_file(tmp_path, "first"), "--judge", str(tmp_path / "bad.yaml")]
+    assert main([*words, "--against", "x=./model", *judges]) == code
+    assert said in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "eval").exists()
+
+
+def test_a_callable_object_is_a_judge(words: list[str], tmp_path: Path) -> None:
+    assert main([*words, *judge_file(tmp_path, "rule")]) == 0
+    assert {game.outcome for game in games_of(tmp_path / "eval")} == {"tie"}
 
 
 @pytest.mark.parametrize(

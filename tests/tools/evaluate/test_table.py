@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gipo_mc.evaluation import reading
 from gipo_mc.evaluation.judges.journal import INVALID, Entry, Journal
 from gipo_mc.evaluation.judges.questions import make_setup
 from gipo_mc.evaluation.pairs import Pair, write_pairs
+from gipo_mc.report.evaluation.winners import load_evaluation
 from gipo_mc.tools.evaluate.command import main
 
 WINNERS = ("ours", "ours", "tie", "theirs", "ours")
@@ -58,6 +62,23 @@ def test_from_files_to_the_table_and_its_exports(tmp_path: Path, capsys: pytest.
     out = tmp_path / "table.json"
     assert main(["export", str(folder), "--format", "json", "--out", str(out)]) == 0
     assert [(row["opponent"], row["pairs"]) for row in json.loads(out.read_text())] == [("sft", 57), ("dpo", 59)]
+
+
+def test_the_table_and_the_page_of_it_read_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They may be large, and written to meanwhile."""
+    folder, read = evaluation(tmp_path / "eval"), Counter[str]()
+    for name in ("read_pairs", "read_setups", "read_entries"):
+        original = getattr(reading, name)
+
+        def counted(*arguments: Any, name: str = name, original: Any = original) -> Any:
+            read[" ".join([name, *arguments[1:]])] += 1
+            return original(*arguments)
+
+        monkeypatch.setattr(reading, name, counted)
+    once = {"read_pairs": 1, "read_setups": 1, "read_entries": 1, f"read_entries {INVALID}": 1}
+    assert main(["table", str(folder), "--draws", "100"]) == 0 and read == once
+    read.clear()
+    assert load_evaluation(folder).pairs and read == once
 
 
 def test_a_folder_that_is_no_evaluation_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

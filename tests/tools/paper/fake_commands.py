@@ -47,6 +47,9 @@ def _train(command: str, words: list[str]) -> tuple[int, int]:
     config = load_config(words[1], words[2:])
     own = _orders(f"{Path(config.run.dir).name}/{config.run.name}")
     run = RunFolder(Path(config.run.dir) / config.run.name, command)
+    if "refused" in own:
+        run.note("failed", own["refused"], "no such model")  # nothing, where there is no folder
+        return 1, 0
     at = 1 if own else config.run.iterations
     checkpoint = run.checkpoints / f"step_{at:08d}"
     checkpoint.mkdir(parents=True, exist_ok=True)

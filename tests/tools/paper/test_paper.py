@@ -107,8 +107,11 @@ def test_a_folder_that_is_there_is_not_a_finished_step(place: Path) -> None:
 def test_a_step_that_fails_ends_it_with_its_code_and_keeps_the_others(
     place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    order(hh__ppo={"refused": 3})
+    assert run() == 3 and calls() == ALL[:4]
+    assert "hh/ppo ended with exit code 3. It said: no such model The steps before" in capfd.readouterr().err
     order(hh__ppo={"code": 5})
-    assert run() == 5 and calls() == ALL[:4]
+    assert run() == 5 and calls() == ["hh/ppo"]
     said = capfd.readouterr().err
     assert "hh/ppo ended with exit code 5. It said: the numbers went wrong The steps before it are kept" in said
     assert standing(steps()[3], Journal.read(Path("table"))).why == "at iteration 1 of 4, failed with exit code 5"

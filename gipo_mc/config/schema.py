@@ -73,7 +73,9 @@ class ParallelConfig(Section):
     frozen_pipeline: int = changeable(
         0, ge=0, le=LARGE, description="pipeline-parallel ranks of frozen models; 0: as the others"
     )
-    sequence: bool = changeable(False, description="sequence parallelism inside the tensor-parallel group")
+    sequence: bool = changeable(
+        False, description="sequence parallelism inside the tensor-parallel group, if it has ranks"
+    )
     micro_batch_size: int = changeable(8, ge=1, le=LARGE, description="most sequences of a pass through the pipeline")
     tokens_per_micro_batch: int = changeable(
         0, ge=0, le=10**9, description="most tokens of such a pass, padding included; 0: only the sequences count"
@@ -268,8 +270,6 @@ class Config(Section):
                 f"parallel.virtual_pipeline={self.parallel.virtual_pipeline} cuts the layers of a pipeline's rank into "
                 "chunks, and there is no pipeline: set parallel.pipeline=2 or more, or parallel.virtual_pipeline=1"
             )
-        if self.parallel.sequence and self.parallel.tensor == 1:
-            problems.append("parallel.sequence=true needs parallel.tensor > 1: set one of the two")
         if self.precision.fp8 != "off" and (self.device == "cpu" or self.dtype == "float32"):
             problems.append(
                 f"precision.fp8={self.precision.fp8} needs a GPU and bfloat16, and device={self.device}, "

@@ -223,7 +223,7 @@ def current_layout(parallel: ParallelConfig, device: torch.device) -> Layout:
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
         pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
         data_rank=parallel_state.get_data_parallel_rank(),
-        sequence=parallel.sequence,
+        sequence=parallel.sequence and parallel.tensor > 1,
         device=device,
         virtual=parallel.virtual_pipeline,
     )

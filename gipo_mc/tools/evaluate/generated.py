@@ -17,6 +17,9 @@ from gipo_mc.run.jsonl import read_file, storage_errors, write_atomically
 from gipo_mc.tools.asked import check_asked
 
 FOLDER = "responses"
+#: Whatever ranks a configuration is for, this is one process.
+_ALONE = [f"parallel.{size}=1" for size in ("tensor", "pipeline", "virtual_pipeline")]
+_ALONE += [f"parallel.frozen_{size}=0" for size in ("tensor", "pipeline")]
 #: Sections of the configuration that a response depends on.
 _SECTIONS = ("data.", "rollout.", "model.tokenizer", "run.seed", "eval.prompts", "dtype", "device")
 
@@ -46,7 +49,7 @@ def generate(
             )
         return files
     configs = {
-        label: load_config(config_file, [*overrides, f"model.policy={json.dumps(place)}"])
+        label: load_config(config_file, [*overrides, *_ALONE, f"model.policy={json.dumps(place)}"])
         for label, place in models.items()
     }
     for label, config in configs.items():

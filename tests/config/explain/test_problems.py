@@ -21,12 +21,12 @@ def said(*overrides: str, path: str | None = None) -> str:
 def test_problems_of_every_kind_are_in_one_error() -> None:
     """Words that are no override, a value in a section's place, a misread number, types, unknown keys, combinations."""
     text = said(
-        *("x", "run=4", "run.seed=010", "rollout.batch_size=-1", "polcy.lr=1", "parallel.sequence=true"),
+        *("x", "run=4", "run.seed=010", "rollout.batch_size=-1", "polcy.lr=1", "parallel.virtual_pipeline=2"),
         *("dpo.loss=ipo", "dpo.label_smoothing=0.1", "run.name=[1"),
     )
     for part in (
         *("Not understood: x.", "run is a section", "YAML reads 010", "rollout.batch_size=-1: ", "polcy: there is no"),
-        *("parallel.sequence=true needs", "dpo.label_smoothing=0.1 is", "The value of run.name is not valid YAML"),
+        *("parallel.virtual_pipeline=2 cuts", "dpo.label_smoothing=0.1 is", "The value of run.name is not valid YAML"),
     ):
         assert text.count(f"  - {part}") + text.count(f", line 1: {part}") == 1, (part, text)
 

@@ -60,7 +60,8 @@ def _rewards(model: str, rows: list[tuple[str, str, bool]]) -> list[float]:
 
 def test_models_are_generated_once_and_scored(models: dict[str, str], tmp_path: Path, capfd: Any) -> None:
     judge = _judge_file(tmp_path, models["other"])
-    assert _judged(tmp_path, models, "--judge", judge) == 0
+    of_a_cluster = ["--set", "parallel.tensor=4", "parallel.pipeline=2", "parallel.sequence=true"]
+    assert _judged(tmp_path, models, "--judge", judge, *of_a_cluster) == 0
     pairs = read_pairs(tmp_path / "eval")
     assert len(pairs) == COUNT and {pair.group for pair in pairs} <= {0, 1, 2}
     assert pairs[0].ours_model.startswith(f"{models['run']} [step_00000001, ") and pairs[0].domain == "easy"

@@ -3,6 +3,7 @@
 A message is a sentence for the user: what happened, where (file:line, rank, step), what to do.
 """
 
+import os
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -86,3 +87,17 @@ def did_you_mean(word: str, known: Iterable[str], most: int = 3) -> str:
 
     close = get_close_matches(word, list(known), n=most)
     return f"; did you mean {' or '.join([', '.join(close[:-1]), close[-1]] if close[1:] else close)}?" if close else ""
+
+
+def did_you_mean_path(name: str) -> str:
+    """`did_you_mean` of a file or folder that is not there, among what lies beside it."""
+    folder, slash, last = name.rstrip("/").rpartition("/")
+    try:
+        beside = os.listdir(os.path.expanduser(folder or slash or "."))
+    except OSError:  # nothing is beside it
+        return ""
+    from difflib import get_close_matches
+
+    # By the last part alone: what all share would make them all alike.
+    close = get_close_matches(last, beside, n=1)
+    return did_you_mean(name, [f"{folder}{slash}{close[0]}"]) if close else ""

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 
 from gipo_mc.config import AlgorithmConfig, load_config
-from gipo_mc.errors import CheckpointError, ConfigError
+from gipo_mc.errors import CheckpointError, ConfigError, did_you_mean_path
 from gipo_mc.models.build import build_model
 from gipo_mc.models.execution import PLAIN, Execution
 from gipo_mc.models.families import family_of, read_shape
@@ -180,7 +180,7 @@ def on_hub(name: str) -> bool:
 
 def no_folder(name: str, key: str) -> ConfigError:
     """Option `key` names nothing that is on this machine."""
-    return ConfigError(f"{key}={name}: there is no such folder.")
+    return ConfigError(f"{key}={name}: there is no such folder{did_you_mean_path(name) or '.'}")
 
 
 def check_fits(source: ModelSource, layout: Layout, *, sequence_length: int = 0) -> None:
@@ -295,6 +295,6 @@ def _download(name: str, key: str) -> Path:
     except (OSError, ValueError) as error:
         why, cause = f"the hub could not provide it ({str(error).splitlines()[0]:.200})", error
     raise ConfigError(
-        f"{key}={name}: there is no such folder, and {why}. Train it or make it first (gipo-mc new-model makes a "
-        "tiny one), or download it and give its folder."
+        f"{key}={name}: there is no such folder, and {why}{did_you_mean_path(name) or '.'} Train it or make it first "
+        "(gipo-mc new-model makes a tiny one), or download it and give its folder."
     ) from cause

@@ -24,7 +24,7 @@ from gipo_mc.data.examples import QUARANTINE_ROWS, examples
 from gipo_mc.data.named import BUILTIN, Kind, sources_of
 from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.sources import on_hub
-from gipo_mc.errors import CheckpointError, ConfigError, DataError, GipoError
+from gipo_mc.errors import CheckpointError, ConfigError, DataError, GipoError, did_you_mean_path
 from gipo_mc.plan.shapes import local_shape
 from gipo_mc.run.functions.named import has_module
 from gipo_mc.run.functions.rewards import form_of, load_function
@@ -205,9 +205,11 @@ def absent_models(config: Config, command: str) -> list[tuple[str, int]]:
             continue
         local = name.startswith((".", "/", "~", f"{config.run.dir}/")) or name.count("/") != 1
         if local:
-            text = f"{key}={name}: there is no such folder. A run is there once it was trained."
+            near = did_you_mean_path(name) or ". A run is there once it was trained."
+            text = f"{key}={name}: there is no such folder{near}"
         else:
-            text = f"{key}={name}: there is no such folder here; taken for a name on the hub."
+            near = did_you_mean_path(name) or "."
+            text = f"{key}={name}: there is no such folder here; taken for a name on the hub{near}"
         found.append((text, ConfigError.exit_code if local else 0))
     return found
 
@@ -220,7 +222,7 @@ def absent_data(config: Config, command: str) -> list[tuple[str, int]]:
             text = f"{key}: {source} is not on this machine: a start asks the hub for it. Its rows are not looked at."
             found.append((text, 0))
         elif source.partition(":")[0] != BUILTIN and not Path(os.path.expanduser(source)).exists():
-            found.append((f"{key}: there is no file {source}", DataError.exit_code))
+            found.append((f"{key}: there is no file {source}{did_you_mean_path(source)}", DataError.exit_code))
     return found
 
 

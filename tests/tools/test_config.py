@@ -160,6 +160,25 @@ def test_check_refuses_a_reward_model_without_one_label(
     assert (f"- model.reward={tmp_path}: {said}" in found) if said else ("- model.reward" not in found)
 
 
+def test_check_names_what_lies_beside_a_mistyped_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "my-sft").mkdir(parents=True)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+    monkeypatch.chdir(tmp_path)
+    far = ["model.reference=elsewhere/mine", "model.reward=./models/reward"]
+    near = ["model.policy=models/mysft", f"model.critic={tmp_path}/models/my_sft", "data.prompts=[prompt.jsonl]"]
+    (tmp_path / "mine.yaml").write_text("run: {name: mine}\n")
+    main(["check", "mine.yaml", *near, *far])
+    shown = capsys.readouterr()
+    said = shown.out + shown.err
+    assert "model.policy=models/mysft: there is no such folder here; taken for a name on the hub; did you mean " in said
+    assert said.count("did you mean models/my-sft?") == 1 and f"did you mean {tmp_path}/models/my-sft?" in said
+    assert "data.prompts: there is no file prompt.jsonl; did you mean prompts.jsonl?" in said
+    assert "elsewhere/mine: there is no such folder here; taken for a name on the hub.\n" in said
+    assert "model.reward=./models/reward: there is no such folder. A run" in said
+
+
 CODE = "print('hello')\ndef reward(sample): ...\ndef odd(a, b): ...\n"
 MODELS = "model: {policy: hub/name, reward: python:mine:reward}\n"
 

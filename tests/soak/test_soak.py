@@ -1,6 +1,6 @@
-"""Twenty of the kills of `make soak`: each trainer, in a layout of its own.
+"""Ten of the kills of `make soak`: each trainer, in a layout of its own.
 
-A run is killed four times before it may end and is compared, because a start and a kill take less time than an end and
+A run is killed twice before it may end and is compared, because a start and a kill take less time than an end and
 its comparison. One that fails says with which seed, which other than 3 comes from the variable SEED.
 """
 
@@ -19,10 +19,10 @@ def test_runs_killed_at_random_moments_end_as_undisturbed(tmp_path: Path) -> Non
     cases = [("gi_ppo", "DP2"), ("sft", "TP2xPP2"), ("dpo", "PP2"), ("reward", "TP2"), ("ppo", "1")]
     seed = int(os.environ.get("SEED", "3"))
     try:
-        runs = soak(20, seed, tmp_path, said.append, cases, in_a_run=(4,))
+        runs = soak(10, seed, tmp_path, said.append, cases, in_a_run=(2,))
     except Disturbed as error:
         pytest.fail(f"SEED={seed}: {error}")
-    assert runs == len(said) and said[-1].startswith("  20 of 20 kills")
+    assert runs == len(said) and said[-1].startswith("  10 of 10 kills")
 
 
 def test_a_run_that_ends_otherwise_is_found(tmp_path: Path) -> None:

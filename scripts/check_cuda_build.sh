@@ -11,7 +11,8 @@ nvcc="${NVCC:-nvcc}"
 command -v "$nvcc" >/dev/null || { echo "There is no $nvcc: install the CUDA toolkit or set NVCC." >&2; exit 2; }
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
-flags=(-std=c++17 -O3 -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror)
+# -O1 is of the host's side, as every -O of nvcc: the device's is optimised in full.
+flags=(-std=c++17 -O1 -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror)
 # Registers that leave room for four blocks of 256 threads on a multiprocessor of 65536: with four loads of 16 bytes a
 # thread 64 KiB are in flight there, and an H200 needs about 25 KiB (4.8 TB/s times 700 ns over 132 multiprocessors). Op
 # B's half-precision kernels hold eight tokens of four inputs a thread, 128 bytes in flight; three blocks do. Attention
@@ -69,7 +70,7 @@ for source in csrc/*.cu; do
     name="$(basename "$source" .cu)"
     log="$work/$name.log"
     if ! "$nvcc" "${flags[@]}" --threads=2 -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 \
-        -Xptxas=-v,-warn-spills -c "$source" -o "$work/$name.o" 2>"$log"; then
+        -Xptxas=-v,-warn-spills --keep --keep-dir "$work" -c "$source" -o "$work/$name.o" 2>"$log"; then
         cat "$log" >&2
         echo "$name: does not compile without warnings." >&2
         exit 1
@@ -84,16 +85,16 @@ for source in csrc/*.cu; do
     echo "$name: $kernels kernels on sm_80 and sm_90, $spilled spill registers, at most $registers registers"
     ceiling="${ceilings[$name]:-64}"
     [ "$registers" -le "$ceiling" ] || fail "$name: a kernel takes $registers registers, $ceiling are allowed: too few blocks would run at a time."
-    "$nvcc" -std=c++17 -O3 -arch=compute_80 -ptx "$source" -o "$work/$name.ptx"
-    if grep -nE '\b(atom|red)\.[a-z.]*\.(f16|f16x2|bf16|bf16x2|f32|f64)\b' "$work/$name.ptx" >&2; then
+    ptx="$work/$name.compute_80.ptx"  # on its way to sm_80
+    if grep -nE '\b(atom|red)\.[a-z.]*\.(f16|f16x2|bf16|bf16x2|f32|f64)\b' "$ptx" >&2; then
         fail "$name: atomics on floats, whose order is not fixed: reduce in a fixed order."
     fi
     # Only the totals of op C over all rows, and the few segments of a row of op D, are kept in float64.
     if awk '/\.entry/ { kernel = $0 } /\.f64/ && !/\.reg|\.param/ && kernel !~ /totals_kernel|draw_kernel/ { print FILENAME ": " kernel; found = 1; exit }
-            END { exit !found }' "$work/$name.ptx" >&2; then
+            END { exit !found }' "$ptx" >&2; then
         fail "$name: float64 in a hot kernel."
     fi
-    hot_loops "$work/$name.ptx" >"$work/$name.loops"
+    hot_loops "$ptx" >"$work/$name.loops"
 done
 
 # Three element types each. A group of logits takes one exponential more, for the rescaling of the sums so far.

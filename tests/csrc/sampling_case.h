@@ -78,7 +78,6 @@ void for_each_sampling_case(Visit&& visit) {
         ++k;
     }
     visit(SamplingCase<T>(0, 5, 5, 0, 0));
-    visit(SamplingCase<T>(13, 9000, 8500, 3, 1));
 }
 
 }  // namespace gipo

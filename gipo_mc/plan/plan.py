@@ -149,6 +149,7 @@ RELIEF: tuple[dict[str, Any], ...] = (
     {"memory.recompute": "full"},
     {"memory.recompute": "full", "memory.offload": ["frozen"]},
     {"memory.recompute": "full", "memory.offload": ["frozen", "optimizer"]},
+    {"memory.recompute": "full", "memory.offload": ["frozen", "optimizer", "idle"]},
 )
 #: Chunks of layers on a rank of a pipeline that the search tries.
 CHUNKS = ("parallel.virtual_pipeline", (1, 2, 4))
@@ -161,8 +162,8 @@ def known(changes: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def nearest_change(plan: Plan) -> Change | None:
     """What makes a plan fit on the fewest GPUs, with the fewest changes: none, one or two of these, in this order:
-    sharing the sequence and the optimizer, smaller parts of a batch, `RELIEF`, more tensor and pipeline ranks. None
-    where up to 16 times the GPUs do not."""
+    sharing the sequence and the optimizer, smaller parts of a batch, options of `RELIEF`, more tensor and pipeline
+    ranks. None where up to 16 times the GPUs do not."""
     gpus, changes = plan.grid.world, _changes(plan.run.config)
     for factor in (1, 2, 4, 8, 16):
         for number in (0, 1, 2):
@@ -194,7 +195,8 @@ def _changes(config: Config) -> list[dict[str, Any]]:
             found.append({"parallel.micro_batch_size": parallel.micro_batch_size // part})
     if parallel.logit_rows == 0 or parallel.logit_rows > 1024:
         found.append({"parallel.logit_rows": 1024})
-    found += [change for change in known(RELIEF) if len(change) == 1]
+    for change in known(RELIEF):
+        found += [one for key, value in change.items() if (one := {key: value}) not in found]
     for factor in (2, 4, 8):
         found += [{"parallel.tensor": parallel.tensor * factor}, {"parallel.pipeline": parallel.pipeline * factor}]
     return found

@@ -144,10 +144,10 @@ def test_a_cache_that_cannot_hold_a_sequence_is_a_problem():
 
 
 def test_where_no_layout_fits_more_gpus_are_the_change():
-    change = nearest_change(plan_of(SEVEN_B, "parallel.tensor=1", "parallel.sequence=false", gpus=2))
-    assert change is not None and change.gpus == 4
-    assert change.options == {"memory.offload": ["frozen"], "parallel.tensor": 4}
-    assert change.describe() == "memory.offload=[frozen] parallel.tensor=4 on 4 GPUs"
+    change = nearest_change(plan_of(SEVEN_B, "parallel.tensor=1", "parallel.sequence=false", gpus=1))
+    assert change is not None and change.gpus == 2
+    assert change.options == {"memory.offload": ["frozen", "optimizer", "idle"], "parallel.tensor": 2}
+    assert change.describe() == "memory.offload=[frozen,optimizer,idle] parallel.tensor=2 on 2 GPUs"
     large = plan_of(SEVEN_B, "parallel.sequence=false", gpus=4, shape="llama-3.1-70b")
     assert not large.fits and large.memory.worst.total > 700 * 2**30
 
@@ -237,6 +237,14 @@ def test_the_search_makes_room_with_options_that_there_are(monkeypatch: pytest.M
     assert relieved and all(plan.fits for plan in relieved) and any(plan.fits and not plan.relief for plan in plans)
     assert {plan.relief for plan in relieved} == {("parallel.tokens_per_micro_batch=4096",)}
     assert relieved[0].relief[0] in search_text(plans, len(plans))
+
+
+def test_the_search_goes_as_far_as_models_that_leave_between_their_turns():
+    """7B on two GPUs: no layout of its state fits, and half of that of one model at a time does."""
+    run = read_run(load_config(SEVEN_B, []), config_file=SEVEN_B)
+    plans = search(run, 2, hardware("h100"))
+    assert plans[0].fits
+    assert plans[0].relief == ("memory.recompute=full", "memory.offload=[frozen,optimizer,idle]")
 
 
 def test_a_tensor_group_over_nodes_is_warned_of(capsys: pytest.CaptureFixture[str]):

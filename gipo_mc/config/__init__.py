@@ -14,6 +14,7 @@ from gipo_mc.config.load import (
     saved_values,
     validate,
     values,
+    written,
 )
 from gipo_mc.config.memory import MemoryConfig
 from gipo_mc.config.names import check_name, check_regular, name_problem
@@ -75,4 +76,5 @@ __all__ = [
     "validate",
     "values",
     "wide_tensor",
+    "written",
 ]

@@ -13,7 +13,7 @@ from gipo_mc.data.formats import BOTH, Example, detect, parse
 from gipo_mc.data.named import BUILTIN
 from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.sources import BadRow, RawRow, domain_of_source, read_rows
-from gipo_mc.errors import ConfigError, DataError
+from gipo_mc.errors import ConfigError, DataError, did_you_mean
 
 #: With data.on_error=quarantine: a source with more malformed rows than both of these is the wrong file.
 QUARANTINE_SHARE, QUARANTINE_ROWS = 0.05, 10
@@ -108,9 +108,19 @@ def _require_columns(row: RawRow, named: Fields, kind: str, data: DataConfig) ->
         needed = ("messages", *needed)
     fields = [(field, column) for field, column in data.columns.items() if field in needed and field not in named]
     if fields:
+        hints = (did_you_mean(column, map(str, row.fields), most=1) for _, column in fields)
+        near = next(filter(None, hints), "")
+        remedy = f"{near} Correct" if near else ": correct"
+        several = len({*getattr(data, kind), *data.evaluation}) > 1
+        others = (
+            " The names hold for every source: where another one has them, rewrite its rows with the fields' own "
+            f"names ({', '.join(field for field, _ in fields)})."
+        )
         raise DataError(
             f"{row.where}: data.columns names {', '.join(f'{column} (for {field})' for field, column in fields)}, and "
-            f"the row has only {', '.join(map(str, row.fields)) or 'no fields'}: correct the name, or leave it out."
+            f"the row has only {', '.join(map(str, row.fields)) or 'no fields'}{remedy} the name, or leave it out."
+            + others
+            * several
         )
 
 

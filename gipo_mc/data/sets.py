@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 
+from gipo_mc.errors import did_you_mean
 from gipo_mc.types import Demonstration, Message, PreferencePair, Prompt
 
 Item = TypeVar("Item")
@@ -100,7 +101,7 @@ class SourceReport:
         """What a person should know before training on these rows, a sentence each."""
         absent = [
             f"{self.source}: no row has the column {column}, which data.columns names for {field}: correct the name "
-            "there if these rows should have it."
+            f"there if these rows should have it{did_you_mean(column, self.unused, most=1) or '.'}"
             for column, field in self.absent.items()
         ]
         return absent + [

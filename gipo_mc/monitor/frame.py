@@ -18,7 +18,7 @@ from gipo_mc.report.drawing.plots import Curve
 from gipo_mc.report.groups import Part, asked, parts
 from gipo_mc.report.panels import phase_seconds
 from gipo_mc.run.console import duration, number
-from gipo_mc.run.jsonl import printable
+from gipo_mc.run.jsonl import one_line, printable
 
 #: Columns that a chart needs, and rows that a plain snapshot gives it.
 _CHART, _PLAIN_ROWS = 36, 5
@@ -111,7 +111,7 @@ def _head(view: View, at: int, count: int, look: Look) -> list[Text]:
         lines.append(_progress(view, look))
     said = view.said if view.said and view.phase != "running" else ""
     for text, tone in ((said, _tone(view)), (view.headline if count == 1 else "", _TONES[view.tone])):
-        lines += _wrapped(look.clean(text), look.width, 3, tone)
+        lines += _wrapped(look.clean(one_line(text)), look.width, 3, tone)
     return lines
 
 
@@ -216,7 +216,7 @@ def _alarms(views: Sequence[View], look: Look) -> list[Text]:
     for view in views:
         who = f"{view.name}: " if len(views) > 1 else ""
         for tone, text in sorted(view.alarms, key=lambda item: item[0] != "bad"):
-            lines += _wrapped(look.clean(f"{who}{text}"), look.width, 2, _TONES[tone])
+            lines += _wrapped(look.clean(f"{who}{one_line(text)}"), look.width, 2, _TONES[tone])
     return [_title("Alarms"), *lines] if lines else []
 
 

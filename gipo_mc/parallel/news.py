@@ -98,6 +98,14 @@ def first_to_say(message: str, store: dist.Store | None = None) -> bool:
     return _ask(lambda to: to.add(key, 1), 1, store) == 1
 
 
+def first_loss(said: str) -> str:
+    """What the first rank that missed another said of it; `said` where this is the first. A rank that ends because
+    another is gone is missed in its turn, and it is the one that fell first that a person looks for."""
+    if not dist.is_initialized():
+        return said
+    return _ask(lambda to: to.compare_set(_key("first_loss"), "", said).decode(), said)
+
+
 def announce_stop(why: str, store: dist.Store | None = None) -> None:
     """Let every rank know that the job is asked to stop."""
     _ask(lambda to: to.set(_key("stop"), why), None, store)

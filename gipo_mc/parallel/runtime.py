@@ -24,7 +24,7 @@ from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.megatron import cpu_adapter, versions
 from gipo_mc.parallel.megatron.second_layout import Groups
 from gipo_mc.parallel.messages import shared_memory as memory
-from gipo_mc.parallel.news import first_error
+from gipo_mc.parallel.news import first_error, first_loss
 from gipo_mc.parallel.nodes import greeting, network
 
 # Megatron wants a seed for its own random tracker. Nothing draws from it (dropout is 0, weights come from named
@@ -229,8 +229,11 @@ def current_layout(parallel: ParallelConfig, device: torch.device) -> Layout:
     )
 
 
-def lost_peer(error: RuntimeError) -> PeerError | None:
-    """The PeerError behind a collective's error, or None where it is about something else.
+def lost_peer(
+    error: RuntimeError, stands: str = "The same command continues from the last checkpoint, if there is one."
+) -> PeerError | None:
+    """The PeerError behind a collective's error, or None where it is about something else. It names the rank that was
+    lost first, as far as the ranks can tell each other. stands: what the same command will do, a sentence.
 
     gloo reports a dead or silent peer as a plain RuntimeError, NCCL as a DistBackendError.
     """
@@ -239,15 +242,13 @@ def lost_peer(error: RuntimeError) -> PeerError | None:
     if not isinstance(error, dist.DistBackendError) and not any(sign in str(error) for sign in signs):
         return None
     first = first_error()
+    said = str(error).split(" This is typically")[0].rstrip(". ")
     cause = (
         f"Rank {first.rank} failed first: {first.message}{first.place}"
         if first
-        else f"{greeting.host_at(str(error))}The collective said: {str(error).split(' This is typically')[0]}."
+        else first_loss(f"{greeting.host_at(str(error))}The collective said: {said}.")
     )
-    return PeerError(
-        f"A rank was lost, or did not answer within parallel.timeout_minutes. {cause} The same command continues from "
-        "the last checkpoint, if there is one."
-    )
+    return PeerError(f"A rank was lost, or did not answer within parallel.timeout_minutes. {cause} {stands}")
 
 
 def timed_out(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from gipo_mc.errors import ConfigError
 from gipo_mc.plan.hardware import DISK, OURS, Hardware, Program
-from gipo_mc.plan.plan import Plan, search
+from gipo_mc.plan.plan import Plan, check_alone, search
 from gipo_mc.plan.run import Run
 
 #: Hours of one GPU between failures that end a job: Llama 3's pre-training counted 419 unexpected interruptions in 54
@@ -104,6 +104,7 @@ def scale(
             continue
         found.append(_scaled(plans[0], found[0] if found else None, failure_hours, restart))
     if not found:
+        check_alone(run, device)
         raise ConfigError(
             f"No layout of {gpus[0]} to {gpus[-1]} GPUs fits: ask with --gpus and --search what is missing, or raise "
             "--scale-to."

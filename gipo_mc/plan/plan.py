@@ -234,6 +234,13 @@ def search(
     return sorted(plans, key=lambda plan: (not plan.fits, plan.seconds if plan.fits else plan.memory.worst.total))
 
 
+def check_alone(run: Run, device: Hardware) -> None:
+    """Raises ConfigError for what no layout can change: one rank divides all heads, layers and batches."""
+    whole: dict[str, Any] = {"parallel.tensor": 1, "parallel.pipeline": 1, "parallel.sequence": False, CHUNKS[0]: 1}
+    frozen = {"parallel.frozen_tensor": 0, "parallel.frozen_pipeline": 0}
+    make_plan(run.changed(whole | frozen), 1, device)
+
+
 def _layouts(gpus: int, node: int) -> Iterator[dict[str, Any]]:
     chunked = known([{CHUNKS[0]: number} for number in CHUNKS[1]])
     for tensor in range(1, min(gpus, node) + 1):

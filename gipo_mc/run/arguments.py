@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         from gipo_mc.run.jsonl import printable
 
         self.print_usage(sys.stderr)
-        message += self._choices_of(message) + self._nearest()
+        message += self._choices_of(message) + (self._with_dashes(message) or self._nearest())
         self.exit(ConfigError.exit_code, f"{self.prog}: error: {printable(message)}\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -52,6 +52,14 @@ class Parser(argparse.ArgumentParser):
         except argparse.ArgumentError as error:
             error.message += did_you_mean(str(value), map(str, action.choices or ()))
             raise
+
+    def _with_dashes(self, message: str) -> str:
+        """How to give an option a value that begins with a dash, where one stands behind it."""
+        option = message.removeprefix("argument ").partition(":")[0].split("/")[-1]
+        if not message.endswith(": expected one argument") or option not in self._words[:-1]:
+            return ""
+        value = self._words[self._words.index(option) + 1]
+        return f"; write {option}={value}" if value.startswith("-") else ""
 
     def _nearest(self) -> str:
         """What the first unknown option was perhaps meant to be: it may be why another one is missing."""

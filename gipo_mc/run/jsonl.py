@@ -39,6 +39,16 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def one_line(text: str) -> str:
+    """A message of several lines as one: what stands below a line that ends with a colon is a list, "a: b; c". Other
+    control characters stay, for `printable`."""
+    lines = [line.strip().removeprefix("- ") for line in text.split("\n") if line.strip()]
+    joined = lines[0] if lines else ""
+    for line in lines[1:]:
+        joined += f" {line}" if joined.endswith((":", ".")) else f"; {line}"
+    return joined
+
+
 @contextmanager
 def storage_errors(path: Path, needed: int | None = None) -> Iterator[None]:
     """Turn an OSError while writing `path` into a StorageError with the free (and `needed`) bytes of its disk."""

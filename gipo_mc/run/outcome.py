@@ -46,7 +46,7 @@ def outcome_kept(watch: Watch) -> Iterator[None]:
             stands = watch.what_stands()
             _leave(watch, "failed", EXIT_INTERRUPTED, f"Interrupted by the user. {stands}")
             raise KeyboardInterrupt(f"{stands} {_SAVES_FIRST}") from None
-        lost = lost_peer(error) if isinstance(error, RuntimeError) else None
+        lost = lost_peer(error, watch.what_stands()) if isinstance(error, RuntimeError) else None
         if lost is not None:
             raise _lost(error, lost, watch) from error
         if isinstance(error, DataError | NumericsError) and watch.begun:

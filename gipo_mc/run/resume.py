@@ -18,10 +18,14 @@ from typing import Any
 
 import torch
 
-from gipo_mc.config import Config, changes, options, read_by, resume_rule, saved_values, values
+from gipo_mc.config import Config, changes, options, read_by, resume_rule, saved_values, values, written
 from gipo_mc.errors import ConfigError
 from gipo_mc.models.families import read_shape
 from gipo_mc.models.shape import ModelShape
+
+#: Values of the options that name models and files, by key: those of the run's config.yaml, and now.
+Names = tuple[Mapping[str, Any], Mapping[str, Any]]
+_NO_NAMES: Names = ({}, {})
 
 
 @dataclass
@@ -43,13 +47,15 @@ class Fixed:
         """What a checkpoint keeps."""
         return {"settings": self.settings, "frozen": self.frozen, "data": self.data}
 
-    def changes(self, stored: Mapping[str, Any], evaluated: str = "") -> list[str]:
+    def changes(self, stored: Mapping[str, Any], evaluated: str = "", names: Names = _NO_NAMES) -> list[str]:
         """What differs from the state of a checkpoint, a line each. What that did not store yet is not compared.
 
-        evaluated: the model that only evaluations used, under whose name older checkpoints list it.
+        evaluated: the model that only evaluations used, under whose name older checkpoints list it. names: of models
+        and files, then and now.
         """
         frozen = [
-            f"{key} was made of {old}, now of {self.frozen.get(key, 'something else')}"
+            f"{key} was made of {old}{_named(names[0], key)}, "
+            f"now of {self.frozen.get(key, 'something else')}{_named(names[1], key)}"
             for key, old in stored["frozen"].items()
             if not (evaluated and key.startswith(f"{evaluated} (")) and not self._holds(key, old)
         ]
@@ -67,19 +73,21 @@ class Fixed:
             if key in self.settings and self.settings[key] != old
         ]
 
-    def check_settings(self, checkpoint: Path, stored: Mapping[str, Any]) -> None:
-        """`check` of the options alone, which needs no model and no data. Raises ConfigError, too, where the checkpoint
-        is none of a run: an imported model has no options."""
+    def check_settings(self, checkpoint: Path, stored: Mapping[str, Any], names: Names = _NO_NAMES) -> None:
+        """`check` of the options alone, which needs no model and no data; models and files of other names are named
+        beside what is refused. Raises ConfigError, too, where the checkpoint is none of a run: an imported model has no
+        options."""
         if "settings" not in stored:
             raise ConfigError(
                 f"{checkpoint} holds an imported model and no run that could continue: name it as model.policy, and "
                 "choose another run.name."
             )
-        _refuse(checkpoint, self._changed_settings(stored))
+        if changed := self._changed_settings(stored):
+            _refuse(checkpoint, [*changed, *_renamed(*names)])
 
-    def check(self, checkpoint: Path, stored: Mapping[str, Any], config: Path | None = None) -> None:
-        """Raises ConfigError with every change. config: the config.yaml that the run had, if it is known."""
-        _refuse(checkpoint, self.changes(stored, _only_evaluated(config) if config else ""))
+    def check(self, checkpoint: Path, stored: Mapping[str, Any], names: Names = _NO_NAMES) -> None:
+        """Raises ConfigError with every change."""
+        _refuse(checkpoint, self.changes(stored, _only_evaluated(names[0]), names))
 
     def _holds(self, key: str, made_of: str) -> bool:
         option = key.partition(" ")[0]
@@ -91,15 +99,35 @@ class Fixed:
         return made_of in self.frozen.values() or any(earlier() == made_of for earlier in self.earlier.values())
 
 
-def _only_evaluated(config: Path) -> str:
-    """The model that eval.reward named, where nothing else of the run did; empty: none, or it is not known."""
+def names_of(config: Path, now: Config) -> Names:
+    """For `Fixed.check`. config: the config.yaml that the run had."""
     try:
-        saved = saved_values(config)
+        return saved_values(config), written(now)
     except ConfigError:
-        return ""
+        return _NO_NAMES
+
+
+def _only_evaluated(saved: Mapping[str, Any]) -> str:
+    """The model that eval.reward named, where nothing else of the run did; empty: none, or it is not known."""
     name = saved.get("eval.reward")
     others = [saved.get(f"model.{key}") for key in ("policy", "reference", "critic", "reward", "tokenizer")]
     return name if isinstance(name, str) and name not in others else ""
+
+
+def _named(names: Mapping[str, Any], key: str) -> str:
+    """ " (NAME)" of what an option names; "" where that is not known."""
+    option = key.partition(" ")[0]
+    found = names.get(option) or (names.get("model.policy") if option == "model.reference" else "")
+    return f" ({found})" if isinstance(found, str) and found else ""
+
+
+def _renamed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The models and files that have other names; what they hold is compared once they are read."""
+    return [
+        f"{key} was {then[key]!r}, now {now[key]!r}: right only where both hold the same, which is compared next"
+        for key in now
+        if key in then and then[key] != now[key] and resume_rule(key) == "content"
+    ]
 
 
 def _refuse(checkpoint: Path, changed: Sequence[str]) -> None:

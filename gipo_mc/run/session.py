@@ -38,7 +38,7 @@ from gipo_mc.run.metrics import MetricsLogger
 from gipo_mc.run.model_files import save_model_files
 from gipo_mc.run.model_sources import FROZEN, ModelSource, load_model, read_as_saved, resolve
 from gipo_mc.run.outcome import outcome_kept, refusal_noted
-from gipo_mc.run.resume import Fixed, changed_options, check_shape, fixed_settings, shape_hash
+from gipo_mc.run.resume import Fixed, changed_options, check_shape, fixed_settings, names_of, shape_hash
 from gipo_mc.run.saves.series import Saves
 from gipo_mc.run.watch import Watch, listening
 
@@ -236,7 +236,7 @@ class Session:
 
     def _load_checkpoint(self, path: Path, engines: Mapping[str, Engine]) -> dict[str, Any]:
         state = checkpoint.load_state(path)
-        on_main(lambda: self.fixed.check(path, state, self.folder.config))
+        on_main(lambda: self.fixed.check(path, state, names_of(self.folder.config, self.config)))
         for role, engine in engines.items():
             check_shape(engine.model.shape, path / role)  # type: ignore[arg-type]
             read_as_saved(engine.model, path, role)  # type: ignore[arg-type]
@@ -342,7 +342,7 @@ def open_session(config: Config, command: str) -> Iterator[Session]:
             if newest := session._resume_from:  # checked before models are loaded, which may take minutes
                 state = checkpoint.load_state(newest)
                 session.step = state["step"]
-                session.fixed.check_settings(newest, state)
+                session.fixed.check_settings(newest, state, names_of(folder.config, config))
             if earlier.get("state") == "running":
                 session.warn(without_a_word(earlier))
             yield session

@@ -46,6 +46,7 @@ def respond(
 
     texts: prompts exactly as the model is to read them, or with data.chat_template=true a user's messages; empty: the
         first eval.prompts rows of data.evaluation, or of data.prompts where that names nothing.
+    on_step: called with the number of responses that are done, and of how many: the prompts that there are.
     tell: called on the main rank with what is odd about tokenizer or rows, a sentence each.
     Returns the same list on every rank, in the order of the prompts. Raises ConfigError, DataError, CheckpointError.
     """
@@ -70,8 +71,14 @@ def respond(
         seed=config.run.seed,
         execution=Execution(fp32_logits=config.precision.fp32_logits),
     )
+
+    def advance(done: int, of: int) -> None:
+        """`of` are this rank's."""
+        if on_step:
+            on_step(done * len(prompts) // max(of, 1), len(prompts))
+
     engine = rollout_engine(config.rollout.engine, model, limits_of(config), longest)
-    rollout = roll_out(engine, tokenizer, prompts, config, 0, purpose="generate", greedy=greedy, on_step=on_step)
+    rollout = roll_out(engine, tokenizer, prompts, config, 0, purpose="generate", greedy=greedy, on_step=advance)
     del engine, model  # room for the classifier
     groups = _groups(source, layout, config, rollout.sequences)
     texts = response_texts(rollout.sequences, tokenizer)

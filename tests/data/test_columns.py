@@ -121,9 +121,23 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(
     for on_error in ("strict", "quarantine"):
         data = DataConfig(prompts=[path], columns={"prompt": "qestion", "domain": "topic"}, on_error=on_error)
         with pytest.raises(
-            DataError, match=rf"{path}:1: data\.columns names qestion \(for prompt\).* question, topic:"
+            DataError,
+            match=rf"{path}:1: data\.columns names qestion \(for prompt\).* topic; did you mean question\? Correct",
         ):
             load_prompts(data, tokenizer)
+
+
+def test_names_hold_for_every_source(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    own = write(tmp_path / "a.jsonl", [{"question_text": "a", "better": "b", "worse": "c"}])
+    other = write(tmp_path / "b.jsonl", [TALK])
+    columns = {"prompt": "question_text", "chosen": "better", "rejected": "worse"}
+    with pytest.raises(DataError) as error:
+        load_preferences(DataConfig(preferences=[own, other], columns=columns), tokenizer)
+    said = "The names hold for every source: where another one has them, rewrite its rows with the fields' own names "
+    assert str(error.value).endswith(f"rejected: correct the name, or leave it out. {said}(prompt).")
+    with pytest.raises(DataError) as error:
+        load_preferences(DataConfig(preferences=[other], columns=columns), tokenizer)
+    assert str(error.value).endswith("leave it out.")
 
 
 def test_only_what_the_use_needs_must_be_there(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -140,6 +154,7 @@ def test_only_what_the_use_needs_must_be_there(tmp_path: Path, tokenizer: PreTra
         "rows should have it."
     ]
     assert not load_preferences(data.model_copy(update={"domains": ["pets"]}), tokenizer).warnings(), "is not asked for"
+    assert "if these rows should have it; did you mean topics?" in _typo(tmp_path, tokenizer)
     with pytest.raises(DataError, match=r"data\.columns names better \(for chosen\), worse \(for rejected\)"):
         load_preferences(data.model_copy(update={"preferences": [prompts]}), tokenizer)
 
@@ -176,6 +191,11 @@ def test_an_absent_column_of_a_response_is_no_matter_where_a_dialogue_has_it(
     report = load_demonstrations(data, tokenizer).reports[0]
     assert report.absent == {}
     assert set(report.unused) == {"talk.name", "id", "messages", "score"}, "by the file's own names"
+
+
+def _typo(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    rows = write(tmp_path / "typo.jsonl", [{"prompt": "a", "topics": "pets"}])
+    return " ".join(load_prompts(DataConfig(prompts=[rows], columns={"domain": "topic"}), tokenizer).warnings())
 
 
 def test_a_column_with_a_fields_own_name_gives_way_only_to_the_one_that_is_there(

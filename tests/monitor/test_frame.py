@@ -12,7 +12,7 @@ from rich.console import Console
 from gipo_mc.monitor.follow import followers
 from gipo_mc.monitor.frame import Look, frame
 from gipo_mc.monitor.terminal import snapshot
-from tests.monitor.folders import append, run
+from tests.monitor.folders import append, run, status
 
 
 def _text(paths: list[Path], look: Look) -> str:
@@ -55,6 +55,15 @@ def test_without_colours_no_escape_is_written_and_parts_have_edges(tmp_path: Pat
     out = io.StringIO()
     snapshot(followers([run(tmp_path / "gi")]), out, width=90)
     assert "\x1b" not in out.getvalue() and "update policy" in out.getvalue() and "|" in out.getvalue()
+
+
+def test_a_message_of_several_lines_is_a_sentence(tmp_path: Path) -> None:
+    path = run(tmp_path / "gi")
+    status(path, "failed", 40, exit_code=2, message="It has problems:\n  - one\x07\n  - two")
+    text = _text([path], Look(100, None))
+    assert (
+        "It failed with exit code 2. It has problems: one\N{REPLACEMENT CHARACTER}; two" in text and "\\n" not in text
+    )
 
 
 def test_text_of_others_cannot_command_the_terminal(tmp_path: Path) -> None:

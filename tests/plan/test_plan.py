@@ -161,6 +161,18 @@ def test_the_search_ranks_layouts_that_fit_by_time():
     assert all(plan.grid.world == 16 and plan.grid.tensor <= 8 for plan in plans)
 
 
+@pytest.mark.parametrize("more", [["--search"], ["--scale-to", "32"], []])
+def test_what_no_layout_can_change_is_said_by_the_search_too(more: list[str], capsys: pytest.CaptureFixture[str]):
+    words = ["--config", SEVEN_B, "--gpus", "16", "data.prompt_length=9000"]
+    assert main([*words, *more]) == 2
+    assert "do not fit the model's 4096 positions" in capsys.readouterr().err
+
+
+def test_a_search_without_a_layout_says_what_divides_nothing(capsys: pytest.CaptureFixture[str]):
+    assert main(["--config", SEVEN_B, "--gpus", "7", "--search", "parallel.frozen_tensor=3"]) == 2
+    assert "No layout of 7 ranks divides" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("overrides", "of", "smaller"),
     [

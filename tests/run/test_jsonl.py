@@ -6,11 +6,16 @@ import signal
 import pytest
 
 from gipo_mc.errors import DataError, StorageError
-from gipo_mc.run.jsonl import JsonLines, printable, read_jsonl, write_atomically
+from gipo_mc.run.jsonl import JsonLines, one_line, printable, read_jsonl, write_atomically
 
 
 def test_printable_is_one_safe_line():
     assert printable("a\nb\x1b\x9b\u202e\ud800é") == "a\\nb\\x1b\\x9b\\u202e\\ud800é"
+
+
+def test_a_list_becomes_one_line():
+    assert one_line("It has problems:\n  - a: b\n\n  - c\x1b") == "It has problems: a: b; c\x1b"
+    assert one_line("It failed.\nIt begins again.") == "It failed. It begins again." and one_line("\n") == ""
 
 
 @pytest.mark.parametrize(

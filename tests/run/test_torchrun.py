@@ -118,6 +118,8 @@ def test_the_status_keeps_every_exit_code(tmp_path: Path, models: dict[str, str]
     status = _status(tmp_path)
     assert status["exit_code"] == code, status
     assert status["state"] == {0: "done", 75: "requeue"}.get(code, "failed")
+    if code == 7:
+        assert "the process of rank 1 has ended. No step was saved yet: the same command" in status["message"]
     assert status["step"] == (1 if code in FAULTS else 2 if code in (0, 2) else status["step"])
 
 

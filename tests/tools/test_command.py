@@ -15,6 +15,7 @@ import pytest
 from gipo_mc import __version__
 from gipo_mc.tools.command import GROUPS, VERBS, main
 from gipo_mc.tools.reference import renewed
+from tests.monitor import folders
 from tests.source_rules import ROOT
 
 WANTED = {
@@ -148,11 +149,19 @@ def test_what_is_quick_imports_nothing_slow(words: str) -> None:
     assert done.stderr.splitlines()[-1] == "slow:" or (words.startswith("doctor") and "GPU" in done.stdout), done.stderr
 
 
+def test_status_shows_a_list_as_lines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folders.status(tmp_path, "failed", 0, exit_code=2, message="It has problems:\n  - one\x1b[2J\n  - two")
+    code, said, _ = said_by(["status", str(tmp_path)], capsys)
+    assert code == 2 and said.endswith("step 0. It has problems:\n  - one\\x1b[2J\n  - two\n")
+
+
 def test_status_and_plan_answer_with_one_object(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, said, _ = said_by(["status", str(tmp_path), "--json"], capsys)
     assert code == 1 and json.loads(said) == {
         "run": str(tmp_path), "code": 1, "says": f"{tmp_path}: no status was left there.", "status": {},
     }  # fmt: skip
+    code, said, _ = said_by(["status", str(tmp_path / "none")], capsys)
+    assert code == 3 and said == f"{tmp_path / 'none'} is not there (yet).\n"
     config = str(ROOT / "configs" / "paper" / "hh_rl.yaml")
     code, said, errors = said_by(["plan", "--config", config, "--gpus", "8", "--json"], capsys)
     assert code == 0 and json.loads(said)["fits"] is True and errors == ""

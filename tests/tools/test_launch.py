@@ -201,6 +201,40 @@ def test_the_batch_script_runs_the_trainer_on_each_node_and_ends_with_its_code(
     )
 
 
+def _directives(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    assert _launch("--gpus", "4", "--slurm", *words) == 0
+    script = capsys.readouterr().out
+    assert "usage: sbatch" not in script and "\nname=$1\n" in script
+    return [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
+
+
+def test_an_option_of_sbatch_replaces_the_scripts_own(capsys: pytest.CaptureFixture[str]) -> None:
+    own = _directives(capsys, "device=cpu", "run.name=my first/run")
+    assert "--job-name=my_first_run" in own and "--cpus-per-task=4" in own and "--output=%x-%j.out" in own
+    given = ["--cpus-per-task=2", "-J mine", "--output=out.txt", "--mem=8G"]
+    lines = _directives(capsys, "device=cpu", *(f"--sbatch={option}" for option in given))
+    assert len(lines) == len(own) + 1 and lines[-4:] == given
+    assert not {"--cpus-per-task=4", "--job-name=paper_hh_gi_ppo", "--output=%x-%j.out"} & {*lines}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--sbatch", "--exclusive"], "expected one argument; write --sbatch=--exclusive"),
+        (["--sbatch=exclusive"], "begins with dashes and is one line: --sbatch=--exclusive"),
+        (["--sbatch=--mem=1\nreboot"], "begins with dashes and is one line"),
+        (["--sbatch="], "begins with dashes"),
+        (["--sbatch=--=3"], "begins with dashes"),
+    ],
+)
+def test_what_is_no_option_of_sbatch_is_refused(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        _launch("--slurm", *words)
+    assert end.value.code == 2 and said in capsys.readouterr().err
+
+
 def test_go_starts_the_ranks_here_and_submits_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     started: list[list[str]] = []
     monkeypatch.setattr(torchrun, "main", lambda words: started.append(list(words)) or 7)

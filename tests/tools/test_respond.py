@@ -109,6 +109,31 @@ def test_prompts_of_a_file(folder: Path, tmp_path: Path) -> None:
     assert all(1 <= response.tokens <= NEW for response in first)
 
 
+def test_progress_counts_the_prompts_that_there_are(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in (*TEXTS, "A third one.", "And a fourth.")))
+    config = config_of(folder, data={"evaluation": [str(file)]}, eval={"prompts": 300})
+
+    def told(rank: int) -> list[tuple[int, int]]:
+        steps: list[tuple[int, int]] = []
+        respond(config, on_step=lambda done, of: steps.append((done, of)))
+        return steps
+
+    assert all(steps[-1] == (4, 4) and {of for _, of in steps} == {4} for steps in run_ranks(told, 2))
+
+
+@pytest.mark.parametrize(("quiet", "as_json"), [(False, False), (True, False), (False, True)])
+def test_a_file_of_responses_is_told_of(
+    quiet: bool, as_json: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gipo_mc.run.terminal.voice._quiet", quiet)
+    response = Response("a", "b c", "", 3, False)
+    _show([response], tmp_path / "out.jsonl", as_json=as_json)
+    found = capsys.readouterr()
+    assert found.err == ("" if quiet or as_json else f"1 response written to {tmp_path / 'out.jsonl'}.\n")
+    assert bool(found.out) == as_json
+
+
 @pytest.mark.parametrize(
     "sections, texts, error, words",
     [
@@ -169,7 +194,8 @@ def test_the_command(folder: Path, expected: list[str], tmp_path: Path) -> None:
     out = tmp_path / "responses.jsonl"
     options = [f"model.policy={folder}", f"rollout.max_new_tokens={NEW}", "device=cpu", "--greedy", "--out", str(out)]
     done = run_script(ROOT / "scripts" / "generate.py", *options, *(f"--prompt={text}" for text in TEXTS))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and done.stdout == "", done.stderr
+    assert done.stderr.endswith(f"2 responses written to {out}.\n")
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["response"] for row in rows] == expected
     assert set(rows[0]) == {field.name for field in fields(Response)}

@@ -84,7 +84,7 @@ def _generate(label: str, config: Config, file: Path, tell: Callable[[str], None
     with storage_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         stamp.unlink(missing_ok=True)
-    with on_stderr().share(f"generate {label}", config.eval.prompts) as advance:
+    with on_stderr().share(f"generate {label}") as advance:
         responses = respond(config, on_step=advance, tell=tell)
     write_responses(file, responses)
     write_atomically(stamp, json.dumps(mark, indent=1) + "\n")

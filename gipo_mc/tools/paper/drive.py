@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
 from gipo_mc.run.folder import RunFolder
-from gipo_mc.run.jsonl import lock_file, printable, storage_errors, write_atomically
+from gipo_mc.run.jsonl import lock_file, one_line, printable, storage_errors, write_atomically
 from gipo_mc.run.terminal.voice import is_quiet, tell
 from gipo_mc.tools.commands import attempt, launched, shown
 from gipo_mc.tools.paper.standing import Journal, reached, reads_of, refuse_changed, standing
@@ -74,7 +74,7 @@ def _run(step: Step, journal: Journal, *, again: bool, aside: bool) -> int:
         print(f"\n{step.name} was asked to stop; the same command goes on from here.", file=sys.stderr)
     elif code:
         said = RunFolder(step.run).read_status().get("message") if step.run else ""
-        stands = f"It said: {printable(str(said))}" if said else "Its message stands above."
+        stands = f"It said: {printable(one_line(str(said)))}" if said else "Its message stands above."
         print(
             f"\nerror: {step.name} ended with exit code {code}. {stands} The steps before it are kept; the same "
             "command goes on with this one.",

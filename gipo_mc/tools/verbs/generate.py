@@ -21,6 +21,7 @@ from gipo_mc.run.arguments import Parser, name, say_warning
 from gipo_mc.run.command import command_parser, run_parsed
 from gipo_mc.run.jsonl import encode, printable
 from gipo_mc.run.terminal.ending import ended
+from gipo_mc.run.terminal.voice import tell
 from gipo_mc.tools.output import check_file
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _generate(own: argparse.Namespace) -> int:
         from gipo_mc.tools.respond import respond
 
         console = on_stderr(enabled=os.environ.get("RANK", "0") == "0")
-        with console.share("responses", len(own.prompt) or config.eval.prompts) as advance:
+        with console.share("responses") as advance:
             responses = respond(config, own.prompt, greedy=own.greedy, on_step=advance, tell=say_warning)
         on_main(lambda: _show(responses, Path(own.out) if own.out else None, own.json))
 
@@ -69,6 +70,8 @@ def _show(responses: Sequence[Response], out: Path | None, as_json: bool) -> Non
         from gipo_mc.evaluation.responses import write_responses
 
         write_responses(out, responses)
+        if not as_json:
+            tell(f"{len(responses)} response{'s' * (len(responses) != 1)} written to {out}.")
     if as_json:
         print(
             encode({"out": str(out), "count": len(responses)} if out else {"responses": list(map(asdict, responses))})

@@ -11,6 +11,7 @@ the others reach. Exit code with --go: the run's, or that of sbatch. docs/cluste
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import shutil
 import subprocess
@@ -29,6 +30,8 @@ from gipo_mc.tools.commands import for_torchrun, trainer
 if TYPE_CHECKING:
     from gipo_mc.config import Config
 
+#: Options of sbatch that the script has, by the letter that they have, too.
+_SHORT = {"J": "job-name", "N": "nodes", "c": "cpus-per-task", "o": "output"}
 HOST, PORT = "HOST", 29500
 
 
@@ -49,11 +52,25 @@ def parsers() -> dict[str, Parser]:
     parser.add_argument("--port", type=number(1, 65535), default=PORT, help=f"and its port [{PORT}]")
     parser.add_argument("--slurm", action="store_true", help="a batch script in place of the line")
     parser.add_argument(
-        "--sbatch", action="append", default=[], metavar="OPTION", help="a line of it, such as --sbatch=--time=8:00:00"
+        "--sbatch",
+        action="append",
+        type=_option,
+        default=[],
+        metavar="OPTION",
+        help="a line of it, such as --sbatch=--time=8:00:00",
     )
     parser.add_argument("--go", action="store_true", help="do it: start this node's ranks, or submit the job")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override an option")
     return {"": parser}
+
+
+def _option(text: str) -> str:
+    """An option of sbatch, with its dashes."""
+    if not re.fullmatch("-[A-Za-z].*|--[a-z].*", text):
+        raise argparse.ArgumentTypeError(
+            f"an option of sbatch begins with dashes and is one line: --sbatch=--{text.lstrip('-')}"
+        )
+    return text
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -178,18 +195,38 @@ def _checked(options: argparse.Namespace) -> Launch:
 
 
 def batch_script(launch: Launch, more: Sequence[str] = ()) -> str:
-    """The script of a Slurm job, of the template that scripts/slurm/train.sbatch is. more: options of sbatch."""
+    """The script of a Slurm job, of the template that scripts/slurm/train.sbatch is.
+
+    more: options of sbatch, each in place of the script's own of that name.
+    """
     template = files("gipo_mc.tools").joinpath("slurm", "train.sbatch").read_text(encoding="utf-8")
     variables, directives, body = _parts(template)
     gpus = [f"--gpus-per-node={launch.ranks}"] if launch.config.device != "cpu" else [f"--cpus-per-task={launch.ranks}"]
-    own = [f"#SBATCH {option}" for option in (f"--nodes={launch.nodes}", *gpus, *more)]
+    own = [f"--job-name={_safe(launch.run)}", f"--nodes={launch.nodes}", *gpus]
+    given = {_name(option) for option in more}
+    kept = [line for line in directives.splitlines() if _name(line.split()[1]) not in {*map(_name, own), *given}]
+    asked = [f"#SBATCH {option}" for option in (*(one for one in own if _name(one) not in given), *more)]
     python, folder = shlex.quote(sys.executable), shlex.quote(launch.config.run.dir)
     settings = [
         f"set -- {shlex.join([launch.run, *for_torchrun(launch.words)])}",
         f"export RANKS=${{RANKS:-{launch.ranks}}} RUNS=${{RUNS:-{folder}}} PYTHON=${{PYTHON:-{python}}}",
     ]
     head = f"#!/bin/bash\n# {launch.describe()} Written by `gipo-mc launch`; submit it with sbatch.\n#\n"
-    return "".join([head, variables, directives, *(f"{line}\n" for line in [*own, "", *settings]), body])
+    # The words are set above: a usage would name another script.
+    body = re.sub(r"\$\{1:\?usage[^}]*\}", "$1", body)
+    return "".join([head, variables, *(f"{line}\n" for line in [*kept, *asked, "", *settings]), body])
+
+
+def _safe(run: str) -> str:
+    """The name of a run as that of a job, of which files are named."""
+    return re.sub(r"[^\w.-]+", "_", run, flags=re.ASCII)
+
+
+def _name(option: str) -> str:
+    """The long name of an option of sbatch."""
+    if option.startswith("--"):
+        return option[2:].split("=")[0].split()[0]
+    return _SHORT.get(option[1], option[1])
 
 
 def _parts(template: str) -> tuple[str, str, str]:

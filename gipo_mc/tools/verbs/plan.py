@@ -72,7 +72,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def _plan(options: argparse.Namespace) -> int:
     from gipo_mc.config import wide_tensor
     from gipo_mc.plan.hardware import OURS, UTILISATION
-    from gipo_mc.plan.plan import make_plan, nearest_change, search
+    from gipo_mc.plan.plan import check_alone, make_plan, nearest_change, search
     from gipo_mc.plan.run import read_run
     from gipo_mc.plan.show import as_json, as_text, search_text
 
@@ -89,6 +89,7 @@ def _plan(options: argparse.Namespace) -> int:
         with waiting("Trying layouts") as tell:
             plans = search(run, options.gpus, device, **share, tell=tell)
         if not plans:
+            check_alone(run, device)
             raise ConfigError(f"No layout of {options.gpus} ranks divides the models' heads, layers and batches.")
         print(json.dumps([as_json(plan) for plan in plans], indent=2) if options.json else search_text(plans, SHOWN))
         return 0 if plans[0].fits else ConfigError.exit_code

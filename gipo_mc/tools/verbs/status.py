@@ -4,7 +4,7 @@
     gipo-mc status runs/gi_ppo --since 1764300000    # of a start after that second (date +%s), in scripts
 
 Exit codes: that of the run where it has ended (75: the same command continues it); 1 where it left none, because it
-still runs, ended without a word, or never began.
+still runs, ended without a word, or never began; 3 where there is no such folder.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from gipo_mc.errors import DataError
 from gipo_mc.run.arguments import Parser, name
 from gipo_mc.run.folder import RunFolder, fell_silent
-from gipo_mc.run.jsonl import encode, printable
+from gipo_mc.run.jsonl import encode, printable_lines
 from gipo_mc.run.terminal.ending import ended
 
 
@@ -39,11 +40,16 @@ def _status(options: argparse.Namespace) -> int:
     run = Path(options.run)
     status = RunFolder(run).read_status()
     text, code = _verdict(run, status, options.since)
-    print(encode({"run": str(run), "code": code, "says": text, "status": status}) if options.json else printable(text))
+    told = {"run": str(run), "code": code, "says": text, "status": status}
+    print(encode(told) if options.json else printable_lines(text))
     return code
 
 
 def _verdict(run: Path, status: dict[str, Any], since: float) -> tuple[str, int]:
+    if not run.is_dir():
+        from gipo_mc.monitor.follow import absent  # which imports numpy
+
+        return absent(run), DataError.exit_code
     if not status:
         return f"{run}: no status was left there.", 1
     try:

@@ -191,6 +191,25 @@ def test_a_rank_that_is_late_and_one_that_is_killed() -> None:
     assert exit_codes(outcome, 3) == [0, 0, -signal.SIGKILL]
 
 
+def _lost_in_turn(rank: int) -> str:
+    """Rank 3 is killed; 2 waits for it alone and ends, 1 for 2, 0 for 1: what each says."""
+    pairs = [dist.new_group([first, first + 1]) for first in range(3)]
+    dist.barrier()
+    if rank == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(RuntimeError) as gone:
+        dist.all_reduce(torch.ones(3), group=pairs[rank])
+    assert f"rank {rank + 1} has ended" in str(gone.value)
+    return str(runtime.lost_peer(gone.value, "It begins again."))
+
+
+def test_the_rank_that_fell_first_is_named() -> None:
+    def outcome(rank: int) -> None:
+        assert _lost_in_turn(rank).endswith("the process of rank 3 has ended. It begins again.")
+
+    assert exit_codes(outcome, 4) == [0, 0, 0, -signal.SIGKILL]
+
+
 def _kinds(rank: int, folder: str) -> list[str]:
     """The group that is made in each of `CASES`."""
     found = []

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gipo_mc.config.environment import fingerprint, hide_named, marked_environment, references
 from gipo_mc.config.explain.problems import flat, validated
-from gipo_mc.config.names import is_file
+from gipo_mc.config.names import is_file, shipped
 from gipo_mc.config.scalars import misread_numbers
 from gipo_mc.config.schema import Config, options
 from gipo_mc.config.yaml_text import check_yaml, read_yaml
@@ -108,7 +108,9 @@ def read_layers(path: str | None, overrides: list[str], base: dict[str, Any]) ->
     with _problems_of(path):
         if path:
             if not is_file(path):
-                raise ConfigError(f"There is no configuration file {path}. The runnable ones are in configs/.")
+                raise ConfigError(
+                    f"There is no configuration file {path}. The runnable ones are in {shipped('configs')}."
+                )
             layers.append(read_yaml(path))
             origins.append(path)
         layers.append(OmegaConf.from_dotlist(_sound(overrides, problems)))

@@ -38,6 +38,12 @@ def is_file(path: str) -> bool:
     return not name_problem(path) and Path(path).is_file()
 
 
+def shipped(folder: str) -> str:
+    """Where a folder of the repository is, for a sentence: its path where the program runs from a checkout."""
+    there = Path(__file__).resolve().parents[2] / folder
+    return f"{there}/" if there.is_dir() else f"{folder}/ of the repository"
+
+
 def check_regular(folder: Path) -> None:
     """Raises ConfigError where a folder that was given holds what is no file: a named pipe, which never ends."""
     try:

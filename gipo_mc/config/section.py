@@ -41,7 +41,7 @@ class Section(BaseModel):
         annotation = cls.model_fields[str(info.field_name)].annotation
         kinds = {annotation, *get_args(annotation)}  # also "int | None"
         if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
-            raise PydanticCustomError("number", "Input should be a number, not yes or no")
+            raise PydanticCustomError("number", "it must be a number, not yes or no")
         return value
 
 

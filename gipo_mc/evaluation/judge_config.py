@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, field_validator
 
 from gipo_mc.config.environment import has_password
-from gipo_mc.config.names import is_file
+from gipo_mc.config.explain.problems import worded
+from gipo_mc.config.names import is_file, shipped
 from gipo_mc.config.scalars import misread_numbers
 from gipo_mc.config.section import Section, on_or_off
 from gipo_mc.config.yaml_text import read_values
@@ -146,7 +147,7 @@ _KINDS: dict[str, type[AnyJudge]] = {
 def load_judge(path: str) -> AnyJudge:
     """The judge in a YAML file; its name is the file's where it gives none. Raises ConfigError with every problem."""
     if not is_file(path):
-        raise ConfigError(f"--judge {path}: there is no such file. Examples are in configs/judges/.")
+        raise ConfigError(f"--judge {path}: there is no such file. Examples are in {shipped('configs/judges')}.")
     raw = read_values(path, f"--judge {path} is not valid YAML")
     problems = misread_numbers(Path(path).read_text(encoding="utf-8"))
     kind = raw.get("kind") if isinstance(raw, dict) else None
@@ -173,4 +174,4 @@ def _problem(detail: Any, kind: type[AnyJudge]) -> str:
         return f"{key}: there is no such key; known here: {', '.join(kind.model_fields)}"
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
-    return f"{key}: {detail['msg']}"
+    return f"{key}: {worded(detail)}"

@@ -66,7 +66,9 @@ def command_parser(description: str, command: str = "", *, reports: bool = False
     verb = command.replace("_", " ", 1).replace("_", "-")
     parser = Parser(verb, reports=reports, description=description, epilog=_options(command) if command else None)
     parser.command = command
-    parser.add_argument("--config", metavar="FILE", help="YAML file; the runnable ones are in configs/")
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file; the runnable ones are in configs/ of the repository"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override an option")
     return parser
 

@@ -134,7 +134,7 @@ def test_octal_and_sexagesimal_numbers_are_refused(tmp_path: Path, override: str
 
 @pytest.mark.parametrize("override", ["run.iterations=true", "parallel.tensor=on", "rollout.temperature=yes"])
 def test_yes_is_no_number(override: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{override.partition('=')[0]}=True: Input should be a number"):
+    with pytest.raises(ConfigError, match=rf"{override.partition('=')[0]}=True: it must be a number"):
         load_config(None, [override])
 
 

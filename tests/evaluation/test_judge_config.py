@@ -40,7 +40,7 @@ def test_a_judge_is_called_after_its_file(tmp_path: Path) -> None:
         (OPENAI + "extra: {temperature: 1}\n", "extra holds temperature, which the judge sends itself"),
         (OPENAI + "name: people\n", "a judge cannot be called people"),
         (OPENAI + "name: 'a/b'\n", "a label has at most 60 letters"),
-        ("kind: reward\n", "model: Field required"),
+        ("kind: reward\n", "model: it is missing"),
         ("kind: reward\nmodel: x\norders: both\n", "orders: there is no such key"),
     ],
 )

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from gipo_mc.config import Config, load_config
-from gipo_mc.errors import GipoError
+from gipo_mc.config import Config, as_yaml, load_config
+from gipo_mc.errors import ConfigError, GipoError
 from gipo_mc.rl import gi_ppo
 from gipo_mc.run import checkpoint
+from gipo_mc.run.resume import names_of
 from gipo_mc.run.session import Session
 from gipo_mc.supervised import dpo, reward_model, sft
 from tests.ranks import LAYOUTS, run_ranks
+from tests.run.test_resume_rule import _fixed, _stored
 from tests.runs import global_tensors, read_metrics, rl_config, save_models
 
 TRAINERS: dict[str, Callable[[Config], None]] = {
@@ -177,3 +179,23 @@ def test_a_run_is_not_continued_with_another_model_or_algorithm(tmp_path: Path, 
     assert _run("rl", {}, _config("rl", tmp_path, models, "run", {}, "run.iterations=1")) == "done"
     outcome = _run("rl", {}, _config("rl", tmp_path, models, "run", {}, "algorithm.groups=3"))
     assert outcome.startswith("2: ") and "algorithm.groups was 2, now 3" in outcome and "Traceback" not in outcome
+
+
+def test_a_change_is_named_with_the_folders_and_other_names_stand_beside_it(tmp_path: Path) -> None:
+    """What models hold is compared after the options: where those are refused, the names are told already."""
+    models = {"policy": "models/sft", "reward": "models/first"}
+    before, after = Config(model=models), Config(model=models | {"reward": "models/second"})  # type: ignore[arg-type]
+    (file := tmp_path / "config.yaml").write_text(as_yaml(before))
+    names = names_of(file, after)
+    then, now = _fixed(before, "train_gi_ppo"), _fixed(after, "train_gi_ppo")
+    then.frozen = {"model.reward": "aaaa", "model.reference": "bbbb"}
+    now.frozen = {"model.reward": "cccc", "model.reference": "dddd"}
+    assert now.changes(_stored(then), names=names) == [
+        "model.reward was made of aaaa (models/first), now of cccc (models/second)",
+        "model.reference was made of bbbb (models/sft), now of dddd (models/sft)",
+    ]
+    now.check_settings(Path("runs/x"), _stored(then), names)  # perhaps it only moved
+    now.settings["run.seed"] = 2
+    with pytest.raises(ConfigError, match=r"run\.seed was 1, now 2\n  - model\.reward was 'models/first', now"):
+        now.check_settings(Path("runs/x"), _stored(then), names)
+    assert names_of(tmp_path / "none", after) == ({}, {})

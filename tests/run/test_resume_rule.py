@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from gipo_mc.config import UNREAD, Config, as_yaml, load_config, options, resume_rule, values
+from gipo_mc.config import UNREAD, Config, load_config, options, resume_rule, values
 from gipo_mc.errors import ConfigError, GipoError
 from gipo_mc.models.families import hf_config
 from gipo_mc.models.shape import ModelShape
@@ -140,26 +140,6 @@ def test_every_change_is_named_with_both_values_and_the_way_out() -> None:
     text = str(error.value)
     assert "runs/x" in text and "run.seed was 1, now 2" in text and "algorithm.kl_coef was 0.05, now 0.5" in text
     assert "Put it back" in text and error.value.exit_code == 2
-
-
-def test_a_change_is_named_with_the_folders_and_other_names_stand_beside_it(tmp_path: Path) -> None:
-    """What models hold is compared after the options: where those are refused, the names are told already."""
-    models = {"policy": "models/sft", "reward": "models/first"}
-    before, after = Config(model=models), Config(model=models | {"reward": "models/second"})  # type: ignore[arg-type]
-    (file := tmp_path / "config.yaml").write_text(as_yaml(before))
-    names = names_of(file, after)
-    then, now = _fixed(before, "train_gi_ppo"), _fixed(after, "train_gi_ppo")
-    then.frozen = {"model.reward": "aaaa", "model.reference": "bbbb"}
-    now.frozen = {"model.reward": "cccc", "model.reference": "dddd"}
-    assert now.changes(_stored(then), names=names) == [
-        "model.reward was made of aaaa (models/first), now of cccc (models/second)",
-        "model.reference was made of bbbb (models/sft), now of dddd (models/sft)",
-    ]
-    now.check_settings(Path("runs/x"), _stored(then), names)  # perhaps it only moved
-    now.settings["run.seed"] = 2
-    with pytest.raises(ConfigError, match=r"run\.seed was 1, now 2\n  - model\.reward was 'models/first', now"):
-        now.check_settings(Path("runs/x"), _stored(then), names)
-    assert names_of(tmp_path / "none", after) == ({}, {})
 
 
 def test_a_checkpoint_of_before_is_compared_in_what_it_stored() -> None:

@@ -56,6 +56,32 @@ _ELSEWHERE = {
 _ALIASES = {alias: tuple(keys.split(", ")) for keys, aliases in _ELSEWHERE.items() for alias in aliases.split()}
 
 
+#: What pydantic finds wrong with a value -> what is said of it; names stand for what pydantic tells besides.
+_WORDED = {
+    "int_type int_parsing int_from_float": "it must be a whole number",
+    "float_type float_parsing": "it must be a number",
+    "bool_type bool_parsing": "it must be true or false",
+    "string_type": "it must be a text",
+    "list_type": "it must be a list, such as [a, b]",
+    "dict_type": "it must be a mapping, such as {{key: value}}",
+    "model_type": "it must be a section, with keys of its own",
+    "literal_error": "it must be {expected}",
+    "greater_than": "it must be more than {gt}",
+    "greater_than_equal": "it must be at least {ge}",
+    "less_than": "it must be less than {lt}",
+    "less_than_equal": "it must be at most {le}",
+    "finite_number": "it must be a finite number",
+    "missing": "it is missing",
+}
+_SAID = {kind: said for kinds, said in _WORDED.items() for kind in kinds.split()}
+
+
+def worded(detail: Any) -> str:
+    """What is wrong with the value of a key, of one of the errors of a ValidationError."""
+    said = _SAID.get(detail["type"])
+    return said.format(**detail.get("ctx", {})) if said else str(detail["msg"])
+
+
 def validated(raw: dict[str, Any]) -> tuple[Config | None, list[str]]:
     """The configuration, and everything that is wrong with it. Where there is something, it has the defaults in the
     place of what is wrong, or is None.
@@ -116,7 +142,7 @@ def _lines(detail: Any) -> list[str]:
     except ValueError:  # Python writes no integer of more than 4,300 digits
         value = "a number of thousands of digits"
     nearest = _nearest(detail["input"], _choices(where)) if detail["type"] == "literal_error" else ""
-    return [f"{key}={value if len(value) <= 200 else f'{value[:200]}...'}: {detail['msg']}{nearest}"]
+    return [f"{key}={value if len(value) <= 200 else f'{value[:200]}...'}: {worded(detail)}{nearest}"]
 
 
 def _choices(where: tuple[Any, ...]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from gipo_mc.config.explain.problems import worded
 from gipo_mc.config.names import is_file
 from gipo_mc.config.section import Section
 from gipo_mc.config.yaml_text import read_values
@@ -123,7 +124,7 @@ def _read(path: str, name: str) -> JudgePrompt:
         found = _File.model_validate({str(key): value for key, value in raw.items()})
     except ValidationError as error:
         problems = [
-            str(detail["ctx"]["error"]) if detail["type"] == "value_error" else f"{_key(detail)}: {detail['msg']}"
+            str(detail["ctx"]["error"]) if detail["type"] == "value_error" else f"{_key(detail)}: {worded(detail)}"
             for detail in error.errors()
         ]
         raise ConfigError(

@@ -26,7 +26,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from gipo_mc.config import check_name
-from gipo_mc.config.names import is_file
+from gipo_mc.config.explain.problems import worded
+from gipo_mc.config.names import is_file, shipped
 from gipo_mc.config.section import Section
 from gipo_mc.config.yaml_text import read_values
 from gipo_mc.errors import ConfigError
@@ -137,7 +138,7 @@ def load_plan(path: str) -> PaperPlan:
     """The plan in a YAML file, with the names of configurations and judges as paths. Raises ConfigError with every
     problem."""
     if not is_file(path):
-        raise ConfigError(f"There is no plan {path}: the plans are configs/paper/llama2_7b.yaml and tiny.yaml there.")
+        raise ConfigError(f"There is no plan {path}: llama2_7b.yaml and tiny.yaml are in {shipped('configs/paper')}.")
     raw = read_values(path, f"The plan {path} cannot be read", resolve=True)
     if not isinstance(raw, dict):
         raise ConfigError(f"The plan {path} must hold `folder:` and `tasks:`.")
@@ -179,5 +180,5 @@ def _located(plan: PaperPlan, folder: Path) -> PaperPlan:
 
 def _problem(detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"])
-    said = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else detail["msg"]
+    said = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else worded(detail)
     return f"{key}: {re.sub(r'^Extra inputs are not permitted$', 'there is no such key', said)}"

@@ -93,6 +93,24 @@ def test_the_nearest_value(override: str, nearest: str) -> None:
     assert text.endswith(f"; did you mean {nearest}?") if nearest else "did you mean" not in text
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("rollout.batch_size=thirty", "rollout.batch_size='thirty': it must be a whole number"),
+        ("rollout.batch_size=1.5", "rollout.batch_size=1.5: it must be a whole number"),
+        ("policy.lr=fast", "policy.lr='fast': it must be a number"),
+        ("run.resume=perhaps", "run.resume='perhaps': it must be true or false"),
+        ("data.prompts=5", "data.prompts=5: it must be a list, such as [a, b]"),
+        ("data.columns=5", "data.columns=5: it must be a mapping, such as {key: value}"),
+        ("rollout.batch_size=0", "rollout.batch_size=0: it must be at least 1"),
+        ("dtype=float8", "dtype='float8': it must be 'auto', "),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_in_our_words(override: str, words: str) -> None:
+    text = said(override)
+    assert words in text and "Input should" not in text
+
+
 def test_what_is_right_is_there_beside_the_problems() -> None:
     config, problems = examine(None, ["run.seed=x", "run.iterations=7"])
     assert config is not None and (config.run.iterations, config.run.seed) == (7, 1) and len(problems) == 1

@@ -1,9 +1,9 @@
 """Bytes that a pass through one stage takes beside the model's state: what the backward pass needs, and temporaries.
 
-The terms are the tensors that the code makes, counted from its modules without TransformerEngine. On a CPU torch's RMS
-norm keeps one tensor more and SwiGLU, which Megatron fuses on CUDA only, two; benchmarks/planning/peaks.py holds the
-CPU's terms to real runs. Legend: n tokens of a micro-batch with padding, h hidden, f feed-forward, q projected heads,
-all of this rank's share.
+The terms are the tensors that the code makes, counted from its modules without TransformerEngine. Norms and SwiGLU are
+one operator each on CUDA and, by kernels of this project (`gipo_mc.ops.layers`), in float32 on a CPU; in bfloat16 there
+torch's RMS norm keeps one tensor more and SwiGLU two. In float32 on a CPU attention is one kernel, too, which turns
+queries and keys by itself. benchmarks/planning/peaks.py holds the CPU's terms to real runs.
 """
 
 from __future__ import annotations
@@ -15,15 +15,20 @@ from gipo_mc.plan.grid import Grid
 from gipo_mc.plan.shapes import FAMILIES
 from gipo_mc.plan.state import FLOAT
 
+#: `gipo_mc.ops.layers.causal_attention.LONGEST`, which imports torch; a test compares.
+LONGEST = 1024
+
 
 @dataclass(frozen=True)
 class Activations:
-    """Of a model on this grid. width: bytes of a number. cuda: fused operators. recompute, fp32_logits: the options."""
+    """Of a model on this grid. width: bytes of a number. cuda: on a GPU. positions: of the longest sequence.
+    recompute, fp32_logits: the options."""
 
     shape: ModelShape
     grid: Grid
     width: int
     cuda: bool
+    positions: int
     recompute: str = "none"
     fp32_logits: bool = False
 
@@ -50,6 +55,29 @@ class Activations:
             return 0
         return (self.shape.heads + 2 * self.shape.kv_heads) * self.shape.head_dim
 
+    @property
+    def _kernels(self) -> bool:
+        """Does a layer stand on the kernels of `gipo_mc.ops.layers`?"""
+        return not self.cuda and self.width == FLOAT
+
+    @property
+    def _fused(self) -> bool:
+        """Are norms and SwiGLU one operator each?"""
+        return self.cuda or self._kernels
+
+    @property
+    def _normed_heads(self) -> bool:
+        return FAMILIES[self.shape.family][1]
+
+    @property
+    def _joined(self) -> bool:
+        """Is all between the two projections of attention one kernel?"""
+        return self._kernels and not (self._gathered or self._normed_heads) and self.positions <= LONGEST
+
+    @property
+    def _middle(self) -> int:
+        return self._feed_forward * (3 if self._fused else 5)
+
     def states(self, tokens: int) -> int:
         """Hidden states of a micro-batch between two layers: shared between tensor ranks under sequence parallelism."""
         return tokens // self.grid.sharded_sequence * self._hidden * self.width
@@ -59,27 +87,38 @@ class Activations:
         return self.states(tokens) if self.recompute == "full" else self._made_by_layer(tokens)
 
     def _made_by_layer(self, tokens: int) -> int:
-        """For both norms the input and the result (on a CPU the normalised
-        input, too), projected heads with the values in them, turned queries and keys, the attention's result and its
-        log-sums, and the feed-forward's middle."""
-        norms = 2 * (2 if self.cuda else 3) * self.states(tokens)
+        """For both norms the input and the result (without fused operators the normalised input, too), projected heads
+        with the values in them, turned queries and keys, the attention's result and its log-sums, and the middle of the
+        feed-forward. The kernels keep a number for each row of a norm, two for each query, and no turned heads."""
+        norms = 2 * (2 if self._fused else 3) * self.states(tokens)
+        if self._kernels:
+            norms += 2 * tokens // self.grid.sharded_sequence * FLOAT
+        return norms + self._made_by_attention(tokens) + tokens * self._middle * self.width
+
+    def _made_by_attention(self, tokens: int) -> int:
         turned = self._heads + self._keys
         projected = self._heads + 2 * self._keys
+        heads = self.shape.heads // self.grid.tensor
+        sums, again = tokens * heads * FLOAT, self.recompute == "selective"
+        # Queries that share keys do not lie side by side in the projection: where they are needed, a copy of them.
+        copied = self._heads * (self.shape.heads > self.shape.kv_heads)
         if self._gathered:  # then the values are copied out of them, and the norms of heads keep their input
-            projected = self._keys + (self._gathered if FAMILIES[self.shape.family][1] else 0)
-        sums = tokens * (self.shape.heads // self.grid.tensor) * FLOAT
-        if self.recompute == "selective":
-            # They are made again. Queries that share keys do not lie side by side in the projection: a copy of them.
-            turned, sums = self._heads * (self.shape.heads > self.shape.kv_heads), 0
-        attention = projected + turned + self._heads
-        middle = self._feed_forward * (3 if self.cuda else 5)
-        return norms + tokens * (attention + middle) * self.width + sums
+            projected = self._keys + (self._gathered if self._normed_heads else 0)
+        if self._joined:
+            turned, sums = 0, 0 if again else 2 * sums
+        elif self._kernels and self._normed_heads:
+            # The norms of heads are made before what is made again, and keep their input and a number for each head.
+            projected += 0 if self._gathered else copied
+            sums = sums * (not again) + tokens * (heads + self._keys // self.shape.head_dim) * FLOAT
+        elif again:  # of what is gathered the queries are a part, which keeps all of it
+            turned, sums = self._gathered or copied, 0
+        return tokens * (projected + turned + self._heads) * self.width + sums
 
     def kept_by_stage(self, tokens: int, *, last: bool) -> int:
         """What a stage keeps of one micro-batch, the final norm and the gathered states included on the last one."""
         kept = self.shape.layers // self.grid.pipeline * self.kept_by_layer(tokens)
         if last:
-            kept += (2 if self.cuda else 3) * self.states(tokens)
+            kept += (2 if self._fused else 3) * self.states(tokens)
             if self.grid.sharded_sequence > 1:
                 kept += tokens * self._hidden * self.width
         return kept
@@ -89,8 +128,7 @@ class Activations:
         attention and feed-forward."""
         gathered = tokens * self._hidden * self.width if self.grid.sharded_sequence > 1 else 0
         attention = 3 * self._heads + 3 * self._keys + 2 * self._gathered
-        middle = self._feed_forward * (3 if self.cuda else 5)
-        return 4 * self.states(tokens) + gathered + tokens * max(attention, middle) * self.width
+        return 4 * self.states(tokens) + gathered + tokens * max(attention, self._middle) * self.width
 
     def backward_of_layer(self, tokens: int) -> int:
         """Gradients in the feed-forward's backward pass, beside what the layer keeps: of its middle, and of the weight

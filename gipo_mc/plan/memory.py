@@ -208,6 +208,7 @@ class _Stage:
             self._grid.of(role.trained),
             self._width,
             self._cuda,
+            self._run.lengths.longest,
             config.memory.recompute,
             config.precision.fp32_logits,
         )

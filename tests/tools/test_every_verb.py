@@ -138,7 +138,7 @@ def test_json_is_one_object_on_stdout_and_quiet_is_quiet(
 ) -> None:
     told: list[bool] = []
 
-    def step(*_: Any, aside: bool) -> tuple[int, int]:
+    def step(*_: Any, aside: bool, **_more: Any) -> tuple[int, int]:
         told.append(aside)
         return 0, 0
 

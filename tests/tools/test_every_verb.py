@@ -53,7 +53,7 @@ WORK = {
     "report": ("r", "gipo_mc.report.report.build_report"),
     "evaluate judge": ("--ours PLAN --against x=PLAN --out e", "gipo_mc.evaluation.responses.read_responses"),
     "evaluate page": ("e --out p.html", "gipo_mc.evaluation.people.page.write_page"),
-    "evaluate votes": ("e", "gipo_mc.evaluation.pairs.read_pairs"),
+    "evaluate votes": ("e", "gipo_mc.evaluation.reading.read_pairs"),
     "evaluate table": ("e", "gipo_mc.evaluation.tables.build.build_table"),
     "evaluate export": ("e --format csv --out t.csv", "gipo_mc.evaluation.tables.model.read_table"),
     "convert": ("--check m", "gipo_mc.parallel.runtime.initialize"),

@@ -30,7 +30,7 @@ _sizes = (1, 1)
 def acquire(config: Config) -> Layout:
     """Join the ranks, once for each `release`. Raises ConfigError where the layout does not fit the ranks, or is not
     that of what is open."""
-    _hold(config)
+    _hold(config, "generate")
     try:
         return runtime.initialize(config.parallel, config.device)
     except BaseException:
@@ -38,10 +38,10 @@ def acquire(config: Config) -> Layout:
         raise
 
 
-def _hold(config: Config) -> None:
+def _hold(config: Config, command: str) -> None:
     global _holders, _was_there, _sizes
     adopt_slurm()
-    check_layout(config, world_size())
+    check_layout(config, world_size(), command)
     suit_cuda(config)
     sizes = (config.parallel.tensor, config.parallel.pipeline)
     if _holders and sizes != _sizes:
@@ -63,9 +63,10 @@ def release() -> None:
 
 
 @contextmanager
-def held(config: Config) -> Iterator[None]:
-    """Around work that joins the ranks by itself: what it joined is left, whatever ends it. Raises as `acquire`."""
-    _hold(config)
+def held(config: Config, command: str) -> Iterator[None]:
+    """Around `command`, which joins the ranks by itself: what it joined is left, whatever ends it. Raises as
+    `acquire`."""
+    _hold(config, command)
     news.new_job()
     try:
         yield

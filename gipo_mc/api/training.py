@@ -45,7 +45,7 @@ def train(
     name, function = _named(reward)
     models = {"model.policy": policy, "model.reward": name}
     with given_function(name, function) if function else nullcontext():
-        return _train("gipo_mc.rl.gi_ppo", models, ("prompts", prompts), Path(run), options, config)
+        return _train("train_gi_ppo", models, ("prompts", prompts), Path(run), options, config)
 
 
 def train_sft(
@@ -62,7 +62,7 @@ def train_sft(
     and "response", or with "messages", each. The rest is as in `train`.
     """
     models = {"model.policy": policy}
-    return _train("gipo_mc.supervised.sft", models, ("demonstrations", demonstrations), Path(run), options, config)
+    return _train("train_sft", models, ("demonstrations", demonstrations), Path(run), options, config)
 
 
 def train_reward(
@@ -81,7 +81,7 @@ def train_reward(
     is as in `train`.
     """
     models = {"model.policy": policy}
-    return _train("gipo_mc.supervised.reward_model", models, ("preferences", preferences), Path(run), options, config)
+    return _train("train_reward", models, ("preferences", preferences), Path(run), options, config)
 
 
 def train_dpo(
@@ -99,18 +99,27 @@ def train_dpo(
     as in `train`.
     """
     models = {"model.policy": policy} | ({"model.reference": reference} if reference is not None else {})
-    return _train("gipo_mc.supervised.dpo", models, ("preferences", preferences), Path(run), options, config)
+    return _train("train_dpo", models, ("preferences", preferences), Path(run), options, config)
+
+
+#: Command -> the module whose `train` it calls.
+_TRAINERS = {
+    "train_gi_ppo": "gipo_mc.rl.gi_ppo",
+    "train_sft": "gipo_mc.supervised.sft",
+    "train_reward": "gipo_mc.supervised.reward_model",
+    "train_dpo": "gipo_mc.supervised.dpo",
+}
 
 
 def _train(
-    trainer: str,
+    command: str,
     models: Mapping[str, str | Path],
     data: tuple[str, Sources],
     folder: Path,
     options: Mapping[str, Any] | None,
     config: str | Path | None,
 ) -> Run:
-    """Call `train` of the module `trainer`. data: (which of the `data` section, its sources). Raises as `train`."""
+    """Call `train` of a command's module. data: (which of the `data` section, its sources). Raises as `train`."""
     if not folder.name or folder.name == "..":
         raise ConfigError(f"run={str(folder)!r} names no folder: give one like runs/mine.")
     kind, sources = data
@@ -124,8 +133,8 @@ def _train(
     settings = load_config(
         str(config) if config else None, [f"{key}={_as_yaml(value)}" for key, value in given.items()]
     )
-    with ranks.held(settings):
-        importlib.import_module(trainer).train(settings)
+    with ranks.held(settings, command):
+        importlib.import_module(_TRAINERS[command]).train(settings)
     return read_run(folder)
 
 

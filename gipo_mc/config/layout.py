@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gipo_mc.config.commands import read_by
 from gipo_mc.config.schema import Config
 from gipo_mc.errors import ConfigError
 
@@ -16,9 +17,10 @@ def wide_tensor(config: Config, per_node: int, what: str) -> str:
     )
 
 
-def check_layout(config: Config, world_size: int) -> int:
-    """Data-parallel size of this configuration on `world_size` ranks. Raises ConfigError with every problem."""
-    problems = []
+def check_layout(config: Config, world_size: int, command: str = "") -> int:
+    """Data-parallel size of this configuration on `world_size` ranks. Raises ConfigError with every problem of the
+    options that `command` reads; "": of all."""
+    problems, read = [], set(read_by(command))
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     if world_size % (tensor * pipeline):
         problems.append(
@@ -27,7 +29,8 @@ def check_layout(config: Config, world_size: int) -> int:
             "of the two"
         )
     frozen = config.parallel.frozen_sizes
-    if frozen != (tensor, pipeline) and world_size % (frozen[0] * frozen[1]):
+    apart = "parallel.frozen_tensor" in read and frozen != (tensor, pipeline)
+    if apart and world_size % (frozen[0] * frozen[1]):
         problems.append(
             f"frozen models on parallel.frozen_tensor={frozen[0]} x parallel.frozen_pipeline={frozen[1]} = "
             f"{frozen[0] * frozen[1]} ranks do not divide the {world_size} ranks: set both to 0, or to sizes that do"
@@ -38,11 +41,11 @@ def check_layout(config: Config, world_size: int) -> int:
         ("algorithm.mini_batch_size", config.algorithm.mini_batch_size),
         ("train.batch_size", config.train.batch_size),
     ):
-        if size < data:
+        if key in read and size < data:
             problems.append(f"{key}={size} is smaller than the {data} data-parallel ranks: raise it to {data} or more")
     batch, mini_batch = config.rollout.batch_size, config.algorithm.mini_batch_size
     smallest = batch // -(-batch // mini_batch)
-    if batch >= data > smallest:
+    if "rollout.batch_size" in read and batch >= data > smallest:
         problems.append(
             f"rollout.batch_size={batch} in mini-batches of at most {mini_batch} leaves some with {smallest} sequences"
             f", fewer than the {data} data-parallel ranks: raise algorithm.mini_batch_size"

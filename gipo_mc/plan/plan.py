@@ -73,9 +73,9 @@ class Plan:
         return whole_model(own, grid.tensor), [stage_parameters(own, grid, stage) for stage in range(grid.pipeline)]
 
 
-def grid_of(config: Config, gpus: int, device: Hardware, node: int = 8) -> Grid:
-    """The layout of a configuration on so many ranks. Raises ConfigError with every problem of it."""
-    data = check_layout(config, gpus)
+def grid_of(config: Config, gpus: int, device: Hardware, node: int = 8, command: str = "") -> Grid:
+    """The layout of a configuration on so many ranks. Raises ConfigError with every problem of it for this command."""
+    data = check_layout(config, gpus, command)
     parallel = config.parallel
     choice = parallel.distributed_optimizer
     sharded = choice == "on" or (choice == "auto" and device.cuda)
@@ -91,7 +91,7 @@ def make_plan(
 ) -> Plan:
     """Raises ConfigError where the layout or a model does not work on so many ranks."""
     config = run.config
-    grid = grid_of(config, gpus, device, node)
+    grid = grid_of(config, gpus, device, node, run.command)
     for role in run.roles:
         own = grid.of(role.trained)
         role.shape.check(own.tensor, own.pipeline, own.virtual, sequence_length=run.lengths.longest)

@@ -143,7 +143,7 @@ class _Start:
             self._task = self._builtin if self._builtin and names_nothing(self._path, self._overrides) else None
             self._base = self._task.base() if self._task else None
             config = load_config(self._path, self._overrides, self._base)
-            check_layout(config, world_size())
+            check_layout(config, world_size(), self._command)
             check_trackers(config)
             suit_cuda(config)
         return config

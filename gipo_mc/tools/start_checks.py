@@ -94,7 +94,8 @@ def start_problems(
 def problems_of(config: Config, command: str, ranks: int) -> list[str]:
     """What `start_problems` finds in a configuration, whatever is on this machine."""
     found = []
-    for check in (lambda: check_layout(config, ranks or _fewest(config)), lambda: check_trackers(config)):
+    fewest = ranks or _fewest(config, command)
+    for check in (lambda: check_layout(config, fewest, command), lambda: check_trackers(config)):
         try:
             check()
         except ConfigError as error:
@@ -166,9 +167,10 @@ def _longest(config: Config, command: str) -> int:
     return data.sequence_length if command or data.demonstrations or data.preferences else 0
 
 
-def _fewest(config: Config) -> int:
+def _fewest(config: Config, command: str) -> int:
     parallel = config.parallel
-    return math.lcm(parallel.tensor * parallel.pipeline, math.prod(parallel.frozen_sizes))
+    frozen = math.prod(parallel.frozen_sizes) if "parallel.frozen_tensor" in _read(command) else 1
+    return math.lcm(parallel.tensor * parallel.pipeline, frozen)
 
 
 def _missing(config: Config, command: str) -> Iterator[str]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from megatron.core import parallel_state
 
-from gipo_mc.config import Config, ParallelConfig, check_layout
+from gipo_mc.config import TRAINERS, Config, ParallelConfig, check_layout, validate
 from gipo_mc.errors import ConfigError, GipoError
 from gipo_mc.parallel import runtime
 from gipo_mc.parallel.collectives import gather_in_rank_order
@@ -119,3 +119,29 @@ def test_sizes_that_do_not_divide_the_ranks_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"parallel\.frozen_tensor=3 x parallel\.frozen_pipeline=1 = 3 ranks"):
         check_layout(config, 4)
     assert check_layout(Config(parallel={"tensor": 2, "frozen_tensor": 1}), 4) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "commands"),
+    [
+        ({"parallel": {"frozen_tensor": 3}}, ("train_gi_ppo", "train_dpo")),
+        ({"train": {"batch_size": 2}}, ("train_sft", "train_reward", "train_dpo")),
+        ({"rollout": {"batch_size": 2}, "algorithm": {"mini_batch_size": 2}}, ("train_gi_ppo",)),
+        ({"algorithm": {"mini_batch_size": 2}}, ("train_gi_ppo",)),
+        ({"rollout": {"batch_size": 9}, "algorithm": {"mini_batch_size": 5}}, ()),
+        ({"rollout": {"batch_size": 9}, "algorithm": {"mini_batch_size": 4}}, ("train_gi_ppo",)),
+        ({"parallel": {"tensor": 3}}, (*TRAINERS, "generate")),
+    ],
+)
+def test_sizes_are_refused_by_the_commands_that_read_them(options: dict[str, Any], commands: tuple[str, ...]) -> None:
+    """Four ranks; a file may be of several commands."""
+    config, refused = validate(options), []
+    for command in (*TRAINERS, "generate"):
+        try:
+            check_layout(config, 4, command)
+        except ConfigError:
+            refused.append(command)
+    assert sorted(refused) == sorted(commands)
+    if commands:
+        with pytest.raises(ConfigError, match="The layout does not work"):
+            check_layout(config, 4)

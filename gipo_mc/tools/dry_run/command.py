@@ -47,7 +47,7 @@ def _dry_run(options: argparse.Namespace) -> int:
     from gipo_mc.plan.show import reasons
 
     config, command, device = chosen_run(options)
-    check_layout(config, options.gpus)
+    check_layout(config, options.gpus, command)
 
     with importing():
         from gipo_mc.tools.dry_run.files import look

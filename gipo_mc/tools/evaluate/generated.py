@@ -53,7 +53,7 @@ def generate(
         for label, place in models.items()
     }
     for label, config in configs.items():
-        check_layout(config, 1)
+        check_layout(config, 1, "generate")
         check_asked(
             config,
             remedy=f"{option_of(label)} is a model, and no prompts are named for it. Add --set data.evaluation=[FILE], "

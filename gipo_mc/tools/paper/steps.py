@@ -94,7 +94,7 @@ class _Steps:
             options.append(f"model.policy={self._folder / 'model'}")
         if run.command == "train_gi_ppo":
             options.append(f"model.reward={folder / REWARD}")
-        config = self._checked(f"{task_name}/{name}", run.config, options)
+        config = self._checked(f"{task_name}/{name}", run.command, run.config, options)
         data = getattr(config.data, _DATA[run.command])
         reads = {f"data.{_DATA[run.command]}[{number}]": source for number, source in enumerate(data)}
         reads["model.policy"] = config.model.policy
@@ -154,7 +154,7 @@ class _Steps:
         sources, labels = ",".join(plan.prompts.values()), ",".join(plan.prompts)
         options = [*self._set("generate"), *plan.set, f"data.evaluation=[{sources}]", f"data.domains=[{labels}]"]
         options += [f"data.max_rows={plan.rows}", f"eval.prompts={plan.rows * len(plan.prompts)}"]
-        return options, self._checked(step, None, options).run.seed
+        return options, self._checked(step, "generate", None, options).run.seed
 
     def _responses(self, step: str, options: list[str], run: Path, out: Path, plan: EvaluationPlan) -> Step:
         words = (*gipo_mc("generate"), *options, f"model.policy={run}", "--out", str(out))
@@ -174,10 +174,10 @@ class _Steps:
         full = (*gipo_mc("evaluate"), *words)
         return Step(step, words[0], full, reads=reads, writes=writes, units=units, unit=unit, minutes=minutes)
 
-    def _checked(self, step: str, config: str | None, options: list[str]) -> Config:
+    def _checked(self, step: str, command: str, config: str | None, options: list[str]) -> Config:
         try:
             found = load_config(config, options)
-            check_layout(found, self._plan.ranks)
+            check_layout(found, self._plan.ranks, command)
         except ConfigError as error:
             raise ConfigError(f"Step {step}: {error}") from error
         return found

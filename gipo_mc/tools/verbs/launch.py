@@ -183,7 +183,7 @@ def _checked(options: argparse.Namespace) -> Launch:
             raise ConfigError("\n".join(found))
         # Not refused: they may be on the cluster.
         not_here = tuple(absent_files(config, command))
-    data = check_layout(config, ranks)
+    data = check_layout(config, ranks, command)
     if wide := wide_tensor(config, options.gpus, "ranks"):
         say_warning(wide)
     given = ["--config", options.config] if options.config else []

@@ -72,7 +72,7 @@ help: ## what there is
 
 venv: $(STAMP) ## the environment, with the native extension built (the others do it too, when needed)
 
-demo: $(STAMP) ## SFT, reward model, PPO and GI-PPO on the built-in task, ending with a report (about 5 minutes)
+demo: $(STAMP) ## SFT, reward model, PPO and GI-PPO on the built-in task, ending with a report (about 3 minutes)
 	@$(PYTHON) scripts/demo.py $(ARGS)
 
 test: $(STAMP) ## the tests (about twelve minutes on two cores)
@@ -167,15 +167,22 @@ $(STAMP): $(BUILD_INPUTS) | $(if $(strip $(VENV)),$(PYTHON))
 	fi; \
 	echo "Installing into $$($(PYTHON) -c 'import sys; print(sys.prefix)')$(if $(strip $(CONSTRAINTS)), with the versions of $(CONSTRAINTS))$${index:+, torch from $$index}"; \
 	echo "The first time this fetches about 1 GB (more with CUDA) and builds the native kernels: some minutes."; \
+	mkdir -p build; $(PYTHON) .ci/needs build > build/needs-build.txt; $(PYTHON) .ci/needs dev > build/needs.txt; \
 	pip="$(PYTHON) -m pip install --no-compile $${index:+--extra-index-url $$index} $(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS))"; \
-	$$pip torch; : which of its builds it is says whether kernels for CUDA are of use; \
+	$$pip torch -r build/needs-build.txt; : which torch it is says whether kernels for CUDA are of use; \
 	if [ -z "$${GIPO_MC_CUDA:-}" ] && ! $(has_cuda_torch); then \
 		export GIPO_MC_CUDA=0; \
 		echo "Kernels: CPU only, as torch is (GIPO_MC_CUDA=1 make -B venv builds those for CUDA too)."; \
 	elif [ "$${GIPO_MC_CUDA:-}" != 0 ]; then \
 		echo "Kernels: CPU, and CUDA where nvcc is found, which takes minutes more (GIPO_MC_CUDA=0 leaves them out)."; \
 	fi; \
-	$$pip -e '.[dev]'
+	echo "They are built while pip goes on; build/kernels.log has what the compiler says."; \
+	set -m; $(run) $(PYTHON) setup.py build_ext --inplace > build/kernels.log 2>&1 & kernels=$$!; set +m; \
+	trap 'kill -- -$$kernels 2>/dev/null || true' EXIT; : a group of its own, which ends with this shell; \
+	$$pip -r build/needs.txt; \
+	$(PYTHON) .ci/bytecode; \
+	wait $$kernels || { cat build/kernels.log >&2; exit 1; }; \
+	$(run) $(PYTHON) -m pip install --no-compile --no-build-isolation --no-deps -e .
 	@$(PYTHON) -c 'from gipo_mc.ops import describe_build; print("Built:", describe_build())'
 	@mkdir -p "$(@D)" && touch "$@"
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -17,6 +18,25 @@ from tests.source_rules import ROOT
 _BUILD = "import sys; from setuptools.build_meta import build_editable; build_editable(sys.argv[1])"
 #: A start of Python in an environment that has this one folder of packages.
 _START = "import site, sys; site.addsitedir(sys.argv.pop(1)); import runpy; runpy.run_module('gipo_mc', alter_sys=True)"
+
+
+def make_venv(folder: Path, index: str = "", **chosen: str) -> subprocess.CompletedProcess[str]:
+    """`make venv` with a Python that notes what it would run, on a machine without nvidia-smi. CUDA_TORCH: what it
+    answers to whether its torch has CUDA, an exit code. FAILS: what it fails at."""
+    (folder / "bin").mkdir()
+    python = folder / "bin" / "python"
+    python.write_text(
+        '#!/bin/sh\ncase "$1 $2" in "-m pip" | setup.py*) echo "runs: GIPO_MC_CUDA=$GIPO_MC_CUDA $*";; esac\n'
+        'case "$*" in *torch.version.cuda*) exit ${CUDA_TORCH:-1};; *${FAILS:-nothing}*) exit 1;; esac\n'
+    )
+    python.chmod(0o755)
+    for name in ("bash", "sh", "uname", "mkdir", "touch", "dirname", "nproc", "find", "sed", "getconf", "cat"):
+        (folder / "bin" / name).symlink_to(str(shutil.which(name)))
+    shutil.copy(ROOT / "Makefile", folder)
+    (folder / "pyproject.toml").touch()
+    words = [str(shutil.which("make")), "VENV=", "CONSTRAINTS=", f"TORCH_INDEX={index}", "SHELL=/bin/bash", "venv"]
+    environment = {"PATH": str(folder / "bin"), **chosen}
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -33,27 +53,38 @@ _START = "import site, sys; site.addsitedir(sys.argv.pop(1)); import runpy; runp
 def test_make_builds_no_cuda_kernels_for_a_torch_without_cuda(
     index: str, chosen: dict[str, str], said: str, given: str, tmp_path: Path
 ) -> None:
-    """With a Python that notes what pip would be told, on a machine without nvidia-smi. CUDA_TORCH: what it answers to
-    whether its torch has CUDA, an exit code."""
-    (tmp_path / "bin").mkdir()
-    python = tmp_path / "bin" / "python"
-    python.write_text(
-        '#!/bin/sh\n[ "$2" = pip ] && echo "pip: GIPO_MC_CUDA=$GIPO_MC_CUDA $*"\n'
-        'case "$2" in *torch.version.cuda*) exit ${CUDA_TORCH:-1};; esac\nexit 0\n'
-    )
-    python.chmod(0o755)
-    for name in ("bash", "sh", "uname", "mkdir", "touch", "dirname", "nproc", "find", "sed", "getconf"):
-        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / "pyproject.toml").touch()
-    words = [str(shutil.which("make")), "VENV=", "CONSTRAINTS=", f"TORCH_INDEX={index}", "SHELL=/bin/bash", "venv"]
-    environment = {"PATH": str(tmp_path / "bin"), **chosen}
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = make_venv(tmp_path, index, **chosen)
     assert done.returncode == 0, done.stderr
-    torch, package = (line for line in done.stdout.splitlines() if line.startswith("pip: "))
-    assert torch.endswith(" torch") and package.startswith(f"pip: GIPO_MC_CUDA={given} ")
+    torch, needs, package = (line for line in done.stdout.splitlines() if line.startswith("runs: "))
+    assert torch.endswith(" torch -r build/needs-build.txt") and needs.endswith(" -r build/needs.txt")
+    kernels = (tmp_path / "build" / "kernels.log").read_text()
+    assert kernels == f"runs: GIPO_MC_CUDA={given} setup.py build_ext --inplace\n"
+    assert package == f"runs: GIPO_MC_CUDA={given} -m pip install --no-compile --no-build-isolation --no-deps -e ."
     assert said in done.stdout
     assert ("Kernels: " in done.stdout) == bool(said)
+
+
+@pytest.mark.parametrize("fails", ["setup.py", "needs.txt", ".ci/bytecode"])
+def test_make_leaves_no_stamp_where_a_part_fails(fails: str, tmp_path: Path) -> None:
+    """The kernels are built beside the rest: what the compiler said is shown where that fails."""
+    done = make_venv(tmp_path, FAILS=fails)
+    assert done.returncode != 0
+    assert not list((tmp_path / "build").glob("*.stamp"))
+    assert ("setup.py build_ext" in done.stderr) == (fails == "setup.py")
+    assert "--no-deps" not in done.stdout
+
+
+def test_what_pip_installs_beside_the_kernels_is_all_that_the_package_asks_for() -> None:
+    """An extra that names others of this package's brings theirs."""
+    described = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project, extras = described["project"], described["project"]["optional-dependencies"]
+    command = [sys.executable, ROOT / ".ci" / "needs"]
+    found = subprocess.run([*command, "dev"], capture_output=True, text=True, check=True).stdout.splitlines()
+    own = "gipo-mc[judge,mlflow,wandb]"
+    named = [*extras["dev"], *extras["judge"], *extras["mlflow"], *extras["wandb"]]
+    assert sorted(found) == sorted([*project["dependencies"], *(line for line in named if line != own)])
+    built = subprocess.run([*command, "build"], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert built == described["build-system"]["requires"]
 
 
 def test_python_finds_the_package_from_the_folder_that_holds_the_clone(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -57,11 +58,26 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 #: Files that take longest: begun first, so that no worker is left alone with one at the end.
-_LONG = ("test_csrc.py", "test_readme.py")
+_LONG = (
+    "csrc/test_csrc.py",
+    "test_readme.py",
+    "csrc/test_cuda_build.py",
+    "benchmarks/studies/test_group_robustness.py",
+    "run/test_resume.py",
+    "run/test_torchrun.py",
+    "tools/dry_run/test_dry_run.py",
+    "soak/test_soak.py",
+    "bad_input/test_bad_input.py",
+    "benchmarks/studies/test_hh_gold.py",
+    "run/test_watch.py",
+    "run/test_checkpoint.py",
+    "run/test_command.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in _LONG)
+    place = {Path(__file__).parent / name: number for number, name in enumerate(_LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

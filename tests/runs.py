@@ -20,9 +20,12 @@ from tests.models.tiny import FAMILIES
 from tests.ranks import run_ranks
 
 
-def save_models(folder: Path, seed: int = 3, model_type: str = "llama") -> dict[str, str]:
-    """A random policy and reward model for the built-in task, saved by transformers: {"policy": ..., "reward": ...}."""
-    fields = {**builtin_llama_config(), **FAMILIES.get(model_type, {}), "initializer_range": 0.2}
+def save_models(folder: Path, seed: int = 3, model_type: str = "llama", layers: int = 2) -> dict[str, str]:
+    """A random policy and reward model for the built-in task, saved by transformers: {"policy": ..., "reward": ...}.
+
+    layers: one for each stage that a test has; a stage of several is for tests that compare layouts."""
+    fields = {**builtin_llama_config(), **FAMILIES.get(model_type, {})}
+    fields |= {"num_hidden_layers": layers, "initializer_range": 0.2}
     kind = CONFIG_MAPPING[model_type]
     tokenizer = builtin_tokenizer()
     torch.manual_seed(seed)
@@ -98,14 +101,14 @@ def initialize(config: Config) -> None:
     runtime.initialize(config.parallel, "cpu")
 
 
-def global_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint, whole, by its name: weights and Adam moments."""
-    return run_ranks(_global_tensors, 1, path)[0]  # type: ignore[no-any-return]
+def global_tensors(*paths: Path) -> list[dict[str, Tensor]]:
+    """Every tensor of each checkpoint, whole, by its name: weights and Adam moments."""
+    return run_ranks(_global_tensors, 1, paths)[0]  # type: ignore[no-any-return]
 
 
-def _global_tensors(rank: int, path: Path) -> dict[str, Tensor]:
+def _global_tensors(rank: int, paths: tuple[Path, ...]) -> list[dict[str, Tensor]]:
     from megatron.core import dist_checkpointing
 
     runtime.initialize(ParallelConfig(timeout_minutes=1), "cpu")
-    loaded = dist_checkpointing.load_plain_tensors(str(path / "shards"))
-    return {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
+    loaded = [dist_checkpointing.load_plain_tensors(str(path / "shards")) for path in paths]
+    return [{name: value for name, value in one.items() if isinstance(value, Tensor)} for one in loaded]

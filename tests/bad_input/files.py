@@ -14,6 +14,8 @@ from tests.bad_input.evaluation_files import write_bad_evaluations
 from tests.runs import save_models
 
 DEEP = 20_000
+#: Of YAML, whose reader calls itself for each level: Python allows 1,000 calls within each other.
+DEEP_YAML = 2_000
 #: What no terminal should get to see as it is: colour, a title, a bidirectional override, markup of rich.
 NASTY = "\x1b[31m\u202e\x9b[red]"
 
@@ -39,7 +41,7 @@ def _configs(folder: Path) -> None:
     texts: dict[str, str] = {
         "bomb": "\n".join(bomb),
         "itself": "run: &a [*a]",
-        "deep": "run: " + "[" * DEEP + "]" * DEEP,
+        "deep": "run: " + "[" * DEEP_YAML + "]" * DEEP_YAML,
         "twice": "run: {seed: 1}\nrun: {seed: 2}",
         "list": "[1, 2]",
         "number": "3",

@@ -25,7 +25,7 @@ from gipo_mc.run.command import run_command
 from gipo_mc.supervised import dpo, reward_model, sft
 from gipo_mc.tools import builtin
 from tests.bad_input.evaluation_rows import EVALUATION_ROWS
-from tests.bad_input.files import NASTY, write_bad_files
+from tests.bad_input.files import DEEP_YAML, NASTY, write_bad_files
 from tests.bad_input.lines import BAD_CONFIGS, LONG, Bad, each
 from tests.source_rules import ROOT
 
@@ -71,13 +71,13 @@ TABLE: list[Bad] = [
     Bad("train_sft", [f"run.seed={NASTY}"], 2),
     Bad("train_sft", ["run.name=../x"], 2),
     *each(
-        "train_sft", 2, "run=3", "=3", "[=1", "run.seed[0]=1", "run.seed=1e400", "run.seed=" + "1" * 5000, "a." * 3000
+        "train_sft", 2, "run=3", "=3", "[=1", "run.seed[0]=1", "run.seed=1e400", "run.seed=" + "1" * 5000, "a." * 1500
     ),
     *each(
         "train_sft",
         2,
-        "a." * 3000 + "b=1",
-        "run.seed=" + "[" * 5000,
+        "a." * 1500 + "b=1",
+        "run.seed=" + "[" * DEEP_YAML,
         "run.name=${",
         "run.seed=-1",
         "run.seed=2147483648",

@@ -81,7 +81,7 @@ def _assert_close(folder: Path, one: str, other: str) -> None:
 
 
 def test_a_run_has_the_numbers_of_the_common_layout(tmp_path: Path) -> None:
-    models = save_models(tmp_path / "models")
+    models = save_models(tmp_path / "models", layers=4)
     # The first reward model is a checkpoint, read in the second layout, too.
     ours = ["parallel.tensor=2", f"model.reward={tmp_path}/reward", f"eval.reward={models['reward']}"]
     frozen = "parallel.frozen_tensor=1"

@@ -67,7 +67,7 @@ def _iterate(rank: int, folder: Path, models: dict[str, str], layout: dict[str, 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return save_models(tmp_path_factory.mktemp("models"))
+    return save_models(tmp_path_factory.mktemp("models"), layers=4)
 
 
 def _run(tmp_path: Path, models: dict[str, str], name: str, overrides: list[str]) -> tuple[Any, Any, list[Any]]:

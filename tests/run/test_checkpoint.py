@@ -121,7 +121,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def written(saved: Path) -> dict[str, dict[str, torch.Tensor]]:
     """What `saved` holds, by the layout's name."""
-    return {name: global_tensors(saved / name / "step_00000001") for name in NAMES}
+    return dict(zip(NAMES, global_tensors(*(saved / name / "step_00000001" for name in NAMES)), strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,9 +133,11 @@ def test_every_layout_takes_up_every_other_layouts_checkpoint(
     rates = run_ranks(_again, _ranks(LAYOUTS[name]), others, tmp_path, LAYOUTS[name])
     # Three of four warm-up steps are ahead or done: two were taken, so the next one is the third.
     assert all(rate == pytest.approx(0.75e-2) for rank in rates for pair in rank for rate in pair)
-    expected = global_tensors(tmp_path / name / "step_00000002")
-    for other in NAMES:
-        own, read = written[other], global_tensors(tmp_path / other / "step_00000001")
+    loaded = global_tensors(*(tmp_path / other / "step_00000001" for other in NAMES))
+    stepped = dict(zip(NAMES, global_tensors(*(tmp_path / other / "step_00000002" for other in NAMES)), strict=True))
+    expected = stepped[name]
+    for other, read in zip(NAMES, loaded, strict=True):
+        own = written[other]
         assert own.keys() == read.keys()
         for key, tensor in own.items():
             assert torch.equal(tensor, read[key]), (other, key)
@@ -144,8 +146,7 @@ def test_every_layout_takes_up_every_other_layouts_checkpoint(
             "group_head" in k for k in moments
         )
         assert all(own[key].abs().sum() > 0 for key in moments if "layernorm" not in key), "moments of no step"
-        following = expected if other == name else global_tensors(tmp_path / other / "step_00000002")
-        for key, tensor in following.items():
+        for key, tensor in stepped[other].items():
             assert torch.allclose(tensor, expected[key], rtol=1e-3, atol=2e-5), (other, key)
 
 
@@ -155,21 +156,23 @@ def test_a_checkpoint_may_come_before_the_first_step(tmp_path: Path, sizes: dict
     run_ranks(_make, _ranks(sizes), tmp_path / "early", sizes, 0)
     run_ranks(_again, _ranks(sizes), [tmp_path / "early"], tmp_path / "later", sizes)
     run_ranks(_make, _ranks(sizes), tmp_path / "straight", sizes, 1)
-    found = global_tensors(tmp_path / "later" / "early" / "step_00000002")
-    for key, tensor in global_tensors(tmp_path / "straight" / "step_00000001").items():
+    found, straight = global_tensors(
+        tmp_path / "later" / "early" / "step_00000002", tmp_path / "straight" / "step_00000001"
+    )
+    for key, tensor in straight.items():
         assert torch.equal(found[key], tensor), key
 
 
 def test_the_distributed_optimizer_reads_its_own_checkpoint(tmp_path: Path) -> None:
     run_ranks(_make, 2, tmp_path / "saved", SHARDED, 2)
     run_ranks(_again, 2, [tmp_path / "saved"], tmp_path / "again", SHARDED)
-    written = global_tensors(tmp_path / "saved" / "step_00000001")
-    read = global_tensors(tmp_path / "again" / "saved" / "step_00000001")
+    run_ranks(_make, 2, tmp_path / "straight", SHARDED, 3)
+    again = tmp_path / "again" / "saved"
+    written, read, straight, resumed = global_tensors(
+        *(tmp_path / name / "step_00000001" for name in ("saved", "again/saved", "straight")), again / "step_00000002"
+    )
     assert all(torch.equal(read[key], tensor) for key, tensor in written.items())
     # The third step is that of a run that was never interrupted: moments and their step count are back.
-    run_ranks(_make, 2, tmp_path / "straight", SHARDED, 3)
-    straight = global_tensors(tmp_path / "straight" / "step_00000001")
-    resumed = global_tensors(tmp_path / "again" / "saved" / "step_00000002")
     assert all(torch.equal(resumed[key], tensor) for key, tensor in straight.items())
 
 

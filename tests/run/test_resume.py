@@ -94,7 +94,7 @@ def _assert_equal(found: Path, expected: Path, step: int) -> None:
     assert steps == list(range(steps[0], step + 1)) and steps[0] in (0, 1), "a step is missing or there twice"
     assert _numbers(found) == _numbers(expected)
     name = f"checkpoints/step_{step:08d}"
-    tensors, wanted = global_tensors(found / name), global_tensors(expected / name)
+    tensors, wanted = global_tensors(found / name, expected / name)
     assert tensors.keys() == wanted.keys() and any(key.startswith("optimizer.state.exp_avg_sq") for key in tensors)
     assert [key for key, tensor in tensors.items() if not torch.equal(tensor, wanted[key])] == []
     states = [checkpoint.load_state(run / name) for run in (found, expected)]

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
 from gipo_mc.config import Config
 from gipo_mc.errors import NumericsError
@@ -26,7 +26,6 @@ from gipo_mc.supervised import sft
 from tests.ranks import LAYOUTS, run_ranks
 from tests.run.test_resume import _assert_equal
 from tests.runs import save_models
-from tests.source_rules import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +70,9 @@ FAULTS: dict[int, Callable[[], None]] = {
 
 
 def _rank(code: int, options: list[str]) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as in a process of torchrun's; this one is a fork of the agent
+    # As in a process of torchrun's; this one is a fork of the agent, and would end with it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _prctl_pr_set_pdeathsig(0)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
     if code in FAULTS:
         _disturbed(FAULTS[code])
@@ -83,10 +84,17 @@ def _rank(code: int, options: list[str]) -> None:
         os._exit(found)
 
 
-def _agent(code: int, options: list[str]) -> None:
-    """`torchrun --standalone --nproc-per-node 2`, which knows the codes 0 and 1."""
+def _agent(code: int, options: list[str], restarts: int = 0) -> None:
+    """`torchrun --standalone --nproc-per-node 2 --max-restarts ...`, which knows the codes 0 and 1."""
     config = LaunchConfig(
-        1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id="test", max_restarts=0, start_method="fork"
+        1,
+        1,
+        2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="test",
+        max_restarts=restarts,
+        start_method="fork",
     )
     try:
         elastic_launch(config, _rank)(code, options)
@@ -123,11 +131,11 @@ def test_the_status_keeps_every_exit_code(tmp_path: Path, models: dict[str, str]
     assert status["step"] == (1 if code in FAULTS else 2 if code in (0, 2) else status["step"])
 
 
-# -------------------------------------------------------------------------------------------------- torchrun itself
-def _wait_for(what: str, seen: Callable[[], Any], torchrun: subprocess.Popen[str]) -> None:
+# ------------------------------------------------------------------------------------------------------------- losses
+def _wait_for(what: str, seen: Callable[[], Any], agent: multiprocessing.Process) -> None:
     deadline = time.monotonic() + 90
     while not seen():
-        assert time.monotonic() < deadline and torchrun.poll() is None, f"{what} did not come: {torchrun.communicate()}"
+        assert time.monotonic() < deadline and agent.exitcode is None, f"{what} did not come"
         time.sleep(0.05)
 
 
@@ -138,39 +146,37 @@ def _train(rank: int, options: list[str]) -> None:
     sft.train(config)
 
 
-def _children(pid: int) -> list[int]:
+def _children(pid: int | None) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_a_lost_rank_comes_back_and_ranks_without_torchrun_save_and_end(tmp_path: Path, models: dict[str, str]) -> None:
-    """Rank 1 is killed once, and torchrun starts all again; then SIGUSR1 kills torchrun and leaves the ranks alone."""
+def test_a_lost_rank_comes_back_and_ranks_without_torchrun_save_and_end(
+    tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 1 is killed once, and the agent starts all again; then SIGUSR1 kills that and leaves the ranks alone."""
     length, run = 80, tmp_path / "run"
     options = _options(models, tmp_path, "checkpoint.every=5", iterations=length)
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    torchrun = subprocess.Popen(
-        [sys.executable, *words, str(ROOT / "scripts" / "train_sft.py"), *options],
-        env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
-    )  # fmt: skip
-    _wait_for("the first checkpoint", lambda: checkpoint.steps(run / "checkpoints"), torchrun)
-    first = _children(torchrun.pid)
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    agent = multiprocessing.get_context("fork").Process(target=_agent, args=(0, options, 1))
+    agent.start()
+    _wait_for("the first checkpoint", lambda: checkpoint.steps(run / "checkpoints"), agent)
+    first = _children(agent.pid)
     os.kill(first[1], signal.SIGKILL)
     saved = checkpoint.steps(run / "checkpoints")[-1]
-    _wait_for(
-        "a restart", lambda: _status(tmp_path)["pid"] not in first and _status(tmp_path)["step"] > saved, torchrun
-    )
-    second = _children(torchrun.pid)
-    torchrun.send_signal(signal.SIGUSR1)
-    assert torchrun.wait(30) == -signal.SIGUSR1
+    _wait_for("a restart", lambda: _status(tmp_path)["pid"] not in first and _status(tmp_path)["step"] > saved, agent)
+    second = _children(agent.pid)
+    os.kill(agent.pid or 0, signal.SIGUSR1)
+    agent.join(30)
+    assert agent.exitcode == -signal.SIGUSR1
     deadline = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() for pid in second) and time.monotonic() < deadline:
         time.sleep(0.05)
     status = _status(tmp_path)
     assert (status["state"], status["exit_code"]) == ("requeue", 75), status
-    assert status["message"].startswith("Asked to stop by ") and status["step"] < length
+    assert status["message"].startswith("Asked to stop by the death of torchrun") and status["step"] < length
     assert checkpoint.steps(run / "checkpoints")[-1] == status["step"]
 
     ranks = LAYOUTS["DP2"]["data"]
-    run_ranks(_train, ranks, options)
-    run_ranks(_train, ranks, [*options, "run.name=straight"])
+    run_ranks(_train, ranks, [*options, "checkpoint.every=0"])
+    run_ranks(_train, ranks, [*options, "checkpoint.every=0", "run.name=straight"])
     _assert_equal(run, tmp_path / "straight", length)

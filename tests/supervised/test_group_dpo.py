@@ -66,7 +66,7 @@ def _numbers(run: Path) -> list[dict[str, Any]]:
 
 def _end(folder: Path, step: int) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor], dict[str, Any]]:
     path = folder / "run" / f"checkpoints/step_{step:08d}"
-    return _numbers(folder / "run"), global_tensors(path), checkpoint.load_state(path)
+    return _numbers(folder / "run"), *global_tensors(path), checkpoint.load_state(path)
 
 
 # ------------------------------------------------------------------------------------------------------ known domains
@@ -219,7 +219,7 @@ def test_groups_are_those_of_the_runs_classifier(
     (seen,) = run_ranks(_train, 1, _config(tmp_path / "1", models, *_classified(runs[name]), "run.iterations=3"))
     assert seen["code"] == 0 and seen["freed"] and seen["reads"] == reads, seen["said"]
     role = "classifier" if name == "own" else "critic"
-    saved = global_tensors(Path(runs[name]) / "checkpoints" / "step_00000001")
+    (saved,) = global_tensors(Path(runs[name]) / "checkpoints" / "step_00000001")
     assert torch.equal(seen["head"], saved[f"{role}.model.group_head.output.weight"]), "not the trained head"
     probs = seen["values"][:, 2:]
     assert probs.shape == (PAIRS, groups) and torch.allclose(probs.sum(1), torch.ones(PAIRS))

@@ -39,6 +39,7 @@ from gipo_mc.parallel.optimizer import (
 from gipo_mc.parallel.pipeline.interleaved import Filler, filled_up
 from gipo_mc.parallel.pipeline.known_shapes import messages
 from gipo_mc.parallel.saving.optimizer_shards import FORMAT, distributed_part, sharded_pieces
+from gipo_mc.parallel.saving.size import saved_bytes
 from gipo_mc.parallel.step_checks import StepProbe, StepResult
 
 
@@ -93,6 +94,7 @@ class Engine:
         #: Megatron's, of weights and gradients.
         self._buffers: list[Any] = []
         self._overlap: Overlap | None = None
+        self._distributed = distributed_optimizer
         if optimizer is None:
             model.requires_grad_(False)
             return
@@ -276,6 +278,10 @@ class Engine:
             )
             state[f"{prefix}.scheduler"] = self.scheduler.state_dict()
         return state
+
+    def saved_bytes(self) -> int:
+        """About the bytes of a checkpoint of this model. A collective."""
+        return saved_bytes(self.model, self.layout, distributed_optimizer=self._distributed)
 
     def snapshot(self, prefix: str) -> dict[str, Any]:
         """`sharded_state` for a save. Where parts of this model leave the device it is made of copies on the host, so

@@ -228,6 +228,7 @@ class Session:
         for reason in self._passed_over:
             self.warn(f"Passed over a checkpoint: {reason}")
         state = self._load_checkpoint(self._resume_from, engines) if self._resume_from else None
+        self.saves.check_room(engines.values(), self.start, self.config.run.iterations, self.warn)
         if state is not None and self.start >= self.config.run.iterations:
             self.warn(f"Nothing to do: the run has finished {self.start} iterations; raise run.iterations to go on.")
         on_main(self._take_over)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from gipo_mc.config import CheckpointConfig
 from gipo_mc.parallel.collectives import on_main
+from gipo_mc.parallel.engine import Engine
 from gipo_mc.parallel.saving.snapshot import HostCopies
 from gipo_mc.run import checkpoint
 from gipo_mc.run.folder import RunFolder
+from gipo_mc.run.saves.room import check_room, saves_left
 from gipo_mc.run.saves.saving import Saving
 
 
@@ -35,6 +37,13 @@ class Saves:
         """Where the run continues from, as `checkpoint.find` says it."""
         with self._shown("looking for a checkpoint"):
             return checkpoint.find(self._folder, content=self._config.verify == "content")
+
+    def check_room(self, engines: Iterable[Engine], start: int, iterations: int, warn: Callable[[str], object]) -> None:
+        """Before the first iteration after `start`: warns where the disk has no room for all checkpoints that may lie
+        there at once. Raises StorageError where it has none for one."""
+        size, saves = sum(engine.saved_bytes() for engine in engines), saves_left(self._config, start, iterations)
+        if warning := on_main(lambda: check_room(self._folder.checkpoints, size, saves, self._config.keep)):
+            warn(warning)
 
     def save(self, step: int, sharded: dict[str, Any], state: dict[str, Any], extras: Callable[[Path], None]) -> None:
         """Save as `checkpoint.save` does. With checkpoint.async the files are written while training goes on, and it is

@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,8 @@ RATE = ("policy.lr=0.0001",)
 SMALL_PAIRS = tuple(f"{eta} {lr}" for eta in ("0.0125", "0.04", "0.12", "0.4") for lr in ("5e-05", "0.0001"))
 SATURATING = (f"algorithm.reference_samples={SAMPLES}", "algorithm.reward_transform=log_sigmoid")
 GAIN = ("algorithm.signal=gain", "algorithm.best_group=gain", f"algorithm.reference_samples={SAMPLES}")
+#: DPO on as many pairs with the domains of the prompts that RL has; of those that made the reward model half are hard.
+SKEWED = "dpo_skewed"
 #: Named by what they train on; the ensemble's other models are put in by `configured`.
 METHODS: dict[str, Method] = {
     "ppo": Method("PPO", "ppo", KL, PAIRS),
@@ -80,6 +82,7 @@ METHODS: dict[str, Method] = {
     "gi_ppo": Method("GI-PPO", "gi_ppo", BETA, STRENGTHS, RATE),
     "gi_ppo_gain": Method("GI-PPO, gains", "gi_ppo", BETA, STRENGTHS, (*RATE, *GAIN)),
     "dpo": Method("DPO", "dpo", group_robustness.DPO, group_robustness.BETAS),
+    SKEWED: Method("DPO, one pair in five hard", "dpo", group_robustness.DPO, group_robustness.BETAS),
     "oracle_gi_ppo": Method("ORACLE GI-PPO", "oracle_gi_ppo", BETA, STRENGTHS, RATE, follows="gi_ppo"),
     "oracle_gain": Method(
         "ORACLE GI-PPO, gains", "oracle_gi_ppo", BETA, STRENGTHS, (*RATE, *GAIN), follows="gi_ppo_gain"
@@ -152,16 +155,18 @@ def configured(run: Run, method: Method, *others: str, strength: str, size: dict
 
 
 def configured_on_pairs(run: Run, method: Method, strength: str, size: dict[str, int], folder: Path) -> Config:
-    """A run of `scripts/train_dpo.py` on the pairs that made the reward model, one pass over them at least."""
+    """A run of `scripts/train_dpo.py` on the pairs that made the reward model, or on as many others (`SKEWED`), in one
+    pass over them at least."""
     from gipo_mc.config import load_config
     from gipo_mc.tools import builtin
 
+    split = "skewed" if run.method == SKEWED else "train"
     steps = max(size["dpo"], reward_models.STRENGTHS[strength].pairs // 64) if size is FULL else size["dpo"]
     words = [
         *own_words(run, method, folder),
         *dpo.words(run, steps, size["held_out"]),
         f"model.policy={folder / f'seed{run.seed}' / 'reference'}",
-        *reward_models.pairs_of(run.seed, strength, folder, 0 if size is FULL else size["pairs"]),
+        *reward_models.pairs_of(run.seed, strength, folder, 0 if size is FULL else size["pairs"], split),
     ]
     return load_config(None, words, builtin.dpo_base())
 
@@ -186,17 +191,23 @@ def judged(seeds: Sequence[int], options: argparse.Namespace) -> dict[str, Any]:
 def _prepare(seeds: Sequence[int], methods: dict[str, Method], options: argparse.Namespace) -> Iterator[str]:
     size = QUICK if options.quick else FULL
     yield from group_robustness.references(seeds, size, options.runs, options.workers)
-    members = MEMBERS if set(methods) & set(ENSEMBLES) else 1
-    yield from reward_models.prepare(seeds, options.strength, members, options.runs, options.workers, options.quick)
+    yield from reward_models.prepare(
+        seeds, options.strength, _members(methods), options.runs, options.workers, options.quick
+    )
+
+
+def _members(methods: Iterable[str]) -> int:
+    """Reward models that a seed needs."""
+    return MEMBERS if set(methods) & set(ENSEMBLES) else 1
 
 
 def _before(options: argparse.Namespace) -> str:
     """What runs start from, and about how long that takes, where none of it is there."""
     seeds = len({*TUNING_SEEDS, *(options.seeds or FINAL_SEEDS)})
-    steps = reward_models.STRENGTHS[options.strength].steps
-    minutes = seeds * (FULL["sft"] + MEMBERS * steps) * SECONDS_STEP / 60 / options.workers
+    steps, members = reward_models.STRENGTHS[options.strength].steps, _members(options.methods or METHODS)
+    minutes = seeds * (FULL["sft"] + members * steps) * SECONDS_STEP / 60 / options.workers
     return (
-        f"Reward models of strength {options.strength}: {MEMBERS} of each of {seeds} seeds, {steps} steps, after an "
+        f"Reward models of strength {options.strength}: {members} of each of {seeds} seeds, {steps} steps, after an "
         f"SFT policy a seed: up to {minutes:.0f} minutes before the runs, for what is missing."
     )
 

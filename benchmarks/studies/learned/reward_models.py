@@ -59,29 +59,32 @@ def prepare(
     yield from (f"{name}: {seconds:.0f} s" for name, seconds in forked(jobs, folder, workers))
 
 
-def pairs_of(seed: int, strength: str, folder: Path, rows: int = 0) -> list[str]:
+def pairs_of(seed: int, strength: str, folder: Path, rows: int = 0, split: str = "train") -> list[str]:
     """Options that name the training pairs of a strength, to a reward model as to DPO; noise-free ones are a file that
-    is made here. rows: fewer than the strength's."""
+    is made here. rows: fewer than the strength's. split: of the task; "train": half of them hard."""
     kind = STRENGTHS[strength]
     count = rows or kind.pairs
     if kind.noisy:
-        return ["data.preferences=[builtin]", f"data.max_rows={count}"]
-    file = folder / "pairs" / f"clean{seed}_{count}.jsonl"
+        source = "builtin" if split == "train" else f"builtin:{split}"
+        return [f"data.preferences=[{source}]", f"data.max_rows={count}"]
+    file = folder / "pairs" / f"clean{seed}_{count}{'' if split == 'train' else f'_{split}'}.jsonl"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".partial{seed}")
-        partial.write_text("".join(f"{json.dumps(row)}\n" for row in _clean_pairs(seed, count)), encoding="utf-8")
+        partial.write_text(
+            "".join(f"{json.dumps(row)}\n" for row in _clean_pairs(seed, count, split)), encoding="utf-8"
+        )
         partial.replace(file)
     return [f"data.preferences=[{file}]", f"data.max_rows={count}"]
 
 
-def _clean_pairs(seed: int, count: int) -> Iterator[dict[str, str]]:
+def _clean_pairs(seed: int, count: int, split: str) -> Iterator[dict[str, str]]:
     """`count` pairs that the proxy without its noise orders, in the built-in task's words."""
     from gipo_mc.data import synthetic
 
     index = 0
     while count:
-        prompt, one, other, domain = synthetic.preference(seed, "train", index)
+        prompt, one, other, domain = synthetic.preference(seed, split, index)
         index += 1
         better = synthetic.proxy_reward(prompt, one, domain) - synthetic.proxy_reward(prompt, other, domain)
         if better:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ def test_the_study_has_equal_budgets_and_says_its_own(tmp_path: Path, capsys: py
     words = ["--strength", "weak", "--budget", "--runs", str(tmp_path), "--out", str(tmp_path / "record.json")]
     assert learned.main(words) == 0
     said = capsys.readouterr().out
-    assert "4 of each of 12 seeds, 200 steps" in said and "tuning 208, final 160" in said
+    assert "4 of each of 12 seeds, 200 steps" in said and "tuning 224, final 170" in said
+    assert learned.main([*words, "--methods", "ppo", "dpo"]) == 0
+    assert "1 of each of 12 seeds, 200 steps" in capsys.readouterr().out
     assert not set(learned.TUNING_SEEDS) & set(learned.FINAL_SEEDS) and len(learned.FINAL_SEEDS) == 10
     explored = {seed for question in exploration.SETS.values() for seed in question.seeds}
     assert not explored & {*learned.TUNING_SEEDS, *learned.FINAL_SEEDS}
@@ -60,6 +63,24 @@ def test_an_ensemble_is_of_its_own_seeds_models(tmp_path: Path) -> None:
         config = learned.configured(run, method, strength="strong", size=size, folder=tmp_path)
         assert config.model.reward == str(tmp_path / "seed131" / "reward_strong")
         assert len(config.reward.models) == count and config.eval.reward.endswith(":gold")
+
+
+@pytest.mark.parametrize("strength", ["weak", "clean"])
+@pytest.mark.parametrize(("name", "hard"), [("dpo", 0.5), ("dpo_skewed", 0.2)])
+def test_dpo_learns_from_as_many_pairs_of_either_mixture(
+    name: str, hard: float, strength: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.studies.runs import Run
+
+    counts = reward_models.STRENGTHS | {strength: replace(reward_models.STRENGTHS[strength], pairs=400)}
+    monkeypatch.setattr(reward_models, "STRENGTHS", counts)
+    method = learned.METHODS[name]
+    run = Run("tuning", name, method.values[0], 131)
+    config = learned.configured_on_pairs(run, method, strength=strength, size=learned.FULL, folder=tmp_path)
+    pairs = load_preferences(config.data, synthetic.builtin_tokenizer(), seed=3)
+    assert len(pairs) == 400
+    # Ties are left out of clean pairs, and more of the hard ones are.
+    assert sum(pair.domain == "hard" for pair in pairs) / 400 == pytest.approx(hard, abs=0.1)
 
 
 def test_clean_pairs_are_the_tasks_own_without_noise_and_ties(tmp_path: Path) -> None:

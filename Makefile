@@ -55,6 +55,9 @@ PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/installed.stamp
 endif
 
+# What runs need comes first, and is all that the demo waits for; then the tools of development and all trackers.
+RUNS := $(STAMP:.stamp=-to-run.stamp)
+
 CSRC := $(shell find csrc -type f 2>/dev/null)
 CXX_FILES := $(filter %.h %.hpp %.cpp %.cc %.cu %.cuh,$(CSRC))
 BUILD_INPUTS := pyproject.toml $(wildcard constraints.txt setup.py CMakeLists.txt) $(CSRC)
@@ -72,7 +75,7 @@ help: ## what there is
 
 venv: $(STAMP) ## the environment, with the native extension built (the others do it too, when needed)
 
-demo: $(STAMP) ## SFT, reward model, PPO and GI-PPO on the built-in task, ending with a report (about 3 minutes)
+demo: $(RUNS) ## SFT, reward model, PPO and GI-PPO on the built-in task, ending with a report (about 3 minutes)
 	@$(PYTHON) scripts/demo.py $(ARGS)
 
 test: $(STAMP) ## the tests (about twelve minutes on two cores)
@@ -101,7 +104,7 @@ digests: $(STAMP) ## digests of whole runs against the record: for a change that
 soak: $(STAMP) ## N=200 kills at random moments (SEED=...), each run ending as the undisturbed one (20 minutes)
 	@$(PYTHON) tests/soak/soak.py --kills $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-bench: $(STAMP) ## the kernels against their rivals on this machine (some minutes; ARGS="--quick" is faster)
+bench: $(RUNS) ## the kernels against their rivals on this machine (some minutes; ARGS="--quick" is faster)
 	@$(PYTHON) benchmarks/kernels/kernels.py $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy and clang-format, changing nothing
@@ -118,7 +121,7 @@ format: $(STAMP) ## put Python and C++ into the one format
 	@$(PYTHON) -m ruff format .
 	@$(if $(CXX_FILES),$(run) clang-format -i $(CXX_FILES),true)
 
-doctor: $(STAMP) ## what this machine has and what will be used
+doctor: $(RUNS) ## what this machine has and what will be used
 	@$(PYTHON) scripts/doctor.py $(ARGS)
 
 # What pyproject.toml's extra "docs" names.
@@ -155,7 +158,15 @@ $(PYTHON):
 		echo "$$base cannot make environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
 endif
 
-$(STAMP): $(BUILD_INPUTS) | $(if $(strip $(VENV)),$(PYTHON))
+# pip, with torch's index in the shell's `index`.
+pip = $(PYTHON) -m pip install --no-compile $${index:+--extra-index-url $$index} $(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS))
+
+$(STAMP): $(RUNS)
+	@$(PYTHON) .ci/needs dev > build/needs-dev.txt
+	@$(pip) -r build/needs-dev.txt
+	@mkdir -p "$(@D)" && touch "$@"
+
+$(RUNS): $(BUILD_INPUTS) | $(if $(strip $(VENV)),$(PYTHON))
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { \
 		echo "gipo_mc needs Python 3.11 or 3.12, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; exit 2; }
 	@index="$(TORCH_INDEX)"; \
@@ -167,9 +178,8 @@ $(STAMP): $(BUILD_INPUTS) | $(if $(strip $(VENV)),$(PYTHON))
 	fi; \
 	echo "Installing into $$($(PYTHON) -c 'import sys; print(sys.prefix)')$(if $(strip $(CONSTRAINTS)), with the versions of $(CONSTRAINTS))$${index:+, torch from $$index}"; \
 	echo "The first time this fetches about 1 GB (more with CUDA) and builds the native kernels: some minutes."; \
-	mkdir -p build; $(PYTHON) .ci/needs build > build/needs-build.txt; $(PYTHON) .ci/needs dev > build/needs.txt; \
-	pip="$(PYTHON) -m pip install --no-compile $${index:+--extra-index-url $$index} $(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS))"; \
-	$$pip torch -r build/needs-build.txt; : which torch it is says whether kernels for CUDA are of use; \
+	mkdir -p build; $(PYTHON) .ci/needs build > build/needs-build.txt; $(PYTHON) .ci/needs > build/needs.txt; \
+	$(pip) torch -r build/needs-build.txt; : which torch it is says whether kernels for CUDA are of use; \
 	if [ -z "$${GIPO_MC_CUDA:-}" ] && ! $(has_cuda_torch); then \
 		export GIPO_MC_CUDA=0; \
 		echo "Kernels: CPU only, as torch is (GIPO_MC_CUDA=1 make -B venv builds those for CUDA too)."; \
@@ -179,7 +189,7 @@ $(STAMP): $(BUILD_INPUTS) | $(if $(strip $(VENV)),$(PYTHON))
 	echo "They are built while pip goes on; build/kernels.log has what the compiler says."; \
 	set -m; $(run) $(PYTHON) setup.py build_ext --inplace > build/kernels.log 2>&1 & kernels=$$!; set +m; \
 	trap 'kill -- -$$kernels 2>/dev/null || true' EXIT; : a group of its own, which ends with this shell; \
-	$$pip -r build/needs.txt; \
+	$(pip) -r build/needs.txt; \
 	$(PYTHON) .ci/bytecode; \
 	wait $$kernels || { cat build/kernels.log >&2; exit 1; }; \
 	$(run) $(PYTHON) -m pip install --no-compile --no-build-isolation --no-deps -e .

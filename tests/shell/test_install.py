@@ -20,8 +20,8 @@ _BUILD = "import sys; from setuptools.build_meta import build_editable; build_ed
 _START = "import site, sys; site.addsitedir(sys.argv.pop(1)); import runpy; runpy.run_module('gipo_mc', alter_sys=True)"
 
 
-def make_venv(folder: Path, index: str = "", **chosen: str) -> subprocess.CompletedProcess[str]:
-    """`make venv` with a Python that notes what it would run, on a machine without nvidia-smi. CUDA_TORCH: what it
+def make(folder: Path, target: str, index: str = "", **chosen: str) -> subprocess.CompletedProcess[str]:
+    """`make` with a Python that notes what it would run, on a machine without nvidia-smi. CUDA_TORCH: what it
     answers to whether its torch has CUDA, an exit code. FAILS: what it fails at."""
     (folder / "bin").mkdir()
     python = folder / "bin" / "python"
@@ -34,7 +34,7 @@ def make_venv(folder: Path, index: str = "", **chosen: str) -> subprocess.Comple
         (folder / "bin" / name).symlink_to(str(shutil.which(name)))
     shutil.copy(ROOT / "Makefile", folder)
     (folder / "pyproject.toml").touch()
-    words = [str(shutil.which("make")), "VENV=", "CONSTRAINTS=", f"TORCH_INDEX={index}", "SHELL=/bin/bash", "venv"]
+    words = [str(shutil.which("make")), "VENV=", "CONSTRAINTS=", f"TORCH_INDEX={index}", "SHELL=/bin/bash", target]
     environment = {"PATH": str(folder / "bin"), **chosen}
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
 
@@ -53,9 +53,10 @@ def make_venv(folder: Path, index: str = "", **chosen: str) -> subprocess.Comple
 def test_make_builds_no_cuda_kernels_for_a_torch_without_cuda(
     index: str, chosen: dict[str, str], said: str, given: str, tmp_path: Path
 ) -> None:
-    done = make_venv(tmp_path, index, **chosen)
+    done = make(tmp_path, "venv", index, **chosen)
     assert done.returncode == 0, done.stderr
-    torch, needs, package = (line for line in done.stdout.splitlines() if line.startswith("runs: "))
+    torch, needs, package, development = (line for line in done.stdout.splitlines() if line.startswith("runs: "))
+    assert development.endswith(" -r build/needs-dev.txt")
     assert torch.endswith(" torch -r build/needs-build.txt") and needs.endswith(" -r build/needs.txt")
     kernels = (tmp_path / "build" / "kernels.log").read_text()
     assert kernels == f"runs: GIPO_MC_CUDA={given} setup.py build_ext --inplace\n"
@@ -64,10 +65,16 @@ def test_make_builds_no_cuda_kernels_for_a_torch_without_cuda(
     assert ("Kernels: " in done.stdout) == bool(said)
 
 
+def test_the_demo_waits_for_what_runs_need_alone(tmp_path: Path) -> None:
+    assert make(tmp_path, "demo").returncode == 0
+    assert not (tmp_path / "build" / "needs-dev.txt").exists()
+    assert [path.name[-11:] for path in (tmp_path / "build").glob("*.stamp")] == ["o-run.stamp"]
+
+
 @pytest.mark.parametrize("fails", ["setup.py", "needs.txt", ".ci/bytecode"])
 def test_make_leaves_no_stamp_where_a_part_fails(fails: str, tmp_path: Path) -> None:
     """The kernels are built beside the rest: what the compiler said is shown where that fails."""
-    done = make_venv(tmp_path, FAILS=fails)
+    done = make(tmp_path, "venv", FAILS=fails)
     assert done.returncode != 0
     assert not list((tmp_path / "build").glob("*.stamp"))
     assert ("setup.py build_ext" in done.stderr) == (fails == "setup.py")

@@ -5,10 +5,18 @@ from __future__ import annotations
 import os
 import select
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
-from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_NO_READER, GipoError
+from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_NO_READER, ConfigError, GipoError
 from gipo_mc.run.terminal.voice import keep_voice
+
+_PACKAGE = Path(__file__).resolve().parents[2]
+_UNFINISHED = (
+    "{} is not installed for {}. Activate the environment that gipo_mc was installed in, or install it: pip install -c "
+    "constraints.txt -e . in the repository (or: make venv). gipo-mc doctor says what else is missing."
+)
 
 
 def ended(work: Callable[[], int]) -> int:
@@ -23,6 +31,11 @@ def ended(work: Callable[[], int]) -> int:
         return code
     except GipoError as error:
         return say_error(error)
+    except ModuleNotFoundError as error:
+        if not _asked_by_us(error):
+            raise
+        print(f"\nerror: {_UNFINISHED.format(error.name, sys.executable)}", file=sys.stderr, flush=True)
+        return ConfigError.exit_code
     except KeyboardInterrupt as stop:
         return interrupted(stop)
     except SystemExit as stop:
@@ -43,6 +56,13 @@ def interrupted(stop: KeyboardInterrupt) -> int:
 
     print(f"\n{printable_lines(f'Interrupted. {stop}'.strip())}", file=sys.stderr, flush=True)
     return EXIT_INTERRUPTED
+
+
+def _asked_by_us(error: ModuleNotFoundError) -> bool:
+    """Was it imported by a module of this package, rather than by a user's or another library's?"""
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    asking = next((name for name in reversed(files) if not name.startswith("<frozen")), "")
+    return Path(asking).is_relative_to(_PACKAGE)
 
 
 def _nobody_reads() -> bool:

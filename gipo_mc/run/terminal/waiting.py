@@ -84,13 +84,12 @@ _open: list[Progress] = []
 
 
 def _tell(progress: Progress, over: threading.Event, terminal: bool) -> None:
-    from gipo_mc.run.jsonl import printable  # which nobody needs who asks for help
 
     shown, pause = False, FIRST
     while not over.wait(pause):
         pause = ON_TERMINAL if terminal else LATER
         if _open[-1:] == [progress]:
-            line = printable(progress.line())
+            line = _safe(progress.line())
             width = shutil.get_terminal_size().columns - 1 if terminal else None  # a second line would stay there
             print(
                 f"\r\x1b[K{line[:width]}" if terminal else line,
@@ -101,6 +100,14 @@ def _tell(progress: Progress, over: threading.Event, terminal: bool) -> None:
             shown = True
     if terminal and shown:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _safe(text: str) -> str:
+    try:
+        from gipo_mc.run.jsonl import printable  # which nobody needs who asks for help
+    except ImportError:  # doctor, where what the package needs is missing: its words are its own
+        return text
+    return printable(text)
 
 
 def duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from gipo_mc.errors import DataError
 from gipo_mc.run.arguments import Parser
 from gipo_mc.run.terminal.ending import ended
 from gipo_mc.run.terminal.voice import is_quiet, tell
+from tests.source_rules import ROOT
 
 
 def _raising(error: BaseException) -> Callable[[], int]:
@@ -52,6 +54,22 @@ def test_what_nobody_foresaw_keeps_its_traceback() -> None:
         ended(_raising(ZeroDivisionError()))
     with pytest.raises(BrokenPipeError):  # of another pipe than standard output
         ended(_raising(BrokenPipeError()))
+
+
+@pytest.mark.parametrize("words", [["train", "gi-ppo"], ["report", "runs/x"], ["config", "check", "x.yaml"], ["plan"]])
+def test_an_environment_that_lacks_what_the_package_needs_is_a_sentence(words: list[str]) -> None:
+    # -S: no site-packages.
+    command = [sys.executable, "-S", "-m", "gipo_mc", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("\nerror: ") and done.stderr.count("\n") == 2, done.stderr
+    assert f" is not installed for {sys.executable}. Activate the environment" in done.stderr
+
+
+def test_a_module_that_others_miss_keeps_its_traceback() -> None:
+    code = "import not_a_module_of_anybody"
+    with pytest.raises(ModuleNotFoundError):
+        ended(lambda: exec(compile(code, "rewards.py", "exec")) or 0)
 
 
 def _prints_into_a_closed_pipe(write: int) -> int:

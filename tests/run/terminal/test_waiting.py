@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -11,6 +13,7 @@ import pytest
 from gipo_mc.run.terminal import voice
 from gipo_mc.run.terminal import waiting as module
 from gipo_mc.run.terminal.waiting import duration, waiting
+from tests.source_rules import ROOT
 
 
 class Terminal(io.StringIO):
@@ -111,3 +114,13 @@ def test_of_work_within_work_the_inner_alone_speaks(
             time.sleep(0.1)
             assert stream.getvalue().count("training") <= before + 1, "a line that was on its way"
         seen(stream, "training")
+
+
+def test_doctor_waits_where_what_the_package_needs_is_missing() -> None:
+    code = (
+        "import time; from gipo_mc.run.terminal import waiting as module; module.FIRST = 0.05\n"
+        "with module.waiting('Looking'): time.sleep(0.5)"
+    )
+    command = [sys.executable, "-S", "-c", code]  # -S: no site-packages
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "Looking, 0 s\n")

@@ -49,6 +49,8 @@ STRENGTHS = tuple(f"{beta} {eta}" for beta in ("0.3 0.8", "1 1.6") for eta in ("
 DEVIATIONS = ("reward.deviations", "algorithm.kl_coef")
 PENALTIES = tuple(f"{k} {eta}" for k in ("0.5", "1", "2", "4") for eta in ("0.05", "0.15"))
 RATE = ("policy.lr=0.0001",)
+#: The other rate of PPO's candidates.
+SLOW = ("policy.lr=5e-05",)
 #: Saturating rewards are smaller, and so are their etas.
 SMALL_PAIRS = tuple(f"{eta} {lr}" for eta in ("0.0125", "0.04", "0.12", "0.4") for lr in ("5e-05", "0.0001"))
 SATURATING = (f"algorithm.reference_samples={SAMPLES}", "algorithm.reward_transform=log_sigmoid")
@@ -81,9 +83,13 @@ METHODS: dict[str, Method] = {
     ),
     "gi_ppo": Method("GI-PPO", "gi_ppo", BETA, STRENGTHS, RATE),
     "gi_ppo_gain": Method("GI-PPO, gains", "gi_ppo", BETA, STRENGTHS, (*RATE, *GAIN)),
+    "gi_ppo_slow": Method("GI-PPO, half the rate", "gi_ppo", BETA, STRENGTHS, SLOW),
     "dpo": Method("DPO", "dpo", group_robustness.DPO, group_robustness.BETAS),
     SKEWED: Method("DPO, one pair in five hard", "dpo", group_robustness.DPO, group_robustness.BETAS),
     "oracle_gi_ppo": Method("ORACLE GI-PPO", "oracle_gi_ppo", BETA, STRENGTHS, RATE, follows="gi_ppo"),
+    "oracle_slow": Method(
+        "ORACLE GI-PPO, half the rate", "oracle_gi_ppo", BETA, STRENGTHS, SLOW, follows="gi_ppo_slow"
+    ),
     "oracle_gain": Method(
         "ORACLE GI-PPO, gains", "oracle_gi_ppo", BETA, STRENGTHS, (*RATE, *GAIN), follows="gi_ppo_gain"
     ),

@@ -84,7 +84,6 @@ _open: list[Progress] = []
 
 
 def _tell(progress: Progress, over: threading.Event, terminal: bool) -> None:
-
     shown, pause = False, FIRST
     while not over.wait(pause):
         pause = ON_TERMINAL if terminal else LATER

@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 
-from gipo_mc.config import Config, DataConfig, check_layout, options, read_by
+from gipo_mc.config import Config, DataConfig, check_layout, names_nothing, options, read_by
 from gipo_mc.config.load import examine
 from gipo_mc.config.reward import FUNCTION, is_function, is_model
 from gipo_mc.data.examples import QUARANTINE_ROWS, examples
@@ -71,7 +71,7 @@ _DATA = ("data.prompts", "data.preferences", "data.demonstrations", "data.evalua
 
 
 def start_problems(
-    path: str, overrides: list[str], command: str = "", ranks: int = 0, *, files: bool = True
+    path: str | None, overrides: list[str], command: str = "", ranks: int = 0, *, files: bool = True
 ) -> list[tuple[str, int]]:
     """(sentence, exit code) of everything that `command` would refuse; "": of any. A code of 0: to be known only.
 
@@ -79,13 +79,14 @@ def start_problems(
     functions that it names, whose modules are imported. Raises ConfigError where the configuration cannot be read at
     all.
     """
-    config, problems = examine(path, overrides)
+    base = BASES[command]() if command and names_nothing(path, overrides) else None
+    config, problems = examine(path, overrides, base)
     found = [(problem, ConfigError.exit_code) for problem in problems]
     if config is None:
         return found
     # Of a configuration with problems, what is said here holds with defaults in the place of what is wrong.
     found += [(problem, ConfigError.exit_code) for problem in problems_of(config, command, ranks)]
-    if files:
+    if files and not base:  # the built-in task makes its own
         for look in (unfit_models, unfit_heads, absent_models, unfit_functions, absent_data, unfit_rows):
             found += look(config, command)
     return found

@@ -125,6 +125,18 @@ def test_check_refuses_what_is_no_model_or_too_short_for_the_data(
     assert "- model.reference=python:a:b: there is no such folder" in said and "model.reward" not in said
 
 
+def test_check_takes_a_command_line_without_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """As the trainers do; where it names neither a model nor data it is of the built-in task."""
+    assert main(["check", "run.iterations=5", "--for", "gi-ppo"]) == 0
+    assert capsys.readouterr().out == "This command line is right for gipo-mc train gi-ppo.\n"
+    assert main(["check", "run.iterations=-5", "data.prompts=[/nowhere/rows.jsonl]", "--for", "gi-ppo"]) == 2
+    said = capsys.readouterr()
+    assert "run.iterations=-5: it must be at least 1" in said.err and "there is no file /nowhere/rows.jsonl" in said.err
+    assert "This command line: 4 problems" in said.out
+    assert main(["check", "parallel.tensor=3", "--for", "gi-ppo", "--ranks", "4"]) == 2
+    assert "parallel.tensor" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize(
     ("tensors", "said"),
@@ -276,7 +288,9 @@ def test_check_names_trackers_that_are_not_installed(
     assert found["exit_code"] == 2 and "pip install 'gipo-mc[wandb,mlflow]'" in found["problems"][0]
 
 
-@pytest.mark.parametrize("words", [["check", "policy.lr=1"], ["show", "no_such_file.yaml"], ["diff", HH, "nowhere"]])
+@pytest.mark.parametrize(
+    "words", [["check", "no_such_file.yaml"], ["show", "no_such_file.yaml"], ["diff", HH, "nowhere"]]
+)
 def test_what_cannot_be_read_is_one_sentence(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert capsys.readouterr().err.startswith("\nerror: ")

@@ -70,7 +70,7 @@ def _of_diff(parser: Parser) -> None:
 
 
 def _of_check(parser: Parser) -> None:
-    parser.add_argument("words", nargs="+", metavar="FILE", help="a file, and key.sub=value overrides")
+    parser.add_argument("words", nargs="+", metavar="FILE", help="a file, key.sub=value overrides, or both")
     parser.add_argument("--ranks", type=number(1, 10**6), default=0, help="ranks to be started [as few as are needed]")
     parser.add_argument(
         "--no-files", action="store_true", help="do not look at the models, data and functions that it names"
@@ -189,8 +189,6 @@ def _check(arguments: argparse.Namespace) -> int:
     from gipo_mc.tools.start_checks import start_problems
 
     path, overrides = _split(arguments.words)
-    if path is None:
-        raise _error("Name the file to check: gipo-mc config check configs/hh_tiny.yaml")
     found = start_problems(path, overrides, _command(arguments), arguments.ranks, files=not arguments.no_files)
     notes = [text for text, code in found if not code]
     problems = [text for text, code in found if code]
@@ -202,7 +200,8 @@ def _check(arguments: argparse.Namespace) -> int:
         _print(f"- {text}", file=sys.stderr)
     what = f"gipo-mc train {arguments.kind}" if arguments.kind else "the trainers"
     count = len(problems)
-    _print(f"{path}: {count} problem{'s' * (count > 1)}" if count else f"{path} is right for {what}.")
+    checked = path or "This command line"
+    _print(f"{checked}: {count} problem{'s' * (count > 1)}" if count else f"{checked} is right for {what}.")
     return code
 
 

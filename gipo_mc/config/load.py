@@ -25,7 +25,7 @@ from gipo_mc.config.names import is_file, shipped
 from gipo_mc.config.scalars import misread_numbers
 from gipo_mc.config.schema import Config, options
 from gipo_mc.config.yaml_text import check_yaml, read_yaml
-from gipo_mc.errors import ConfigError
+from gipo_mc.errors import ConfigError, did_you_mean_path
 from gipo_mc.presets import apply as apply_presets
 
 
@@ -108,8 +108,9 @@ def read_layers(path: str | None, overrides: list[str], base: dict[str, Any]) ->
     with _problems_of(path):
         if path:
             if not is_file(path):
+                near = did_you_mean_path(path) or "."
                 raise ConfigError(
-                    f"There is no configuration file {path}. The runnable ones are in {shipped('configs')}."
+                    f"There is no configuration file {path}{near} The runnable ones are in {shipped('configs')}."
                 )
             layers.append(read_yaml(path))
             origins.append(path)

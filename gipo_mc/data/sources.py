@@ -33,6 +33,8 @@ _HUB = re.compile(
     r"^(?P<name>[\w.-]+/[\w.-]+)(?P<folder>(/[\w.-]+)*)(:(?P<subset>[\w.-]+))?(@(?P<split>[\w.\-\[\]:%+]+))?$"
 )
 _SPLITS = re.compile(r"[-_.]?(train|training|test|valid|validation|val|eval|dev)$", re.IGNORECASE)
+#: Suffixes of files that are no JSON unless they begin like it.
+_FOREIGN = (".csv", ".tsv", ".txt", ".md", ".xlsx", ".arrow", ".zip", ".zst", ".bz2", ".xz", ".tar", ".tgz", ".yaml")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -99,7 +101,13 @@ def _json(path: Path, source: str) -> Iterator[RawRow | BadRow]:
                 raise DataError(f"{source} is empty: there is nothing to read.")
             if start.startswith(_UTF16):
                 raise DataError(f"{source} is UTF-16 text: save it as UTF-8.")
-            if start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            start = start.removeprefix(codecs.BOM_UTF8).lstrip()
+            if path.suffix.lower() in _FOREIGN and not start.startswith((b"[", b"{")):
+                raise DataError(
+                    f"{source} holds no JSON: data is JSON lines (.jsonl), a JSON list, either perhaps in a .gz, or "
+                    "Parquet; of a table: pandas.read_csv(...).to_json('rows.jsonl', orient='records', lines=True)."
+                )
+            if start.startswith(b"["):
                 yield from _array(file.read(), source)
             else:
                 yield from _lines(file, source)

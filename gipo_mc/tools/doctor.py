@@ -57,11 +57,11 @@ def examine(found: Libraries, require_cuda_kernels: bool = False) -> list[Findin
 
 def defaults(found: Libraries) -> dict[str, str]:
     """What a run with device=auto and dtype=auto uses on one rank here; empty where a run could not start."""
-    if found.torch_error or found.megatron_error:
+    reference = os.environ.get("GIPO_MC_OPS") == "reference"
+    if found.torch_error or found.megatron_error or not (reference or libraries.tried("gipo_mc._C")[0]):
         return {}
     cuda = bool(found.gpus)
     ranks = len(found.gpus) if cuda else len(_affinity())
-    reference = os.environ.get("GIPO_MC_OPS") == "reference"
     te = cuda and not found.engine
     return {
         "device": "cuda" if cuda else "cpu",

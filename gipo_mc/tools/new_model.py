@@ -15,13 +15,20 @@ from transformers.utils import logging
 from gipo_mc.config import DataConfig
 from gipo_mc.data.chat import plain
 from gipo_mc.data.examples import examples
+from gipo_mc.data.formats import Example
 from gipo_mc.data.named import sources_of
 from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.tokenizer import train_bpe_tokenizer
-from gipo_mc.errors import ConfigError
+from gipo_mc.errors import ConfigError, DataError
 from gipo_mc.models.families import FAMILIES, read_shape
 from gipo_mc.run.model_files import save_files_of
 from gipo_mc.tools.output import MODEL_FILES, check_output, new_folder
+
+#: A turn begins with its role and ends with the token that ends a response.
+CHAT = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token "
+    "+ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
 
 
 def create_model(
@@ -65,19 +72,22 @@ def create_text_model(
     seed: int,
     family: str = "llama",
     *,
+    chat: bool = False,
     overwrite: bool = False,
     tell: Callable[[str], None] = lambda phase: None,
     **config: Any,
 ) -> int:
     """`create_model` with a byte-level BPE tokenizer trained on the demonstrations of `data`; returns its vocabulary.
 
-    tell: called with what is done next, in words. Raises DataError where a source cannot be read, ConfigError where
-    memory is too small.
+    Of a source whose rows have no responses the prompts are enough. chat: give the tokenizer `CHAT`. tell: called with
+    what is done next, in words. Raises DataError where a source cannot be read, ConfigError where memory is too small.
     """
     _check_memory(vocab_size, **config)
     check_output(folder, MODEL_FILES, overwrite)  # before minutes of reading
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = train_bpe_tokenizer(_texts(data, tell), vocab_size, scratch)
+    if chat:
+        tokenizer.chat_template = CHAT
     tell("drawing weights and writing them")
     create_model(folder, tokenizer, seed, family, overwrite=overwrite, **config)
     return len(tokenizer)
@@ -98,7 +108,22 @@ def _texts(data: DataConfig, tell: Callable[[str], None]) -> Iterator[str]:
     sources = sources_of(data, "demonstrations")
     for number, source in enumerate(sources, start=1):
         tell(f"reading {source}" + (f" ({number} of {len(sources)})" if len(sources) > 1 else ""))
-        for example in examples(source, "demonstrations", "", data, SourceReport(source)):
+        for example in _examples(source, data):
             prompt = example.prompt if isinstance(example.prompt, str) else plain(example.prompt)
-            yield f"{prompt} {example.chosen}"
+            yield f"{prompt} {example.chosen}".rstrip()
     tell("training the tokenizer")
+
+
+def _examples(source: str, data: DataConfig) -> Iterator[Example]:
+    found = examples(source, "demonstrations", "", data, SourceReport(source))
+    try:
+        first = next(found, None)
+    except DataError as error:
+        prompts = examples(source, "prompts", "", data, SourceReport(source))
+        try:
+            first, found = next(prompts, None), prompts
+        except DataError:
+            raise error from None
+    if first is not None:
+        yield first
+        yield from found

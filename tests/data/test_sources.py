@@ -94,6 +94,8 @@ def test_whole_files_that_cannot_be_read(tmp_path):
         "is UTF-16": write(tmp_path, '{"a": 1}'.encode("utf-16"), "utf16.jsonl"),
         "damaged .gz": write(tmp_path, b"", "cut.jsonl"),
         "no readable Parquet": write(tmp_path, b"nonsense", "bad.parquet"),
+        "holds no JSON: data is JSON lines": write(tmp_path, b"prompt,chosen\na,b\n", "table.csv"),
+        "no JSON: data is": write(tmp_path, b"\x28\xb5\x2f\xfd nonsense", "rows.jsonl.zst"),
         "is a folder": str(tmp_path),
         "There is no file": str(tmp_path / "missing.jsonl"),
     }
@@ -102,6 +104,7 @@ def test_whole_files_that_cannot_be_read(tmp_path):
         with pytest.raises(DataError, match=reason):
             list(read_rows(path))
     assert list(read_rows(write(tmp_path, b"\n \n", "blank.jsonl"))) == []
+    assert len(list(read_rows(write(tmp_path, GOOD, "rows.txt")))) == 1, "JSON lines whatever their name"
 
 
 def test_parquet(tmp_path):

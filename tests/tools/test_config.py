@@ -296,6 +296,12 @@ def test_what_cannot_be_read_is_one_sentence(words: list[str], capsys: pytest.Ca
     assert capsys.readouterr().err.startswith("\nerror: ")
 
 
+def test_a_file_beside_a_mistyped_one_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("run: {seed: 3}\n")
+    assert main(["check", str(tmp_path / "mien.yaml")]) == 2
+    assert f"mien.yaml; did you mean {tmp_path}/mine.yaml? The runnable ones are in " in capsys.readouterr().err
+
+
 def test_the_documented_commands_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,9 @@ def test_an_extension_that_cannot_be_imported_is_a_problem(monkeypatch: pytest.M
     (finding,) = doctor._native(Libraries(False), False)
     assert finding.state == "problem"
     assert "pip install" in finding.advice
+    assert doctor.defaults(libraries.look()) == {}, "nothing is used where a run would not start"
+    monkeypatch.setenv("GIPO_MC_OPS", "reference")
+    assert doctor.defaults(libraries.look())["kernels"] == "eager torch (GIPO_MC_OPS=reference)"
 
 
 def test_cuda_kernels_are_required_only_where_they_would_be_used(monkeypatch: pytest.MonkeyPatch):

@@ -32,3 +32,21 @@ def test_a_new_model_of_each_family(
     assert main() == 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert type(model).__name__ == FAMILIES[family].causal_lm
+
+
+def test_prompts_are_enough_and_chat_has_a_template(tmp_path: Path) -> None:
+    data = tmp_path / "prompts.jsonl"
+    rows = [{"messages": [{"role": "user", "content": f"Where is city {number}?"}]} for number in range(3)]
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    words = ["--out", str(tmp_path / "model"), "--data", str(data), "--vocab", "270", "--hidden", "32", "--layers", "2"]
+    assert main([*words, "--chat"]) == 0
+    tokenizer = load_tokenizer(str(tmp_path / "model"), chat_template=True)
+    said = tokenizer.apply_chat_template(rows[0]["messages"], tokenize=False, add_generation_prompt=True)
+    assert said == "<s><|user|>\nWhere is city 0?</s>\n<|assistant|>\n"
+
+
+def test_rows_with_neither_are_told_as_demonstrations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"text": "The dog"}\n')
+    assert main(["--out", str(tmp_path / "model"), "--data", str(data)]) == 3
+    assert f"{data}:1" in capsys.readouterr().err

@@ -23,7 +23,7 @@ def parsers() -> dict[str, Parser]:
     parser = Parser("new-model", reports=True, description=__doc__)
     parser.add_argument("--out", type=name, required=True, help="folder to write")
     parser.add_argument(
-        "--data", nargs="+", type=name, required=True, metavar="FILE", help="preference or demonstration files"
+        "--data", nargs="+", type=name, required=True, metavar="FILE", help="demonstrations, preferences or prompts"
     )
     parser.add_argument("--family", default="llama", help="of those in gipo_mc/models/families/ [llama]")
     parser.add_argument(
@@ -34,6 +34,7 @@ def parsers() -> dict[str, Parser]:
     parser.add_argument("--heads", type=number(1, 2**10), default=4, help="attention heads [4]")
     parser.add_argument("--kv-heads", type=number(1, 2**10), default=2, help="key-value heads [2]")
     parser.add_argument("--positions", type=number(1, 2**24), default=512, help="longest sequence in tokens [512]")
+    parser.add_argument("--chat", action="store_true", help="give the tokenizer a chat template [none]")
     parser.add_argument("--seed", type=number(0, 2**31 - 1), default=1, help="seed of the weights [1]")
     parser.add_argument("--overwrite", action="store_true", help="replace the model that --out holds [refused]")
     return {"": parser}
@@ -66,6 +67,7 @@ def _make(parser: Parser, options: argparse.Namespace) -> int:
             options.vocab,
             options.seed,
             options.family,
+            chat=options.chat,
             overwrite=options.overwrite,
             tell=progress.phase,
             hidden_size=options.hidden,

@@ -14,6 +14,8 @@ from gipo_mc.run.console import number
 
 #: Up to so many runs are shown against one another.
 _AGAINST = 6
+#: Iterations whose median time is worth comparing.
+_TIMED = 20
 
 
 @dataclass(frozen=True)
@@ -97,16 +99,27 @@ def _columns(runs: Sequence[RunData]) -> list[tuple[str, str, int]]:
 
 
 def _cost(runs: Sequence[RunData]) -> list[str]:
-    """Median seconds of an iteration; in percent over PPO's where one of the runs is PPO."""
+    """Median seconds of an iteration; in percent over PPO's where one of the runs is PPO and both were timed alike."""
     medians = [_median_total(run) for run in runs]
     if not any(medians):
         return []
-    base = next((m for run, m in zip(runs, medians) if run.algorithm == "ppo" and m), None)
+    base = next(((run, m) for run, m in zip(runs, medians) if run.algorithm == "ppo" and m), None)
     texts = []
     for run, seconds in zip(runs, medians):
-        over = f" ({(seconds / base - 1) * 100:+.0f} % vs PPO)" if base and seconds and run.algorithm != "ppo" else ""
+        over = ""
+        if base and seconds and run.algorithm != "ppo" and _timed_alike(run, base[0]):
+            over = f" ({(seconds / base[1] - 1) * 100:+.0f} % vs PPO)"
         texts.append(f"{number(seconds)} s{over}" if seconds else "–")
     return texts
+
+
+def _timed_alike(one: RunData, other: RunData) -> bool:
+    """Long enough for a median, and not on one host at the same time, where each slows the other down."""
+    long = min(len(one.values("time/total")), len(other.values("time/total"))) >= _TIMED
+    (host, start, end), (other_host, other_start, other_end) = (
+        tuple(str(run.status.get(key, "")) for key in ("host", "started", "updated")) for run in (one, other)
+    )
+    return long and (host != other_host or end <= other_start or other_end <= start)
 
 
 def _median_total(run: RunData) -> float | None:

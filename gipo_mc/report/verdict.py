@@ -142,10 +142,11 @@ def _compared(runs: Sequence[RunData]) -> Verdict:
     name, called, prefix = yardstick(runs)
     average = sorted(runs, key=lambda run: -(run.last(name) or 0.0))
     shared, others = _shared(runs, prefix)
-    mean = f"on average {readable(average[0].name)}, with a {called} of {number(average[0].last(name) or 0.0)} against "
+    over = "over all held-out prompts" if prefix != "reward/domain/" else "on average"
+    mean = f"{over} {readable(average[0].name)}, with a {called} of {number(average[0].last(name) or 0.0)} against "
     mean += number(average[1].last(name) or 0.0)
     if not apart(average[0], average[1], name):
-        mean = f"on average they hardly differ ({number(average[0].last(name) or 0.0)} and "
+        mean = f"{over} they hardly differ ({number(average[0].last(name) or 0.0)} and "
         mean += f"{number(average[1].last(name) or 0.0)})"
     points: list[tuple[Tone, str]] = []
     for key in others:

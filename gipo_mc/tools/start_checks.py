@@ -86,10 +86,26 @@ def start_problems(
         return found
     # Of a configuration with problems, what is said here holds with defaults in the place of what is wrong.
     found += [(problem, ConfigError.exit_code) for problem in problems_of(config, command, ranks)]
+    found += [(text, 0) for text in unread(overrides, command)]
     if files and not base:  # the built-in task makes its own
         for look in (unfit_models, unfit_heads, absent_models, unfit_functions, absent_data, unfit_rows):
             found += look(config, command)
     return found
+
+
+def unread(overrides: list[str], command: str) -> Iterator[str]:
+    """A sentence on each override that `command` does not read. A file may hold the options of several trainers; what
+    is typed is meant for this one."""
+    reads = set(read_by(command))
+    for key in (word.partition("=")[0] for word in overrides):
+        if key in options() and key not in reads:
+            others = [other for other in _KINDS if key in read_by(other)]
+            named = " and ".join(f"gipo-mc {_verb(other)}" for other in others) or "no trainer"
+            yield f"{key} changes nothing: gipo-mc {_verb(command)} does not read it, {named} does."
+
+
+def _verb(command: str) -> str:
+    return command.replace("_", " ", 1).replace("_", "-")
 
 
 def problems_of(config: Config, command: str, ranks: int) -> list[str]:
@@ -176,9 +192,8 @@ def _fewest(config: Config, command: str) -> int:
 
 def _missing(config: Config, command: str) -> Iterator[str]:
     needs = {key: _value(config, key) for key in _NEEDS.get(command, ())}
-    verb = command.replace("_", " ", 1).replace("_", "-")
     if any(needs.values()):
-        yield from (f"{key} is empty, and gipo-mc {verb} needs it" for key in needs if not needs[key])
+        yield from (f"{key} is empty, and gipo-mc {_verb(command)} needs it" for key in needs if not needs[key])
 
 
 def absent_files(config: Config, command: str) -> list[tuple[str, int]]:

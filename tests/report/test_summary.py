@@ -33,10 +33,29 @@ def test_the_comparison_marks_the_best_and_prices_group_invariance(tmp_path):
     ]  # fmt: skip
     assert table.rows == [
         ["ppo", "PPO", "1", "1.00", "0.500", "0.900", "0.100", "1.00", "2.00 s"],
-        ["gi", "GI-PPO", "1", "0.800", "0.400", "0.700", "0.400", "1.00", "2.10 s (+5 % vs PPO)"],
+        ["gi", "GI-PPO", "1", "0.800", "0.400", "0.700", "0.400", "1.00", "2.10 s"],
     ]
     assert table.best == {(0, 3), (0, 4), (0, 5), (1, 6)}
     assert summary.worst_domain(load_run(gi)) == ("hard", 0.4)
+
+
+@pytest.mark.parametrize(
+    ("iterations", "host", "started", "cost"),
+    [
+        (20, "a", "2026-01-01T12:05:00+00:00", "2.10 s (+5 % vs PPO)"),
+        (20, "a", "2026-01-01T12:04:00+00:00", "2.10 s"),  # each slowed the other down
+        (20, "b", "2026-01-01T12:04:00+00:00", "2.10 s (+5 % vs PPO)"),
+        (19, "a", "2026-01-01T12:05:00+00:00", "2.10 s"),
+    ],
+)
+def test_times_are_compared_of_runs_that_ran_alone_and_long_enough(iterations, host, started, cost, tmp_path):
+    def run(name, seconds, **status):
+        rows = [{"step": s + 1, "reward/mean": 1.0, "time/total": seconds} for s in range(iterations)]
+        return write_run(tmp_path / name, rows, {"state": "done", **status}, config=f"algorithm: {{name: {name}}}")
+
+    ppo = run("ppo", 2.0, host="a", started="2026-01-01T12:00:00+00:00", updated="2026-01-01T12:05:00+00:00")
+    gi = run("gi_ppo", 2.1, host=host, started=started, updated="2026-01-01T12:09:00+00:00")
+    assert [row[-1] for row in comparison.comparison(load_runs([ppo, gi])).rows] == ["2.00 s", cost]
 
 
 def test_what_went_wrong_is_said(tmp_path):

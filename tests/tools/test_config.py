@@ -296,6 +296,15 @@ def test_what_cannot_be_read_is_one_sentence(words: list[str], capsys: pytest.Ca
     assert capsys.readouterr().err.startswith("\nerror: ")
 
 
+def test_check_notes_a_typed_option_that_the_trainer_does_not_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", HH, "--no-files", "dpo.beta=0.3", "--for", "gi-ppo"]) == 0
+    said = capsys.readouterr()
+    assert said.err == (
+        "- note: dpo.beta changes nothing: gipo-mc train gi-ppo does not read it, gipo-mc train dpo does.\n"
+    )
+    assert said.out == f"{HH} is right for gipo-mc train gi-ppo, as far as the notes go.\n"
+
+
 def test_a_file_beside_a_mistyped_one_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.yaml").write_text("run: {seed: 3}\n")
     assert main(["check", str(tmp_path / "mien.yaml")]) == 2

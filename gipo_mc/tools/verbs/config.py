@@ -201,7 +201,8 @@ def _check(arguments: argparse.Namespace) -> int:
     what = f"gipo-mc train {arguments.kind}" if arguments.kind else "the trainers"
     count = len(problems)
     checked = path or "This command line"
-    _print(f"{checked}: {count} problem{'s' * (count > 1)}" if count else f"{checked} is right for {what}.")
+    seen = f"{checked} is right for {what}{', as far as the notes go' if notes else ''}."
+    _print(f"{checked}: {count} problem{'s' * (count > 1)}" if count else seen)
     return code
 
 

@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 def parsers() -> dict[str, Parser]:
     parser = command_parser(str(__doc__), "generate", reports=True)
     parser.add_argument(
-        "--prompt", action="append", default=[], help="text to continue; may be repeated [prompts of data.evaluation]"
+        "--prompt",
+        action="append",
+        default=[],
+        help="text to continue, as it stands, with the turns of a plain dialogue ($'\\n\\nHuman: Hi\\n\\nAssistant:'); may "
+        "be repeated [prompts of data.evaluation]",
     )
     parser.add_argument("--greedy", action="store_true", help="the most probable token each time [sampling]")
     parser.add_argument("--out", type=name, metavar="FILE", help="write JSON lines there [text on the screen]")

@@ -34,8 +34,8 @@ def parsers() -> dict[str, Parser]:
         "--prompt",
         action="append",
         default=[],
-        help="text to continue, as it stands, with the turns of a plain dialogue ($'\\n\\nHuman: Hi\\n\\nAssistant:'); may "
-        "be repeated [prompts of data.evaluation]",
+        help="text to continue, as it stands, with the turns of a plain dialogue ($'\\n\\nHuman: Hi\\n\\nAssistant:'); "
+        "may be repeated [prompts of data.evaluation]",
     )
     parser.add_argument("--greedy", action="store_true", help="the most probable token each time [sampling]")
     parser.add_argument("--out", type=name, metavar="FILE", help="write JSON lines there [text on the screen]")

@@ -90,7 +90,7 @@ test-vllm: $(VLLM_VENV)/installed.stamp ## the tests of vLLM as rollout engine, 
 test-browser: $(STAMP) $(AXE) ## the tests of HTML pages in a headless Chromium, which must be there (a minute)
 	@command -v chromedriver >/dev/null || { \
 		echo "Chromium and its driver are needed. On Debian and Ubuntu: apt install chromium chromium-driver" >&2; exit 2; }
-	@$(PYTHON) -m pip install --quiet $(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS)) selenium
+	@$(pip) --quiet selenium
 	@AXE="$(AXE)" $(PYTHON) -m pytest -n 0 -m browser tests/evaluation tests/report $(ARGS)
 
 $(AXE):
@@ -124,13 +124,11 @@ format: $(STAMP) ## put Python and C++ into the one format
 doctor: $(RUNS) ## what this machine has and what will be used
 	@$(PYTHON) scripts/doctor.py $(ARGS)
 
-# What pyproject.toml's extra "docs" names.
-docs_needs = $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
-
 # The variable silences an advertisement: mkdocs-material is kept until May 2027, and Zensical, its successor, reads the
 # same mkdocs.yml.
 docs: $(STAMP) ## the documents as a site, in build/site, without a warning
-	@$(PYTHON) -m pip install --quiet $(if $(strip $(CONSTRAINTS)),-c $(CONSTRAINTS)) $(docs_needs)
+	@$(PYTHON) .ci/needs docs > build/needs-docs.txt
+	@$(pip) --quiet -r build/needs-docs.txt
 	@$(PYTHON) docs/site/reference.py --check
 	@NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 	@echo "Built: build/site/index.html"

@@ -1,6 +1,6 @@
 """The configuration: typed sections, loaded and checked once, before any process group starts."""
 
-from gipo_mc.config.commands import TRAINERS, UNREAD, read_by
+from gipo_mc.config.commands import TRAINERS, UNREAD, read_by, verb_of
 from gipo_mc.config.data import DataConfig
 from gipo_mc.config.environment import hide
 from gipo_mc.config.help import describe, help_lines
@@ -75,6 +75,7 @@ __all__ = [
     "saved_values",
     "validate",
     "values",
+    "verb_of",
     "wide_tensor",
     "written",
 ]

@@ -32,6 +32,11 @@ UNREAD: dict[str, tuple[str, ...]] = {
 }
 
 
+def verb_of(command: str) -> str:
+    """What a person types behind gipo-mc: "train gi-ppo" of "train_gi_ppo"."""
+    return command.replace("_", " ", 1).replace("_", "-")
+
+
 def read_by(command: str) -> list[str]:
     """Keys of the options that `command` reads, in the order of the schema; all of them where it is not known here."""
     unread = UNREAD.get(command, ())

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from gipo_mc.parallel.saving.size import bytes_of_a_number
 from gipo_mc.plan.grid import Grid
 from gipo_mc.plan.parameters import Parameter, Role, chunk_parameters, count, stage_parameters, whole_model
 
@@ -60,10 +61,9 @@ def model_state(role: Role, grid: Grid, stage: int, data_rank: int, width: int) 
 
 
 def checkpoint_bytes(role: Role, grid: Grid, width: int) -> int:
-    """Tensors of a trained model in a checkpoint: weights, moments, and the float32 weights where the optimizer has its
-    own (bfloat16) or its format stores them anyway (the distributed optimizer's)."""
-    copies = 3 if width == 2 or grid.distributed_optimizer else 2
-    return whole_model(role, grid.tensor) * (width + copies * FLOAT)
+    """Tensors of a trained model in a checkpoint."""
+    each = bytes_of_a_number(width, distributed_optimizer=grid.distributed_optimizer)
+    return whole_model(role, grid.tensor) * each
 
 
 @dataclass(frozen=True)

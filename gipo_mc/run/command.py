@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gipo_mc import presets
-from gipo_mc.config import Config, check_layout, help_lines, load_config, names_nothing, read_by, run_folder
+from gipo_mc.config import Config, check_layout, help_lines, load_config, names_nothing, read_by, run_folder, verb_of
 from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, ConfigError, GipoError, Requeue
 from gipo_mc.parallel.launcher import adopt_slurm, several_hosts, suit_cuda, world_size
 from gipo_mc.run.arguments import Parser, say_error
@@ -63,8 +63,8 @@ def run_command(
 
 def command_parser(description: str, command: str = "", *, reports: bool = False) -> Parser:
     """The parser of `run_command`, for a command that has options of its own besides. reports: as in `Parser`."""
-    verb = command.replace("_", " ", 1).replace("_", "-")
-    parser = Parser(verb, reports=reports, description=description, epilog=_options(command) if command else None)
+    epilog = _options(command) if command else None
+    parser = Parser(verb_of(command), reports=reports, description=description, epilog=epilog)
     parser.command = command
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file; the runnable ones are in configs/ of the repository"

@@ -19,11 +19,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from gipo_mc.run.terminal.ending import REINSTALL
 from gipo_mc.tools import libraries
 from gipo_mc.tools.libraries import Libraries
 
 GIB = 2**30
-REINSTALL = "pip install -c constraints.txt -e . in the repository (or: make venv)"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 
-from gipo_mc.config import Config, DataConfig, check_layout, names_nothing, options, read_by
+from gipo_mc.config import Config, DataConfig, check_layout, names_nothing, options, read_by, verb_of
 from gipo_mc.config.load import examine
 from gipo_mc.config.reward import FUNCTION, is_function, is_model
 from gipo_mc.data.examples import QUARANTINE_ROWS, examples
@@ -100,12 +100,8 @@ def unread(overrides: list[str], command: str) -> Iterator[str]:
     for key in (word.partition("=")[0] for word in overrides):
         if key in options() and key not in reads:
             others = [other for other in _KINDS if key in read_by(other)]
-            named = " and ".join(f"gipo-mc {_verb(other)}" for other in others) or "no trainer"
-            yield f"{key} changes nothing: gipo-mc {_verb(command)} does not read it, {named} does."
-
-
-def _verb(command: str) -> str:
-    return command.replace("_", " ", 1).replace("_", "-")
+            named = " and ".join(f"gipo-mc {verb_of(other)}" for other in others) or "no trainer"
+            yield f"{key} changes nothing: gipo-mc {verb_of(command)} does not read it, {named} does."
 
 
 def problems_of(config: Config, command: str, ranks: int) -> list[str]:
@@ -193,7 +189,7 @@ def _fewest(config: Config, command: str) -> int:
 def _missing(config: Config, command: str) -> Iterator[str]:
     needs = {key: _value(config, key) for key in _NEEDS.get(command, ())}
     if any(needs.values()):
-        yield from (f"{key} is empty, and gipo-mc {_verb(command)} needs it" for key in needs if not needs[key])
+        yield from (f"{key} is empty, and gipo-mc {verb_of(command)} needs it" for key in needs if not needs[key])
 
 
 def absent_files(config: Config, command: str) -> list[tuple[str, int]]:

@@ -1,13 +1,22 @@
-"""How large a checkpoint of a model is going to be, before there is one."""
+"""How large a checkpoint of a model is going to be, before there is one. Plans read it, which need no torch."""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from gipo_mc.parallel.collectives import sum_in_rank_order
-from gipo_mc.parallel.layout import Layout
+if TYPE_CHECKING:
+    import torch
+
+    from gipo_mc.parallel.layout import Layout
 
 _FLOAT = 4
+
+
+def bytes_of_a_number(width: int, *, distributed_optimizer: bool) -> int:
+    """Bytes that a checkpoint has of each number of a trained model, itself of `width` bytes, and of its Adam: the
+    weight, two moments, and a float32 weight where the model's is narrower, or where the optimizer's format has it
+    anyway."""
+    return width + _FLOAT * (3 if width < _FLOAT or distributed_optimizer else 2)
 
 
 def saved_bytes(model: torch.nn.Module, layout: Layout, *, distributed_optimizer: bool) -> int:
@@ -15,12 +24,14 @@ def saved_bytes(model: torch.nn.Module, layout: Layout, *, distributed_optimizer
 
     Weights that several ranks hold count once, as they are written once.
     """
+    import torch
+
+    from gipo_mc.parallel.collectives import sum_in_rank_order
+
     width = next(model.parameters()).element_size()
-    # Two moments; float32 weights where the model's are narrower, or where the optimizer's format has them anyway.
-    copies = 3 if width < _FLOAT or distributed_optimizer else 2
     own = sum(weight.numel() for weight in model.parameters() if _is_first_to_hold(weight, layout))
     numbers = int(sum_in_rank_order(torch.tensor(own, device=layout.device)))
-    return numbers * (width + copies * _FLOAT)
+    return numbers * bytes_of_a_number(width, distributed_optimizer=distributed_optimizer)
 
 
 def _is_first_to_hold(weight: torch.nn.Parameter, layout: Layout) -> bool:

@@ -26,6 +26,11 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
+def standing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that is there: on the disk where it is going to be."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
 def checkpoint_around(path: Path) -> Path | None:
     """The checkpoint, or the folder of a run's checkpoints, that `path` is or lies in; None: it lies in none. What is
     put there makes a checkpoint one that does not verify."""

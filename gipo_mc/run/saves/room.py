@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gipo_mc.config import CheckpointConfig
 from gipo_mc.errors import StorageError
-from gipo_mc.run.saves.places import steps
+from gipo_mc.run.saves.places import standing, steps
 
 
 def saves_left(config: CheckpointConfig, start: int, iterations: int) -> int:
@@ -23,7 +23,7 @@ def check_room(folder: Path, size: int, saves: int, keep: int) -> str | None:
 
     Returns a warning, or None. Raises StorageError where there is no room for the first.
     """
-    disk = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists()))
+    disk = shutil.disk_usage(standing(folder))
     if not disk.total or not saves:  # some network disks do not say
         return None
     if disk.free < size:

@@ -24,7 +24,7 @@ from gipo_mc.parallel.saving.plan import Plan, plan
 from gipo_mc.parallel.saving.snapshot import HostCopies
 from gipo_mc.parallel.sharded_files import WriteFailed, on_main_or_fail
 from gipo_mc.run import manifest
-from gipo_mc.run.saves.places import SHARDS, TEMPORARY, place_of
+from gipo_mc.run.saves.places import SHARDS, TEMPORARY, place_of, standing
 from gipo_mc.run.saves.removal import remove
 
 
@@ -169,7 +169,7 @@ def _given_up(final: Path, temporary: Path, needed: int) -> Iterator[None]:
 
 def _give_up(final: Path, temporary: Path, needed: int, reason: str) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
-    free = shutil.disk_usage(next(path for path in final.parents if path.exists())).free
+    free = shutil.disk_usage(standing(final)).free
     raise StorageError(
         f"The checkpoint {final} could not be written ({reason}). It needs {needed:,} bytes or a little more, and "
         f"{free:,} are free on its disk. Earlier checkpoints are kept; free space, or choose another run.dir."

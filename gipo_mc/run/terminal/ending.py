@@ -13,9 +13,10 @@ from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_NO_READER, ConfigError, GipoEr
 from gipo_mc.run.terminal.voice import keep_voice
 
 _PACKAGE = Path(__file__).resolve().parents[2]
+REINSTALL = "pip install -c constraints.txt -e . in the repository (or: make venv)"
 _UNFINISHED = (
-    "{} is not installed for {}. Activate the environment that gipo_mc was installed in, or install it: pip install -c "
-    "constraints.txt -e . in the repository (or: make venv). gipo-mc doctor says what else is missing."
+    "{} is not installed for {}. Activate the environment that gipo_mc was installed in, or install it: "
+    f"{REINSTALL}. gipo-mc doctor says what else is missing."
 )
 
 

@@ -10,6 +10,7 @@ A run that continues keeps the value of every option, unless the field says othe
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any, Literal
 
@@ -38,6 +39,11 @@ class RunConfig(Section):
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = changeable(
         default_factory=lambda: ["tensorboard"], description="what shows the metrics beside metrics.jsonl; []: nothing"
     )
+
+    @field_validator("dir")
+    @classmethod
+    def _home(cls, value: str) -> str:
+        return os.path.expanduser(value)  # no shell does it in a file, or behind the = of an override
 
     @field_validator("trackers", mode="before")
     @classmethod

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -153,11 +154,12 @@ def real(allowed: Callable[[float], bool], kind: str) -> Callable[[str], float]:
 
 
 def name(text: str) -> str:
-    """For `type=` of an argument: the name of a file or folder, one that a file system can have."""
+    """For `type=` of an argument: the name of a file or folder, one that a file system can have. A ~ at its beginning
+    is the home folder, which shells leave to a program in --out=~/folder."""
     from gipo_mc.config import check_name
 
     try:
         check_name(text, "the name")
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+    return os.path.expanduser(text)

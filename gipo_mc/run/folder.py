@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from gipo_mc.errors import ConfigError, StorageError
 from gipo_mc.run.jsonl import holder_of, lock_file, read_file, storage_errors, write_atomically
-from gipo_mc.run.saves.places import checkpoint_around
+from gipo_mc.run.saves.places import of_run
 from gipo_mc.run.terminal.voice import tell
 
 State = Literal["running", "done", "failed", "requeue"]
@@ -64,19 +64,7 @@ class RunFolder:
         or it cannot be written, ConfigError where it belongs to another command, holds a model, lies in checkpoints,
         or the name leaves `dir`.
         """
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ConfigError(f"run.name={name!r} leaves run.dir={str(dir)!r}: give a plain name.")
-        folder = cls(Path(dir) / (name or command), command)
-        if (folder.path / "config.json").is_file() and any(folder.path.glob("*.safetensors")):
-            raise ConfigError(
-                f"{folder.path} holds a model (config.json and safetensors): a run among its files would make it two "
-                "things under one name. Give another run.name or run.dir."
-            )
-        if around := checkpoint_around(folder.path):
-            raise ConfigError(
-                f"{folder.path} is or lies in the checkpoints {around} of a run, which would no longer be what their "
-                "manifests say. Give another run.name or run.dir."
-            )
+        folder = cls(of_run(dir, name or command), command)
         with storage_errors(folder.path):
             folder._made = [place for place in (folder.path, *folder.path.parents) if not place.exists()]
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -278,22 +266,30 @@ class RunFolder:
             "is full or read-only: choose another disk with run.dir."
         )
 
-    def _check_command(self) -> None:
+    def belongs_to_another(self) -> str:
+        """A sentence where the folder has the run of another command, which `open` refuses; else ""."""
         status = self.read_status()
         before = str(status.get("command") or self.command)
         if before == self.command:
-            return
+            return ""
         files = (self.metrics, self.path / "reference_rewards.jsonl", self.saved)
         kept = any(path.exists() and path.stat().st_size for path in files)
         # One that says "running" may be on a host that does not see the lock.
         awaited = status.get("state") in ("running", "requeue") and not fell_silent(status)
         if kept or awaited or any(self.checkpoints.glob("*")):
-            raise ConfigError(
+            return (
                 f"The run folder {self.path} belongs to {before}, this is {self.command}: choose another run.name, "
                 "or set run.resume=false to move the earlier run aside."
             )
-        self._set_aside()  # a start that failed before it left anything
-        tell(f"{self.path} had a start of {before} that left nothing: moved to {self.set_aside}.")
+        return ""
+
+    def _check_command(self) -> None:
+        if refused := self.belongs_to_another():
+            raise ConfigError(refused)
+        before = str(self.read_status().get("command") or self.command)
+        if before != self.command:  # a start that failed before it left anything
+            self._set_aside()
+            tell(f"{self.path} had a start of {before} that left nothing: moved to {self.set_aside}.")
 
     def _set_aside(self) -> None:
         present = [self.path / name for name in _CONTENTS if (self.path / name).exists()]

@@ -22,6 +22,7 @@ from typing import Any
 
 from gipo_mc.config import hide
 from gipo_mc.errors import DataError, StorageError
+from gipo_mc.run.saves.places import standing
 
 # What a terminal may act on or what hides text: C0, DEL, C1, line separators, bidirectional overrides, and halves of
 # surrogate pairs, which have no UTF-8. JSON itself escapes only C0.
@@ -60,8 +61,7 @@ def storage_errors(path: Path, needed: int | None = None) -> Iterator[None]:
 
 def _storage_sentence(path: Path, error: OSError, needed: int | None) -> str:
     try:
-        existing = next((p for p in (path, *path.parents) if os.path.exists(p)), Path("."))
-        free = f"{shutil.disk_usage(existing).free:,} bytes are free on its disk"
+        free = f"{shutil.disk_usage(standing(path)).free:,} bytes are free on its disk"
     except OSError:
         free = "the free space of its disk is unknown"
     wanted = f", {needed:,} bytes were needed" if needed is not None else ""

@@ -24,10 +24,12 @@ from gipo_mc.data.examples import QUARANTINE_ROWS, examples
 from gipo_mc.data.named import BUILTIN, Kind, sources_of
 from gipo_mc.data.sets import SourceReport
 from gipo_mc.data.sources import on_hub
-from gipo_mc.errors import CheckpointError, ConfigError, DataError, GipoError, did_you_mean_path
+from gipo_mc.errors import CheckpointError, ConfigError, DataError, GipoError, StorageError, did_you_mean_path
 from gipo_mc.plan.shapes import local_shape
+from gipo_mc.run.folder import RunFolder
 from gipo_mc.run.functions.named import has_module
 from gipo_mc.run.functions.rewards import form_of, load_function
+from gipo_mc.run.saves.places import of_run, standing
 from gipo_mc.run.trackers import check_trackers
 from gipo_mc.tools import builtin
 
@@ -87,6 +89,8 @@ def start_problems(
     # Of a configuration with problems, what is said here holds with defaults in the place of what is wrong.
     found += [(problem, ConfigError.exit_code) for problem in problems_of(config, command, ranks)]
     found += [(text, 0) for text in unread(overrides, command)]
+    if files:
+        found += unfit_folder(config, command)
     if files and not base:  # the built-in task makes its own
         for look in (unfit_models, unfit_heads, absent_models, unfit_functions, absent_data, unfit_rows):
             found += look(config, command)
@@ -114,6 +118,25 @@ def problems_of(config: Config, command: str, ranks: int) -> list[str]:
         except ConfigError as error:
             found.append(str(error))
     return [*found, *_missing(config, command)]
+
+
+def unfit_folder(config: Config, command: str) -> list[tuple[str, int]]:
+    """(sentence, exit code) of a place where the run cannot be: nothing can be written there, or something else has
+    it."""
+    try:
+        path = of_run(config.run.dir, config.run.name or command)
+        here = standing(path)
+        if not here.is_dir():
+            raise StorageError(f"{path}: {here} is a file, and a run needs a folder. Choose another run.dir.")
+        if not os.access(here, os.W_OK | os.X_OK):
+            raise StorageError(f"{path}: nothing can be written to {here}. Give permission or choose another run.dir.")
+        if command and config.run.resume and (theirs := RunFolder(path, command).belongs_to_another()):
+            raise ConfigError(theirs)
+    except (ConfigError, StorageError) as error:
+        return [(str(error), error.exit_code)]
+    except OSError as error:
+        return [(f"The run cannot be in {config.run.dir}: {error.strerror}.", StorageError.exit_code)]
+    return []
 
 
 def unfit_models(config: Config, command: str) -> list[tuple[str, int]]:

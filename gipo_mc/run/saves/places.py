@@ -1,10 +1,12 @@
-"""Names in the folder of a run's checkpoints."""
+"""Names in the folder of a run's checkpoints, and where the folder of a run may be."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
+
+from gipo_mc.errors import ConfigError
 
 SHARDS = "shards"
 #: Begins the name of what is being written or removed, and is no checkpoint.
@@ -41,3 +43,22 @@ def checkpoint_around(path: Path) -> Path | None:
         if place.name == "checkpoints" and any(place.glob(f"step_*/{_OF_A_CHECKPOINT[0]}")):
             return place
     return None
+
+
+def of_run(dir: Path | str, name: str) -> Path:
+    """The folder of a run of this name, made or not. Raises ConfigError where a run cannot be there: the name leaves
+    `dir`, or the place holds a model or lies in checkpoints, which a run's files would spoil."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ConfigError(f"run.name={name!r} leaves run.dir={str(dir)!r}: give a plain name.")
+    path = Path(dir) / name
+    if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
+        raise ConfigError(
+            f"{path} holds a model (config.json and safetensors): a run among its files would make it two things under "
+            "one name. Give another run.name or run.dir."
+        )
+    if around := checkpoint_around(path):
+        raise ConfigError(
+            f"{path} is or lies in the checkpoints {around} of a run, which would no longer be what their manifests "
+            "say. Give another run.name or run.dir."
+        )
+    return path

@@ -130,7 +130,8 @@ class MLflow:
 def store(uri: str, dir: Path) -> str:
     """The address of MLflow: what the configuration or the environment names, else a folder beside the runs."""
     found = uri or os.environ.get("MLFLOW_TRACKING_URI", "") or str(dir / "mlruns")
-    return found if re.match(r"[a-z][a-z0-9+.-]*:|databricks$", found) else Path(found).absolute().as_uri()
+    is_address = re.match(r"[a-z][a-z0-9+.-]*:|databricks$", found)
+    return found if is_address else Path(os.path.expanduser(found)).absolute().as_uri()
 
 
 def _experiment(client: Any, name: str) -> str:

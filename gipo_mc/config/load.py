@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gipo_mc.config.environment import fingerprint, hide_named, marked_environment, references
 from gipo_mc.config.explain.problems import flat, validated
 from gipo_mc.config.names import is_file, shipped
-from gipo_mc.config.scalars import misread_numbers
+from gipo_mc.config.scalars import misread
 from gipo_mc.config.schema import Config, options
 from gipo_mc.config.yaml_text import check_yaml, read_yaml
 from gipo_mc.errors import ConfigError, did_you_mean_path
@@ -57,11 +58,12 @@ def examine(
     nothing."""
     found, problems = read_layers(path, overrides, base or {})
     merged = _merged(found, path)
-    real = _resolved(merged, path)
+    container = _container(merged)
+    real = _resolved(merged, container, path)
     referring: dict[str, Any] = {}
-    if "${" in str(merged):
+    if container is not None:
         with marked_environment():
-            marked = _resolved(merged, path)
+            marked = _resolved(merged, container, path)
         # Before anything can complain of a value: from here on it is hidden.
         referring = references(flat(real), flat(marked))
     config, more = validated(real)
@@ -94,7 +96,8 @@ def run_folder(path: str | None, overrides: list[str], base: dict[str, Any] | No
 
 def _read(path: str | None, overrides: list[str], base: dict[str, Any]) -> dict[str, Any]:
     """All layers merged and resolved, not validated."""
-    return _resolved(_merged(read_layers(path, overrides, base)[0], path), path)
+    merged = _merged(read_layers(path, overrides, base)[0], path)
+    return _resolved(merged, _container(merged), path)
 
 
 def read_layers(path: str | None, overrides: list[str], base: dict[str, Any]) -> tuple[list[Layer], list[str]]:
@@ -116,7 +119,7 @@ def read_layers(path: str | None, overrides: list[str], base: dict[str, Any]) ->
             origins.append(path)
         layers.append(OmegaConf.from_dotlist(_sound(overrides, problems)))
         origins.append("command line")
-        problems += _misread(path, overrides)
+        problems += misread(path, overrides)
         plain = [_plain(layer, path, problems) for layer in layers]
         _complete_mappings(plain, overrides)
         named = apply_presets(plain)
@@ -153,7 +156,7 @@ def _merged(layers: list[Layer], path: str | None) -> dict[str, Any]:
     with _problems_of(path):
         merged = OmegaConf.merge(*map(OmegaConf.create, _mappings_replaced([layer.values for layer in layers])))
         # With the defaults underneath, `${run.dir}` means something where nobody gives run.dir.
-        return _filled(OmegaConf.to_container(merged, resolve=False), _defaults())  # type: ignore[arg-type]
+        return _filled(OmegaConf.to_container(merged, resolve=False), deepcopy(_defaults()))  # type: ignore[arg-type]
 
 
 @cache
@@ -195,8 +198,14 @@ def _refused(problems: list[str]) -> ConfigError:
     return ConfigError("The configuration has problems:\n" + "\n".join(f"  - {line}" for line in problems))
 
 
-def _resolved(merged: dict[str, Any], path: str | None) -> dict[str, Any]:
-    container = OmegaConf.create(merged)
+def _container(merged: dict[str, Any]) -> Any:
+    """What looks references up, or None where there are none: it takes as long as all else together."""
+    return OmegaConf.create(merged) if "${" in str(merged) else None
+
+
+def _resolved(merged: dict[str, Any], container: Any, path: str | None) -> dict[str, Any]:
+    if container is None:
+        return merged
     try:
         with _problems_of(path):
             return OmegaConf.to_container(container, resolve=True)  # type: ignore[return-value]
@@ -250,17 +259,6 @@ def _wrong_section(key: str, value: Any) -> str:
 @cache
 def _defaults() -> dict[str, Any]:
     return Config().model_dump()
-
-
-def _misread(path: str | None, overrides: list[str]) -> list[str]:
-    """Numbers that YAML would read otherwise than the user wrote them, a sentence each."""
-    texts = [*([Path(path).read_text(encoding="utf-8")] if path else []), *(o.partition("=")[2] for o in overrides)]
-    labels = [*([f"{path}, "] if path else []), *(f"{o}, " for o in overrides)]
-    found = []
-    for label, text in zip(labels, texts, strict=True):
-        with suppress(yaml.YAMLError):  # said already
-            found += [label + problem for problem in misread_numbers(text)]
-    return found
 
 
 def _filled(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

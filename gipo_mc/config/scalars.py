@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import yaml
 
 _OCTAL_OR_SEXAGESIMAL = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+
+
+def misread(path: str | None, overrides: list[str]) -> list[str]:
+    """Numbers of a configuration that YAML would read otherwise than the user wrote them, a sentence each."""
+    texts = [(f"{path}, ", Path(path).read_text(encoding="utf-8"))] if path else []
+    texts += [(f"{override}, ", override.partition("=")[2]) for override in overrides]
+    found = []
+    for label, text in texts:
+        with suppress(yaml.YAMLError):  # said already
+            found += [label + problem for problem in misread_numbers(text)]
+    return found
 
 
 def misread_numbers(text: str) -> list[str]:

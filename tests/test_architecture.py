@@ -48,6 +48,8 @@ FORBIDDEN = {
 }
 #: Reports what the native module was built with; everyone else goes through ops.
 DOCTOR = "gipo_mc.tools.doctor"
+#: Only `parallel` assigns to their attributes.
+ADAPTED = ("torch", "megatron", "transformers")
 CPP = {".h", ".hpp", ".cpp", ".cc", ".cu", ".cuh"}
 SOURCES = [
     path
@@ -106,7 +108,7 @@ def layer_violations(module: str, source: str, *, package: bool = False) -> list
 
 
 def patching_violations(module: str, source: str) -> list[str]:
-    """Assignments to attributes of imported modules: only parallel/ adapts Megatron and torch."""
+    """Assignments to attributes of imported modules: only parallel/ adapts Megatron, torch and transformers."""
     tree = ast.parse(source)
     names = bound_names(tree)
     found = []
@@ -114,11 +116,11 @@ def patching_violations(module: str, source: str) -> list[str]:
         targets = node.targets if isinstance(node, ast.Assign) else []
         for target in targets:
             name = dotted(target, names) if isinstance(target, ast.Attribute) else None
-            if name and within(name, ("torch", "megatron")) and not within(name, ("torch.backends",)):
-                found.append(f"{module}:{node.lineno} replaces {name}; Megatron is adapted in parallel/ only")
+            if name and within(name, ADAPTED) and not within(name, ("torch.backends",)):
+                found.append(f"{module}:{node.lineno} replaces {name}; libraries are adapted in parallel/ only")
         if isinstance(node, ast.Call) and dotted(node.func, names) == "setattr" and node.args:
             name = dotted(node.args[0], names)
-            if name and within(name, ("torch", "megatron")):
+            if name and within(name, ADAPTED):
                 found.append(f"{module}:{node.lineno} sets an attribute of {name}; adapt it in parallel/ only")
     return found
 

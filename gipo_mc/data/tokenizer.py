@@ -11,11 +11,12 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from gipo_mc.config import check_regular
 from gipo_mc.data.special_tokens import PADDING, end_of_turn
 from gipo_mc.errors import ConfigError, DataError
+from gipo_mc.parallel.imports.model_names import import_model
 
 #: A tokenizer that covers less of the model's vocabulary than this is probably another model's.
 _COVERED = 0.9
@@ -49,7 +50,7 @@ def load_tokenizer(
     if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise ConfigError(f"There is no folder {path}: correct model.tokenizer (or model.policy).")
     try:
-        kind = PreTrainedTokenizerFast if _generic(folder) else AutoTokenizer
+        kind = PreTrainedTokenizerFast if _generic(folder) else import_model("auto").AutoTokenizer
         tokenizer = kind.from_pretrained(str(folder) if folder.exists() else path, trust_remote_code=False)
     except Exception as error:  # transformers and the tokenizers' own reader raise what they please, a bare one too
         raise ConfigError(f"The tokenizer {path} cannot be loaded: {error}") from error

@@ -8,7 +8,6 @@ ignored.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, ClassVar
 
 import torch
@@ -19,10 +18,11 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from gipo_mc.errors import ConfigError
 from gipo_mc.models.shape import ModelShape, bullets
 from gipo_mc.models.weights.mapping import Columns, GateUp, Mapping, QueryKeyValue, Whole
-from gipo_mc.parallel.megatron import compiler
+from gipo_mc.parallel.imports import compiler
+from gipo_mc.parallel.imports.model_names import import_model
 
 with compiler.left_out():  # what all configs of transformers need
-    importlib.import_module("transformers.models.llama.configuration_llama")
+    import_model("llama.configuration_llama")
 
 #: Rotary embeddings whose frequencies are constants: what Llama 1 to 3.3 and their long-context variants use.
 ROPE_TYPES = ("default", "linear", "llama3")

@@ -20,6 +20,7 @@ for iterations in "12":
         runpy.run_path(script, run_name="__main__")
     except SystemExit as end:
         assert not end.code, end.code
+assert "wandb" not in sys.modules  # Megatron would import it, wherever it is installed
 """
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gipo_mc.parallel.megatron import compiler
+from gipo_mc.parallel.imports import compiler
 
 
 def test_what_is_handed_over_waits_for_its_first_call(monkeypatch: Any) -> None:

@@ -87,6 +87,8 @@ METHODS: dict[str, Method] = {
     "dpo": Method("DPO", "dpo", group_robustness.DPO, group_robustness.BETAS),
     SKEWED: Method("DPO, one pair in five hard", "dpo", group_robustness.DPO, group_robustness.BETAS),
     "oracle_gi_ppo": Method("ORACLE GI-PPO", "oracle_gi_ppo", BETA, STRENGTHS, RATE, follows="gi_ppo"),
+    # With settings of its own: what knowing the domains is worth at the most.
+    "oracle_tuned": Method("ORACLE GI-PPO, tuned", "oracle_gi_ppo", BETA, STRENGTHS, RATE),
     "oracle_slow": Method(
         "ORACLE GI-PPO, half the rate", "oracle_gi_ppo", BETA, STRENGTHS, SLOW, follows="gi_ppo_slow"
     ),

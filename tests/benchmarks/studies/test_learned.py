@@ -45,7 +45,7 @@ def test_the_study_has_equal_budgets_and_says_its_own(tmp_path: Path, capsys: py
     words = ["--strength", "weak", "--budget", "--runs", str(tmp_path), "--out", str(tmp_path / "record.json")]
     assert learned.main(words) == 0
     said = capsys.readouterr().out
-    assert "4 of each of 12 seeds, 200 steps" in said and "tuning 240, final 190" in said
+    assert "4 of each of 12 seeds, 200 steps" in said and "tuning 256, final 200" in said
     assert learned.main([*words, "--methods", "ppo", "dpo"]) == 0
     assert "1 of each of 12 seeds, 200 steps" in capsys.readouterr().out
     assert not set(learned.TUNING_SEEDS) & set(learned.FINAL_SEEDS) and len(learned.FINAL_SEEDS) == 10

@@ -52,6 +52,11 @@ def test_diff_says_whether_a_run_may_continue(tmp_path: Path, capsys: pytest.Cap
     assert "(1 more that train_gi_ppo does not read)" in out and "No option differs." in out
     assert main(["diff", HH, str(tmp_path / "other.yaml")]) == 0
     assert "1 of 1 options are fixed" in capsys.readouterr().out
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "run_status.json").write_text('{"command": "train_sft"}')
+    (tmp_path / "sft" / "config.yaml").write_text(Path(HH).read_text())
+    assert main(["diff", str(tmp_path), str(tmp_path / "sft")]) == 0
+    assert "the second of gipo-mc train sft: neither continues the other." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -152,9 +152,12 @@ def _as_yaml(shown: list[Shown]) -> Iterator[str]:
 
 # ------------------------------------------------------------------------------------------------------------- diff
 def _diff(arguments: argparse.Namespace) -> int:
+    from gipo_mc.config import verb_of
     from gipo_mc.config.explain.origins import differences
 
-    command = _command(arguments) or _command_of(arguments.before) or _command_of(arguments.after)
+    theirs = [_command_of(arguments.before), _command_of(arguments.after)]
+    apart = all(theirs) and theirs[0] != theirs[1]
+    command = _command(arguments) or ("" if apart else theirs[0] or theirs[1])
     found = differences(arguments.before, arguments.after, command)
     unread = len(found)
     found = [one for one in found if one.rule != "unread"]
@@ -162,13 +165,16 @@ def _diff(arguments: argparse.Namespace) -> int:
     fixed = sum(one.rule == "fixed" for one in found)
     if arguments.json:
         rows = {one.key: {"before": one.before, "after": one.after, "on_resume": one.rule} for one in found}
-        print(json.dumps({"command": command, "differences": rows, "may_continue": not fixed}, indent=2))
+        print(json.dumps({"command": command, "differences": rows, "may_continue": not (fixed or apart)}, indent=2))
         return 0
     for one in found:
         _print(f"{one.key}: {one.before!r} -> {one.after!r}  ({_ON_RESUME[one.rule]})")
     if unread:
         print(f"({unread} more that {command} does not read)")
-    if not found:
+    if apart:
+        first, second = (f"gipo-mc {verb_of(command)}" for command in theirs)
+        print(f"The first is a run of {first}, the second of {second}: neither continues the other.")
+    elif not found:
         print("No option differs.")
     elif fixed:
         print(f"A run of the first would not continue with the second: {fixed} of {len(found)} options are fixed.")

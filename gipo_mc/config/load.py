@@ -6,6 +6,7 @@ key, the numbers involved and the fix.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -278,6 +279,10 @@ def _plain(layer: Any, path: str | None, problems: list[str]) -> dict[str, Any]:
         raise ConfigError(f"The configuration {path} must hold sections such as 'run:', not a {type(plain).__name__}.")
     wrong = {str(key): said for key, value in plain.items() if (said := _wrong_section(str(key), value))}
     problems += wrong.values()
+    run = plain.get("run")
+    if isinstance(run, dict) and isinstance(run.get("dir"), str):
+        # No shell does it in a file, or behind the = of an override. Here, so that `${run.dir}` stands for the same.
+        run["dir"] = os.path.expanduser(run["dir"])
     return {key: value for key, value in plain.items() if str(key) not in wrong}  # type: ignore[misc]
 
 

@@ -10,7 +10,6 @@ A run that continues keeps the value of every option, unless the field says othe
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from typing import Any, Literal
 
@@ -39,11 +38,6 @@ class RunConfig(Section):
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = changeable(
         default_factory=lambda: ["tensorboard"], description="what shows the metrics beside metrics.jsonl; []: nothing"
     )
-
-    @field_validator("dir")
-    @classmethod
-    def _home(cls, value: str) -> str:
-        return os.path.expanduser(value)  # no shell does it in a file, or behind the = of an override
 
     @field_validator("trackers", mode="before")
     @classmethod

@@ -20,10 +20,10 @@ _FOLDER = Path(transformers.__file__).parent / "models"
 
 def import_model(name: str) -> Any:
     """The module `transformers.models.<name>`."""
-    define, names = import_utils.define_import_structure, names_of_models()
+    define = import_utils.define_import_structure
 
     def read_before(path: Any, prefix: str | None = None) -> Any:
-        return names if prefix is None and Path(path).parent == _FOLDER else define(path, prefix)
+        return names_of_models() if prefix is None and Path(path).parent == _FOLDER else define(path, prefix)
 
     import_utils.define_import_structure = read_before
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gipo_mc.config import load_config
+from gipo_mc.config import load_config, run_folder
 from gipo_mc.run.arguments import name
 from gipo_mc.run.folder import RunFolder
 from gipo_mc.run.trackers.mlflow_runs import store
@@ -60,5 +60,8 @@ def test_a_tilde_is_the_home_folder_also_where_no_shell_sees_it(
     file = tmp_path / "config.yaml"
     file.write_text("run: {dir: ~/runs}\n")
     assert load_config(str(file), []).run.dir == load_config(None, ["run.dir=~/runs"]).run.dir == f"{tmp_path}/runs"
+    words = ["run.dir=~/runs", "model.policy=${run.dir}/builtin_sft"]
+    assert load_config(None, words).model.policy == f"{tmp_path}/runs/builtin_sft"
+    assert run_folder(None, words)[0] == f"{tmp_path}/runs"
     assert name("~/out.html") == f"{tmp_path}/out.html"
     assert store("~/mlruns", Path("runs")) == f"file://{tmp_path}/mlruns"

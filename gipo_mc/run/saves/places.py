@@ -29,8 +29,9 @@ def steps(folder: Path) -> list[int]:
 
 
 def standing(path: Path) -> Path:
-    """`path`, or the nearest folder above it that is there: on the disk where it is going to be."""
-    return next(place for place in (path, *path.parents) if place.exists())
+    """`path`, or the nearest folder above it that is there: on the disk where it is going to be. Names that no file can
+    have are not there; where nothing is, not even the folder that a command runs in, it is "."."""
+    return next((place for place in (path, *path.parents) if os.path.exists(place)), Path("."))
 
 
 def checkpoint_around(path: Path) -> Path | None:

@@ -10,6 +10,7 @@ import pytest
 from gipo_mc.config import load_config, run_folder
 from gipo_mc.run.arguments import name
 from gipo_mc.run.folder import RunFolder
+from gipo_mc.run.saves.places import standing
 from gipo_mc.run.trackers.mlflow_runs import store
 from gipo_mc.tools.verbs.config import main
 
@@ -65,3 +66,14 @@ def test_a_tilde_is_the_home_folder_also_where_no_shell_sees_it(
     assert run_folder(None, words)[0] == f"{tmp_path}/runs"
     assert name("~/out.html") == f"{tmp_path}/out.html"
     assert store("~/mlruns", Path("runs")) == f"file://{tmp_path}/mlruns"
+
+
+def test_what_stands_of_a_path_that_no_file_can_have_and_where_nothing_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert standing(tmp_path / ("x" * 300) / "file") == tmp_path
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert standing(Path("runs/a")) == Path(".")

@@ -10,15 +10,15 @@ from __future__ import annotations
 import sys
 
 
-def main(words: list[str] | None = None) -> int:
+def main() -> int:
     try:
-        from gipo_mc.tools.verbs.doctor import main as doctor
+        from gipo_mc.__main__ import main as gipo_mc
     except ModuleNotFoundError as error:
         print(
             f"{error}. gipo_mc is not installed for {sys.executable}: make venv, or pip install -e .", file=sys.stderr
         )
         return 2
-    return doctor(words)
+    return gipo_mc("doctor")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-from gipo_mc.tools.dry_run.command import main
+from gipo_mc.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("dry-run"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from gipo_mc.tools.verbs.new_model import main
+from gipo_mc.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("new-model"))

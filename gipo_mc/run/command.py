@@ -16,7 +16,7 @@ from typing import Any
 
 from gipo_mc import presets
 from gipo_mc.config import Config, check_layout, help_lines, load_config, names_nothing, read_by, run_folder, verb_of
-from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, ConfigError, GipoError, Requeue
+from gipo_mc.errors import EXIT_REQUEUE, ConfigError, GipoError, Requeue
 from gipo_mc.parallel.launcher import adopt_slurm, several_hosts, suit_cuda, world_size
 from gipo_mc.run.arguments import Parser, say_error
 from gipo_mc.run.folder import RunFolder, now
@@ -91,7 +91,7 @@ def run_parsed(
     except GipoError as error:
         return refuse(error)
     except KeyboardInterrupt as stop:
-        return interrupted(stop) if _is_first() else EXIT_INTERRUPTED
+        return interrupted(stop)
     except BaseException as error:
         _tell_other_hosts(f"{type(error).__name__}: {error}", 1)
         raise

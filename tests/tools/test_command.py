@@ -93,10 +93,11 @@ def test_the_page_has_every_verb_and_option_as_it_is() -> None:
 
 
 def test_scripts_and_verbs_are_one(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each script calls the `main` of its verb, and holds no parser of its own."""
+    """Each script is `gipo-mc` with the words of its verb, and holds no parser of its own."""
     for path in sorted((ROOT / "scripts").glob("*.py")):
         text = path.read_text(encoding="utf-8")
-        assert re.search(r"from gipo_mc\.tools\S+ import main", text) and "add_argument" not in text, path.name
+        assert "from gipo_mc.__main__ import main" in text and "add_argument" not in text, path.name
+        assert re.findall(r"(?:main|gipo_mc)\(.([\w-]+).", text)[0] in VERBS, path.name
 
 
 _TIMED = """

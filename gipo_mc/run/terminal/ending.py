@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import sys
-import threading
-import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_NO_READER, ConfigError, GipoError
+from gipo_mc.run.terminal.ctrl_c import gets_through
 from gipo_mc.run.terminal.voice import keep_voice
 
-#: Seconds after Ctrl-C in which an error is one that comes of it.
-_COMES_OF_IT = 10.0
 _PACKAGE = Path(__file__).resolve().parents[2]
 REINSTALL = "pip install -c constraints.txt -e . in the repository (or: make venv)"
 _UNFINISHED = (
@@ -33,7 +27,7 @@ def ended(work: Callable[[], int]) -> int:
     from gipo_mc.run.arguments import say_error  # which nobody needs who asks for help
 
     try:
-        with keep_voice(), _ctrl_c_gets_through():
+        with keep_voice(), gets_through():
             code = work()
             sys.stdout.flush()
         return code
@@ -60,40 +54,14 @@ def ended(work: Callable[[], int]) -> int:
 
 def interrupted(stop: KeyboardInterrupt) -> int:
     """Say so in one line, on the first rank, with what `stop` was raised with, and return the exit code."""
-    from gipo_mc.run.jsonl import printable_lines
+    said = "Interrupted."
+    if stop.args:
+        from gipo_mc.run.jsonl import printable_lines  # whose imports may be what was interrupted, without a word
 
+        said += f" {printable_lines(str(stop))}"
     if os.environ.get("RANK", "0") == "0":
-        print(f"\n{printable_lines(f'Interrupted. {stop}'.strip())}", file=sys.stderr, flush=True)
+        print(f"\n{said}", file=sys.stderr, flush=True)
     return EXIT_INTERRUPTED
-
-
-@contextmanager
-def _ctrl_c_gets_through() -> Iterator[None]:
-    """An error that comes of Ctrl-C is raised as KeyboardInterrupt. Libraries in C make another error of one that meets
-    them: yaml while it is imported, pydantic while it builds a class."""
-    if threading.current_thread() is not threading.main_thread() or (
-        signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
-        yield
-        return
-    pressed = -_COMES_OF_IT
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed = time.monotonic()
-        signal.default_int_handler(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    except GipoError:
-        raise
-    except Exception:
-        if time.monotonic() - pressed > _COMES_OF_IT:
-            raise
-        raise KeyboardInterrupt from None
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _asked_by_us(error: ModuleNotFoundError) -> bool:

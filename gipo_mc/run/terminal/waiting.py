@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
+from gipo_mc.run.terminal.ctrl_c import ends_at_once
 from gipo_mc.run.terminal.voice import is_quiet
 
 #: Seconds after which something is said, and between two lines where there is no terminal.
@@ -45,9 +46,12 @@ def waiting(what: str, about: float = 0.0, *, told: bool = True, logged: bool = 
         _open.remove(progress)
 
 
-def importing(told: bool = True) -> AbstractContextManager[object]:
-    """Around the imports that take longest. told: whether this rank says so. Logs need not know of them."""
-    return waiting("Importing torch and Megatron-core", IMPORTS, told=told, logged=False)
+@contextmanager
+def importing(told: bool = True) -> Iterator[None]:
+    """Around the imports that take longest. told: whether this rank says so. Logs need not know of them. Ctrl-C ends
+    the process at once (`ends_at_once`)."""
+    with ends_at_once(), waiting("Importing torch and Megatron-core", IMPORTS, told=told, logged=False):
+        yield
 
 
 class Progress:

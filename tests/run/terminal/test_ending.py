@@ -15,7 +15,7 @@ import pytest
 
 from gipo_mc.errors import DataError
 from gipo_mc.run.arguments import Parser
-from gipo_mc.run.terminal import ending
+from gipo_mc.run.terminal import ctrl_c
 from gipo_mc.run.terminal.ending import ended
 from gipo_mc.run.terminal.voice import is_quiet, tell
 from tests.source_rules import ROOT
@@ -73,7 +73,7 @@ def test_an_error_long_after_ctrl_c_is_itself(monkeypatch: pytest.MonkeyPatch) -
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
-        monkeypatch.setattr(ending, "_COMES_OF_IT", 0.0)
+        monkeypatch.setattr(ctrl_c, "COMES_OF_IT", 0.0)
         time.sleep(0.01)
         raise ZeroDivisionError
 
@@ -101,6 +101,37 @@ def test_ctrl_c_while_a_command_is_imported_is_one_line(words: list[str], ignore
     )
     assert (done.returncode, "went on" in done.stderr) == ((1, True) if ignored else (130, False)), done.stderr
     assert done.stdout == "" and (ignored or done.stderr == "\nInterrupted.\n")
+
+
+_IN_A_DESTRUCTOR = """
+import os, signal, sys
+from gipo_mc.run.terminal.ending import ended
+from gipo_mc.run.terminal.waiting import importing
+
+class Module:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+
+def work():
+    with importing():
+        Module()
+        print("went on")
+    return 0
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if sys.argv[1] == "other":
+    signal.signal(signal.SIGINT, lambda *_: print("heard"))
+sys.exit(ended(work))
+"""
+
+
+@pytest.mark.parametrize("answer, code, out", [("own", 130, []), ("other", 0, ["heard", "went", "on"])])
+def test_ctrl_c_in_a_destructor_of_what_is_imported_is_not_lost(answer: str, code: int, out: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", _IN_A_DESTRUCTOR, answer], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (code, out)
+    assert done.stderr == ("" if code == 0 else "\nInterrupted.\n")
 
 
 def test_rich_ends_a_command_whose_reader_has_gone_as_others_do() -> None:

@@ -1,0 +1,78 @@
+"""Ctrl-C where Python's own answer does not get through: while modules are imported.
+
+KeyboardInterrupt is raised wherever the interpreter stands. In a destructor it is printed and lost, as in regex's,
+which transformers imports: a rank goes on then, and torchrun kills it half a minute later. Libraries in C make another
+error of it: yaml while it is imported, pydantic while it builds a class.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from gipo_mc.errors import EXIT_INTERRUPTED, GipoError
+
+#: Seconds after Ctrl-C in which an error is one that comes of it.
+COMES_OF_IT = 10.0
+
+
+class _Noted:
+    """Python's own answer to Ctrl-C, which remembers when that was."""
+
+    def __init__(self) -> None:
+        self.pressed = -COMES_OF_IT
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.pressed = time.monotonic()
+        signal.default_int_handler(number, frame)
+
+
+@contextmanager
+def ends_at_once() -> Iterator[None]:
+    """Around imports of a command, before which nothing has begun that would have to be undone: Ctrl-C ends the process
+    with a word on the first rank. Not where it is ignored, as behind nohup, or answered by somebody else."""
+    earlier = signal.getsignal(signal.SIGINT)
+    if not (_is_answered_here() and (earlier is signal.default_int_handler or isinstance(earlier, _Noted))):
+        yield
+        return
+    signal.signal(signal.SIGINT, _quit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+
+
+@contextmanager
+def gets_through() -> Iterator[None]:
+    """An error that comes of Ctrl-C is raised as KeyboardInterrupt, unless it is a `GipoError`, which says more."""
+    if not (_is_answered_here() and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+        yield
+        return
+    noted = _Noted()
+    signal.signal(signal.SIGINT, noted)
+    try:
+        yield
+    except GipoError:
+        raise
+    except Exception:
+        if time.monotonic() - noted.pressed > COMES_OF_IT:
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _is_answered_here() -> bool:
+    """Signals are the main thread's."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def _quit(number: int, frame: FrameType | None) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        os.write(2, b"\nInterrupted.\n")
+    os._exit(EXIT_INTERRUPTED)

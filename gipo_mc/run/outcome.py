@@ -22,12 +22,10 @@ from gipo_mc.errors import (
 )
 from gipo_mc.run.arguments import say_warning
 from gipo_mc.run.folder import RunFolder, State
+from gipo_mc.run.terminal.ctrl_c import SAVES_FIRST
 
 if TYPE_CHECKING:
     from gipo_mc.run.watch import Watch
-
-
-_SAVES_FIRST = "Ctrl-C saves nothing; SIGTERM (kill PID) saves before it ends a run."
 
 
 @contextmanager
@@ -45,7 +43,7 @@ def outcome_kept(watch: Watch) -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt):
             stands = watch.what_stands()
             _leave(watch, "failed", EXIT_INTERRUPTED, f"Interrupted by the user. {stands}")
-            raise KeyboardInterrupt(f"{stands} {_SAVES_FIRST}") from None
+            raise KeyboardInterrupt(f"{stands} {SAVES_FIRST}") from None
         lost = lost_peer(error, watch.what_stands()) if isinstance(error, RuntimeError) else None
         if lost is not None:
             raise _lost(error, lost, watch) from error

@@ -1,5 +1,6 @@
 """A thread on each rank that sees what the main thread cannot: a signal while that is inside a collective, what other
-ranks tell, calls that never return, the end of torchrun. It also keeps run_status.json fresh.
+ranks tell, calls that never return, the end of torchrun. It also keeps run_status.json fresh. Ctrl-C is the main
+thread's, unless that does not hear it.
 
 A signal that asks to stop sets a flag and nothing else. The loops look at it where the state of a run is whole
 (`Session.stop_point`): there all ranks agree, save, and end with exit code 75. If no such point comes within
@@ -22,12 +23,14 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from gipo_mc.errors import EXIT_REQUEUE, PeerError, Requeue, StorageError
+from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_REQUEUE, PeerError, Requeue, StorageError
 from gipo_mc.parallel import limits, news
 from gipo_mc.parallel.nodes.beats import Beats
 from gipo_mc.run import checkpoint
 from gipo_mc.run.folder import RunFolder, State
 from gipo_mc.run.jsonl import printable_lines
+from gipo_mc.run.terminal.ctrl_c import SAVES_FIRST, is_a_commands
+from gipo_mc.run.terminal.ending import interrupted
 
 #: What asks a job to stop: torchrun and Slurm send SIGTERM, `#SBATCH --signal=USR1@60` the second, and a terminal that
 #: is closed the third (under nohup it is ignored, and stays so).
@@ -38,6 +41,9 @@ LOOK = 0.5
 BEAT = 30.0
 #: Seconds from another rank's error to the end of this one, if it does not find its own.
 PATIENCE = 5.0
+#: Seconds from Ctrl-C to the end of a process whose main thread is in native code, where it waits for another rank, or
+#: was in a destructor, where Python drops an interrupt.
+UNHEARD = 5.0
 #: Seconds that a rank waits with its end after a hang, so that the others can show where they are.
 LAST_WORDS = 2.0
 
@@ -58,7 +64,7 @@ class Watch:
         self._store, self._rank = news.own_store(), dist.get_rank()
         self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
         self._saving = self.begun = False
-        self._asked_at = self._failed_at = 0.0
+        self._asked_at = self._failed_at = self._interrupted_at = 0.0
         self._beaten_at = time.monotonic()
         self._beats = Beats(self._store, self._beaten_at)
         self._ends = threading.Lock()  # of the one thread that ends the run
@@ -117,6 +123,7 @@ class Watch:
             self._hear_signals()
             now = time.monotonic()
             self._look_for_a_stop(now)
+            self._look_for_ctrl_c(now)
             self._look_for_errors(now)
             self._look_for_hangs()
             self._look_for_silence(now)
@@ -134,6 +141,14 @@ class Watch:
             if number in SIGNALS:
                 _leave_lost_terminal()
                 self.ask(signal.Signals(number).name)
+            elif number == signal.SIGINT and is_a_commands():
+                self._interrupted_at = time.monotonic()
+
+    def _look_for_ctrl_c(self, now: float) -> None:
+        if self._interrupted_at and now - self._interrupted_at > UNHEARD and not self._saving:
+            stands = self.what_stands()
+            said = f"Interrupted. {stands} {SAVES_FIRST}"
+            self._end("failed", EXIT_INTERRUPTED, f"Interrupted by the user. {stands}", said=said)
 
     def _look_for_a_stop(self, now: float) -> None:
         if self._launcher and os.getppid() != self._launcher:
@@ -180,14 +195,15 @@ class Watch:
         frame = sys._current_frames().get(threading.main_thread().ident or 0)
         show_stack(traceback.format_stack(frame))
 
-    def _end(self, state: State, exit_code: int, message: str, place: str = "") -> None:
-        """End the process, whatever the main thread does. place: of the rank whose message it is."""
+    def _end(self, state: State, exit_code: int, message: str, place: str = "", said: str = "") -> None:
+        """End the process, whatever the main thread does. place: of the rank whose message it is. said: what is printed
+        instead of the message."""
         if not self._ends.acquire(blocking=False):
             return  # the main thread ends it already
         try:
             self.write_status(state, exit_code, message + place)
             if news.first_to_say(message, self._store):
-                said = message if state == "requeue" else f"error: {message}{place}"
+                said = said or (message if state == "requeue" else f"error: {message}{place}")
                 print(f"\n{printable_lines(said)}", file=sys.stderr, flush=True)
             sys.stdout.flush()
         finally:
@@ -255,18 +271,35 @@ def _leave_lost_terminal() -> None:
 
 
 def _end_early(signals: int, early: Callable[[str], None]) -> None:
-    for number in iter(lambda: os.read(signals, 1)[0], 0):  # 0: the command is over
+    ear, patience = select.poll(), None
+    ear.register(signals, select.POLLIN)
+    while True:
+        if not ear.poll(patience):
+            if _watched():
+                patience = None
+                continue
+            os._exit(interrupted(KeyboardInterrupt()))
+        number = os.read(signals, 1)[0]
+        if number == 0:  # the command is over
+            return
+        if number == signal.SIGINT:
+            patience = UNHEARD * 1000
         if number not in SIGNALS:
             continue
         _leave_lost_terminal()
         name = signal.Signals(number).name
-        if _latest is not None and not _latest.closed:  # it took over between the signal and this look
-            _latest.ask(name)
+        if watch := _watched():  # it took over between the signal and this look
+            watch.ask(name)
             continue
         try:
             early(f"Asked to stop by {name} before the run began. The same command starts it.")
         finally:
             os._exit(EXIT_REQUEUE)
+
+
+def _watched() -> Watch | None:
+    """The watch of a run that goes on."""
+    return _latest if _latest is not None and not _latest.closed else None
 
 
 def show_stack(lines: list[str]) -> None:

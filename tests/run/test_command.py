@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -264,56 +263,6 @@ def test_torchrun_reports_the_error_once_and_the_status_keeps_the_code(tmp_path:
     said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(said) == 1 and "bad.jsonl:1" in said[0]
     assert _status(tmp_path)["exit_code"] == 3
-
-
-def test_ctrl_c_ends_a_run_with_a_sentence(tmp_path: Path, models: dict[str, str]) -> None:
-    arguments = [*_rl(models, run__iterations="100000"), f"run.dir={tmp_path}/runs", "run.name=run", "device=cpu"]
-    run = Script(ROOT / "scripts" / "train_gi_ppo.py", *arguments, "data.max_rows=16", cwd=tmp_path)
-    metrics = tmp_path / "runs" / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
-        assert run.poll() is None, run.ended().stderr
-        time.sleep(0.1)
-    run.interrupt()
-    if not run.wait(20):
-        run.interrupt()  # Python drops an interrupt that arrives inside a destructor: press again
-        run.wait(60)
-    done = run.ended()
-    assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
-    stands = "No step was saved yet: the same command begins again."
-    assert f"Interrupted. {stands} Ctrl-C saves nothing; SIGTERM (kill PID) saves" in done.stderr
-    status = _status(tmp_path)
-    assert status["state"] == "failed" and status["exit_code"] == 130 and status["step"] >= 1
-
-
-def test_a_signal_before_the_run_begins_ends_it_and_leaves_no_done_of_an_earlier_start(
-    tmp_path: Path, models: dict[str, str]
-) -> None:
-    """Rank 0 waits, in native code, for a rank 1 that never comes."""
-    run = tmp_path / "runs" / "run"
-    run.mkdir(parents=True)
-    (run / "run_status.json").write_text(json.dumps({"state": "done", "exit_code": 0, "step": 9}))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    alone = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    arguments = [*_rl(models), f"run.dir={tmp_path}/runs", "run.name=run", "device=cpu", "parallel.tensor=2"]
-    started = Script(ROOT / "scripts" / "train_gi_ppo.py", *arguments, environment=alone, cwd=tmp_path)
-    deadline = time.monotonic() + 30
-    while not _listens(port) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.2)
-    os.kill(started.pid, signal.SIGTERM)
-    assert started.wait(10)
-    done = started.ended()
-    assert done.returncode == 75 and "before the run began" in done.stderr, done
-    status = _status(tmp_path)
-    assert (status["state"], status["exit_code"], status["step"]) == ("requeue", 75, 9)
-
-
-def _listens(port: str) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", int(port))) == 0
 
 
 @pytest.mark.parametrize("reward", ["length", "vanishes"])

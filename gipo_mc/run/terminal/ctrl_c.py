@@ -1,8 +1,9 @@
-"""Ctrl-C where Python's own answer does not get through: while modules are imported.
+"""Ctrl-C where Python's own answer does not get through, above all while modules are imported.
 
 KeyboardInterrupt is raised wherever the interpreter stands. In a destructor it is printed and lost, as in regex's,
 which transformers imports: a rank goes on then, and torchrun kills it half a minute later. Libraries in C make another
-error of it: yaml while it is imported, pydantic while it builds a class.
+error of it: yaml while it is imported, pydantic while it builds a class. Of native code that waits for another rank
+`run/watch.py` sees to it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from types import FrameType
 
 from gipo_mc.errors import EXIT_INTERRUPTED, GipoError
 
+#: Said of it where a run ends by it.
+SAVES_FIRST = "Ctrl-C saves nothing; SIGTERM (kill PID) saves before it ends a run."
 #: Seconds after Ctrl-C in which an error is one that comes of it.
 COMES_OF_IT = 10.0
 
@@ -65,6 +68,11 @@ def gets_through() -> Iterator[None]:
         raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def is_a_commands() -> bool:
+    """Does a command of this package answer Ctrl-C, and not the program of a library's user, such as a notebook?"""
+    return isinstance(signal.getsignal(signal.SIGINT), _Noted)
 
 
 def _is_answered_here() -> bool:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 from gipo_mc.errors import DataError
 from gipo_mc.run.arguments import Parser
-from gipo_mc.run.terminal import ctrl_c
 from gipo_mc.run.terminal.ending import ended
 from gipo_mc.run.terminal.voice import is_quiet, tell
 from tests.source_rules import ROOT
@@ -42,96 +37,6 @@ def test_an_error_and_ctrl_c_are_one_sentence_each(capsys: pytest.CaptureFixture
         "",
         "Interrupted. The rest is asked next time.",
     ]
-
-
-@pytest.fixture
-def listens() -> Iterator[None]:
-    """To Ctrl-C, which is ignored where the tests run in the background."""
-    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, earlier)
-
-
-@pytest.mark.usefixtures("listens")
-def test_ctrl_c_that_a_library_turned_into_another_error_is_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
-    def built() -> int:
-        try:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(5)
-        except KeyboardInterrupt:
-            raise AttributeError("module 'yaml' has no attribute 'error'") from None
-        return 0
-
-    assert ended(built) == 130
-    assert capsys.readouterr().err.split() == ["Interrupted."]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-@pytest.mark.usefixtures("listens")
-def test_an_error_long_after_ctrl_c_is_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    def work() -> int:
-        with contextlib.suppress(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(5)
-        monkeypatch.setattr(ctrl_c, "COMES_OF_IT", 0.0)
-        time.sleep(0.01)
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        ended(work)
-
-
-@pytest.mark.parametrize("ignored", [False, True])
-@pytest.mark.parametrize("words", [["-m", "gipo_mc", "doctor"], ["scripts/plan.py"], ["scripts/train_sft.py"]])
-def test_ctrl_c_while_a_command_is_imported_is_one_line(words: list[str], ignored: bool, tmp_path: Path) -> None:
-    """As behind nohup where it is ignored: then it goes on, here to an error of the test's."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, signal, sys\n"
-        "class Pressed:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name == 'gipo_mc.tools.command':\n"
-        "            os.kill(os.getpid(), signal.SIGINT)\n"
-        "            raise RuntimeError('went on')\n"
-        "sys.meta_path.insert(0, Pressed())\n"
-        f"signal.signal(signal.SIGINT, signal.{'SIG_IGN' if ignored else 'default_int_handler'})\n"
-    )
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
-    )
-    assert (done.returncode, "went on" in done.stderr) == ((1, True) if ignored else (130, False)), done.stderr
-    assert done.stdout == "" and (ignored or done.stderr == "\nInterrupted.\n")
-
-
-_IN_A_DESTRUCTOR = """
-import os, signal, sys
-from gipo_mc.run.terminal.ending import ended
-from gipo_mc.run.terminal.waiting import importing
-
-class Module:
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGINT)
-        for _ in range(1000):
-            pass
-
-def work():
-    with importing():
-        Module()
-        print("went on")
-    return 0
-
-signal.signal(signal.SIGINT, signal.default_int_handler)
-if sys.argv[1] == "other":
-    signal.signal(signal.SIGINT, lambda *_: print("heard"))
-sys.exit(ended(work))
-"""
-
-
-@pytest.mark.parametrize("answer, code, out", [("own", 130, []), ("other", 0, ["heard", "went", "on"])])
-def test_ctrl_c_in_a_destructor_of_what_is_imported_is_not_lost(answer: str, code: int, out: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-c", _IN_A_DESTRUCTOR, answer], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout.split()) == (code, out)
-    assert done.stderr == ("" if code == 0 else "\nInterrupted.\n")
 
 
 def test_rich_ends_a_command_whose_reader_has_gone_as_others_do() -> None:

@@ -54,6 +54,8 @@ STRENGTHS = tuple(
 )
 ETA = ("algorithm.kl_coef=0.01",)
 PROMPT = ("algorithm.group_input=prompt",)
+#: A response counts in the penalty as in the PPO loss, by its tokens; the others have responses count alike.
+TOKENS = ("algorithm.penalty_over=tokens",)
 METHODS: dict[str, Method] = {
     "ppo": Method("PPO", "ppo", KL, PAIRS),
     "ppo_no_kl": Method("PPO without KL", "ppo_no_kl", KL[1:], RATES),
@@ -68,6 +70,10 @@ METHODS: dict[str, Method] = {
         "control: GI-PPO, reward-threshold groups, beta tuned", "threshold_gi_ppo", BETA, STRENGTHS, ETA
     ),
     "gi_ppo_beta": Method("GI-PPO, beta tuned", "gi_ppo", BETA, STRENGTHS, ETA),
+    "gi_ppo_tokens": Method("GI-PPO, penalty over tokens", "gi_ppo", KL, PAIRS, TOKENS, follows="gi_ppo"),
+    "gi_ppo_beta_tokens": Method(
+        "GI-PPO, beta tuned, penalty over tokens", "gi_ppo", BETA, STRENGTHS, (*ETA, *TOKENS), follows="gi_ppo_beta"
+    ),
     "rloo": Method("RLOO", "rloo", KL, PAIRS),
     "gi_rloo": Method("GI-RLOO", "gi_rloo", KL, PAIRS),
     "dpo": Method("DPO", "dpo", DPO, BETAS),

@@ -55,19 +55,20 @@ def diagnostics(
     beta: float = 0.0,
     mass_floor: float = 0.0,
     cap: float = math.inf,
+    length_factor_B: Tensor | float = 1.0,
 ) -> dict[str, float]:
     """Metrics of the groups over one rollout batch (B rows, equal on every rank); all finite.
 
     group_probs_BM [B, M]; raw reward_B; kl_B nats of each response; length_B tokens; domains: B known labels.
     signal_B: the S of R_var (default: reward_B). best_group: g_high, None: not known. beta, mass_floor, cap: what stage
-    2 is given, for the relative weights.
+    2 is given, for the relative weights, and length_factor_B [B] what they are multiplied by for a response's length.
 
     group/<g>/mass is the share of the sequences; group/<g>/{reward,kl} are p-weighted means (0 for an empty group),
     group/<g>/objective is R_g. group/entropy: mean entropy of p(.|x,y) in nats; it alone does not show collapse.
     group/explained_share: R_var / Var(S). group/p_high: mean of p_i,high, so kl_coef times it is the effective eta.
     group/{reward,length}_correlation: of p_high, also inside each domain as .../<domain>; group/reward_beyond_length:
     the partial correlation with reward at equal length. group/domain_auc and group/domain_information (nats): against
-    the known domains. group/weight_{min,negative}: smallest N c_i, and the share of sequences where it is negative.
+    the known domains. group/weight_{min,negative}: smallest w_i, and the share of sequences where it is negative.
     worst/group_reward: the lowest mean raw reward of a group that holds 2 % of the sequences.
     """
     probs_BM, reward_B, kl_B = (x.detach().double() for x in (group_probs_BM, reward_B, kl_B))
@@ -86,7 +87,7 @@ def diagnostics(
     metrics["group/explained_share"] = float(batch.variance) / spread if spread > 0.0 else 0.0
 
     policy_beta, kept = bounded_beta(beta, batch, mass_floor=mass_floor, cap=cap)
-    weight_B = relative_weight(policy_beta, kept, probs_BM)
+    weight_B = relative_weight(policy_beta, kept, probs_BM, length_factor_B)
     metrics["group/weight_min"] = float(weight_B.min())
     metrics["group/weight_negative"] = float((weight_B < 0).double().mean())
 

@@ -22,8 +22,11 @@ import torch
 from torch import Tensor
 
 from gipo_mc.ops.group_objective import group_variance
+from gipo_mc.ops.checks import SignalForm
 
 Weights = Literal["size", "population"]
+#: What the policy-dependent part of S with the form "ratio" is a mean over (algorithm.penalty_over).
+Over = Literal["tokens", "responses"]
 
 # Mass at or under which a group counts as empty: 1 / P_g and S / P_g must stay finite in fp32.
 EMPTY_MASS = 1e-30
@@ -119,12 +122,44 @@ def probability_gradient(moments: GroupMoments, signal_B: Tensor) -> Tensor:
     return (per_mass_M * gap_M * slope_BM).to(signal_B.dtype)
 
 
-def relative_weight(beta: float | Tensor, moments: GroupMoments, group_probs_BM: Tensor) -> Tensor:
-    """N c_i = 1 - beta N dR_var/dS_i, [B]: by what stage 2 multiplies each sequence's policy gradient.
+def length_share(length_B: Tensor, tokens: int | float | Tensor, over: Over) -> Tensor | None:
+    """T_i / T of each response, [B], with T = n / N the mean length: what the policy-dependent part of S and of
+    dR_var/dS is multiplied by with over="tokens". None with "responses": 1.
 
-    Its mean over the mini-batch is 1. Negative: the policy un-learns that sequence.
+    length_B: int64 [B], all rows of the mini-batch; tokens: n, its response tokens.
+
+    PPO's loss is a mean over all n tokens, mean_t (ratio - 1) A one over a response's own. With "responses" the penalty
+    therefore weighs on a response of T_i tokens T / T_i times as much, beside PPO, as on one of mean length.
     """
-    return 1.0 - beta * moments.total.to(group_probs_BM.dtype) * signal_gradient(moments, group_probs_BM)
+    if over == "responses":
+        return None
+    return length_B * (len(length_B) / torch.as_tensor(tokens, device=length_B.device).clamp(min=1))
+
+
+def length_factor(length_B: Tensor, form: SignalForm, over: Over) -> Tensor:
+    """What the penalty's part of a response's weight is multiplied by for its length, [B]: 1 throughout with the form
+    "ratio" over "tokens", T / T_i with "ratio" over "responses" and with "log_prob_mean", T with "log_prob".
+
+    length_B: int64 [B], all rows of the mini-batch, of mean length T.
+    """
+    length_B = length_B.double()
+    if form == "ratio" and over == "tokens":
+        return torch.ones_like(length_B)
+    mean = length_B.mean()
+    return mean.expand_as(length_B) if form == "log_prob" else mean / length_B.clamp(min=1)
+
+
+def relative_weight(
+    beta: float | Tensor, moments: GroupMoments, group_probs_BM: Tensor, length_factor_B: Tensor | float = 1.0
+) -> Tensor:
+    """w_i = 1 - beta N dR_var/dS_i f_i, [B]: by what stage 2 multiplies each sequence's policy gradient at the
+    behaviour policy, where S has the gradient of A (not log pi times another X).
+
+    length_factor_B: f_i, see `length_factor`. With f = 1 the mean over the mini-batch is 1. Negative: the policy
+    un-learns that sequence.
+    """
+    slope_B = moments.total.to(group_probs_BM.dtype) * signal_gradient(moments, group_probs_BM)
+    return 1.0 - beta * slope_B * length_factor_B
 
 
 def bounded_beta(beta: float, moments: GroupMoments, *, mass_floor: float, cap: float) -> tuple[Tensor, GroupMoments]:
@@ -132,8 +167,8 @@ def bounded_beta(beta: float, moments: GroupMoments, *, mass_floor: float, cap: 
 
     moments': `with_mass_floor`. beta' = min(beta, cap / max_g 2 (N omega_g / P_g) |R_g - Rbar|), a scalar tensor; with
     "size" the factor N omega_g / P_g is 1 (when no group is left out), so that 2 beta' |R_g - Rbar| <= cap. All
-    relative weights then lie in [1 - cap, 1 + cap]: with cap < 1 nothing is un-learned. cap = inf: no bound.
-    One factor for all groups, because capping each by itself would break the zero sum.
+    relative weights with a length factor of 1 then lie in [1 - cap, 1 + cap]: with cap < 1 nothing is un-learned. cap
+    = inf: no bound. One factor for all groups, because capping each by itself would break the zero sum.
     """
     if not beta >= 0.0 or not cap > 0.0:
         raise ValueError(f"beta={beta} must not be negative and cap={cap} must be positive.")

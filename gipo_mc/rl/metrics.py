@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from gipo_mc.algorithms.advantages import response_mask
 from gipo_mc.algorithms.distribution import quantiles, skewness
 from gipo_mc.algorithms.group_diagnostics import diagnostics
-from gipo_mc.algorithms.group_invariance import beta_at
+from gipo_mc.algorithms.group_invariance import beta_at, length_factor
 from gipo_mc.algorithms.state import Health, RLState
 from gipo_mc.config import Config
 from gipo_mc.errors import NumericsError
@@ -110,6 +110,7 @@ def iteration_metrics(
             beta=beta_at(step, settings.beta_policy, settings.beta_ramp) if settings.penalty == "variance" else 0.0,
             mass_floor=settings.mass_floor,
             cap=settings.reweight_cap or math.inf,
+            length_factor_B=length_factor(length_B, experience.signal_form, settings.penalty_over),
         )
         metrics |= {"group/best": float(state.groups.best_group or 0), "group/flips": float(state.groups.flips)}
         if settings.groups_from == "domain":

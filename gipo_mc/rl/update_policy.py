@@ -19,7 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gipo_mc.algorithms.group_invariance import beta_at, bounded_beta, moments, relative_weight, signal_gradient
+from gipo_mc.algorithms.group_invariance import (
+    beta_at,
+    bounded_beta,
+    group_statistics,
+    length_factor,
+    length_share,
+    moments,
+    relative_weight,
+    signal_gradient,
+)
 from gipo_mc.algorithms.ppo import policy_loss_terms
 from gipo_mc.config import Config
 from gipo_mc.errors import NumericsError
@@ -159,24 +168,33 @@ def _penalty_gradient(
 def _bounded_gradient(
     objective: Objective, logp_BT: Tensor, rows: int, beta: float, config: Config, log: UpdateLog | None = None
 ) -> Tensor:
-    """beta dR_var/dS, [b], where the policy has the log-probs `logp_BT` [b, T]. log: is told what it is like."""
-    settings, probs_BM = config.algorithm, objective.inputs.group_probs_BM
+    """beta dR_var/ds, [b], for the op's s_i, where the policy has the log-probs `logp_BT` [b, T]. log: is told what it
+    is like."""
+    settings, (probs_BM, length_B) = config.algorithm, (objective.inputs.group_probs_BM, objective.inputs.length_B)
     found = objective.of_log_probs(logp_BT)
-    statistics = moments(found.mass_M, found.weighted_M, rows, settings.weights)
+    weighted_M, share_B = found.weighted_M, None
+    if objective.form == "ratio":
+        share_B = length_share(length_B, int(length_B.sum()), settings.penalty_over)
+    if share_B is not None:
+        moved_B = share_B * (found.signal_B - objective.inputs.behaviour_signal_B)
+        _, weighted_M = group_statistics(probs_BM, objective.inputs.behaviour_signal_B + moved_B)
+    statistics = moments(found.mass_M, weighted_M, rows, settings.weights)
     bounded, statistics = bounded_beta(
         beta, statistics, mass_floor=settings.mass_floor, cap=settings.reweight_cap or math.inf
     )
     if log is not None:
-        relative_B = relative_weight(bounded, statistics, probs_BM)
+        factor_B = length_factor(length_B, objective.form, settings.penalty_over).to(probs_BM.dtype)
+        relative_B = relative_weight(bounded, statistics, probs_BM, factor_B)
         log.add(
             beta=float(bounded),
             group_variance=float(statistics.variance),
             weight_negative=float((relative_B < 0).float().mean()),
-            # Around their mean of 1, PPO's own weight: how large the penalty is beside PPO.
+            # Around 1, PPO's own weight: how large the penalty is beside PPO.
             weight_std=float(relative_B.std(correction=0)),
         )
         log.largest(weight_max=float(relative_B.max()))
-    return bounded * signal_gradient(statistics, probs_BM)
+    gradient_B = bounded * signal_gradient(statistics, probs_BM)
+    return gradient_B if share_B is None else gradient_B * share_B
 
 
 def _check_first_ratio(ratio_max: float, approx_kl: float, policy: Engine) -> None:

@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from gipo_mc.algorithms.group_invariance import beta_at, bounded_beta, group_statistics, moments, signal_gradient
+from gipo_mc.algorithms.group_invariance import (
+    beta_at,
+    bounded_beta,
+    group_statistics,
+    length_factor,
+    moments,
+    relative_weight,
+    signal_gradient,
+)
 from gipo_mc.config import Config
 from gipo_mc.models.micro_batch import MicroBatch, PackedBatch
 from gipo_mc.models.readout import response_statistics
@@ -189,7 +197,8 @@ def _plain_losses(model: Any, batch: MiniBatch, config: Config) -> tuple[Tensor,
     ratio_BT = (logp_BT - experience.outputs.behaviour_logp_BT).exp()
     clipped_BT = ratio_BT.clamp(1 - settings.clip, 1 + settings.clip)
     surrogate = torch.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT).sum()
-    signal_B = experience.inputs.behaviour_signal_B + ((ratio_BT - 1) * advantage_BT).sum(1) / length_B
+    over_B = length_B if settings.penalty_over == "responses" else length_B.float().mean()
+    signal_B = experience.inputs.behaviour_signal_B + ((ratio_BT - 1) * advantage_BT).sum(1) / over_B
     if settings.signal_form == "log_prob":
         token_BT = {"advantage": experience.inputs.advantage_BT, "return": experience.return_BT}[settings.signal]
         signal_B = torch.where(mask_BT, logp_BT * token_BT, 0.0).sum(1)
@@ -204,8 +213,9 @@ def _plain_losses(model: Any, batch: MiniBatch, config: Config) -> tuple[Tensor,
     variance = (omega_M * (objective_M - (omega_M * objective_M).sum()).square()).sum()
     beta = settings.beta_policy if settings.penalty == "variance" else 0.0
     found = moments(*group_statistics(probs_BM, signal_B.detach()), len(batch), settings.weights)
-    # n c_i of the sequence's own surrogate: 1/n of PPO's token mean, less beta dR_var/dS_i of the mean over its tokens.
-    weight_B = 1.0 - beta * batch.tokens * signal_gradient(found, probs_BM) / length_B
+    assert len(set(length_B.tolist())) > 1
+    factor_B = length_factor(length_B, experience.signal_form, settings.penalty_over).float()
+    weight_B = relative_weight(beta, found, probs_BM, factor_B)
     weighted = (weight_B[:, None] * ratio_BT * advantage_BT).sum()
     loss = -(surrogate + bonus) / batch.tokens + beta * variance
     return loss, -(weighted + bonus) / batch.tokens, probs_BM, signal_B.detach()
@@ -269,6 +279,7 @@ def _gradients(rank: int, folder: Path, models: dict[str, str], overrides: list[
         ["algorithm.name=ppo", "algorithm.entropy_coef=0.05"],
         ["algorithm.beta_policy=0.3", "algorithm.reweight_cap=50", "algorithm.mass_floor=0"],
         ["algorithm.beta_policy=3", "algorithm.reweight_cap=0", "algorithm.mass_floor=0", "rollout.temperature=0.7"],
+        ["algorithm.penalty_over=tokens", "algorithm.beta_policy=3", "algorithm.reweight_cap=0"],
         ["algorithm.assignment=hard", "algorithm.weights=population", "algorithm.reweight_cap=0"],
         ["algorithm.name=paper", "algorithm.beta_policy=0.1"],
         [
@@ -283,10 +294,10 @@ def test_the_policy_gradient_is_that_of_one_plain_graph(
     tmp_path: Path, models: dict[str, str], overrides: list[str]
 ) -> None:
     """PPO's loss + beta R_var of the whole mini-batch, by autograd, against micro-batches and two passes; and where S
-    has the surrogate's gradient, against PPO with re-weighted sequences."""
+    has the surrogate's gradient, against PPO with sequences re-weighted by the weights that are logged."""
     found = run_ranks(_gradients, 1, tmp_path, models, overrides)[0]
     assert len(found) == 2
-    closed = "algorithm.name=paper" not in overrides
+    closed = "algorithm.signal=return" not in overrides
     for ours, plain, reweighted in found:
         for other in (plain, reweighted) if closed else (plain,):
             assert ours.keys() == other.keys()

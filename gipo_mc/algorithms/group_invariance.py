@@ -21,8 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gipo_mc.ops.group_objective import group_variance
 from gipo_mc.ops.checks import SignalForm
+from gipo_mc.ops.group_objective import group_variance
 
 Weights = Literal["size", "population"]
 #: What the policy-dependent part of S with the form "ratio" is a mean over (algorithm.penalty_over).

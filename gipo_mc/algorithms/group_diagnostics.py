@@ -207,7 +207,7 @@ ALARMS: dict[str, Alarm] = {
         lambda metrics, best, count: (
             f"The variance penalty makes the policy un-learn {metrics['group/weight_negative']:.1%} of the sequences "
             f"(smallest relative weight {metrics['group/weight_min']:.2f}): lower algorithm.beta_policy, or set "
-            "algorithm.reweight_cap between 0 and 1."
+            "algorithm.reweight_cap between 0 and 1 with algorithm.penalty_over=tokens."
         ),
         inferred=False,
     ),

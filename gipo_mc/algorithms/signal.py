@@ -5,7 +5,8 @@
     log_prob:  S_i = agg_t log pi(a_it | s_it) X_it   (Zheng et al., arXiv 2310.11971, with X = A and a sum)
 
 agg is the mean or the sum over the response tokens. "value" does not depend on the policy's parameters: the policy
-penalty then adds mean_t (ratio_it - 1) A_it, whose value is 0 at the behaviour policy and whose gradient is PPO's.
+penalty then adds a mean of (ratio_it - 1) A_it over tokens (`group_invariance.length_share`: of which responses), whose
+value is 0 at the behaviour policy and whose gradient is PPO's.
 Normalised, S is centred and divided by its running standard deviation (and X with it), so that beta means the same at
 every reward scale; R_var does not depend on the centre.
 """

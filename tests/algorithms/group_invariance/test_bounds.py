@@ -1,6 +1,7 @@
-"""Bounds of the variance penalty: the mass floor, the cap on a sequence's weight, the ramp of beta."""
+"""The variance penalty on the policy: mass floor, cap on a sequence's weight, ramp of beta, and what length does."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -8,12 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gipo_mc.algorithms.group_invariance import (
+    Over,
     beta_at,
     bounded_beta,
+    group_statistics,
+    length_factor,
+    length_share,
     relative_weight,
     signal_gradient,
     with_mass_floor,
 )
+from gipo_mc.ops import SignalForm, group_variance
 from tests.algorithms.group_invariance.cases import HARD, SIGNAL, draw, modes, whole
 
 
@@ -87,3 +93,44 @@ def test_bad_bounds_are_refused():
 def test_ramp():
     assert [beta_at(step, 0.3, 3) for step in (0, 1, 2, 3, 50)] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.3])
     assert beta_at(0, 0.3, 0) == 0.3
+
+
+@pytest.mark.parametrize("form", ["ratio", "log_prob", "log_prob_mean"])
+@pytest.mark.parametrize("over", ["tokens", "responses"])
+def test_the_weights_are_what_multiplies_ppos_gradient_at_every_length(form: SignalForm, over: Over) -> None:
+    """L = -(1/n) sum_it ratio A + beta R_var, differentiated by the log-probs of a response's own tokens."""
+    torch.manual_seed(4)
+    length = torch.tensor([1, 9, 3, 5])
+    mask = torch.arange(9) < length[:, None]
+    behaviour, advantage = -torch.rand(4, 9).double(), torch.randn(4, 9).double()
+    probs, value = torch.rand(4, 3).double().softmax(1), torch.randn(4).double()
+    logp = behaviour.clone().requires_grad_()
+    tokens = int(length.sum())
+    ratio = torch.where(mask, (logp - behaviour).exp(), 0.0)
+    if form == "ratio":
+        divisor = tokens / len(length) if over == "tokens" else length
+        signal = value + (torch.where(mask, ratio - 1, 0.0) * advantage).sum(1) / divisor
+    else:
+        signal = torch.where(mask, logp * advantage, 0.0).sum(1) / (1 if form == "log_prob" else length)
+    beta, m = 0.7, whole(probs, signal.detach(), "size")
+    variance = group_variance(*group_statistics(probs, signal), len(length), weights="size").variance
+    (beta * variance - (ratio * advantage).sum() / tokens).backward()
+    weight = relative_weight(beta, m, probs, length_factor(length, form, over))
+    expected = -weight[:, None] * torch.where(mask, advantage, 0.0) / tokens
+    torch.testing.assert_close(logp.grad, expected, rtol=1e-12, atol=1e-14)
+    if form == "ratio":
+        share = length_share(length, tokens, over)
+        assert (share is None) == (over == "responses")
+        assert share is None or share.tolist() == pytest.approx([1 / 4.5, 9 / 4.5, 3 / 4.5, 5 / 4.5])
+
+
+def test_a_cap_holds_for_every_length_over_tokens_and_not_over_responses() -> None:
+    length, signal = torch.tensor([1, 20, 20, 20]), torch.tensor([3.0, -1.0, -1.0, -1.0], dtype=torch.float64)
+    probs = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+    beta, m = bounded_beta(1.0, whole(probs, signal, "size"), mass_floor=0.0, cap=0.8)
+    lowest = {
+        over: float(relative_weight(beta, m, probs, length_factor(length, "ratio", over)).min())
+        for over in get_args(Over)
+    }
+    assert lowest["tokens"] == pytest.approx(0.2)
+    assert lowest["responses"] == pytest.approx(1 - 0.8 * 15.25)

@@ -81,8 +81,8 @@ class AlgorithmConfig(Section):
     beta_policy: float = Field(0.3, ge=0, description="weight of R_var in the policy loss")
     beta_ramp: int = Field(20, ge=0, le=10**9, description="iterations over which beta_policy rises from 0")
     mass_floor: float = Field(0.05, ge=0, lt=0.5, description="groups with less mass do not move the policy")
-    penalty_over: Literal["responses", "tokens"] = Field(
-        "responses", description="what R_var's gradient is a mean over; tokens: as in PPO's loss (signal_form=value)"
+    penalty_over: Literal["tokens", "responses"] = Field(
+        "tokens", description="what R_var's gradient is a mean over; tokens: as in PPO's loss (signal_form=value)"
     )
     reweight_cap: float = Field(0.8, ge=0, description="bound of 2 beta |R_g - Rbar|; 0: off")
     dro_step: float = Field(0.05, ge=0, description="group_dro: step of the exponentiated gradient, an iteration")

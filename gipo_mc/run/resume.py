@@ -26,6 +26,8 @@ from gipo_mc.models.shape import ModelShape
 #: Values of the options that name models and files, by key: those of the run's config.yaml, and now.
 Names = tuple[Mapping[str, Any], Mapping[str, Any]]
 _NO_NAMES: Names = ({}, {})
+#: What runs of the variance penalty did before there was an option for it, where that is not the default.
+_BEFORE = {"algorithm.penalty_over": "responses"}
 
 
 @dataclass
@@ -67,9 +69,10 @@ class Fixed:
         return [*self._changed_settings(stored), *frozen, *data]
 
     def _changed_settings(self, stored: Mapping[str, Any]) -> list[str]:
+        unsaid = _BEFORE if stored["settings"].get("algorithm.penalty") == "variance" else {}
         return [
             f"{key} was {old!r}, now {self.settings[key]!r}"
-            for key, old in stored["settings"].items()
+            for key, old in {**unsaid, **stored["settings"]}.items()
             if key in self.settings and self.settings[key] != old
         ]
 

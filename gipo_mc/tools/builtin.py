@@ -19,7 +19,7 @@ from gipo_mc.run.command import BuiltinTask
 #: PPO.
 PROXY, GOLD = "python:gipo_mc.data.synthetic:proxy", "python:gipo_mc.data.synthetic:gold"
 #: Options that make PPO with KL of GI-PPO's base. Both have what the study chose for 100 iterations: the KL penalty is
-#: the same, the learning rate is not, and GI-PPO has the heavier variance penalty, with its bound.
+#: the same, the learning rate is not, and GI-PPO has the heavier variance penalty, with its bound, over responses.
 PPO = ("algorithm.name=ppo", "policy.lr=5e-05")
 
 _COMMON: dict[str, Any] = {
@@ -89,7 +89,13 @@ def gi_ppo_base() -> dict[str, Any]:
         run={"name": "builtin_gi_ppo", "iterations": 100},
         model={"policy": "${run.dir}/builtin_sft", "reward": PROXY},
         data={"evaluation": ["builtin:easy", "builtin:hard", "builtin:ood"]},
-        algorithm={"mini_batch_size": 64, "kl_coef": 0.01, "beta_policy": 1.0, "reweight_cap": 1.6},
+        algorithm={
+            "mini_batch_size": 64,
+            "kl_coef": 0.01,
+            "beta_policy": 1.0,
+            "reweight_cap": 1.6,
+            "penalty_over": "responses",
+        },
         policy={"lr": 1e-4},
         critic={"lr": 1e-3},
         parallel={"micro_batch_size": 64},

@@ -279,7 +279,7 @@ def _gradients(rank: int, folder: Path, models: dict[str, str], overrides: list[
         ["algorithm.name=ppo", "algorithm.entropy_coef=0.05"],
         ["algorithm.beta_policy=0.3", "algorithm.reweight_cap=50", "algorithm.mass_floor=0"],
         ["algorithm.beta_policy=3", "algorithm.reweight_cap=0", "algorithm.mass_floor=0", "rollout.temperature=0.7"],
-        ["algorithm.penalty_over=tokens", "algorithm.beta_policy=3", "algorithm.reweight_cap=0"],
+        ["algorithm.penalty_over=responses", "algorithm.beta_policy=3", "algorithm.reweight_cap=0"],
         ["algorithm.assignment=hard", "algorithm.weights=population", "algorithm.reweight_cap=0"],
         ["algorithm.name=paper", "algorithm.beta_policy=0.1"],
         [

@@ -159,6 +159,10 @@ def test_a_checkpoint_of_before_is_compared_in_what_it_stored() -> None:
         "run.seed was 1, now 2",
         "models/reward (reward) was made of bbbb, now of something else",
     ]
+    old["settings"]["algorithm.penalty"] = "variance"  # over responses: there was no option for it
+    assert "algorithm.penalty_over was 'responses', now 'tokens'" in fixed.changes(old)
+    fixed.settings["algorithm.penalty_over"] = "responses"
+    assert len(fixed.changes(old)) == 2
 
 
 def test_an_older_checkpoint_lists_the_reward_of_evaluations_by_its_folder(tmp_path: Path) -> None:

@@ -110,7 +110,8 @@ def test_one_node_needs_no_meeting_place(capsys: pytest.CaptureFixture[str]) -> 
 def test_json_holds_the_layout(capsys: pytest.CaptureFixture[str]) -> None:
     assert _launch("--nodes", "2", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["layout"] == {"tensor": 4, "pipeline": 1, "data": 4} and found["torchrun"][:2] == ["--nnodes", "2"]
+    assert found["layout"] == {"tensor": 4, "pipeline": 1, "virtual": 1, "data": 4}
+    assert found["torchrun"][:2] == ["--nnodes", "2"]
     assert (found["command"], found["nodes"], found["ranks_per_node"]) == ("train_gi_ppo", 2, 8)
 
 
@@ -162,7 +163,7 @@ def test_the_batch_script_runs_the_trainer_on_each_node_and_ends_with_its_code(
     found = capsys.readouterr()
     assert "asks for GPUs alone" not in found.err
     assert _launch(*words) == 0
-    assert "--sbatch=--exclusive, or --sbatch=--cpus-per-task=N" in capsys.readouterr().err
+    assert "--sbatch=--exclusive --sbatch=--mem=0, or --sbatch=--cpus-per-task=N" in capsys.readouterr().err
     script = found.out
     directives = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
     assert {"--cpus-per-task=24", "--nodes=2", "--gpus-per-node=8", "--time=8:00:00", "--signal=B:USR1@120"} <= set(
@@ -189,10 +190,10 @@ def test_the_batch_script_runs_the_trainer_on_each_node_and_ends_with_its_code(
     done = subprocess.run(["bash", "-s"], input=script, text=True, cwd=tmp_path, env=environment, timeout=60)
     assert done.returncode == 5  # of `gipo-mc status`, which knows the run's
     started = (tmp_path / "srun.txt").read_text()
-    assert started.startswith("--cpus-per-task=24 --kill-on-bad-exit=1 py -m")
+    assert started.startswith("--cpus-per-task=24 --kill-on-bad-exit=1 py -m gipo_mc.tools.torchrun --nnodes")
     assert "--nnodes=2 --rdzv-backend=c10d --rdzv-id=7 --rdzv-endpoint=node1:20007" in started
     assert (
-        f"--nproc-per-node=8 --max-restarts=0 --shutdown-timeout=110 -m gipo_mc train gi-ppo --config {CONFIG}"
+        f"--nproc-per-node=8 --max-restarts=0 --shutdown-timeout=120 -m gipo_mc train gi-ppo --config {CONFIG}"
         in started
     )
     assert f"run.dir={tmp_path}/my runs run.name=paper_hh_gi_ppo run.grace_seconds=100" in started
@@ -215,6 +216,45 @@ def test_an_option_of_sbatch_replaces_the_scripts_own(capsys: pytest.CaptureFixt
     lines = _directives(capsys, "device=cpu", *(f"--sbatch={option}" for option in given))
     assert len(lines) == len(own) + 1 and lines[-4:] == given
     assert not {"--cpus-per-task=4", "--job-name=paper_hh_gi_ppo", "--output=%x-%j.out"} & {*lines}
+
+
+@pytest.mark.parametrize(
+    "option", ["--gres=gpu:h100:8", "--gres gpu:8", "--gres=shard:2,gpu:8", "--gpus=16", "-G 16", "--gpus-per-task=8"]
+)
+def test_gpus_that_are_asked_for_otherwise_are_not_asked_for_twice(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = _directives(capsys, f"--sbatch={option}")
+    assert option in lines and not any(line.startswith("--gpus-per-node") for line in lines)
+    assert "--gpus-per-node=4" in _directives(capsys, "--sbatch=--gres=tmp:100", "--sbatch=--gpus-per-node=4")
+    assert "--gpus-per-node=4" in _directives(capsys, "--sbatch=--gres=tmp:100")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--exclusive"], "--exclusive gives a job all cores of its nodes, and no more memory than it asks for: add"),
+        (["--exclusive", "--mem=0"], ""),
+        (["--exclusive=user", "--mem-per-cpu=8G"], ""),
+        (["-c 32"], ""),
+    ],
+)
+def test_a_whole_node_is_asked_for_with_its_memory(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _launch("--gpus", "4", "--slurm", *(f"--sbatch={option}" for option in options)) == 0
+    found = capsys.readouterr().err
+    assert said in found and ("add --sbatch" in found) == bool(said)
+
+
+def test_chunks_are_part_of_the_layout(capsys: pytest.CaptureFixture[str]) -> None:
+    layout = ["parallel.tensor=2", "parallel.pipeline=1", "parallel.virtual_pipeline=1"]
+    assert _launch("--gpus", "4", *layout) == 0 and "TP2 x PP1 x DP2." in capsys.readouterr().err
+    sizes = json.loads(Path("runs/paper_hh_sft/config.json").read_text()) | {"num_hidden_layers": 4}
+    for run in ("paper_hh_sft", "paper_hh_reward"):
+        Path(f"runs/{run}/config.json").write_text(json.dumps(sizes))
+    layout = ["parallel.tensor=2", "parallel.pipeline=2", "parallel.virtual_pipeline=2"]
+    assert _launch("--gpus", "4", *layout) == 0 and "TP2 x PP2 (2 chunks) x DP1." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,8 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from gipo_mc.errors import ConfigError
@@ -26,12 +24,11 @@ from gipo_mc.run.arguments import Parser, name, number, say_warning
 from gipo_mc.run.terminal.ending import ended
 from gipo_mc.run.terminal.voice import tell
 from gipo_mc.tools.commands import for_torchrun, trainer
+from gipo_mc.tools.slurm.job import Job, batch_script, notes
 
 if TYPE_CHECKING:
     from gipo_mc.config import Config
 
-#: Options of sbatch that the script has, by the letter that they have, too.
-_SHORT = {"J": "job-name", "N": "nodes", "c": "cpus-per-task", "o": "output"}
 HOST, PORT = "HOST", 29500
 
 
@@ -105,10 +102,22 @@ class Launch:
             meet += ["--rdzv-endpoint", f"{host}:{port}"]
         return [*meet, "--nproc-per-node", str(self.ranks), *for_torchrun(self.words)]
 
+    @property
+    def gpus(self) -> bool:
+        """Are its ranks on GPUs?"""
+        return self.config.device != "cpu"
+
+    @property
+    def job(self) -> Job:
+        """The same as a job of Slurm."""
+        config = self.config
+        return Job(self.run, self.words, config.run.dir, self.nodes, self.ranks, self.gpus, self.describe())
+
     def describe(self) -> str:
         parallel = self.config.parallel
         ranks = f"{self.nodes} x {self.ranks} ranks" if self.nodes > 1 else f"{self.ranks} ranks"
-        return f"{self.command} on {ranks}: TP{parallel.tensor} x PP{parallel.pipeline} x DP{self.data}."
+        chunks = f" ({parallel.virtual_pipeline} chunks)" if parallel.virtual_pipeline > 1 else ""
+        return f"{self.command} on {ranks}: TP{parallel.tensor} x PP{parallel.pipeline}{chunks} x DP{self.data}."
 
 
 def _launch(parser: Parser, options: argparse.Namespace) -> int:
@@ -120,7 +129,7 @@ def _launch(parser: Parser, options: argparse.Namespace) -> int:
     words = launch.torchrun(options.host, options.port)
     if options.go and launch.nodes > 1 and options.host == HOST and not options.slurm:
         parser.error("--go on several nodes needs --host, the one where they meet; run the same line on each")
-    script = batch_script(launch, options.sbatch) if options.slurm else ""
+    script = batch_script(launch.job, options.sbatch) if options.slurm else ""
     if options.json:
         _print_json(launch, {"script": script} if script else {"torchrun": words})
         return 0
@@ -142,15 +151,9 @@ def _describe(launch: Launch, options: argparse.Namespace) -> None:
     tell(launch.describe())
     for text, code in launch.not_here:
         say_warning(text) if code else tell(f"note: {text}")
-    if options.slurm and launch.config.device != "cpu" and not any(map(_asks_for_cores, options.sbatch)):
-        tell(
-            "The script asks for GPUs alone, and what else a job gets is the cluster's choice, often one core and a "
-            "little memory: add --sbatch=--exclusive, or --sbatch=--cpus-per-task=N and --sbatch=--mem=SIZE."
-        )
-
-
-def _asks_for_cores(option: str) -> bool:
-    return option.startswith(("--exclusive", "--cpus-per-task", "-c", "--cpus-per-gpu"))
+    if options.slurm:
+        for text in notes(launch.job, options.sbatch):
+            tell(text)
 
 
 def _checked(options: argparse.Namespace) -> Launch:
@@ -194,48 +197,6 @@ def _checked(options: argparse.Namespace) -> Launch:
     return Launch(command, config, options.nodes, options.gpus, data, words, not_here)
 
 
-def batch_script(launch: Launch, more: Sequence[str] = ()) -> str:
-    """The script of a Slurm job, of the template that scripts/slurm/train.sbatch is.
-
-    more: options of sbatch, each in place of the script's own of that name.
-    """
-    template = files("gipo_mc.tools").joinpath("slurm", "train.sbatch").read_text(encoding="utf-8")
-    variables, directives, body = _parts(template)
-    gpus = [f"--gpus-per-node={launch.ranks}"] if launch.config.device != "cpu" else [f"--cpus-per-task={launch.ranks}"]
-    own = [f"--job-name={_safe(launch.run)}", f"--nodes={launch.nodes}", *gpus]
-    given = {_name(option) for option in more}
-    kept = [line for line in directives.splitlines() if _name(line.split()[1]) not in {*map(_name, own), *given}]
-    asked = [f"#SBATCH {option}" for option in (*(one for one in own if _name(one) not in given), *more)]
-    python, folder = shlex.quote(sys.executable), shlex.quote(launch.config.run.dir)
-    settings = [
-        f"set -- {shlex.join([launch.run, *for_torchrun(launch.words)])}",
-        f"export RANKS=${{RANKS:-{launch.ranks}}} RUNS=${{RUNS:-{folder}}} PYTHON=${{PYTHON:-{python}}}",
-    ]
-    head = f"#!/bin/bash\n# {launch.describe()} Written by `gipo-mc launch`; submit it with sbatch.\n#\n"
-    # The words are set above: a usage would name another script.
-    body = re.sub(r"\$\{1:\?usage[^}]*\}", "$1", body)
-    return "".join([head, variables, *(f"{line}\n" for line in [*kept, *asked, "", *settings]), body])
-
-
-def _safe(run: str) -> str:
-    """The name of a run as that of a job, of which files are named."""
-    return re.sub(r"[^\w.-]+", "_", run, flags=re.ASCII)
-
-
-def _name(option: str) -> str:
-    """The long name of an option of sbatch."""
-    if option.startswith("--"):
-        return option[2:].split("=")[0].split()[0]
-    return _SHORT.get(option[1], option[1])
-
-
-def _parts(template: str) -> tuple[str, str, str]:
-    """(what it says of its variables, the lines for sbatch, the rest) of the template."""
-    start, first = template.index("# Variables"), template.index("#SBATCH")
-    body = template.index("\n\n", first)
-    return template[start:first], template[first : body + 1], template[body + 1 :]
-
-
 def _submit(script: str) -> int:
     if shutil.which("sbatch") is None:
         raise ConfigError("There is no sbatch here: run this on a login node of the cluster, or without --slurm.")
@@ -246,7 +207,8 @@ def _print_json(launch: Launch, what: dict[str, Any]) -> None:
     from gipo_mc.run.jsonl import encode
 
     parallel = launch.config.parallel
-    layout = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "data": launch.data}
+    layout = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "virtual": parallel.virtual_pipeline}
+    layout["data"] = launch.data
     found = {"command": launch.command, "run": f"{launch.config.run.dir}/{launch.run}", "nodes": launch.nodes}
     not_here = [text for text, _ in launch.not_here]
     print(encode({**found, "ranks_per_node": launch.ranks, "layout": layout, "not_here": not_here, **what}))

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+from gipo_mc.errors import ConfigError
+
 try:
     from gipo_mc import _C  # type: ignore[attr-defined]
 except ImportError as error:
@@ -61,6 +63,16 @@ def describe_build(device: str = "") -> str:
         return f"CPU kernels only ({info['cpu']}; compiler {info['compiler']})"
     archs = ", ".join(f"sm_{a}" for a in info["cuda_architectures"].split(","))
     return f"CPU and CUDA kernels ({info['cpu']}; {archs}; CUDA {info['cuda_version']}, compiler {info['compiler']})"
+
+
+def check_cuda() -> None:
+    """Raises ConfigError where the first op on CUDA would fail for want of kernels. The references run anywhere."""
+    if not use_reference() and not module().build_info()["cuda"]:
+        raise ConfigError(
+            "device=cuda, but gipo_mc._C was built without CUDA kernels: where nvcc is on PATH or in CUDA_HOME (module "
+            "load cuda), build it again with GIPO_MC_CUDA=1 (`GIPO_MC_CUDA=1 make -B venv`), or set "
+            "GIPO_MC_OPS=reference, which is slow. gipo-mc doctor --require-cuda-kernels tells it beforehand."
+        )
 
 
 def call(name: str, device: torch.device, *args: Any) -> None:

@@ -150,10 +150,12 @@ class _Start:
 
     def prepared(self, config: Config) -> Config:
         """The configuration, checked against the devices there are, and what the built-in task needs made."""
+        from gipo_mc.ops.native import check_cuda
         from gipo_mc.parallel import runtime
 
         with refusal_noted(self._folder):
-            runtime.resolve_device(config.device)
+            if runtime.resolve_device(config.device) == "cuda":
+                check_cuda()
             runtime.let_models_choose_threads()
             if self._task:
                 self._task.prepare(config)

@@ -216,6 +216,19 @@ def _native(found: Libraries, require_cuda: bool) -> Iterator[Finding]:
     yield Finding("native kernels", "ok", value)
 
 
+def lacks_cuda_kernels() -> str:
+    """A sentence where a run on GPUs of this installation would be refused for want of kernels, else ""; torch is not
+    imported."""
+    native, error = libraries.tried("gipo_mc._C")
+    if os.environ.get("GIPO_MC_OPS") == "reference" or (native and native.build_info()["cuda"]):
+        return ""
+    has = f"cannot load its kernels ({error})" if error else "has no CUDA kernels"
+    return (
+        f"this installation {has}, and refuses to train on GPUs: on the cluster build them with GIPO_MC_CUDA=1, "
+        "behind `module load cuda` or its like. gipo-mc doctor --require-cuda-kernels ends with 0 once they are there."
+    )
+
+
 def _backends(found: Libraries) -> Iterator[Finding]:
     if found.torch_error:
         return

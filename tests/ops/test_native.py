@@ -9,12 +9,14 @@ import signal
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gipo_mc import ops
+from gipo_mc.errors import ConfigError
 from gipo_mc.ops import checks, native
 from gipo_mc.ops.group_objective import GROUP_FIELDS, SEQUENCE_FIELDS
 from gipo_mc.ops.shape_and_gae import SUM_FIELDS
@@ -71,9 +73,13 @@ def test_a_missing_extension_is_an_import_error_with_the_remedy(monkeypatch: pyt
 
 
 def test_cuda_tensors_without_cuda_kernels_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_C", object())
+    monkeypatch.setattr(native, "_C", SimpleNamespace(build_info=lambda: {"cuda": False}))
     with pytest.raises(RuntimeError, match="built without CUDA kernels"):
         native.call("token_merge", torch.device("cuda:0"))
+    with pytest.raises(ConfigError, match=r"built without CUDA kernels.*GIPO_MC_CUDA=1 make -B venv"):
+        native.check_cuda()
+    monkeypatch.setenv("GIPO_MC_OPS", "reference")
+    native.check_cuda()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a CUDA device")

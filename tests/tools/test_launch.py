@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed.run import get_args_parser
 
-from gipo_mc.tools import torchrun
+from gipo_mc.tools import libraries, torchrun
 from gipo_mc.tools.verbs import launch, train
 from tests.source_rules import ROOT
 
@@ -31,6 +33,12 @@ def _models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("paper_hh_sft", "paper_hh_reward"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "config.json").write_text(json.dumps(config))
+    _kernels(monkeypatch, cuda=True)
+
+
+def _kernels(monkeypatch: pytest.MonkeyPatch, cuda: bool) -> None:
+    """An installation with kernels for CUDA, or without."""
+    monkeypatch.setattr(libraries, "tried", lambda name: (SimpleNamespace(build_info=lambda: {"cuda": cuda}), ""))
 
 
 def test_the_line_is_one_that_torchrun_and_the_trainer_take(
@@ -247,12 +255,51 @@ def test_a_whole_node_is_asked_for_with_its_memory(
     assert said in found and ("add --sbatch" in found) == bool(said)
 
 
+def _sizes(**changed: int) -> None:
+    """Gives the models of CONFIG other sizes."""
+    for run in ("paper_hh_sft", "paper_hh_reward"):
+        file = Path(f"runs/{run}/config.json")
+        file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+
+
+def test_what_does_not_fit_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _launch("--gpus", "8") == 0 and "gipo-mc plan" not in capsys.readouterr().err
+    sizes = {"num_attention_heads": 64, "num_hidden_layers": 80, "vocab_size": 128256, "hidden_size": 8192}
+    _sizes(**sizes, intermediate_size=28672)
+    assert _launch("--gpus", "8") == 0
+    assert "note: gipo-mc plan, on H100 80GB: It does not fit: " in capsys.readouterr().err
+    assert _launch("--gpus", "8", "device=cpu") == 0 and "not fit" not in capsys.readouterr().err
+    # A name of the hub, of unknown size.
+    assert _launch("--gpus", "8", "model.policy=some/model") == 0 and "not fit" not in capsys.readouterr().err
+
+
+def test_a_lead_that_is_short_for_the_save_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _launch("--gpus", "8", "--slurm") == 0 and "the signal comes" not in capsys.readouterr().err
+    _sizes(num_attention_heads=64, num_hidden_layers=80, vocab_size=128256, hidden_size=8192, intermediate_size=28672)
+    assert _launch("--gpus", "8", "--slurm") == 0
+    said = capsys.readouterr().err
+    wanted = re.search(r"the signal comes 120 seconds before .* it is --sbatch=(--signal=B:USR1@\d+)\.", said)
+    assert wanted, said
+    assert _launch("--gpus", "8", "--slurm", f"--sbatch={wanted[1]}") == 0
+    assert "the signal comes" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_an_installation_without_cuda_kernels_is_noted(
+    cuda: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _kernels(monkeypatch, cuda)
+    said = "note: this installation has no CUDA kernels, and refuses to train on GPUs: "
+    assert _launch("--gpus", "8") == 0 and (said in capsys.readouterr().err) is not cuda
+    assert _launch("--gpus", "8", "device=cpu") == 0 and said not in capsys.readouterr().err
+    monkeypatch.setenv("GIPO_MC_OPS", "reference")
+    assert _launch("--gpus", "8") == 0 and said not in capsys.readouterr().err
+
+
 def test_chunks_are_part_of_the_layout(capsys: pytest.CaptureFixture[str]) -> None:
     layout = ["parallel.tensor=2", "parallel.pipeline=1", "parallel.virtual_pipeline=1"]
     assert _launch("--gpus", "4", *layout) == 0 and "TP2 x PP1 x DP2." in capsys.readouterr().err
-    sizes = json.loads(Path("runs/paper_hh_sft/config.json").read_text()) | {"num_hidden_layers": 4}
-    for run in ("paper_hh_sft", "paper_hh_reward"):
-        Path(f"runs/{run}/config.json").write_text(json.dumps(sizes))
+    _sizes(num_hidden_layers=4)
     layout = ["parallel.tensor=2", "parallel.pipeline=2", "parallel.virtual_pipeline=2"]
     assert _launch("--gpus", "4", *layout) == 0 and "TP2 x PP2 (2 chunks) x DP1." in capsys.readouterr().err
 

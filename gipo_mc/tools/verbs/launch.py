@@ -11,11 +11,12 @@ the others reach. Exit code with --go: the run's, or that of sbatch. docs/cluste
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,18 @@ from gipo_mc.run.arguments import Parser, name, number, say_warning
 from gipo_mc.run.terminal.ending import ended
 from gipo_mc.run.terminal.voice import tell
 from gipo_mc.tools.commands import for_torchrun, trainer
-from gipo_mc.tools.slurm.job import Job, batch_script, notes
+from gipo_mc.tools.doctor import lacks_cuda_kernels
+from gipo_mc.tools.slurm.job import MARGIN, Job, batch_script, lead_of, notes
 
 if TYPE_CHECKING:
     from gipo_mc.config import Config
+    from gipo_mc.plan.plan import Plan
 
 HOST, PORT = "HOST", 29500
+#: The GPU whose memory and speed are taken, since nothing says which there will be.
+ASSUMED = "h100"
+#: Bytes a second of a file system that is slow for a cluster's: an assumption.
+SLOW = 2e9
 
 
 def parsers() -> dict[str, Parser]:
@@ -37,7 +44,12 @@ def parsers() -> dict[str, Parser]:
 
     parser = Parser("launch", reports=True, description=__doc__)
     parser.add_argument("--nodes", type=number(1, 2**16), default=1, help="machines [1]")
-    parser.add_argument("--gpus", type=number(1, 1024), default=8, help="ranks on each of them, one for each GPU [8]")
+    parser.add_argument(
+        "--gpus",
+        type=number(1, 1024),
+        default=8,
+        help="ranks on each of them, one for each GPU; plan and dry-run take the GPUs of all [8]",
+    )
     parser.add_argument("--config", type=name, metavar="FILE", help="YAML file of the run")
     parser.add_argument(
         "--command",
@@ -154,6 +166,53 @@ def _describe(launch: Launch, options: argparse.Namespace) -> None:
     if options.slurm:
         for text in notes(launch.job, options.sbatch):
             tell(text)
+    if not launch.gpus:
+        return
+    if lacks := lacks_cuda_kernels():
+        tell(f"note: {lacks}")
+    for text in _outlook(launch, options):
+        tell(f"note: {text}")
+
+
+def _outlook(launch: Launch, options: argparse.Namespace) -> Iterator[str]:
+    """What the plan says of memory, and of the time that a job has to save, where it knows the sizes of the models."""
+    from gipo_mc.plan.hardware import HARDWARE
+    from gipo_mc.plan.plan import make_plan
+    from gipo_mc.plan.run import read_run
+    from gipo_mc.plan.show import reasons
+
+    ranks = launch.nodes * launch.ranks
+    kinds = {kind: device for kind, device in HARDWARE.items() if device.cuda}
+    try:
+        run = read_run(launch.config, launch.command, config_file=options.config)
+        plans = {kind: make_plan(run, ranks, device, node=launch.ranks) for kind, device in kinds.items()}
+    except ConfigError:  # a model of unknown size, or none at all: nothing was to be judged
+        return
+    plan = plans[ASSUMED]
+    if not plan.fits:
+        larger = [other.device.name for other in plans.values() if other.fits]
+        yield (
+            f"gipo-mc plan, on {plan.device.name}: {' '.join(reasons(plan))} "
+            f"{f'{larger[0]} has room. ' if larger else ''}gipo-mc plan --gpus {ranks} says what else would."
+        )
+    if options.slurm and plan.cost:
+        step, lead = _to_stopping_point(plan), lead_of(options.sbatch)
+        wanted = math.ceil((step + plan.checkpoint / SLOW) / 30) * 30 + MARGIN
+        if lead < wanted:
+            fast = plan.checkpoint / max(lead - MARGIN - step, 1)
+            yield (
+                f"the signal comes {lead} seconds before the time limit. By gipo-mc plan, on {plan.device.name}, a "
+                f"step takes up to {step:.0f} of them, and the file system has to take {fast / 1e9:.1f} GB/s for the "
+                f"{plan.checkpoint / 1e9:,.0f} GB of a save. With {SLOW / 1e9:.0f} GB/s it is "
+                f"--sbatch=--signal=B:USR1@{wanted}."
+            )
+
+
+def _to_stopping_point(plan: Plan) -> float:
+    """Seconds from one point at which a run may stop to the next, at most: a step, or the updates of an iteration or
+    what comes before them."""
+    updates = sum(one.seconds for name, one in (plan.cost or {}).items() if name.startswith("update"))
+    return max(updates, plan.seconds - updates) if plan.run.command == "train_gi_ppo" else plan.seconds
 
 
 def _checked(options: argparse.Namespace) -> Launch:

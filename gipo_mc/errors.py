@@ -64,6 +64,12 @@ class PeerError(GipoError):
     exit_code = 7
 
 
+class OutOfMemoryError(GipoError):
+    """Memory ran out, of a GPU or of the host, at the start or in the middle of a run."""
+
+    exit_code = 9
+
+
 #: The job was asked to stop, and wants to be queued again: the same command continues it.
 EXIT_REQUEUE = 75
 

@@ -16,12 +16,12 @@ from typing import Any
 
 from gipo_mc import presets
 from gipo_mc.config import Config, check_layout, help_lines, load_config, names_nothing, read_by, run_folder, verb_of
-from gipo_mc.errors import EXIT_REQUEUE, ConfigError, GipoError, Requeue
+from gipo_mc.errors import EXIT_REQUEUE, GipoError, Requeue
 from gipo_mc.parallel.launcher import adopt_slurm, several_hosts, suit_cuda, world_size
 from gipo_mc.run.arguments import Parser, say_error
 from gipo_mc.run.folder import RunFolder, now
 from gipo_mc.run.jsonl import printable_lines
-from gipo_mc.run.outcome import exit_called, note_end, refusal_noted
+from gipo_mc.run.outcome import exit_called, memory_ran_out, note_end, refusal_noted
 from gipo_mc.run.terminal.ending import interrupted
 from gipo_mc.run.terminal.waiting import importing
 from gipo_mc.run.trackers import check_trackers
@@ -115,7 +115,7 @@ def _run(work: Callable[[], None], ended: Callable[[str], None]) -> int:
         return report_error(exit_called(stop))
     except (RuntimeError, MemoryError) as error:
         lost = runtime.lost_peer(error) if isinstance(error, RuntimeError) else None
-        found = lost or _no_memory(error)
+        found = lost or memory_ran_out(error)
         if found is None:
             raise
         return report_error(found)
@@ -184,19 +184,6 @@ def _say(text: str) -> None:
     """Once for the whole job, because every rank has something like it to say."""
     if _is_first():
         print(f"\n{printable_lines(text)}", file=sys.stderr, flush=True)
-
-
-def _no_memory(error: RuntimeError | MemoryError) -> ConfigError | None:
-    """What torch says where an allocation fails, on either device, as an error of the configuration."""
-    signs = ("can't allocate memory", "not enough memory", "out of memory")
-    if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in signs):
-        return None
-    said = str(error).split("\n")[0] or "an allocation failed"
-    return ConfigError(
-        f"Memory is too small for this configuration ({said}): lower parallel.micro_batch_size, "
-        "parallel.tokens_per_micro_batch or parallel.logit_rows, or spread the model with parallel.tensor and "
-        "parallel.pipeline."
-    )
 
 
 def refuse(error: GipoError) -> int:

@@ -16,6 +16,7 @@ from gipo_mc.errors import (
     DataError,
     GipoError,
     NumericsError,
+    OutOfMemoryError,
     PeerError,
     Requeue,
     StorageError,
@@ -28,10 +29,15 @@ if TYPE_CHECKING:
     from gipo_mc.run.watch import Watch
 
 
+#: What torch says where an allocation fails, on either device.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
 @contextmanager
 def outcome_kept(watch: Watch) -> Iterator[None]:
-    """Around a run: its status is written at the end. A collective's error comes out as PeerError or Requeue; Ctrl-C,
-    and what the data or the numbers of a run end it for once it has begun, with a sentence on what stands."""
+    """Around a run: its status is written at the end. A collective's error comes out as PeerError or Requeue, a failed
+    allocation as OutOfMemoryError; Ctrl-C, and what data, numbers or memory of a run end it for once it has begun, with
+    a sentence on what stands."""
     from gipo_mc.parallel.news import record_error
     from gipo_mc.parallel.nodes.greeting import place
     from gipo_mc.parallel.runtime import lost_peer
@@ -47,15 +53,18 @@ def outcome_kept(watch: Watch) -> Iterator[None]:
         lost = lost_peer(error, watch.what_stands()) if isinstance(error, RuntimeError) else None
         if lost is not None:
             raise _lost(error, lost, watch) from error
-        if isinstance(error, DataError | NumericsError) and watch.begun:
-            error.args = (f"{error}\n{watch.what_stands()}",)
-        state, code, message = how_it_ended(error)
+        raised = memory_ran_out(error) or error
+        if isinstance(raised, DataError | NumericsError | OutOfMemoryError) and watch.begun:
+            raised.args = (f"{raised}\n{watch.what_stands()}",)
+        state, code, message = how_it_ended(raised)
         if state == "failed":
             record_error(code, message, place=place())
         _leave(watch, state, code, message)
-        if _is_refusal(error) and not watch.begun:
+        if _is_refusal(raised) and not watch.begun:
             watch.folder.take_back()
-        raise
+        if raised is error:
+            raise
+        raise raised from error
     watch.close()
     watch.write_status("done", 0)
 
@@ -129,8 +138,22 @@ def exit_called(stop: SystemExit) -> GipoError:
     )
 
 
+def memory_ran_out(error: BaseException) -> OutOfMemoryError | None:
+    """What is said of a failed allocation; None of other errors."""
+    known = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
+    if not known and not isinstance(error, MemoryError):
+        return None
+    said = str(error).split("\n")[0] or "an allocation failed"
+    return OutOfMemoryError(
+        f"Memory ran out ({said}): memory.recompute=full and memory.offload=[frozen] need less on a GPU, a smaller "
+        "parallel.micro_batch_size, parallel.tokens_per_micro_batch or parallel.logit_rows needs less anywhere, and "
+        "parallel.tensor and parallel.pipeline spread the model. gipo-mc plan counts what each of them saves."
+    )
+
+
 def how_it_ended(error: BaseException) -> tuple[State, int, str]:
     """State, exit code and message for run_status.json."""
+    error = memory_ran_out(error) or error
     if isinstance(error, GipoError):
         return "requeue" if isinstance(error, Requeue) else "failed", error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):

@@ -11,15 +11,12 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from gipo_mc.config import Config
 from gipo_mc.data.tokenizer import train_bpe_tokenizer
-from gipo_mc.ops import native
-from gipo_mc.parallel import runtime
 from gipo_mc.rl import gi_ppo
 from gipo_mc.run.command import BuiltinTask, run_command
 from gipo_mc.run.folder import fell_silent
@@ -117,18 +114,6 @@ def test_an_exit_inside_a_run_is_no_success(capsys: pytest.CaptureFixture[str]) 
     assert run_command("test", lambda config: sys.exit(0), argv=["device=cpu"]) == 1
     said = capsys.readouterr().err
     assert "error: exit(0) was called at " in said and "test_command.py:" in said
-
-
-def test_a_gpu_without_kernels_is_told_of_before_a_model_is_read(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recorded = RecordedTask()
-    monkeypatch.setattr(runtime, "resolve_device", lambda device: "cuda")
-    monkeypatch.setattr(native, "_C", SimpleNamespace(build_info=lambda: {"cuda": False}))
-    assert run_command("test", recorded.train, argv=["device=cuda"], builtin=recorded.task) == 2
-    assert "built without CUDA kernels" in capsys.readouterr().err and recorded.calls == ["base"]
-    monkeypatch.setenv("GIPO_MC_OPS", "reference")
-    assert run_command("test", recorded.train, argv=["device=cuda"], builtin=recorded.task) == 0
 
 
 def test_a_command_leaves_no_thread_and_no_open_file() -> None:

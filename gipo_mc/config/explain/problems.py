@@ -46,13 +46,27 @@ _ELSEWHERE = {
     "data.evaluation": "eval_dataset val_files validation_file test_file",
     "parallel.tensor": "tensor_parallel_size tensor_model_parallel_size tp tp_size",
     "parallel.pipeline": "pipeline_parallel_size pipeline_model_parallel_size pp pp_size",
-    "memory.recompute": "gradient_checkpointing activation_checkpointing",
+    "parallel.virtual_pipeline": "virtual_pipeline_model_parallel_size virtual_pipeline_size vpp vpp_size",
+    "parallel.sequence": "sequence_parallel",
+    "parallel.distributed_optimizer": "use_distributed_optimizer zero zero_stage fsdp deepspeed",
+    "memory.recompute": "gradient_checkpointing activation_checkpointing recompute_granularity",
     "dtype": "bf16 fp16 torch_dtype precision_dtype",
     "run.dir": "output_dir save_path",
     "run.trackers": "report_to logger loggers",
     "checkpoint.every": "save_steps save_freq save_interval",
     "eval.every": "eval_steps test_freq eval_interval",
 }
+#: What other libraries have, and this one does not -> the names of their options, whatever their section.
+_NOT_HERE = {
+    "there is no context parallelism: parallel.sequence=true shares the activations of a long sequence among tensor "
+    "ranks, and memory.recompute=full keeps few of them": "context context_parallel context_parallel_size "
+    "context_parallelism cp cp_size ulysses_sequence_parallel_size ring_attn_size",
+    "models are dense, so there are no experts to spread": "expert expert_parallel expert_parallel_size "
+    "expert_model_parallel_size ep ep_size expert_tensor_parallel_size",
+    "data-parallel ranks are those that parallel.tensor x parallel.pipeline leaves": "data_parallel_size dp dp_size",
+    "whole models are trained, no adapters": "lora lora_rank lora_alpha lora_r lora_dropout use_lora use_peft",
+}
+_MISSING = {name: said for said, names in _NOT_HERE.items() for name in names.split()}
 _ALIASES = {alias: tuple(keys.split(", ")) for keys, aliases in _ELSEWHERE.items() for alias in aliases.split()}
 
 
@@ -174,6 +188,8 @@ def nearest_key(key: str) -> str:
         return f"; did you mean {' or '.join(meant)}?"
     around = section + "." if section else ""
     names = list(dict.fromkeys(k.removeprefix(around).split(".")[0] for k in options() if k.startswith(around)))
+    if said := _MISSING.get(name):
+        return f"; {said}"
     if close := get_close_matches(name, names, n=1):
         return f"; did you mean {around}{close[0]}?"
     elsewhere = [k for k in options() if k.rpartition(".")[2] == name][:3]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from gipo_mc.config import load_config, options
-from gipo_mc.config.explain.problems import _ALIASES, nearest_key
+from gipo_mc.config.explain.problems import _ALIASES, _MISSING, nearest_key
 from gipo_mc.config.load import examine
 from gipo_mc.errors import ConfigError
 
@@ -60,6 +61,11 @@ def test_every_reference_to_nothing_is_named(tmp_path: Path) -> None:
         ("algorithm.beta", "did you mean algorithm.kl_coef?"),
         ("data.max_length", "did you mean data.sequence_length?"),
         ("parralel.tensor", "did you mean parallel.tensor?"),
+        ("parallel.context", "; there is no context parallelism: parallel.sequence=true shares"),
+        ("cp_size", "; there is no context parallelism"),
+        ("parallel.expert_model_parallel_size", "; models are dense"),
+        ("policy.lora_rank", "no adapters"),
+        ("parallel.sequence_parallel", "did you mean parallel.sequence?"),
         ("dpo.zzz", "known here: loss, beta, "),
     ],
 )
@@ -70,6 +76,10 @@ def test_the_nearest_key(key: str, nearest: str) -> None:
 def test_names_of_other_libraries_stand_for_keys_that_there_are() -> None:
     for alias, keys in _ALIASES.items():
         assert set(keys) <= set(options()), alias
+    last = {key.rpartition(".")[2] for key in options()}
+    assert not set(_MISSING) & (last | set(_ALIASES)), "what there is"
+    named = re.findall(r"\b[a-z]+\.[a-z_]+\b", " ".join(_MISSING.values()))
+    assert named and set(named) <= set(options())
 
 
 @pytest.mark.parametrize("key", ["data.evaluation", "data.prompts", "rollout.stop", "run.trackers", "reward.weights"])

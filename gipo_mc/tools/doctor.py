@@ -216,17 +216,21 @@ def _native(found: Libraries, require_cuda: bool) -> Iterator[Finding]:
     yield Finding("native kernels", "ok", value)
 
 
-def lacks_cuda_kernels() -> str:
-    """A sentence where a run on GPUs of this installation would be refused for want of kernels, else ""; torch is not
-    imported."""
+def unfit_for_gpus() -> Iterator[str]:
+    """A sentence on each thing for which a run on GPUs of this installation would be refused; torch is not imported."""
+    found = libraries.read()
+    if not found.torch_error and not found.cuda:
+        yield (
+            "torch is a build for the CPU in this installation, which refuses to train on GPUs: `make venv "
+            "TORCH_INDEX=` installs the one for CUDA."
+        )
     native, error = libraries.tried("gipo_mc._C")
-    if os.environ.get("GIPO_MC_OPS") == "reference" or (native and native.build_info()["cuda"]):
-        return ""
-    has = f"cannot load its kernels ({error})" if error else "has no CUDA kernels"
-    return (
-        f"this installation {has}, and refuses to train on GPUs: on the cluster build them with GIPO_MC_CUDA=1, "
-        "behind `module load cuda` or its like. gipo-mc doctor --require-cuda-kernels ends with 0 once they are there."
-    )
+    if os.environ.get("GIPO_MC_OPS") != "reference" and not (native and native.build_info()["cuda"]):
+        has = f"cannot load its kernels ({error})" if error else "has no CUDA kernels"
+        yield (
+            f"this installation {has}, and refuses to train on GPUs: build them with GIPO_MC_CUDA=1, behind `module "
+            "load cuda` or its like. gipo-mc doctor --require-cuda-kernels ends with 0 once they are there."
+        )
 
 
 def _backends(found: Libraries) -> Iterator[Finding]:

@@ -39,6 +39,7 @@ def _models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _kernels(monkeypatch: pytest.MonkeyPatch, cuda: bool) -> None:
     """An installation with kernels for CUDA, or without."""
     monkeypatch.setattr(libraries, "tried", lambda name: (SimpleNamespace(build_info=lambda: {"cuda": cuda}), ""))
+    monkeypatch.setattr(libraries, "read", lambda: libraries.Libraries(False, cuda="13.0" * cuda))
 
 
 def test_the_line_is_one_that_torchrun_and_the_trainer_take(
@@ -285,11 +286,12 @@ def test_a_lead_that_is_short_for_the_save_is_noted(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("cuda", [True, False])
-def test_an_installation_without_cuda_kernels_is_noted(
+def test_an_installation_that_is_not_for_gpus_is_noted(
     cuda: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _kernels(monkeypatch, cuda)
-    said = "note: this installation has no CUDA kernels, and refuses to train on GPUs: "
+    said, torch = "note: this installation has no CUDA kernels, and refuses", "note: torch is a build for the CPU"
+    assert _launch("--gpus", "8") == 0 and (torch in capsys.readouterr().err) is not cuda
     assert _launch("--gpus", "8") == 0 and (said in capsys.readouterr().err) is not cuda
     assert _launch("--gpus", "8", "device=cpu") == 0 and said not in capsys.readouterr().err
     monkeypatch.setenv("GIPO_MC_OPS", "reference")

@@ -25,7 +25,7 @@ from gipo_mc.run.arguments import Parser, name, number, say_warning
 from gipo_mc.run.terminal.ending import ended
 from gipo_mc.run.terminal.voice import tell
 from gipo_mc.tools.commands import for_torchrun, trainer
-from gipo_mc.tools.doctor import lacks_cuda_kernels
+from gipo_mc.tools.doctor import unfit_for_gpus
 from gipo_mc.tools.slurm.job import MARGIN, Job, batch_script, lead_of, notes
 
 if TYPE_CHECKING:
@@ -168,9 +168,7 @@ def _describe(launch: Launch, options: argparse.Namespace) -> None:
             tell(text)
     if not launch.gpus:
         return
-    if lacks := lacks_cuda_kernels():
-        tell(f"note: {lacks}")
-    for text in _outlook(launch, options):
+    for text in (*unfit_for_gpus(), *_outlook(launch, options)):
         tell(f"note: {text}")
 
 

@@ -28,7 +28,7 @@ def job(tmp_path: Path) -> Job:
     programs.mkdir()
     for name, text in (
         ("srun", f'echo "srun $*" >>{called}; $STEP'),
-        ("scontrol", f'echo "scontrol $*" >>{called}'),
+        ("scontrol", f'[ "$1" = -o ] && echo "JobId=7 $STATE" || echo "scontrol $*" >>{called}'),
         ("scancel", f'echo "scancel $*" >>{called}'),
         ("py", 'exit "$STATUS"'),
     ):
@@ -45,7 +45,7 @@ def job(tmp_path: Path) -> Job:
     ) -> tuple[int, str]:
         called.write_text("")
         environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHON": "py", "SLURM_JOB_ID": "7"}
-        environment |= {"STATUS": str(status), "STEP": step, **variables}
+        environment |= {"STATUS": str(status), "STEP": step, "STATE": "JobState=RUNNING", **variables}
         with (tmp_path / "output").open("w") as output:
             shell = subprocess.Popen(
                 ["bash", str(script), *(words or ["run", "train.py"])],
@@ -107,6 +107,16 @@ def test_a_save_that_does_not_end_in_time_does_not_end_the_night(job: Job, tmp_p
     code, called = job(status=1, step="sleep 30", asked=True, LEAD="12")
     assert (code, called.splitlines()[-1]) == (75, "scontrol requeue 7") and time.monotonic() - began < 20
     assert "do not end in time" in (tmp_path / "output").read_text()
+
+
+def test_a_job_that_is_cancelled_is_not_queued_again(job: Job) -> None:
+    for state, again in (
+        ("JobState=COMPLETING Reason=None", False),
+        ("JobState=CANCELLED Reason=None", False),
+        ("JobState=COMPLETING Reason=TimeLimit", True),
+    ):
+        code, called = job(status=75, STATE=state)
+        assert code == 75 and ("requeue" in called) is again, state
 
 
 def test_what_is_queued_again_is_asked_to_stop_or_in_a_list(job: Job) -> None:

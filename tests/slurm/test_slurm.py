@@ -82,6 +82,11 @@ def _wait_for(what: str, seen: object) -> None:
     raise AssertionError(f"{what} did not come")
 
 
+def _state(slurm: dict[str, str], job: str) -> str:
+    found = _call(slurm, "scontrol", "show", "job", job)
+    return " ".join(re.findall(r"(?:JobState|Restarts|ExitCode)=\S+", found))
+
+
 def test_a_job_that_is_asked_to_stop_is_queued_again_and_ends_as_the_undisturbed_one(
     slurm: dict[str, str], tmp_path: Path
 ) -> None:
@@ -89,23 +94,34 @@ def test_a_job_that_is_asked_to_stop_is_queued_again_and_ends_as_the_undisturbed
     options = _options(save_models(tmp_path / "models"), 40)
     environment = slurm | {"RUNS": str(tmp_path), "RANKS": "1", "GRACE": "20", "PYTHON": sys.executable}
     output, metrics = tmp_path / "output", tmp_path / "run" / "metrics.jsonl"
-    words = ["sbatch", "--parsable", "--nodes=2", f"--output={output}", "scripts/slurm/train.sbatch", "run"]
+    # With a step before it, as a script of one's own may have.
+    script = (ROOT / "scripts" / "slurm" / "train.sbatch").read_text().replace("\ntrap stop", "\nsrun true\ntrap stop")
+    (tmp_path / "own.sbatch").write_text(script)
+    words = ["sbatch", "--parsable", "--nodes=2", f"--output={output}", str(tmp_path / "own.sbatch"), "run"]
     job = _call(environment, *words, "scripts/train_sft.py", *options)
     _wait_for("the first steps", lambda: metrics.exists() and metrics.stat().st_size)
     _call(slurm, "scancel", "--batch", "--signal=USR1", job)
-
-    def state() -> str:
-        found = _call(slurm, "scontrol", "show", "job", job)
-        return " ".join(re.findall(r"(?:JobState|Restarts|ExitCode)=\S+", found))
-
-    _wait_for("the end", lambda: "JobState=COMPLETED" in state() or "JobState=FAILED" in state())
-    assert state() == "JobState=COMPLETED Restarts=1 ExitCode=0:0", output.read_text()
+    _wait_for("the end", lambda: re.search("JobState=(COMPLETED|FAILED)", _state(slurm, job)))
+    assert _state(slurm, job) == "JobState=COMPLETED Restarts=1 ExitCode=0:0", output.read_text()
     assert "requeue, exit code 75" in output.read_text() and "run: done" in output.read_text()
     assert len(checkpoint.steps(tmp_path / "run" / "checkpoints")) == 2, "one of the stop, one of the end"
 
     straight = [f"run.dir={tmp_path}", "run.name=straight", *options]
     run_ranks(_train, 2, straight)
     _assert_equal(tmp_path / "run", tmp_path / "straight", 40)
+
+
+def test_a_job_that_is_cancelled_stays_so(slurm: dict[str, str], tmp_path: Path) -> None:
+    environment = slurm | {"RUNS": str(tmp_path), "RANKS": "1", "GRACE": "20", "PYTHON": sys.executable}
+    output, metrics = tmp_path / "output", tmp_path / "run" / "metrics.jsonl"
+    options = _options(save_models(tmp_path / "models"), 10000)
+    words = ["sbatch", "--parsable", f"--output={output}", "scripts/slurm/train.sbatch", "run", "scripts/train_sft.py"]
+    job = _call(environment, *words, *options)
+    _wait_for("the first steps", lambda: metrics.exists() and metrics.stat().st_size)
+    _call(slurm, "scancel", job)
+    _wait_for("the end", lambda: "JobState=CANCELLED" in _state(slurm, job))
+    # The script says so, unless Slurm kills it before (KillWait).
+    assert "This job is queued again." not in output.read_text() and "Restarts=0" in _state(slurm, job)
 
 
 def test_srun_without_torchrun_joins_the_tasks_and_a_failed_job_shows_its_code(

@@ -106,8 +106,9 @@ def make_plan(
 def _problems(run: Run, found: Memory) -> tuple[str, ...]:
     """What would stop a start though the sums fit."""
     problems = []
-    if found.fits and found.cache_least > found.cache_limit:
-        given = run.config.rollout.kv_cache_gib
+    given = run.config.rollout.kv_cache_gib
+    # Half of the memory that models leave is not worth a word where they do not fit themselves.
+    if (found.fits or given) and found.cache_least > found.cache_limit:
         limit = f"rollout.kv_cache_gib={given:g}" if given else "half of the memory that the models leave"
         problems.append(
             f"The KV cache cannot hold one sequence of {run.lengths.longest} tokens in {limit}: it takes "

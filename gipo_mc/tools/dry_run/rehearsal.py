@@ -7,11 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from gipo_mc.errors import ConfigError
-from gipo_mc.generation.memory import Limits, page_budget
-from gipo_mc.models.kv_cache import KVCache
+from gipo_mc.models.kv_cache import KVCache, page_bytes, pages_for
 from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel.megatron.pretend import Exchange, Pretence, pretended
-from gipo_mc.plan.memory import PAGE
 from gipo_mc.plan.parameters import Role
 from gipo_mc.plan.plan import CHUNKS, Plan
 from gipo_mc.plan.run import Pass
@@ -201,15 +199,16 @@ def _odd_shapes(posted: list[Exchange], expected: tuple[int, ...]) -> list[tuple
 
 
 def _kv_cache(model: StageModel, plan: Plan) -> int:
-    """Bytes of the cache that generation makes on this rank. Raises ConfigError as a start does where it is too small
-    for one sequence."""
+    """Bytes of the cache that generation makes on this rank, in the room that the plan leaves it on the GPU. At least
+    one sequence's: where there is less room, or none, the plan's reasons say so."""
     if plan.run.config.rollout.engine != "megatron":
         return 0
     longest = plan.run.lengths.longest
     _, slots = plan.run.generated(plan.grid)
-    pages = slots * -(-longest // PAGE)
+    pages = slots * pages_for(longest)
     if plan.memory.cache_limit != float("inf"):
-        pages = min(pages, page_budget(Limits(kv_cache_gib=plan.memory.cache_limit / 2**30), model, longest))
+        each = page_bytes(model.shape, model.layout, model.config.params_dtype)
+        pages = max(min(pages, int(plan.memory.cache_limit // each)), pages_for(longest))
     dtype = model.config.params_dtype
     return kv_cache_bytes(KVCache(model.shape, model.layout, pages=pages, slots=slots, longest=longest, dtype=dtype))
 

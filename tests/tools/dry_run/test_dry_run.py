@@ -123,6 +123,29 @@ def test_what_would_not_start_is_refused_with_its_reason():
         assert code == 2 and WRONG[name][1] in errors, (name, errors)
 
 
+EIGHT_B = str(ROOT / "configs/large/llama3_8b_rl.yaml")
+#: Models alone are larger than a GPU, which leaves no room to divide: one rank of a model, tensor ranks, a pipeline.
+TOO_LARGE = {
+    "one": ["--config", EIGHT_B, "--gpus", "8", "parallel.tensor=1", "parallel.sequence=false"],
+    "tensor": ["--config", EIGHT_B, "--gpus", "8", "parallel.tensor=2"],
+    "pipeline": ["--config", SEVENTY_B, "--gpus", "32", "parallel.pipeline=4"],
+}
+
+
+def _too_large() -> dict[str, tuple[int, str, str]]:
+    return {name: _dry_run("--without-files", "--json", *words) for name, words in TOO_LARGE.items()}
+
+
+def test_models_that_fill_a_gpu_leave_the_cache_one_sequence_whatever_this_machine_has():
+    """8B: 8 key-value heads of 128 in 32 layers, keys and values of 2 bytes, 768 tokens: 96 MiB on one rank."""
+    for name, (code, out, errors) in apart(_too_large).items():
+        assert code == 2 and "Traceback" not in errors and "It does not fit: " in errors, (name, errors)
+        seen = json.loads(out)
+        sizes = {stage["kv_cache_bytes"] for stage in seen["stages"]}
+        sequence = 768 * 2 * 2 * 128 * (80 // 4 * 8 // 8 if name == "pipeline" else 32 * 8 // (1 + (name == "tensor")))
+        assert sizes == {sequence}, name
+
+
 @pytest.mark.parametrize(
     ("gpus", "override"),
     [

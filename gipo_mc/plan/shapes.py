@@ -22,8 +22,12 @@ KNOWN: dict[str, tuple[_Sizes, str, bool]] = {
     "llama-2-7b": ((32000, 4096, 11008, 32, 32, 32, 128, 4096), "llama", False),
     "llama-2-13b": ((32000, 5120, 13824, 40, 40, 40, 128, 4096), "llama", False),
     "llama-2-70b": ((32000, 8192, 28672, 80, 64, 8, 128, 4096), "llama", False),
+    "llama-3-8b": ((128256, 4096, 14336, 32, 32, 8, 128, 8192), "llama", False),
+    "llama-3-70b": ((128256, 8192, 28672, 80, 64, 8, 128, 8192), "llama", False),
     "llama-3.1-8b": ((128256, 4096, 14336, 32, 32, 8, 128, 131072), "llama", False),
     "llama-3.1-70b": ((128256, 8192, 28672, 80, 64, 8, 128, 131072), "llama", False),
+    "llama-3.1-405b": ((128256, 16384, 53248, 126, 128, 8, 128, 131072), "llama", False),
+    "llama-3.3-70b": ((128256, 8192, 28672, 80, 64, 8, 128, 131072), "llama", False),
     "llama-3.2-1b": ((128256, 2048, 8192, 16, 32, 8, 64, 131072), "llama", True),
     "llama-3.2-3b": ((128256, 3072, 8192, 28, 24, 8, 128, 131072), "llama", True),
     "deepseek-llm-7b": ((102400, 4096, 11008, 30, 32, 32, 128, 4096), "llama", False),
@@ -70,12 +74,13 @@ def local_shape(name: str) -> ModelShape | None:
 
 
 def known_shape(name: str) -> ModelShape | None:
-    """The published model of this name, chat versions included; None for others."""
+    """The published model of this name, chat versions included, in capitals or not; None for others."""
     if name in ("builtin_sft", "builtin_reward", "builtin_dpo", "builtin_gi_ppo"):
         name = "builtin_model"  # what the commands without arguments train
     short = name.lower().removeprefix("meta-").removesuffix("-hf")
     for end in ("-instruct", "-chat", "-base"):
         short = short.removesuffix(end)
+    short = re.sub(r"^(llama)(\d)", r"\1-\2", short)  # llama3-8b
     if short not in KNOWN:
         return None
     sizes, family, tied = KNOWN[short]
@@ -104,29 +109,41 @@ def _start_of_run(name: str, folder: Path) -> str:
 
 def _read(path: Path) -> ModelShape:
     try:
-        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        heads = raw["num_attention_heads"]
-        shape = ModelShape(
-            vocab_size=raw["vocab_size"],
-            hidden_size=raw["hidden_size"],
-            intermediate_size=raw["intermediate_size"],
-            layers=raw["num_hidden_layers"],
-            heads=heads,
-            kv_heads=raw.get("num_key_value_heads") or heads,
-            head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-            max_positions=raw.get("max_position_embeddings", 2048),
-            tied=bool(raw.get("tie_word_embeddings", False)),
-            family=raw.get("model_type", ""),
-        )
-    except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
-        raise ConfigError(f"{path} does not describe a model that the plan can size: {error!r}.") from error
+        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is no JSON: {error.msg} in line {error.lineno}, column {error.colno}.") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} does not describe a model: a config.json is an object in braces.")
+    family = raw.get("model_type", "")
+    if not isinstance(family, str) or family not in FAMILIES:
+        what = f"is of the family {family}" if family else "has no model_type"
+        raise ConfigError(f"{path} {what}: the families that can be planned and trained are {', '.join(FAMILIES)}.")
+    if missing := [key for key in _NEEDED if key not in raw]:
+        raise ConfigError(f"{path} lacks {', '.join(missing)}: the sizes of a model are read from there.")
+    heads, hidden = raw["num_attention_heads"], raw["hidden_size"]
+    if type(heads) is not int or heads < 1 or type(hidden) is not int:
+        raise ConfigError(f"{path} has num_attention_heads={heads!r} and hidden_size={hidden!r}: not two numbers.")
+    shape = ModelShape(
+        vocab_size=raw["vocab_size"],
+        hidden_size=hidden,
+        intermediate_size=raw["intermediate_size"],
+        layers=raw["num_hidden_layers"],
+        heads=heads,
+        kv_heads=raw.get("num_key_value_heads") or heads,
+        head_dim=raw.get("head_dim") or hidden // heads,
+        max_positions=raw.get("max_position_embeddings", 2048),
+        tied=bool(raw.get("tie_word_embeddings", False)),
+        family=family,
+    )
     if wrong := shape.absurd():
         raise ConfigError(f"{path} describes no model: {'; '.join(wrong)}.")
-    if shape.family not in FAMILIES:
-        raise ConfigError(f"{path} has model_type={shape.family!r}: the plan knows {', '.join(FAMILIES)}.")
     return shape
 
 
+#: Keys of a config.json without which a model has no size.
+_NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 #: Family -> (bias of the query, key and value projection, norm of each query and key head).
 FAMILIES = {
     "llama": (False, False), "mistral": (False, False), "qwen2": (True, False), "qwen3": (False, True)

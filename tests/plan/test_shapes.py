@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +38,10 @@ def test_families_are_those_that_can_be_trained():
 
 def test_names_lead_to_published_sizes():
     assert known_shape("Meta-Llama-3.1-8B-Instruct") == known_shape("llama-3.1-8b")
+    for name in ("Meta-Llama-3-8B", "Meta-Llama-3-8B-Instruct", "llama-3-8b", "LLAMA-3-8B", "Llama3-8B"):
+        known = shape_of(f"meta-llama/{name}", "model.policy")
+        assert known == replace(shape_of("llama-3.1-8b", "--shape"), max_positions=8192), name
+    assert known_shape("Llama-3.3-70B-Instruct") == known_shape("Llama-3.1-70B")
     assert shape_of("meta-llama/Llama-2-7b-hf", "model.policy").intermediate_size == 11008
     assert all(known_shape(name) for name in KNOWN)
     built = builtin_llama_config()
@@ -62,13 +66,18 @@ def test_a_run_leads_to_its_checkpoint_or_to_its_configuration(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "does not describe a model"),
-        ("[]", "does not describe a model"),
-        (json.dumps({"vocab_size": 8}), "does not describe a model"),
+        ("{", "is no JSON: Expecting property name enclosed in double quotes in line 1, column 2"),
+        ("[]", "an object in braces"),
+        (json.dumps({"model_type": "llama", "vocab_size": 8, "hidden_size": 8}),
+         "lacks intermediate_size, num_hidden_layers, num_attention_heads"),
+        (json.dumps({"vocab_size": 8}), "has no model_type: the families that can be planned and trained are llama"),
+        (json.dumps({"model_type": "gpt2", "n_head": 12}), "is of the family gpt2: the families .* are llama, mistral"),
+        (json.dumps({"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+                     "num_attention_heads": "x", "model_type": "llama"}), "num_attention_heads='x'"),
         (json.dumps({"vocab_size": -1, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
                      "num_attention_heads": 1, "model_type": "llama"}), "vocab_size"),
         (json.dumps({"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
-                     "num_attention_heads": 1, "model_type": "mixtral"}), "model_type"),
+                     "num_attention_heads": 1, "model_type": "mixtral"}), "is of the family mixtral"),
     ],
 )  # fmt: skip
 def test_files_that_describe_no_model(text: str, said: str, tmp_path: Path):

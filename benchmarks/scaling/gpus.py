@@ -19,7 +19,7 @@ from gipo_mc.config import load_config  # noqa: E402
 from gipo_mc.plan.goodput import FAILURE_HOURS, RESTART, scale, sizes  # noqa: E402
 from gipo_mc.plan.hardware import UTILISATION, hardware  # noqa: E402
 from gipo_mc.plan.run import read_run  # noqa: E402
-from gipo_mc.plan.show_scale import scale_text  # noqa: E402
+from gipo_mc.plan.show.scale import scale_text  # noqa: E402
 
 CONFIG, PAGE = ROOT / "configs/paper/hh_rl.yaml", ROOT / "docs/performance.md"
 #: The page's tables, and whether the batch grows in them.

@@ -8,12 +8,13 @@ from gipo_mc.errors import ConfigError
 
 
 def wide_tensor(config: Config, per_node: int, what: str) -> str:
-    """A warning where tensor-parallel ranks do not fit into a node of `per_node` (`what` it has); "" where they do."""
-    if config.parallel.tensor <= per_node:
+    """A warning where tensor-parallel ranks lie on two nodes of `per_node` (`what` it has); "" where none do. A size
+    that does not divide a node leaves a group that begins in one and ends in the next."""
+    if per_node % config.parallel.tensor == 0:
         return ""
     return (
         f"parallel.tensor={config.parallel.tensor} reaches over nodes of {per_node} {what}, and its messages are the "
-        "most frequent: lower it, and raise parallel.pipeline."
+        f"most frequent: lower it to a divisor of {per_node}, and raise parallel.pipeline."
     )
 
 

@@ -6,7 +6,7 @@ import argparse
 
 from gipo_mc.config import TRAINERS, Config, load_config
 from gipo_mc.plan.hardware import HARDWARE, Hardware, hardware
-from gipo_mc.run.arguments import name, number
+from gipo_mc.run.arguments import name, number, say_warning
 
 
 def add_run(parser: argparse.ArgumentParser, *, most_gpus: int, of_cpu: str) -> None:
@@ -16,6 +16,7 @@ def add_run(parser: argparse.ArgumentParser, *, most_gpus: int, of_cpu: str) -> 
     parser.add_argument(
         "--gpu",
         default="h100",
+        type=str.lower,
         choices=list(HARDWARE),
         metavar="NAME",
         help=f"a100, h100, h200, b200, or cpu ({of_cpu}) [h100]",
@@ -36,5 +37,11 @@ def chosen_run(options: argparse.Namespace) -> tuple[Config, str, Hardware]:
     """(configuration, its command, the device) of the options of `add_run`. Raises ConfigError."""
     from gipo_mc.plan.run import command_of
 
+    gpus, node = options.gpus, options.gpus_per_node
+    if gpus > node and gpus % node:
+        say_warning(
+            f"{gpus} GPUs do not fill nodes of {node}: the last one is taken to have {gpus % node}. --gpus-per-node "
+            "says how many a node has; launchers want as many ranks on each."
+        )
     device, config = hardware(options.gpu), load_config(options.config, options.overrides)
     return config, options.command or command_of(config), device

@@ -8,12 +8,14 @@ at least the time that the host needs to start its kernels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from gipo_mc.models.shape import ModelShape
 from gipo_mc.plan import hardware as rates
 from gipo_mc.plan.grid import Grid
 from gipo_mc.plan.hardware import OURS, Hardware, Program
+from gipo_mc.plan.memory import rows_at_a_time
 from gipo_mc.plan.offload import kinds_of, moved_bytes
 from gipo_mc.plan.parameters import Role, count, embedding, stage_parameters
 from gipo_mc.plan.run import Pass, Run
@@ -48,11 +50,19 @@ class Cost:
 
 
 def costs(
-    run: Run, grid: Grid, device: Hardware, width: int, utilisation: float, program: Program = OURS
+    run: Run,
+    grid: Grid,
+    device: Hardware,
+    width: int,
+    utilisation: float,
+    program: Program = OURS,
+    *,
+    pages: float = math.inf,
 ) -> dict[str, Cost]:
-    """Phase -> its cost in one iteration, under the names that a run logs as time/<phase>, and "save"."""
+    """Phase -> its cost in one iteration, under the names that a run logs as time/<phase>, and "save". pages: those of
+    the KV cache on a rank."""
     counter = _Counter(run, grid, device, width, utilisation, program)
-    found = {"rollout": counter.rollout()} if run.command == "train_gi_ppo" else {}
+    found = {"rollout": counter.rollout(pages)} if run.command == "train_gi_ppo" else {}
     for name, passes in run.phases(grid, longest=False).items():
         total = Cost()
         for one in dict.fromkeys(passes):
@@ -174,12 +184,13 @@ class _Counter:
         sent = ring * (FLOAT + self.width) if grid.distributed_optimizer else 2 * ring * FLOAT
         return cost + self._exchange("data", sent, 2 * grid.data)
 
-    def rollout(self) -> Cost:
+    def rollout(self, pages: float) -> Cost:
         """Prompts first, then a token at a time: each step reads the stage's weights and the keys and values so far."""
         run, grid, device = self.run, self.grid, self.device
         role, lengths, settings = run.roles[0], run.lengths, run.config.rollout
         shape = role.shape
-        rows, slots = run.generated(grid)
+        rows, _ = run.generated(grid)
+        slots = rows_at_a_time(run, grid, pages)
         prompts = -(-rows // settings.samples_per_prompt)
         flops = flops_of_token(role, lengths.prompt / 2) * lengths.prompt * prompts
         prefill = flops / (grid.tensor * grid.pipeline) / (self.utilisation * device.flops)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from gipo_mc.errors import ConfigError
 from gipo_mc.plan.hardware import DISK, OURS, Hardware, Program
-from gipo_mc.plan.plan import Plan, check_alone, search
+from gipo_mc.plan.layouts.search import check_alone, search
+from gipo_mc.plan.plan import Plan
 from gipo_mc.plan.run import Run
 
 #: Hours of one GPU between failures that end a job: Llama 3's pre-training counted 419 unexpected interruptions in 54

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,26 @@ class Grid:
         return -(-length // self.length_multiple) * self.length_multiple
 
     def crosses_nodes(self, group: str) -> bool:
-        """Does a process group ("tensor", "data" or "pipeline") reach over one machine?"""
-        span = {"tensor": self.tensor, "data": self.tensor * self.data, "pipeline": self.world}[group]
-        return span > self.node
+        """Does any process group of a kind ("tensor", "data" or "pipeline") have ranks on two machines?"""
+        return _crosses(group, self.tensor, self.data, self.pipeline, self.node)
 
     def describe(self) -> str:
         chunks = f" in {self.virtual} chunks" if self.virtual > 1 else ""
         parts = [f"tensor {self.tensor}", f"pipeline {self.pipeline}{chunks}", f"data {self.data}"]
         return " x ".join(parts) + (", sequence parallel" if self.sequence else "")
+
+
+@lru_cache(maxsize=4096)
+def _crosses(group: str, tensor: int, data: int, pipeline: int, node: int) -> bool:
+    """Machine k has the ranks from k * node on. All groups of a kind are one another's, moved by some ranks."""
+    stage = tensor * data
+    if group == "tensor":
+        first, span = range(0, stage * pipeline, tensor), tensor - 1
+    elif group == "data":
+        first, span = range(stage * pipeline), stage - tensor
+    else:
+        first, span = range(stage), stage * (pipeline - 1)
+    if not span or span >= node:
+        return span > 0
+    starts = (start for start in first if group != "data" or start % stage < tensor)
+    return any(start // node != (start + span) // node for start in starts)

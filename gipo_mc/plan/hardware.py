@@ -35,17 +35,19 @@ class Program:
 
     layer: seconds that nothing hides, for each layer of a pass and each of its ways (forward, backward). row: seconds
     of the host for each row of a decoding step. captured: are decoding steps CUDA graphs? Else the host starts their
-    kernels one by one.
+    kernels one by one. reserves: does a row of generation wait for the pages of its longest response? Else it
+    takes them as it grows, and the plan lets all rows have room.
     """
 
     name: str
     layer: float = 0.0
     row: float = 0.0
     captured: bool = True
+    reserves: bool = False
 
 
 #: This package: nothing beside the launches below, which arithmetic may hide, because nothing was measured yet.
-OURS = Program("gipo_mc")
+OURS = Program("gipo_mc", reserves=True)
 
 #: NVIDIA's data sheets: "A100 80GB SXM" (2021), "H100 SXM" (2023), "H200 SXM" (2024), "HGX B200" (2025); dense rates,
 #: NVLink's total halved for one direction. The network is a port for each GPU as in DGX systems: 200 Gb/s (A100) and

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from gipo_mc.plan.activations import Activations
 from gipo_mc.plan.grid import Grid
 from gipo_mc.plan.hardware import FRAGMENTED, RESERVED, Hardware
-from gipo_mc.plan.offload import copied_by_saves, kinds_of, state_on_device
+from gipo_mc.plan.offload import copied_by_saves, host_bytes, kinds_of, state_on_device
 from gipo_mc.plan.parameters import Role, count, stage_parameters
 from gipo_mc.plan.run import Pass, Run
 from gipo_mc.plan.state import FLOAT, ModelState, model_state
@@ -17,6 +17,8 @@ KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "kv_cache
 #: Positions of a page of the KV cache, `gipo_mc.models.kv_cache.PAGE`; prompt tokens of a prefill pass and the share
 #: of free memory that the cache may take, `gipo_mc.generation.memory`. Those modules import torch; a test compares.
 PAGE, PREFILL, CACHE_SHARE = 16, {True: 8192, False: 256}, 0.5
+#: Share by which planned peaks were off measured ones at most (docs/planning.md, a test compares).
+UNCERTAIN = 0.042
 #: Phases of the plan, and the phases of an iteration in each.
 SCORING = ("behaviour_logprob", "reference_logprob", "values", "rewards")
 
@@ -43,6 +45,10 @@ class Memory:
     #: Bytes that the KV cache may take on a rank, and the least it can do with: one sequence.
     cache_limit: float = math.inf
     cache_least: int = 0
+    #: Pages of the KV cache that a rank has room for, those of one sequence at least.
+    cache_pages: float = math.inf
+    #: Bytes on the host that memory.offload keeps for a rank, of the stage with the most.
+    offloaded: int = 0
 
     @property
     def worst(self) -> Peak:
@@ -51,6 +57,11 @@ class Memory:
     @property
     def fits(self) -> bool:
         return not self.capacity or self.worst.total <= self.capacity
+
+    @property
+    def tight(self) -> bool:
+        """Does it fit, but by less than a planned peak may be wrong?"""
+        return self.fits and 0 < self.capacity < self.worst.total * (1 + UNCERTAIN)
 
     def of(self, phase: str) -> Peak:
         """The largest peak of a phase over the stages."""
@@ -71,7 +82,19 @@ def memory(run: Run, grid: Grid, device: Hardware, width: int) -> Memory:
     phases, room = run.phases(grid, longest=True), capacity(device)
     stages = [_Stage(run, grid, device, width, stage, room) for stage in range(grid.pipeline)]
     peaks = [peak for stage in stages for peak in stage.peaks(phases)]
-    return Memory(peaks, room, min(stage.cache_limit for stage in stages), stages[0].cache_least)
+    limit, least = min(stage.cache_limit for stage in stages), stages[0].cache_least
+    page = least // max(stages[0].pages_of_a_sequence, 1)
+    pages = max(limit // page, stages[0].pages_of_a_sequence) if page and limit < math.inf else math.inf
+    return Memory(peaks, room, limit, least, pages, max(stage.offloaded for stage in stages))
+
+
+def rows_at_a_time(run: Run, grid: Grid, pages: float) -> float:
+    """Rows that a replica generates at a time on average, in a KV cache of so many pages. A row waits for a slot and
+    for the pages of its longest response; samples of a prompt share its full pages (`gipo_mc.generation.schedule`)."""
+    _, slots = run.generated(grid)
+    prompt, samples = run.lengths.prompt, run.config.rollout.samples_per_prompt
+    each = -(-(prompt + run.lengths.longest_response) // PAGE) - prompt // PAGE * (samples - 1) / samples
+    return min(slots, max(pages / each, 1.0))
 
 
 class _Stage:
@@ -81,15 +104,17 @@ class _Stage:
         self._run, self._grid, self._width, self._number = run, grid, width, stage
         self._cuda, self._last = device.cuda, stage == grid.pipeline - 1
         self._states = {role.name: self._state(role) for role in run.roles}
+        self.offloaded = host_bytes(run, self._states)
+        self.pages_of_a_sequence = -(-run.lengths.longest // PAGE)
         held = sum(state_on_device(run, self._states, "rollout").values())
         _, self._slots = run.generated(grid)
         self.cache_least = self._cache = 0
         self.cache_limit = math.inf
         if run.command == "train_gi_ppo":
-            self.cache_least = self._pages(1)
+            self.cache_least = self._bytes_of_rows(1)
             free = CACHE_SHARE * max(room - held, 0.0) if room else math.inf
             self.cache_limit = run.config.rollout.kv_cache_gib * 2**30 or free
-            self._cache = int(max(min(self._pages(self._slots), self.cache_limit), self.cache_least))
+            self._cache = int(max(min(self._bytes_of_rows(self._slots), self.cache_limit), self.cache_least))
 
     def _state(self, role: Role) -> ModelState:
         """Of a frozen model in a layout of its own: the largest stage's, wherever this rank stands there."""
@@ -99,10 +124,10 @@ class _Stage:
         stages = (model_state(role, own, stage, 0, self._width) for stage in range(own.pipeline))
         return max(stages, key=lambda state: state.weights)
 
-    def _pages(self, rows: int) -> int:
+    def _bytes_of_rows(self, rows: int) -> int:
         shape, grid = self._run.roles[0].shape, self._grid
         page = 2 * (shape.layers // grid.pipeline) * shape.kv_heads_on(grid.tensor) * PAGE * shape.head_dim
-        return rows * -(-self._run.lengths.longest // PAGE) * page * self._width
+        return rows * self.pages_of_a_sequence * page * self._width
 
     def peaks(self, phases: dict[str, list[Pass]]) -> list[Peak]:
         """Of every phase, in the order of an iteration."""

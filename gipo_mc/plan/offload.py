@@ -41,6 +41,17 @@ def state_on_device(run: Run, states: Mapping[str, ModelState], phase: str) -> d
     return max(found, key=lambda kinds: sum(kinds.values()))
 
 
+def host_bytes(run: Run, states: Mapping[str, ModelState]) -> int:
+    """Of the copies that the host keeps as long as the run lasts, on a rank: all that leaves, gradient buffers aside,
+    which are freed. states: of each model, by name."""
+    kinds, kept = kinds_of(run), 0
+    for role in run.roles:
+        state = states[role.name]
+        kept += state.weights * (("idle" if role.trained else "frozen") in kinds)
+        kept += state.optimizer * ("optimizer" in kinds)
+    return kept
+
+
 def moved_bytes(run: Run, grid: Grid, width: int) -> int:
     """That the first rank of the first stage moves in an iteration, out and in; part of it passes while something is
     computed. A trained model's weights come for the rollout or its values and for its update, and go when they have

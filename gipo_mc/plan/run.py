@@ -142,13 +142,31 @@ def read_run(
     roles = _rl_roles(config, of) if rl else _supervised_roles(config, command, of)
     most = config.rollout.max_new_tokens if rl else config.data.sequence_length
     prompts = config.data.prompt_length if rl else 0
+    if wrong := _too_long(config, rl, prompt, response):
+        raise ConfigError(f"{wrong}, the most that the configuration allows: give fewer tokens, or raise it.")
     lengths = Lengths(prompts, most, prompt or prompts, response or (most if rl else most - prompt))
-    if lengths.usual > lengths.longest:
-        raise ConfigError(
-            f"--prompt {prompt} and --response {response} are longer than the {lengths.longest} tokens that the "
-            "configuration allows: raise its data and rollout lengths, or give fewer."
-        )
     return Run(config, command, tuple(roles), lengths)
+
+
+def _too_long(config: Config, rl: bool, prompt: int, response: int) -> str:
+    """Which usual lengths are more than the configuration has room for, the start of a sentence; "": none."""
+    if not rl:
+        whole = prompt + max(response, 1)
+        if whole <= config.data.sequence_length:
+            return ""
+        given = f"--prompt {prompt} with --response {response}" if response else f"--prompt {prompt} with a response"
+        return (
+            f"{given if prompt else f'--response {response}'} is more than data.sequence_length="
+            f"{config.data.sequence_length}"
+        )
+    return " and ".join(
+        f"{name} {value} is more than {key}={most}"
+        for name, value, key, most in (
+            ("--prompt", prompt, "data.prompt_length", config.data.prompt_length),
+            ("--response", response, "rollout.max_new_tokens", config.rollout.max_new_tokens),
+        )
+        if value > most
+    )
 
 
 def _rl_roles(config: Config, of: Sizes) -> list[Role]:

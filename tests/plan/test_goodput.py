@@ -13,8 +13,8 @@ from gipo_mc.errors import ConfigError
 from gipo_mc.plan.goodput import daly, goodput, scale, sizes, young
 from gipo_mc.plan.hardware import UTILISATION, hardware
 from gipo_mc.plan.run import read_run
-from gipo_mc.plan.show_scale import scale_json, scale_text
-from scripts.plan import main
+from gipo_mc.plan.show.scale import scale_json, scale_text
+from gipo_mc.tools.verbs.plan import main
 from tests.source_rules import ROOT
 
 SEVEN_B = str(ROOT / "configs/paper/hh_rl.yaml")

@@ -9,7 +9,7 @@ from gipo_mc.errors import ConfigError
 from gipo_mc.plan.hardware import hardware
 from gipo_mc.plan.plan import Plan, make_plan
 from gipo_mc.plan.run import read_run
-from gipo_mc.plan.show import as_text
+from gipo_mc.plan.show.one import as_text
 from tests.source_rules import ROOT
 
 SEVEN_B = str(ROOT / "configs/paper/hh_rl.yaml")

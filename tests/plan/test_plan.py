@@ -16,11 +16,15 @@ from gipo_mc.errors import ConfigError
 from gipo_mc.generation import memory as generation_memory
 from gipo_mc.models.kv_cache import PAGE
 from gipo_mc.plan import memory as plan_memory
+from gipo_mc.plan.grid import Grid
 from gipo_mc.plan.hardware import hardware
-from gipo_mc.plan.plan import Plan, make_plan, nearest_change, search
+from gipo_mc.plan.layouts.nearest import nearest_change
+from gipo_mc.plan.layouts.search import search
+from gipo_mc.plan.plan import Plan, make_plan
 from gipo_mc.plan.run import read_run
-from gipo_mc.plan.show import as_json, as_text, search_text
-from scripts.plan import main
+from gipo_mc.plan.show.one import as_json, as_text, search_text
+from gipo_mc.tools.dry_run.groups import _expected
+from gipo_mc.tools.verbs.plan import main
 from tests.source_rules import ROOT
 
 #: Those of runs: configs/paper/ also has plans of many runs and judges.
@@ -30,6 +34,7 @@ CONFIGS = [
     if path.parent.name != "judges" and path.name not in ("llama2_7b.yaml", "tiny.yaml", "tiny_judge.yaml")
 ]
 RLOO = ["algorithm.name=rloo", "algorithm.critic_warmup=0", "rollout.samples_per_prompt=4"]
+EIGHT_B = str(ROOT / "configs/large/llama3_8b_rl.yaml")
 SEVEN_B = str(ROOT / "configs/paper/hh_rl.yaml")
 
 
@@ -210,9 +215,70 @@ def test_groups_over_several_machines_use_the_network():
     assert not near.grid.crosses_nodes("tensor")
 
 
+@pytest.mark.parametrize(
+    ("gpus", "node", "sizes", "crossing"),
+    [
+        (24, 8, (2, 4), ["data", "pipeline"]),  # ranks 6, 8 and 10 are a data group
+        (24, 12, (8, 1), ["tensor", "data"]),  # ranks 8 to 15 are on two nodes
+        (24, 8, (8, 3), ["pipeline"]),
+        (12, 6, (2, 2), ["pipeline"]),
+        (12, 8, (2, 2), ["data", "pipeline"]),  # 6 and 8 are stage 1's
+        (8, 12, (8, 1), []),
+        (9, 3, (1, 3), ["pipeline"]),
+        (8, 3, (2, 4), ["tensor", "pipeline"]),
+        (2**20, 8, (8, 1), ["data"]),
+    ],
+)
+def test_a_group_crosses_nodes_where_its_ranks_do(gpus: int, node: int, sizes: tuple[int, int], crossing: list[str]):
+    grid = Grid(*sizes, gpus // (sizes[0] * sizes[1]), False, True, node)
+    assert [name for name in ("tensor", "data", "pipeline") if grid.crosses_nodes(name)] == crossing
+    if gpus > 1000:
+        return
+    for name in ("tensor", "data", "pipeline"):
+        groups = _expected(name, grid)
+        assert grid.crosses_nodes(name) == any(len({rank // node for rank in ranks}) > 1 for ranks in groups), name
+
+
+def test_rows_wait_for_the_cache_as_they_wait_for_slots():
+    """8B on TP4: 2 key-value heads of 128 in 32 layers are 32 KiB a token, 128 MiB a row of 4,096, 8 rows in 1 GiB."""
+    long = ["data.prompt_length=1024", "rollout.max_new_tokens=3072"]
+    free, cache, slots = (
+        plan_of(EIGHT_B, *long, *more).cost["rollout"].seconds  # type: ignore[index]
+        for more in ([], ["rollout.kv_cache_gib=1"], ["rollout.slots=8"])
+    )
+    assert cache == slots > 5 * free
+    # Of 4 samples of a prompt the full pages of 1,024 tokens are there once: 832 pages for 4 rows of 256.
+    run = plan_of(EIGHT_B, *long, "rollout.samples_per_prompt=4").run
+    grid = Grid(4, 1, 2, True, True)
+    assert plan_memory.rows_at_a_time(run, grid, 832) == 4 and plan_memory.rows_at_a_time(run, grid, 1e9) == 256
+    assert plan_memory.rows_at_a_time(run, grid, 0) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prompt", "600", "--response", "100"], "--prompt 600 is more than data.prompt_length=512"),
+        (["--prompt", "600"], "--prompt 600 is more than data.prompt_length=512, the most"),
+        (["--prompt", "9", "--response", "300"], "--response 300 is more than rollout.max_new_tokens=256"),
+    ],
+)
+def test_usual_lengths_are_not_above_the_longest(words: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["--config", SEVEN_B, *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_usual_lengths_of_a_supervised_run_share_its_sequence(capsys: pytest.CaptureFixture[str]):
+    sft = str(ROOT / "configs/paper/hh_sft.yaml")
+    assert main(["--config", sft, "--prompt", "9000"]) == 2
+    assert "--prompt 9000 with a response is more than data.sequence_length=" in capsys.readouterr().err
+    assert main(["--config", sft, "--response", "9000"]) == 2
+    assert "--response 9000 is more than data.sequence_length=" in capsys.readouterr().err
+    assert main(["--config", sft, "--prompt", "100", "--response", "100"]) == 0
+
+
 def test_the_command_without_torch():
     code = (
-        "import sys; from scripts.plan import main; "
+        "import sys; from gipo_mc.tools.verbs.plan import main; "
         f"code = main(['--config', {SEVEN_B!r}, '--gpus', '8', '--json']); "
         "assert 'torch' not in sys.modules and 'megatron' not in sys.modules; sys.exit(code)"
     )
@@ -223,6 +289,8 @@ def test_the_command_without_torch():
 
 
 def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]):
+    assert main(["--config", SEVEN_B, "--gpu", "H100"]) == 0, "in capitals or not"
+    capsys.readouterr()
     assert main(["--config", SEVEN_B, "--gpus", "6"]) == ConfigError.exit_code
     assert "does not divide the 6 ranks" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -242,7 +310,7 @@ def test_the_search_makes_room_with_options_that_there_are(monkeypatch: pytest.M
     large = ["tokens_per_micro_batch=65536", "micro_batch_size=128"]
     config = load_config(SEVEN_B, [f"parallel.{option}" for option in large] + ["algorithm.mini_batch_size=128"])
     monkeypatch.setattr(
-        "gipo_mc.plan.plan.RELIEF", ({"memory.unheard_of": 1}, {"parallel.tokens_per_micro_batch": 4096})
+        "gipo_mc.plan.layouts.search.RELIEF", ({"memory.unheard_of": 1}, {"parallel.tokens_per_micro_batch": 4096})
     )
     plans = search(read_run(config, config_file=SEVEN_B), 8, hardware("h100"))
     relieved = [plan for plan in plans if plan.relief]
@@ -262,3 +330,12 @@ def test_the_search_goes_as_far_as_models_that_leave_between_their_turns():
 def test_a_tensor_group_over_nodes_is_warned_of(capsys: pytest.CaptureFixture[str]):
     main(["--config", SEVEN_B, "--gpus", "8", "--gpus-per-node", "2"])
     assert "warning: parallel.tensor=4 reaches over nodes of 2 GPUs" in capsys.readouterr().err
+    main(["--config", SEVEN_B, "--gpus", "24", "--gpus-per-node", "12", "parallel.tensor=8"])
+    assert "warning: parallel.tensor=8 reaches over nodes of 12 GPUs" in capsys.readouterr().err
+    assert main(["--config", SEVEN_B, "--gpus", "8", "--gpus-per-node", "12", "parallel.tensor=8"]) == 0
+    assert "warning" not in capsys.readouterr().err, "all are in one node"
+
+
+def test_nodes_that_are_not_full_are_warned_of(capsys: pytest.CaptureFixture[str]):
+    main(["--config", SEVEN_B, "--gpus", "8", "--gpus-per-node", "3"])
+    assert "warning: 8 GPUs do not fill nodes of 3: the last one is taken to have 2." in capsys.readouterr().err

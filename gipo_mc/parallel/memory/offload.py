@@ -36,7 +36,7 @@ class Part:
     """
 
     def __init__(self, name: str, find: Callable[[], list[UntypedStorage]], mover: Mover, *, kept: bool = True) -> None:
-        self._name, self._find, self._mover, self._kept = name, find, mover, kept
+        self._name, self._find, self._mover, self.kept = name, find, mover, kept
         self._storages = find()
         self._sizes = [storage.nbytes() for storage in self._storages]
         self._copy: Copy | None = None
@@ -59,7 +59,7 @@ class Part:
             return
         self.settle()
         self._here = True
-        if self._kept:
+        if self.kept:
             assert self._copy is not None, "what is not here was saved"
             self._move = self._copy.load()
         else:
@@ -75,7 +75,7 @@ class Part:
             return
         self.settle()
         self._here = False
-        if self._kept and not self._saved:
+        if self.kept and not self._saved:
             self._move, self._saved = self._room().save(), True
         else:
             release(self._storages)
@@ -228,10 +228,10 @@ class Offloader:
         return {} if self._mover is None else {"offload": lambda: self.seconds}
 
     def describe(self) -> str:
-        """For the user: what leaves, how large it is on this rank, and to where."""
+        """For the user: what leaves, how much of it is kept for this rank, and where; what is only freed is not."""
         if self._mover is None:
             return "none"
-        size = sum(part.size for resident in self._residents for part in resident.parts)
+        size = sum(part.size for resident in self._residents for part in resident.parts if part.kept)
         return f"{', '.join(sorted(self._kinds))}: {size / 2**30:.2f} GiB a rank, to {self._mover.place}"
 
     def _leave(self, parts: Iterable[Part]) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 from gipo_mc.plan import hardware as rates
 from gipo_mc.plan.cost import Cost
+from gipo_mc.plan.grid import Grid
+from gipo_mc.plan.layouts.nearest import Change
 from gipo_mc.plan.memory import KINDS
 from gipo_mc.plan.offload import kinds_of
 from gipo_mc.plan.parameters import count
-from gipo_mc.plan.plan import Change, Plan
+from gipo_mc.plan.plan import Plan
 
 _GIB = 2**30
 _WIDTH = 112
@@ -180,7 +182,8 @@ def _disk(plan: Plan) -> str:
 def _cost(plan: Plan, cost: dict[str, Cost]) -> str:
     lines = [f"{'one iteration':<20}{'s':>9}{'PFLOP':>10}{'bubble s':>10}{'links s':>9}  GB a rank sends"]
     for name, one in cost.items():
-        sent = ", ".join(_sent(plan, group, value) for group, value in one.sent.items() if value)
+        grid = plan.grid.of(name not in ("reference_logprob", "rewards"))
+        sent = ", ".join(_sent(grid, group, value) for group, value in one.sent.items() if value)
         numbers = f"{one.seconds:>9.3g}{one.flops / 1e15:>10.3g}{one.bubble:>10.3g}{one.exchange:>9.3g}"
         lines.append(f"{name:<20}{numbers}  {sent}".rstrip())
     total = f"{plan.seconds:.3g} s, checkpoints aside"
@@ -189,8 +192,8 @@ def _cost(plan: Plan, cost: dict[str, Cost]) -> str:
     return "\n".join([*lines, f"an iteration takes {total}", *_assumed(plan)])
 
 
-def _sent(plan: Plan, group: str, value: float) -> str:
-    return f"{group} {value / 1e9:,.1f} ({'network' if plan.grid.crosses_nodes(group) else 'NVLink'})"
+def _sent(grid: Grid, group: str, value: float) -> str:
+    return f"{group} {value / 1e9:,.1f} ({'network' if grid.crosses_nodes(group) else 'NVLink'})"
 
 
 def _throughput(plan: Plan) -> str:

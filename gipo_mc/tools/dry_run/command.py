@@ -44,7 +44,7 @@ def _dry_run(options: argparse.Namespace) -> int:
     from gipo_mc.config import check_layout
     from gipo_mc.plan.plan import make_plan
     from gipo_mc.plan.run import read_run
-    from gipo_mc.plan.show import reasons
+    from gipo_mc.plan.show.one import reasons
 
     config, command, device = chosen_run(options)
     check_layout(config, options.gpus, command)

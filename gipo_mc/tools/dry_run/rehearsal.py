@@ -10,8 +10,9 @@ from gipo_mc.errors import ConfigError
 from gipo_mc.models.kv_cache import KVCache, page_bytes, pages_for
 from gipo_mc.models.stage import StageModel
 from gipo_mc.parallel.megatron.pretend import Exchange, Pretence, pretended
+from gipo_mc.plan.layouts.search import CHUNKS
 from gipo_mc.plan.parameters import Role
-from gipo_mc.plan.plan import CHUNKS, Plan
+from gipo_mc.plan.plan import Plan
 from gipo_mc.plan.run import Pass
 from gipo_mc.tools.dry_run import exchanges
 from gipo_mc.tools.dry_run.groups import Kind, named

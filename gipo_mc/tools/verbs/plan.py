@@ -72,9 +72,11 @@ def main(words: Sequence[str] | None = None) -> int:
 def _plan(options: argparse.Namespace) -> int:
     from gipo_mc.config import wide_tensor
     from gipo_mc.plan.hardware import OURS, UTILISATION
-    from gipo_mc.plan.plan import check_alone, make_plan, nearest_change, search
+    from gipo_mc.plan.layouts.nearest import nearest_change
+    from gipo_mc.plan.layouts.search import check_alone, search
+    from gipo_mc.plan.plan import make_plan
     from gipo_mc.plan.run import read_run
-    from gipo_mc.plan.show import as_json, as_text, search_text
+    from gipo_mc.plan.show.one import as_json, as_text, search_text
 
     config, command, device = chosen_run(options)
     run = read_run(
@@ -93,7 +95,7 @@ def _plan(options: argparse.Namespace) -> int:
             raise ConfigError(f"No layout of {options.gpus} ranks divides the models' heads, layers and batches.")
         print(json.dumps([as_json(plan) for plan in plans], indent=2) if options.json else search_text(plans, SHOWN))
         return 0 if plans[0].fits else ConfigError.exit_code
-    if wide := wide_tensor(config, options.gpus_per_node, "GPUs"):
+    if wide := wide_tensor(config, min(options.gpus, options.gpus_per_node), "GPUs"):
         say_warning(f"{wide} --gpus-per-node says how many a node has.")
     plan = make_plan(run, options.gpus, device, **share)
     change = None if plan.fits else nearest_change(plan)
@@ -103,7 +105,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _scale(options: argparse.Namespace, run: Run, device: Hardware, share: dict[str, Any]) -> int:
     from gipo_mc.plan.goodput import FAILURE_HOURS, RESTART, scale, sizes
-    from gipo_mc.plan.show_scale import scale_json, scale_text
+    from gipo_mc.plan.show.scale import scale_json, scale_text
 
     if not device.cuda:
         raise ConfigError("--scale-to needs times, and nobody stated a CPU's rates: name a GPU with --gpu.")

@@ -227,12 +227,16 @@ class Offloader:
         """The wait for moves, as a phase that lies inside those of an iteration (`timing.Phases`)."""
         return {} if self._mover is None else {"offload": lambda: self.seconds}
 
+    @property
+    def kept(self) -> int:
+        """Bytes that lie on the host in the end: of all that leaves but gradients, which are only freed."""
+        return sum(part.size for resident in self._residents for part in resident.parts if part.kept)
+
     def describe(self) -> str:
-        """For the user: what leaves, how much of it is kept for this rank, and where; what is only freed is not."""
+        """For the user: what leaves, how much of it is kept for this rank, and where."""
         if self._mover is None:
             return "none"
-        size = sum(part.size for resident in self._residents for part in resident.parts if part.kept)
-        return f"{', '.join(sorted(self._kinds))}: {size / 2**30:.2f} GiB a rank, to {self._mover.place}"
+        return f"{', '.join(sorted(self._kinds))}: {self.kept / 2**30:.2f} GiB a rank, to {self._mover.place}"
 
     def _leave(self, parts: Iterable[Part]) -> None:
         """Out, and only then anything else in: the device need not hold both."""

@@ -188,6 +188,14 @@ def test_an_optimizer_that_was_given_new_tensors_leaves_with_these() -> None:
     assert model.moments[0].tolist() == [7.0] * 6
 
 
+def test_the_header_says_what_the_host_keeps() -> None:
+    """Weights of 6 numbers and moments of 6, of 4 bytes; gradients are freed."""
+    offloader = Offloader(["idle", "optimizer"], _Paper())
+    _Model(True).given_to(offloader, "policy")
+    assert offloader.kept == 4 * (6 + 6)
+    assert offloader.describe() == "idle, optimizer: 0.00 GiB a rank, to paper"
+
+
 # ----------------------------------------------------------------------------------------------------------- whole runs
 def _bytes_here(engines: Sequence[Engine]) -> int:
     """Of weights, gradient buffers and optimizer states, each storage once."""
@@ -280,6 +288,26 @@ def test_a_run_is_the_same_to_the_bit_and_its_models_take_less(tmp_path: Path) -
     assert not any("time/offload" in row for row in read_metrics(tmp_path / "plain"))
     about = json.loads((tmp_path / "moved" / "about.json").read_text())
     assert any(label == "offload" and "GiB a rank" in text for label, text in about)
+
+
+def _kept(rank: int, folder: Path, models: dict[str, str]) -> int:
+    """Bytes that the header of a run tells."""
+    found, close = [], Offloader.close
+
+    def noted(self: Offloader) -> None:
+        found.append(self.kept)
+        close(self)
+
+    Offloader.close = noted  # type: ignore[method-assign]  # a process of its own
+    gi_ppo.train(rl_config(folder, models, *FAST, EVERYTHING))
+    return found[0]
+
+
+def test_the_header_of_a_run_says_what_the_plan_says(tmp_path: Path) -> None:
+    models = save_models(tmp_path / "models")
+    (told,) = run_ranks(_kept, 1, tmp_path, models)
+    plan = make_plan(read_run(rl_config(tmp_path, models, *FAST, EVERYTHING)), 1, hardware("cpu"))
+    assert told == pytest.approx(plan.memory.offloaded, rel=1e-3), "but for the counts of steps"
 
 
 def test_layouts_are_the_same_to_the_bit(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gipo_mc.config import Config, check_layout
+from gipo_mc.errors import ConfigError
 from gipo_mc.plan.cost import Cost, costs
 from gipo_mc.plan.grid import Grid
 from gipo_mc.plan.hardware import OURS, UTILISATION, Hardware, Program
@@ -15,6 +16,9 @@ from gipo_mc.plan.memory import Memory, copies_of_a_save, memory
 from gipo_mc.plan.parameters import Parameter, stage_parameters, whole_model
 from gipo_mc.plan.run import Run
 from gipo_mc.plan.state import checkpoint_bytes
+
+#: The options that are a layout.
+LAYOUT = ("parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "parallel.sequence")
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,33 @@ class Plan:
     def disk(self) -> int:
         """Bytes of the checkpoints that are kept, and of the one that is being written."""
         return self.checkpoint * (self.run.config.checkpoint.keep + 1)
+
+    @property
+    def offloaded(self) -> int:
+        """Bytes of page-locked memory of the host that memory.offload keeps for a rank; on a CPU they are files."""
+        return self.memory.offloaded if self.device.cuda else 0
+
+    @property
+    def host_of_a_node(self) -> int:
+        """Bytes of host memory that the ranks of one node take at the most, while they save."""
+        return (self.offloaded + self.host) * min(self.grid.world, self.grid.node)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The layout, and what the search changed, under the names that the configuration has."""
+        keys = [*LAYOUT, *(word.partition("=")[0] for word in self.relief)]
+        parts = [(key, *key.split(".")) for key in keys]
+        return {key: getattr(getattr(self.run.config, section), name) for key, section, name in parts}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the configuration asks for that is planned as something else."""
+        if self.run.command != "train_gi_ppo" or self.run.config.rollout.engine == "megatron":
+            return ()
+        return (
+            "rollout.engine=vllm is planned as megatron: vLLM's own copy of the weights, what it sets aside and its "
+            "times are left out.",
+        )
 
     @property
     def seconds(self) -> float:
@@ -76,6 +107,8 @@ def grid_of(config: Config, gpus: int, device: Hardware, node: int = 8, command:
     """The layout of a configuration on so many ranks. Raises ConfigError with every problem of it for this command."""
     data = check_layout(config, gpus, command)
     parallel = config.parallel
+    if command == "train_gi_ppo" and config.rollout.engine == "vllm" and parallel.pipeline > 1:
+        raise ConfigError("rollout.engine=vllm has no pipeline.")  # said better by a configuration that is read
     choice = parallel.distributed_optimizer
     sharded = choice == "on" or (choice == "auto" and device.cuda)
     overlap = parallel.overlap == "on" or (parallel.overlap == "auto" and device.cuda and sharded)

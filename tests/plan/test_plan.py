@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from gipo_mc.plan import memory as plan_memory
 from gipo_mc.plan.grid import Grid
 from gipo_mc.plan.hardware import hardware
 from gipo_mc.plan.layouts.nearest import nearest_change
-from gipo_mc.plan.layouts.search import search
+from gipo_mc.plan.layouts.search import ALIKE, search
 from gipo_mc.plan.plan import Plan, make_plan
 from gipo_mc.plan.run import read_run
-from gipo_mc.plan.show.one import as_json, as_text, search_text
+from gipo_mc.plan.show.one import as_json, as_text
+from gipo_mc.plan.show.search import search_text
 from gipo_mc.tools.dry_run.groups import _expected
 from gipo_mc.tools.verbs.plan import main
 from tests.source_rules import ROOT
@@ -162,7 +164,7 @@ def test_the_search_ranks_layouts_that_fit_by_time():
     plans = search(read_run(config, config_file=SEVEN_B), 16, hardware("h100"))
     fitting = [plan for plan in plans if plan.fits]
     assert len(fitting) > 4 and plans[: len(fitting)] == fitting
-    assert [plan.seconds for plan in fitting] == sorted(plan.seconds for plan in fitting)
+    assert all(before.seconds < after.seconds * (1 + ALIKE) for before, after in pairwise(fitting))
     assert all(plan.grid.world == 16 and plan.grid.tensor <= 8 for plan in plans)
 
 
@@ -305,8 +307,8 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]):
 
 
 def test_the_search_makes_room_with_options_that_there_are(monkeypatch: pytest.MonkeyPatch):
-    """Where a layout does not fit, a change that makes it fit; options that a configuration does not have are passed
-    over."""
+    """Where a layout does not fit, a change that makes it fit or comes closest; options that a configuration does not
+    have are passed over."""
     large = ["tokens_per_micro_batch=65536", "micro_batch_size=128"]
     config = load_config(SEVEN_B, [f"parallel.{option}" for option in large] + ["algorithm.mini_batch_size=128"])
     monkeypatch.setattr(
@@ -314,7 +316,7 @@ def test_the_search_makes_room_with_options_that_there_are(monkeypatch: pytest.M
     )
     plans = search(read_run(config, config_file=SEVEN_B), 8, hardware("h100"))
     relieved = [plan for plan in plans if plan.relief]
-    assert relieved and all(plan.fits for plan in relieved) and any(plan.fits and not plan.relief for plan in plans)
+    assert any(plan.fits for plan in relieved) and any(plan.fits and not plan.relief for plan in plans)
     assert {plan.relief for plan in relieved} == {("parallel.tokens_per_micro_batch=4096",)}
     assert relieved[0].relief[0] in search_text(plans, len(plans))
 

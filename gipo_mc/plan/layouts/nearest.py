@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 from gipo_mc.config import Config
 from gipo_mc.errors import ConfigError
-from gipo_mc.plan.layouts.search import RELIEF, known
+from gipo_mc.plan.hardware import OURS, UTILISATION, Hardware, Program
+from gipo_mc.plan.layouts.search import RELIEF, known, search
 from gipo_mc.plan.plan import Plan, make_plan, words
+from gipo_mc.plan.run import Run
 
 
 @dataclass(frozen=True)
@@ -26,22 +29,58 @@ class Change:
 
 
 def nearest_change(plan: Plan) -> Change | None:
-    """What makes a plan fit on the fewest GPUs, with the fewest changes: none, one or two of these, in this order:
-    sharing the sequence and the optimizer, smaller parts of a batch, options of `RELIEF`, more tensor and pipeline
-    ranks. None where up to 16 times the GPUs do not."""
-    gpus, changes = plan.grid.world, _changes(plan.run.config)
+    """What makes a plan fit on the fewest GPUs, with the fewest changes, and of these what takes least time.
+
+    Changes are none, one or two of these: sharing the sequence and the optimizer, smaller parts of a batch, options of
+    `RELIEF`, more tensor and pipeline ranks. Tensor ranks stay within a node, unless nothing else fits. None where up
+    to 16 times the GPUs do not.
+    """
+    spread: list[Change] = []
     for factor in (1, 2, 4, 8, 16):
         for number in (0, 1, 2):
-            for chosen in combinations(changes, number):
-                both = {key: value for change in chosen for key, value in change.items()}
-                if len(both) < sum(map(len, chosen)):
-                    continue  # one option twice
-                try:
-                    other = make_plan(plan.run.changed(both), gpus * factor, plan.device, node=plan.grid.node)
-                except ConfigError:
-                    continue
-                if other.fits:
-                    return Change(both, gpus * factor, gpus, other)
+            fitting = list(_fitting(plan, plan.grid.world * factor, number))
+            if near := [change for change in fitting if not change.plan.grid.crosses_nodes("tensor")]:
+                return _best(near)
+            spread = spread or fitting
+    return _best(spread) if spread else None
+
+
+def _best(changes: list[Change]) -> Change:
+    return min(changes, key=lambda change: (change.plan.memory.tight, change.plan.seconds))
+
+
+def _fitting(plan: Plan, gpus: int, number: int) -> Iterator[Change]:
+    """So many changes on so many GPUs with which the run fits."""
+    for chosen in combinations(_changes(plan.run.config), number):
+        both = {key: value for change in chosen for key, value in change.items()}
+        if len(both) < sum(map(len, chosen)):
+            continue  # one option twice
+        try:
+            other = make_plan(
+                plan.run.changed(both), gpus, plan.device, node=plan.grid.node, utilisation=plan.utilisation
+            )
+        except ConfigError:
+            continue
+        if other.fits:
+            yield Change(both, gpus, plan.grid.world, other)
+
+
+def more_gpus(
+    run: Run,
+    gpus: int,
+    device: Hardware,
+    *,
+    node: int = 8,
+    utilisation: float = UTILISATION,
+    program: Program = OURS,
+    tell: Callable[[int, int], None] = lambda done, of: None,
+) -> Change | None:
+    """The first layout of the search on twice, four times, ... sixteen times the GPUs, where none of `gpus` fits; None
+    where none of those do. tell: as `search` does."""
+    for factor in (2, 4, 8, 16):
+        plans = search(run, gpus * factor, device, node=node, utilisation=utilisation, program=program, tell=tell)
+        if plans and plans[0].fits:
+            return Change(plans[0].options, gpus * factor, gpus, plans[0])
     return None
 
 

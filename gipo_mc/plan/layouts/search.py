@@ -25,6 +25,8 @@ RELIEF: tuple[dict[str, Any], ...] = (
 )
 #: Chunks of layers on a rank of a pipeline that the search tries.
 CHUNKS = ("parallel.virtual_pipeline", (1, 2, 4))
+#: Share of time by which layouts are taken to be as fast as each other.
+ALIKE = 0.05
 
 
 def known(changes: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -42,9 +44,9 @@ def search(
     program: Program = OURS,
     tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Plan]:
-    """Every layout of the ranks that works, those that fit first and then by time: tensor (within a node), pipeline,
-    data, with and without sequence parallelism, in several chunks; with what of `RELIEF` makes it fit. tell: how many
-    layouts were tried, of how many."""
+    """Every layout of the ranks that works, `ranked`: tensor (within a node), pipeline, data, with and without sequence
+    parallelism, in several chunks; with what of `RELIEF` makes it fit, or comes closest. tell: how many layouts were
+    tried, of how many."""
     plans, layouts = [], list(_layouts(gpus, node))
     for number, layout in enumerate(layouts):
         tell(number, len(layouts))
@@ -60,8 +62,19 @@ def search(
             if plan.fits:
                 break
         if tried:
-            plans.append(tried[-1] if tried[-1].fits else tried[0])
-    return sorted(plans, key=lambda plan: (not plan.fits, plan.seconds if plan.fits else plan.memory.worst.total))
+            plans.append(tried[-1] if tried[-1].fits else min(tried, key=lambda plan: plan.memory.worst.total))
+    return ranked(plans)
+
+
+def ranked(plans: Iterable[Plan]) -> list[Plan]:
+    """Those that fit by time, a tight one behind those that are as fast; then the others by their peak."""
+    given = list(plans)
+    left, found = sorted((plan for plan in given if plan.fits), key=lambda plan: plan.seconds), []
+    while left:
+        alike = [plan for plan in left if plan.seconds <= left[0].seconds * (1 + ALIKE)]
+        found += sorted(alike, key=lambda plan: plan.memory.tight)
+        left = left[len(alike) :]
+    return found + sorted((plan for plan in given if not plan.fits), key=lambda plan: plan.memory.worst.total)
 
 
 def check_alone(run: Run, device: Hardware) -> None:
@@ -74,6 +87,8 @@ def check_alone(run: Run, device: Hardware) -> None:
 def _layouts(gpus: int, node: int) -> Iterator[dict[str, Any]]:
     chunked = known([{CHUNKS[0]: number} for number in CHUNKS[1]])
     for tensor in range(1, min(gpus, node) + 1):
+        if gpus > node and node % tensor:
+            continue  # a group would begin in one node and end in the next
         for pipeline in range(1, gpus // tensor + 1):
             if gpus % (tensor * pipeline) == 0:
                 for sequence in (False, True)[: min(tensor, 2)]:

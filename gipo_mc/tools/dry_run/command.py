@@ -63,7 +63,7 @@ def _dry_run(options: argparse.Namespace) -> int:
         # Of a model that is not here nothing is known: what a start says of it comes first.
         raise refused(problems) or error from error
     found.problems += [*reasons(found.plan), *problems]
-    found.notes += notes
+    found.notes += [*found.plan.notes, *notes]
     print(json.dumps(as_json(found), indent=2) if options.json else as_text(found))
     if refusal := refused(found.problems):
         raise refusal

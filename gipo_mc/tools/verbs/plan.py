@@ -72,11 +72,12 @@ def main(words: Sequence[str] | None = None) -> int:
 def _plan(options: argparse.Namespace) -> int:
     from gipo_mc.config import wide_tensor
     from gipo_mc.plan.hardware import OURS, UTILISATION
-    from gipo_mc.plan.layouts.nearest import nearest_change
+    from gipo_mc.plan.layouts.nearest import more_gpus, nearest_change
     from gipo_mc.plan.layouts.search import check_alone, search
     from gipo_mc.plan.plan import make_plan
     from gipo_mc.plan.run import read_run
-    from gipo_mc.plan.show.one import as_json, as_text, search_text
+    from gipo_mc.plan.show.one import as_json, as_text
+    from gipo_mc.plan.show.search import search_text
 
     config, command, device = chosen_run(options)
     run = read_run(
@@ -93,7 +94,12 @@ def _plan(options: argparse.Namespace) -> int:
         if not plans:
             check_alone(run, device)
             raise ConfigError(f"No layout of {options.gpus} ranks divides the models' heads, layers and batches.")
-        print(json.dumps([as_json(plan) for plan in plans], indent=2) if options.json else search_text(plans, SHOWN))
+        change = None
+        if not plans[0].fits:
+            with waiting("Trying more GPUs") as tell:
+                change = more_gpus(run, options.gpus, device, **share, tell=tell)
+        rows = [as_json(plan, change) for plan in plans]
+        print(json.dumps(rows, indent=2) if options.json else search_text(plans, SHOWN, change))
         return 0 if plans[0].fits else ConfigError.exit_code
     if wide := wide_tensor(config, min(options.gpus, options.gpus_per_node), "GPUs"):
         say_warning(f"{wide} --gpus-per-node says how many a node has.")

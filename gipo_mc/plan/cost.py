@@ -190,7 +190,7 @@ class _Counter:
         role, lengths, settings = run.roles[0], run.lengths, run.config.rollout
         shape = role.shape
         rows, _ = run.generated(grid)
-        slots = rows_at_a_time(run, grid, pages)
+        slots = rows_at_a_time(run, grid, pages if self.program.reserves else math.inf)
         prompts = -(-rows // settings.samples_per_prompt)
         flops = flops_of_token(role, lengths.prompt / 2) * lengths.prompt * prompts
         prefill = flops / (grid.tensor * grid.pipeline) / (self.utilisation * device.flops)

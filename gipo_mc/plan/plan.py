@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ LAYOUT = ("parallel.tensor", "parallel.pipeline", "parallel.virtual_pipeline", "
 @dataclass(frozen=True)
 class Plan:
     """What a run needs on `grid`. width: bytes of a weight. cost: None on a CPU, whose rates nobody stated. relief: the
-    options that the search changed to make it fit, as they are written."""
+    options that the search changed to make it fit, as they are written. program: whose times these are."""
 
     run: Run
     grid: Grid
@@ -37,6 +36,7 @@ class Plan:
     problems: tuple[str, ...]
     utilisation: float
     relief: tuple[str, ...] = ()
+    program: Program = OURS
 
     @property
     def fits(self) -> bool:
@@ -130,10 +130,9 @@ def make_plan(
     width = 2 if config.dtype == "bfloat16" or (config.dtype == "auto" and device.cuda) else 4
     found = memory(run, grid, device, width)
     saved = sum(checkpoint_bytes(role, grid, width) for role in run.roles if role.trained)
-    pages = found.cache_pages if program.reserves else math.inf
-    cost = costs(run, grid, device, width, utilisation, program, pages=pages) if device.flops else None
+    time = costs(run, grid, device, width, utilisation, program, pages=found.cache_pages) if device.flops else None
     host = sum(copies_of_a_save(run, role, grid, width, device) for role in run.roles if role.trained)
-    return Plan(run, grid, device, width, found, cost, saved, host, _problems(run, found), utilisation)
+    return Plan(run, grid, device, width, found, time, saved, host, _problems(run, found), utilisation, program=program)
 
 
 def _problems(run: Run, found: Memory) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gipo_mc.plan.cost import costs
-from gipo_mc.plan.hardware import OURS, Program
 from gipo_mc.plan.plan import Plan
 
 #: Phases of an iteration that an evaluation has, too.
@@ -28,7 +27,7 @@ class Total:
         return self.training + self.evaluating + self.saving
 
 
-def total(plan: Plan, program: Program = OURS) -> Total | None:
+def total(plan: Plan) -> Total | None:
     """None on a CPU, whose rates nobody stated. The first critic_warmup iterations leave the policy's update out.
     Evaluations are GI-PPO's, of all prompts that eval.prompts asks for; one more comes before the first iteration."""
     if plan.cost is None:
@@ -38,7 +37,7 @@ def total(plan: Plan, program: Program = OURS) -> Total | None:
     if plan.run.command == "train_gi_ppo":
         training -= min(config.algorithm.critic_warmup, number) * plan.cost["update_policy"].seconds
         if config.data.evaluation and config.eval.prompts:
-            evaluations, each = 1 + _due(number, config.eval.every), _evaluation(plan, program)
+            evaluations, each = 1 + _due(number, config.eval.every), _evaluation(plan)
     saves = _due(number, config.checkpoint.every)
     return Total(number, training, evaluations, evaluations * each, saves, saves * plan.cost["save"].seconds)
 
@@ -48,11 +47,11 @@ def _due(iterations: int, every: int) -> int:
     return -(-iterations // every) if every else 1
 
 
-def _evaluation(plan: Plan, program: Program) -> float:
+def _evaluation(plan: Plan) -> float:
     config = plan.run.config
     rows = config.eval.prompts * max(len(set(config.data.domains)), 1)
     sizes = {"rollout.batch_size": max(rows, plan.grid.data), "rollout.samples_per_prompt": 1}
     run = plan.run.changed({**sizes, "algorithm.mini_batch_size": sizes["rollout.batch_size"]})
     pages = plan.memory.cache_pages
-    cost = costs(run, plan.grid, plan.device, plan.width, plan.utilisation, program, pages=pages)
+    cost = costs(run, plan.grid, plan.device, plan.width, plan.utilisation, plan.program, pages=pages)
     return sum(cost[name].seconds for name in _EVALUATED if name in cost)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gipo_mc.config import load_config
-from gipo_mc.plan.hardware import hardware
+from gipo_mc.plan.hardware import OURS, hardware
 from gipo_mc.plan.plan import Plan, make_plan
 from gipo_mc.plan.run import read_run
 from gipo_mc.plan.show.numbers import duration, number, size
@@ -67,6 +69,9 @@ def test_hours_of_a_run_are_its_iterations_evaluations_and_checkpoints() -> None
     hours = whole.seconds / 3600
     assert f"{hours * 8:,.0f} GPU-hours: 105 iterations " in " ".join(as_text(plan, None).split())
     assert as_json(plan)["run"]["gpu_hours"] == pytest.approx(hours * 8)
+    slower = make_plan(plan.run, 8, plan.device, program=replace(OURS, row=1e-3))
+    more = total(slower)
+    assert more is not None and more.evaluating > whole.evaluating, "an evaluation has that program's times, too"
     none = total(_plan(SEVEN_B, 8, "eval.prompts=0", "checkpoint.every=0"))
     assert none is not None and (none.evaluations, none.saves) == (0, 1)
     assert total(_plan(SEVEN_B, 8, gpu="cpu")) is None and as_json(_plan(SEVEN_B, 8, gpu="cpu"))["run"] is None

@@ -57,8 +57,9 @@ def _fitting(plan: Plan, gpus: int, number: int) -> Iterator[Change]:
             continue  # one option twice
         try:
             other = make_plan(
-                plan.run.changed(both), gpus, plan.device, node=plan.grid.node, utilisation=plan.utilisation
-            )
+                plan.run.changed(both), gpus, plan.device, node=plan.grid.node, utilisation=plan.utilisation,
+                program=plan.program,
+            )  # fmt: skip
         except ConfigError:
             continue
         if other.fits:

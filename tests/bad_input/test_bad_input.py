@@ -10,7 +10,6 @@ import io
 import json
 import multiprocessing
 import re
-import runpy
 import signal
 import tempfile
 import traceback
@@ -24,10 +23,10 @@ from gipo_mc.rl import gi_ppo
 from gipo_mc.run.command import run_command
 from gipo_mc.supervised import dpo, reward_model, sft
 from gipo_mc.tools import builtin
+from gipo_mc.tools.command import main as gipo_mc
 from tests.bad_input.evaluation_rows import EVALUATION_ROWS
 from tests.bad_input.files import DEEP_YAML, NASTY, write_bad_files
 from tests.bad_input.lines import BAD_CONFIGS, LONG, Bad, each
-from tests.source_rules import ROOT
 
 #: No answer takes longer; what hangs (a named pipe without a writer) is stopped.
 SECONDS = 20
@@ -206,7 +205,8 @@ def _main(command: str) -> Callable[[list[str]], int]:
     if command in _TRAINERS:
         train, task = _TRAINERS[command]
         return lambda words: run_command(command, train, argv=words, builtin=task)
-    return runpy.run_path(str(ROOT / "scripts" / f"{command}.py"), run_name="imported")["main"]  # type: ignore[no-any-return]
+    verb = {"run_status": "status", "convert_checkpoint": "convert"}.get(command, command.replace("_", "-"))
+    return lambda words: gipo_mc([verb, *words])
 
 
 class Hang(BaseException):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from gipo_mc.data.synthetic import builtin_tokenizer
-from scripts.convert_checkpoint import main
+from gipo_mc.tools.verbs.convert import main
 from tests.models.tiny import VARIANTS, let_this_rank_write, save_lm
 from tests.ranks import run_ranks
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from gipo_mc.data.tokenizer import load_tokenizer
 from gipo_mc.models.families import FAMILIES, read_shape
-from scripts.new_model import main
+from gipo_mc.tools.verbs.new_model import main
 
 
 @pytest.mark.parametrize("family", FAMILIES)

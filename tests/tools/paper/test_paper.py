@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import runpy
 import signal
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from gipo_mc.tools.paper.plan import load_plan, only
 from gipo_mc.tools.paper.show import rows_of, show
 from gipo_mc.tools.paper.standing import Journal, standing, with_followers
 from gipo_mc.tools.paper.steps import Step, steps_of
+from gipo_mc.tools.verbs.paper import main
 from tests.scripts import Script
 from tests.source_rules import ROOT
 from tests.tools.paper.fake_commands import attempt, write_plan
@@ -281,7 +281,6 @@ def _lines(name: str) -> list[str]:
 @pytest.mark.parametrize("name", ["llama2_7b", "tiny"])
 def test_the_shipped_plans_hold_six_methods(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Beside a folder without data, runs or network."""
-    main = runpy.run_path(str(ROOT / "scripts" / "paper.py"))["main"]
     path = str(ROOT / "configs" / "paper" / f"{name}.yaml")
     assert main(["--config", path, "--plan"]) == 0
     assert "never measured" not in capsys.readouterr().out

@@ -177,7 +177,7 @@ def _outlook(launch: Launch, options: argparse.Namespace) -> Iterator[str]:
     from gipo_mc.plan.hardware import HARDWARE
     from gipo_mc.plan.plan import make_plan
     from gipo_mc.plan.run import read_run
-    from gipo_mc.plan.show import reasons
+    from gipo_mc.plan.show.one import reasons
 
     ranks = launch.nodes * launch.ranks
     kinds = {kind: device for kind, device in HARDWARE.items() if device.cuda}

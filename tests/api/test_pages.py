@@ -114,12 +114,3 @@ def test_the_loop_of_ones_own_learns_both_kinds(folder: Path) -> None:
     history = in_a_process(main, folder, 24)
     early, late = (torch.tensor(part).mean(0) for part in (history[:4], history[-4:]))
     assert (late > early + 0.5).all(), history
-
-
-def test_the_trainer_of_trl_takes_the_ops(folder: Path) -> None:
-    """Where TRL is installed, which nothing here asks for: `pip install "trl>=1.16,<2"`."""
-    pytest.importorskip("trl")
-    from examples.trl_trainer import main
-
-    history = in_a_process(main, folder, 2)
-    assert [line["step"] for line in history if "group/variance" in line] == [1, 2]

@@ -4,6 +4,8 @@ Neither torch nor a GPU is needed. CUDA kernels are built where a CUDA compiler 
 time only. Environment variables:
 
 - GIPO_MC_CUDA=0 builds the CPU kernels only, GIPO_MC_CUDA=1 fails where there is no CUDA compiler.
+- GIPO_MC_OPS=reference builds no kernels, and needs no compiler: the programs then need the same variable, with which
+  they use the slow eager references.
 - CUDACXX, CUDA_HOME or CUDA_PATH say where nvcc is, if it is neither on PATH nor in /usr/local/cuda.
 - GIPO_MC_CUDA_ARCHITECTURES="80;90" replaces the default list of GPU architectures.
 """
@@ -23,6 +25,10 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_ARCHITECTURES = ("80", "90", "100", "120")
+WITHOUT_COMPILER = (
+    "It needs a C++17 compiler (such as the package g++). Without one, set GIPO_MC_OPS=reference, now and for the "
+    "programs: no kernels are built, and the slow eager references take their place."
+)
 
 
 def find_nvcc() -> str | None:
@@ -105,13 +111,14 @@ class CMakeBuild(build_ext):
             subprocess.run(configure, check=True)
             subprocess.run(["cmake", "--build", str(tree), "--parallel", jobs], check=True)
         except subprocess.CalledProcessError as error:
-            hint = " GIPO_MC_CUDA=0 builds the CPU kernels only." if nvcc else " A C++17 compiler is needed."
+            hint = "GIPO_MC_CUDA=0 builds the CPU kernels only." if nvcc else WITHOUT_COMPILER
             raise SystemExit(
-                f"The native build failed ({' '.join(error.cmd[:2])}); its output is above.{hint}"
+                f"The native build failed ({' '.join(error.cmd[:2])}); its output is above. {hint}"
             ) from None
         if not target.is_file():
             raise SystemExit(f"CMake ended without writing {target}: remove {tree} and build again.")
         print(f"gipo_mc: built {built} into {target}", flush=True)
 
 
-setup(ext_modules=[Extension("gipo_mc._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+kernels = [] if os.environ.get("GIPO_MC_OPS") == "reference" else [Extension("gipo_mc._C", sources=[])]
+setup(ext_modules=kernels, cmdclass={"build_ext": CMakeBuild})

@@ -57,7 +57,17 @@ def __getattr__(name: str) -> object:
         return importlib.import_module("gipo_mc.errors")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'gipo_mc' has no attribute {name!r}; it has {', '.join(sorted(_PUBLIC))}")
-    found = globals()[name] = getattr(importlib.import_module(_PUBLIC[name]), name)
+    try:
+        found = globals()[name] = getattr(importlib.import_module(_PUBLIC[name]), name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "gipo_mc"):
+            raise
+        needs = "torch" if package == "torch" else "what `pip install -e .`, without --no-deps, installs"
+        raise ModuleNotFoundError(
+            f"gipo_mc.{name} needs {package}, which is not installed here. Install {needs} (docs/library.md).",
+            name=error.name,
+        ) from error
     return found  # type: ignore[no-any-return]
 
 

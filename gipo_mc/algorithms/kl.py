@@ -21,13 +21,14 @@ _GAIN, _LARGEST = 0.1, 0.2  # of the controller, an iteration: eta changes by at
 def kl_weights(
     kl_coef: float,
     group_probs_BM: Tensor,
-    best_group: int | None,
+    best_group: int | Tensor | None,
     kind: Literal["adaptive", "fixed", "none", "adaptive_mean"],
 ) -> Tensor:
     """Weight of each sequence's KL in its token rewards or in the loss, [B], without gradient; float32 (float64 for
     float64 probabilities), as `group_objective` takes it.
 
-    kl_coef: eta, at least 0. group_probs_BM: floating [B, M], rows that sum to 1. best_group: position of a group.
+    kl_coef: eta, at least 0. group_probs_BM: floating [B, M], rows that sum to 1. best_group: position of a
+    group, an integer or a tensor of one (of argmax, say).
 
     adaptive: eta_i = kl_coef * p_i,best: sequences of the group that already earns the highest reward, where reward is
         hacked first, are held to the reference; the others may explore.

@@ -73,13 +73,15 @@ def like(
     device: torch.device,
     *,
     whose: str = "",
+    remark: str = "",
 ) -> None:
-    """`tensor` must have exactly this shape and dtype, on this device. whose: what the dtype follows from."""
+    """`tensor` must have exactly this shape and dtype, on this device. whose: what the dtype follows from. remark: how
+    to come by the shape."""
     a_tensor(op, name, tensor)
     if tensor.dtype != dtype:
         raise TypeError(f"{op}: {name} has dtype {tensor.dtype}, but {dtype}{whose} is needed here; convert it first.")
     if tuple(tensor.shape) != shape:
-        raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}, but {list(shape)} is needed here.")
+        raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}, but {list(shape)} is needed here.{remark}")
     if tensor.device != device:
         raise ValueError(f"{op}: {name} is on {tensor.device}, the other inputs on {device}; move it there.")
 
@@ -102,7 +104,7 @@ def number(
         raise ValueError(f"{op}: {name}={value} must be a finite number{bound}.")
 
 
-def group(op: str, best_group: int, groups: int) -> int:
+def group(op: str, best_group: int | Tensor, groups: int) -> int:
     """`best_group` as an int, which must be the position of one of the groups; a tensor of one integer is taken too."""
     try:
         position = operator.index(best_group)
@@ -126,6 +128,12 @@ def values_visible(tensor: Tensor) -> bool:
 
 def probabilities(op: str, name: str, probs_BM: Tensor, batch: int | None = None) -> None:
     """[B, M] with at least one group, and `batch` rows where that is known."""
+    a_tensor(op, name, probs_BM)
+    if not probs_BM.is_floating_point():
+        raise TypeError(
+            f"{op}: {name} has dtype {probs_BM.dtype} and shape {list(probs_BM.shape)}; give float32 [B, M], "
+            "probabilities. Of labels [B] take torch.nn.functional.one_hot(labels, M).float()."
+        )
     floats(op, name, probs_BM)
     shape = list(probs_BM.shape)
     if len(shape) != 2 or shape[1] == 0:
@@ -166,7 +174,13 @@ def sums_by_group(op: str, mass_M: Tensor, weighted_M: Tensor, total: int | floa
             f"{op}: mass_M has shape {list(mass_M.shape)}; give [M], summed over all sequences: of probabilities "
             "[B, M] take .sum(0)."
         )
-    like(op, "weighted_M", weighted_M, tuple(mass_M.shape), mass_M.dtype, mass_M.device, whose=", that of mass_M,")
+    a_tensor(op, "weighted_M", weighted_M)
+    if weighted_M.dtype != mass_M.dtype:
+        raise TypeError(
+            f"{op}: mass_M has dtype {mass_M.dtype} and weighted_M {weighted_M.dtype}, but both must have one. Sum "
+            "both from float32: autocast leaves probabilities in bfloat16 or float16, of which take probs.float()."
+        )
+    like(op, "weighted_M", weighted_M, tuple(mass_M.shape), mass_M.dtype, mass_M.device)
     if isinstance(total, Tensor):
         if total.numel() != 1:
             raise ValueError(f"{op}: total has shape {list(total.shape)}; give one number, that of all sequences.")
@@ -311,7 +325,10 @@ def objective(
     (batch, time), wide = tensor.shape, accumulator(dtype)
     whose = f", that of {first}," if first == "logp_BT" else " (float64 beside float64 logits, else float32)"
     for name, tensor in tokens_BT.items():
-        like(op, name, tensor, (batch, time), dtype, device, whose=whose)
+        remark = ""
+        if name == "advantage_BT" and isinstance(tensor, Tensor) and tuple(tensor.shape) in ((batch,), (batch, 1)):
+            remark = " Where a response has one for all its tokens, pass advantage.view(-1, 1).expand(-1, T)."
+        like(op, name, tensor, (batch, time), dtype, device, whose=whose, remark=remark)
     probabilities(op, "group_probs_BM", group_probs_BM, batch)
     whose = " (float64 beside float64 log-probs, else float32)"
     like(op, "group_probs_BM", group_probs_BM, (batch, group_probs_BM.shape[1]), wide, device, whose=whose)

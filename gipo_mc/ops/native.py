@@ -45,8 +45,9 @@ def module() -> Any:
     """The extension module; an ImportError that says what to do where it is missing."""
     if _C is None:
         raise ImportError(
-            f"The native kernels gipo_mc._C cannot be loaded ({_failure}). Build them with `pip install -e .` in the "
-            "root of the repository, or set GIPO_MC_OPS=reference to use the slow eager references."
+            f"The native kernels gipo_mc._C cannot be loaded ({_failure}). Build them with `pip install --no-deps "
+            "-e .` in the root of the repository, which takes a C++ compiler, or set GIPO_MC_OPS=reference to "
+            "use the slow eager references, which take none."
         ) from _failure
     return _C
 
@@ -85,7 +86,7 @@ def call(name: str, device: torch.device, *args: Any) -> None:
     if kernel is None:
         raise RuntimeError(
             f"gipo_mc._C was built without CUDA kernels, but {name} was given a tensor on {device}. Install again with "
-            "`pip install -e .` where nvcc is on PATH or in CUDA_HOME, or set GIPO_MC_OPS=reference."
+            "`pip install --no-deps -e .` where nvcc is on PATH or in CUDA_HOME, or set GIPO_MC_OPS=reference."
         )
     guard: AbstractContextManager[Any] = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with guard:

@@ -113,5 +113,17 @@ def test_the_import_is_cheap_reading_a_run_needs_no_torch_and_the_ops_nothing_el
     assert done.returncode == 0, done.stderr
 
 
+def test_what_is_not_installed_is_named_with_the_remedy() -> None:
+    code = (
+        "import sys; sys.modules['omegaconf'] = None; import gipo_mc\n"  # as after pip install --no-deps
+        "try: gipo_mc.load_policy\n"
+        "except ModuleNotFoundError as error: print(error, error.name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    needed, remedy = done.stdout.split(". ", 1)
+    assert needed == "gipo_mc.load_policy needs omegaconf, which is not installed here"
+    assert "`pip install -e .`, without --no-deps" in remedy and remedy.endswith(" omegaconf\n")
+
+
 if __name__ == "__main__":
     LIST.write_text("\n".join(public_lines()) + "\n", encoding="utf-8")

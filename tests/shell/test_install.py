@@ -94,6 +94,31 @@ def test_what_pip_installs_beside_the_kernels_is_all_that_the_package_asks_for()
     assert built == described["build-system"]["requires"]
 
 
+def _build_kernels(folder: Path, **chosen: str) -> subprocess.CompletedProcess[str]:
+    """The build of the kernels where CMake finds no compiler."""
+    pytest.importorskip("setuptools")
+    pytest.importorskip("pybind11")
+    (folder / "cmake").write_text("#!/bin/sh\necho No CMAKE_CXX_COMPILER could be found.; exit 1\n")
+    (folder / "cmake").chmod(0o755)
+    shutil.copy(ROOT / "setup.py", folder)
+    (folder / "pyproject.toml").write_text('[project]\nname = "gipo_mc"\nversion = "9.9"\n')
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "GIPO_MC_CUDA": "0", **chosen}
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_a_build_without_a_compiler_ends_with_what_to_do(tmp_path: Path) -> None:
+    done = _build_kernels(tmp_path)
+    assert done.returncode != 0 and "needs a C++17 compiler" in done.stderr
+    assert "set GIPO_MC_OPS=reference, now and for the programs" in done.stderr.splitlines()[-1]
+
+
+def test_no_kernels_are_built_where_the_references_are_asked_for(tmp_path: Path) -> None:
+    done = _build_kernels(tmp_path, GIPO_MC_OPS="reference")
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("*.so"))
+
+
 def test_python_finds_the_package_from_the_folder_that_holds_the_clone(tmp_path: Path) -> None:
     """A folder `gipo_mc` in the working directory comes before all of site-packages, for all that is not a package."""
     pytest.importorskip("setuptools")

@@ -1,11 +1,12 @@
 """The three ops in a training loop of one's own: plain torch and transformers, no Megatron, no run folder.
 
-    python examples/torch_loop.py [--steps 40]
+    python examples/torch_loop.py [--steps 40] [--beta 0.3]    # --beta 0: PPO, to compare
 
 A tiny Llama continues prompts of four tokens. Prompts of even tokens are easy: each token 1 pays. Those of odd tokens
 are hard: only the pair 2 3 pays. No label says which is which. A linear classifier on the policy's own features looks
 for the groups between which the objective varies most; R_var shows whether it has found any. The policy is trained
-with PPO's clipped surrogate, minus that variance, and held to the reference most where the best group is likely.
+with PPO's clipped surrogate, minus beta times that variance, and held to the reference most where the best group is
+likely.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def read(model: LlamaForCausalLM, sequence_BL: Tensor) -> tuple[Tensor, Tensor]:
     return logp_BT, outputs.hidden_states[-1].mean(1).detach()
 
 
-def main(steps: int) -> list[tuple[float, float]]:
-    """Train; the mean reward of easy and of hard prompts in each step."""
+def main(steps: int, beta: float = BETA) -> list[tuple[float, float]]:
+    """Train; the mean reward of easy and of hard prompts in each step. beta 0: PPO, with one KL weight for all."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
@@ -73,7 +74,7 @@ def main(steps: int) -> list[tuple[float, float]]:
         probs_BM, best = probs_BM.detach(), int(found.objective_M.argmax())
 
         # Classifier-weighted KL: each response is held by the probability that it belongs to the best group.
-        kl_weight_B = gipo_mc.kl_weights(KL_COEF, probs_BM, best, "adaptive")
+        kl_weight_B = gipo_mc.kl_weights(KL_COEF, probs_BM, best, "adaptive" if beta else "fixed")
         advantage_BT = signal_B[:, None].expand(BATCH, RESPONSE)
         for _ in range(EPOCHS):
             logp_BT, _ = read(policy, sequence_BL)
@@ -81,18 +82,22 @@ def main(steps: int) -> list[tuple[float, float]]:
                 logp_BT, behaviour_BT, reference_BT, advantage_BT, length_B, probs_BM, signal_B, kl_weight_B,
                 clip=CLIP, kl_estimator="k2", signal_form="ratio",
             )  # fmt: skip
+            # All responses are of one length here; others need T_i / T beside the signal (docs/library.md).
             between = gipo_mc.group_variance(objective.mass_M, objective.weighted_M, BATCH, weights="size")
-            loss = (objective.weighted_kl - objective.surrogate_B.sum()) / tokens + BETA * between.variance
+            loss = (objective.weighted_kl - objective.surrogate_B.sum()) / tokens + beta * between.variance
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         easy_B = prompt_BP[:, 0] % 2 == 0
         history.append((float(reward_B[easy_B].mean()), float(reward_B[~easy_B].mean())))
-        print(f"step {step + 1:3d}  easy {history[-1][0]:.2f}  hard {history[-1][1]:.2f}  R_var {found.variance:.3f}")
+        easy, hard = history[-1]
+        print(f"step {step + 1:3d}  easy {easy:.2f}  hard {hard:.2f}  R_var {found.variance.item():.3f}")
     return history
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40, help="steps [%(default)s]")
-    main(parser.parse_args().steps)
+    parser.add_argument("--beta", type=float, default=BETA, help="weight of R_var; 0: PPO [%(default)s]")
+    arguments = parser.parse_args()
+    main(arguments.steps, arguments.beta)

@@ -114,3 +114,10 @@ def test_the_loop_of_ones_own_learns_both_kinds(folder: Path) -> None:
     history = in_a_process(main, folder, 24)
     early, late = (torch.tensor(part).mean(0) for part in (history[:4], history[-4:]))
     assert (late > early + 0.5).all(), history
+
+
+def test_the_loop_of_ones_own_is_ppo_without_beta(folder: Path) -> None:
+    from examples.torch_loop import main
+
+    ours, ppo = (in_a_process(main, folder, 16, beta) for beta in (0.3, 0.0))
+    assert ppo[0] == ours[0] and ppo[-1] != ours[-1]

@@ -57,18 +57,18 @@ def test_layouts_of_the_search_divide_a_node(node: int) -> None:
 
 
 def test_where_nothing_fits_the_search_says_how_many_gpus_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--config", SEVENTY_B, "--gpus", "8", "--search"]) == 2
+    assert main(["--config", EIGHT_B, "--gpus", "1", "--search"]) == 2
     text = capsys.readouterr().out
-    assert "No layout of 8 GPUs fits." in text and "are 32, with " in text and "of host memory a node" in text
+    assert "No layout of 1 GPUs fits." in text and "are 4, with " in text and "of host memory a node" in text
     found = text.splitlines()[-1]
-    assert found.startswith("--gpus 32 parallel.tensor=")
-    assert main(["--config", SEVENTY_B, *shlex.split(found)]) == 0, "and these fit"
+    assert found.startswith("--gpus 4 parallel.tensor=")
+    assert main(["--config", EIGHT_B, *shlex.split(found)]) == 0, "and these fit"
     capsys.readouterr()
     rows = [line for line in text.splitlines() if line.startswith("tensor ")]
     assert rows and all("memory.offload=[frozen,optimizer,idle]" in row for row in rows), "what relieves was tried"
-    main(["--config", SEVENTY_B, "--gpus", "8", "--search", "--json"])
+    main(["--config", EIGHT_B, "--gpus", "1", "--search", "--json"])
     first = json.loads(capsys.readouterr().out)[0]
-    assert not first["fits"] and first["nearest_change"].endswith("on 32 GPUs")
+    assert not first["fits"] and first["nearest_change"].endswith("on 4 GPUs")
 
 
 def test_nothing_fits_on_sixteen_times_as_many() -> None:

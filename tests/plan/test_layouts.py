@@ -59,7 +59,7 @@ def test_layouts_of_the_search_divide_a_node(node: int) -> None:
 def test_where_nothing_fits_the_search_says_how_many_gpus_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config", EIGHT_B, "--gpus", "1", "--search"]) == 2
     text = capsys.readouterr().out
-    assert "No layout of 1 GPUs fits." in text and "are 4, with " in text and "of host memory a node" in text
+    assert "No layout of 1 GPU fits." in text and "are 4, with " in text and "of host memory a node" in text
     found = text.splitlines()[-1]
     assert found.startswith("--gpus 4 parallel.tensor=")
     assert main(["--config", EIGHT_B, *shlex.split(found)]) == 0, "and these fit"
@@ -75,7 +75,7 @@ def test_nothing_fits_on_sixteen_times_as_many() -> None:
     run = _run(SEVENTY_B, "rollout.kv_cache_gib=0.0001")
     assert more_gpus(run, 1, hardware("h100")) is None
     plans = search(run, 1, hardware("h100"))
-    assert "No layout of 1 GPUs fits, and none of up to 16 times as many." in search_text(plans, 9)
+    assert "No layout of 1 GPU fits, and none of up to 16 times as many." in search_text(plans, 9)
 
 
 def test_the_first_row_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,11 +27,11 @@ def search_text(plans: Sequence[Plan], most: int, change: Change | None = None) 
     lines += plans[0].notes
     if plans[0].fits:
         return "\n".join([*lines, "the first of them, as options:", pasted(plans[0])])
-    gpus = plans[0].grid.world
+    none = f"No layout of {plans[0].grid.world} GPU{'s' * (plans[0].grid.world > 1)} fits"
     if change is None:
-        return "\n".join([*lines, f"No layout of {gpus} GPUs fits, and none of up to 16 times as many."])
+        return "\n".join([*lines, f"{none}, and none of up to 16 times as many."])
     lines.append(
-        f"No layout of {gpus} GPUs fits. The fewest that do, of twice as many, four times, ..., are {change.gpus}, "
+        f"{none}. The fewest that do, of twice as many, four times, ..., are {change.gpus}, "
         f"with {size(change.plan.memory.worst.total)} at most{host_of(change.plan)}"
         f"{f', {number(change.plan.seconds)} s an iteration' if change.plan.cost else ''}:"
     )

@@ -73,7 +73,7 @@ def test_where_nothing_fits_the_search_says_how_many_gpus_it_takes(capsys: pytes
 
 def test_nothing_fits_on_sixteen_times_as_many() -> None:
     run = _run(SEVENTY_B, "rollout.kv_cache_gib=0.0001")
-    assert more_gpus(run, 1, hardware("h100")) is None
+    assert more_gpus(lambda gpus: search(run, gpus, hardware("h100")), 1) is None
     plans = search(run, 1, hardware("h100"))
     assert "No layout of 1 GPU fits, and none of up to 16 times as many." in search_text(plans, 9)
 

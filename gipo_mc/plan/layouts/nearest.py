@@ -9,10 +9,8 @@ from typing import Any
 
 from gipo_mc.config import Config
 from gipo_mc.errors import ConfigError
-from gipo_mc.plan.hardware import OURS, UTILISATION, Hardware, Program
-from gipo_mc.plan.layouts.search import RELIEF, known, search
+from gipo_mc.plan.layouts.search import RELIEF, known
 from gipo_mc.plan.plan import Plan, make_plan, words
-from gipo_mc.plan.run import Run
 
 
 @dataclass(frozen=True)
@@ -66,20 +64,11 @@ def _fitting(plan: Plan, gpus: int, number: int) -> Iterator[Change]:
             yield Change(both, gpus, plan.grid.world, other)
 
 
-def more_gpus(
-    run: Run,
-    gpus: int,
-    device: Hardware,
-    *,
-    node: int = 8,
-    utilisation: float = UTILISATION,
-    program: Program = OURS,
-    tell: Callable[[int, int], None] = lambda done, of: None,
-) -> Change | None:
+def more_gpus(look: Callable[[int], list[Plan]], gpus: int) -> Change | None:
     """The first layout of the search on twice, four times, ... sixteen times the GPUs, where none of `gpus` fits; None
-    where none of those do. tell: as `search` does."""
+    where none of those do. look: `search` of the run on so many GPUs."""
     for factor in (2, 4, 8, 16):
-        plans = search(run, gpus * factor, device, node=node, utilisation=utilisation, program=program, tell=tell)
+        plans = look(gpus * factor)
         if plans and plans[0].fits:
             return Change(plans[0].options, gpus * factor, gpus, plans[0])
     return None

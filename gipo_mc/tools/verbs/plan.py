@@ -97,7 +97,7 @@ def _plan(options: argparse.Namespace) -> int:
         change = None
         if not plans[0].fits:
             with waiting("Trying more GPUs") as tell:
-                change = more_gpus(run, options.gpus, device, **share, tell=tell)
+                change = more_gpus(lambda gpus: search(run, gpus, device, **share, tell=tell), options.gpus)
         rows = [as_json(plan, change) for plan in plans]
         print(json.dumps(rows, indent=2) if options.json else search_text(plans, SHOWN, change))
         return 0 if plans[0].fits else ConfigError.exit_code

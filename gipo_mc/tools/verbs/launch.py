@@ -180,15 +180,14 @@ def _outlook(launch: Launch, options: argparse.Namespace) -> Iterator[str]:
     from gipo_mc.plan.show.one import reasons
 
     ranks = launch.nodes * launch.ranks
-    kinds = {kind: device for kind, device in HARDWARE.items() if device.cuda}
     try:
         run = read_run(launch.config, launch.command, config_file=options.config)
-        plans = {kind: make_plan(run, ranks, device, node=launch.ranks) for kind, device in kinds.items()}
+        plan = make_plan(run, ranks, HARDWARE[ASSUMED], node=launch.ranks)
     except ConfigError:  # a model of unknown size, or none at all: nothing was to be judged
         return
-    plan = plans[ASSUMED]
     if not plan.fits:
-        larger = [other.device.name for other in plans.values() if other.fits]
+        kinds = [device for kind, device in HARDWARE.items() if device.cuda and kind != ASSUMED]
+        larger = [device.name for device in kinds if make_plan(run, ranks, device, node=launch.ranks).fits]
         yield (
             f"gipo-mc plan, on {plan.device.name}: {' '.join(reasons(plan))} "
             f"{f'{larger[0]} has room. ' if larger else ''}gipo-mc plan --gpus {ranks} says what else would."

@@ -122,18 +122,18 @@ def probability_gradient(moments: GroupMoments, signal_B: Tensor) -> Tensor:
     return (per_mass_M * gap_M * slope_BM).to(signal_B.dtype)
 
 
-def length_share(length_B: Tensor, tokens: int | float | Tensor, over: Over) -> Tensor | None:
-    """T_i / T of each response, [B], with T = n / N the mean length: what the policy-dependent part of S and of
-    dR_var/dS is multiplied by with over="tokens". None with "responses": 1.
+def length_share(length_B: Tensor, form: SignalForm, over: Over) -> Tensor | None:
+    """T_i / T of each response, [B], with T the mean length: what the policy-dependent part of S and of dR_var/dS is
+    multiplied by with the form "ratio" over "tokens". None otherwise: 1.
 
-    length_B: int64 [B], all rows of the mini-batch; tokens: n, its response tokens.
+    length_B: int64 [B], all rows of the mini-batch.
 
     PPO's loss is a mean over all n tokens, mean_t (ratio - 1) A one over a response's own. With "responses" the penalty
     therefore weighs on a response of T_i tokens T / T_i times as much, beside PPO, as on one of mean length.
     """
-    if over == "responses":
+    if form != "ratio" or over == "responses":
         return None
-    return length_B * (len(length_B) / torch.as_tensor(tokens, device=length_B.device).clamp(min=1))
+    return length_B * (len(length_B) / length_B.sum().clamp(min=1))
 
 
 def length_factor(length_B: Tensor, form: SignalForm, over: Over) -> Tensor:

@@ -172,9 +172,7 @@ def _bounded_gradient(
     is like."""
     settings, (probs_BM, length_B) = config.algorithm, (objective.inputs.group_probs_BM, objective.inputs.length_B)
     found = objective.of_log_probs(logp_BT)
-    weighted_M, share_B = found.weighted_M, None
-    if objective.form == "ratio":
-        share_B = length_share(length_B, int(length_B.sum()), settings.penalty_over)
+    weighted_M, share_B = found.weighted_M, length_share(length_B, objective.form, settings.penalty_over)
     if share_B is not None:
         moved_B = share_B * (found.signal_B - objective.inputs.behaviour_signal_B)
         _, weighted_M = group_statistics(probs_BM, objective.inputs.behaviour_signal_B + moved_B)

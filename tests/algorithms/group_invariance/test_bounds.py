@@ -118,10 +118,9 @@ def test_the_weights_are_what_multiplies_ppos_gradient_at_every_length(form: Sig
     weight = relative_weight(beta, m, probs, length_factor(length, form, over))
     expected = -weight[:, None] * torch.where(mask, advantage, 0.0) / tokens
     torch.testing.assert_close(logp.grad, expected, rtol=1e-12, atol=1e-14)
-    if form == "ratio":
-        share = length_share(length, tokens, over)
-        assert (share is None) == (over == "responses")
-        assert share is None or share.tolist() == pytest.approx([1 / 4.5, 9 / 4.5, 3 / 4.5, 5 / 4.5])
+    share = length_share(length, form, over)
+    assert (share is None) == (over == "responses" or form != "ratio")
+    assert share is None or share.tolist() == pytest.approx([1 / 4.5, 9 / 4.5, 3 / 4.5, 5 / 4.5])
 
 
 def test_a_cap_holds_for_every_length_over_tokens_and_not_over_responses() -> None:

@@ -23,6 +23,7 @@ from gipo_mc.run.folder import RunFolder, now
 from gipo_mc.run.jsonl import printable_lines
 from gipo_mc.run.outcome import exit_called, memory_ran_out, note_end, refusal_noted
 from gipo_mc.run.terminal.ending import interrupted
+from gipo_mc.run.terminal.voice import is_first_rank
 from gipo_mc.run.terminal.waiting import importing
 from gipo_mc.run.trackers import check_trackers
 
@@ -99,7 +100,7 @@ def run_parsed(
 
 def _run(work: Callable[[], None], ended: Callable[[str], None]) -> int:
     """Call `work` and return the exit code. ended: told of a signal that ends the command before the run began."""
-    with importing(_is_first()):
+    with importing():
         from gipo_mc.parallel import runtime
         from gipo_mc.run.watch import listening
 
@@ -171,10 +172,6 @@ class _Start:
         return RunFolder(Path(dir) / (name or self._command), started=self._began)
 
 
-def _is_first() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _speaks() -> bool:
     """Does this rank say why a start was refused? Perhaps the ranks of one host alone know."""
     return os.environ.get("LOCAL_RANK" if several_hosts() else "RANK", "0") == "0"
@@ -182,7 +179,7 @@ def _speaks() -> bool:
 
 def _say(text: str) -> None:
     """Once for the whole job, because every rank has something like it to say."""
-    if _is_first():
+    if is_first_rank():
         print(f"\n{printable_lines(text)}", file=sys.stderr, flush=True)
 
 

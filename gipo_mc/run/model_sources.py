@@ -35,6 +35,7 @@ from gipo_mc.parallel.layout import Layout
 from gipo_mc.run import checkpoint, manifest
 from gipo_mc.run.arguments import say_warning
 from gipo_mc.run.hashes import content_of
+from gipo_mc.run.terminal.voice import is_first_rank
 
 #: To a user who set one option more and meets an empty one.
 NO_BUILTIN = "Only a command that names neither a model nor data runs the built-in task."
@@ -121,7 +122,7 @@ def classifier_of(source: ModelSource) -> tuple[ModelSource, AlgorithmConfig] | 
 
 
 def _say(text: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_rank():
         say_warning(text)
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from gipo_mc.errors import EXIT_INTERRUPTED, GipoError
+from gipo_mc.run.terminal.voice import is_first_rank
 
 #: Said of it where a run ends by it.
 SAVES_FIRST = "Ctrl-C saves nothing; SIGTERM (kill PID) saves before it ends a run."
@@ -81,6 +82,6 @@ def _is_answered_here() -> bool:
 
 
 def _quit(number: int, frame: FrameType | None) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_rank():
         os.write(2, b"\nInterrupted.\n")
     os._exit(EXIT_INTERRUPTED)

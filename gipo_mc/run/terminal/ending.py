@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gipo_mc.errors import EXIT_INTERRUPTED, EXIT_NO_READER, ConfigError, GipoError
 from gipo_mc.run.terminal.ctrl_c import gets_through
-from gipo_mc.run.terminal.voice import keep_voice
+from gipo_mc.run.terminal.voice import is_first_rank, keep_voice
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 REINSTALL = "pip install -c constraints.txt -e . in the repository (or: make venv)"
@@ -59,7 +59,7 @@ def interrupted(stop: KeyboardInterrupt) -> int:
         from gipo_mc.run.jsonl import printable_lines  # whose imports may be what was interrupted, without a word
 
         said += f" {printable_lines(str(stop))}"
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_rank():
         print(f"\n{said}", file=sys.stderr, flush=True)
     return EXIT_INTERRUPTED
 

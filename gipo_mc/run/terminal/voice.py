@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,11 @@ _quiet = False
 def is_quiet() -> bool:
     """Was --quiet given?"""
     return _quiet
+
+
+def is_first_rank() -> bool:
+    """Is this the one process, or the first of the job's ranks, which speaks for all of them?"""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

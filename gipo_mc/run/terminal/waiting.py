@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gipo_mc.run.terminal.ctrl_c import ends_at_once
-from gipo_mc.run.terminal.voice import is_quiet
+from gipo_mc.run.terminal.voice import is_first_rank, is_quiet
 
 #: Seconds after which something is said, and between two lines where there is no terminal.
 FIRST, ON_TERMINAL, LATER = 5.0, 1.0, 30.0
@@ -47,10 +47,10 @@ def waiting(what: str, about: float = 0.0, *, told: bool = True, logged: bool = 
 
 
 @contextmanager
-def importing(told: bool = True) -> Iterator[None]:
-    """Around the imports that take longest. told: whether this rank says so. Logs need not know of them. Ctrl-C ends
-    the process at once (`ends_at_once`)."""
-    with ends_at_once(), waiting("Importing torch and Megatron-core", IMPORTS, told=told, logged=False):
+def importing() -> Iterator[None]:
+    """Around the imports that take longest. The first rank says so, and logs need not know of them. Ctrl-C ends the
+    process at once (`ends_at_once`)."""
+    with ends_at_once(), waiting("Importing torch and Megatron-core", IMPORTS, told=is_first_rank(), logged=False):
         yield
 
 

@@ -14,7 +14,6 @@ for a model that many jobs load in parallel.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +26,7 @@ from gipo_mc.run.arguments import Parser, name, number
 from gipo_mc.run.command import refuse, report_error
 from gipo_mc.run.jsonl import encode, printable
 from gipo_mc.run.terminal.ending import ended
+from gipo_mc.run.terminal.voice import is_first_rank
 from gipo_mc.run.terminal.waiting import importing, waiting
 from gipo_mc.tools.output import IMPORTED_FILES, MODEL_FILES, check_output
 
@@ -95,8 +95,8 @@ def _checked(words: Sequence[str] | None) -> int:
 
 def _convert(options: argparse.Namespace, config: Config) -> int:
     # They take seconds, and all that can be refused without them has been.
-    told = os.environ.get("RANK", "0") == "0"
-    with importing(told):
+    told = is_first_rank()
+    with importing():
         import torch
         from transformers.utils import logging as transformers_logging
 

@@ -10,7 +10,6 @@ data.chat_template=true each --prompt is a user's message, rendered by the token
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,7 @@ from gipo_mc.run.arguments import Parser, name, say_warning
 from gipo_mc.run.command import command_parser, run_parsed
 from gipo_mc.run.jsonl import encode, printable
 from gipo_mc.run.terminal.ending import ended
-from gipo_mc.run.terminal.voice import tell
+from gipo_mc.run.terminal.voice import is_first_rank, tell
 from gipo_mc.tools.output import check_file
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def _generate(own: argparse.Namespace) -> int:
         from gipo_mc.run.console import on_stderr
         from gipo_mc.tools.respond import respond
 
-        console = on_stderr(enabled=os.environ.get("RANK", "0") == "0")
+        console = on_stderr(enabled=is_first_rank())
         with console.share("responses") as advance:
             responses = respond(config, own.prompt, greedy=own.greedy, on_step=advance, tell=say_warning)
         on_main(lambda: _show(responses, Path(own.out) if own.out else None, own.json))

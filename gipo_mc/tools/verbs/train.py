@@ -10,7 +10,6 @@ Without any argument each trainer does the built-in task. `gipo-mc train gi-ppo 
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,7 +84,7 @@ def _train(words: list[str]) -> int:
     trainer = TRAINERS[parser.parse_args(words[:1]).trainer]
 
     def work(config: Config) -> None:
-        with importing(os.environ.get("RANK", "0") == "0"):  # once the configuration is known to be right
+        with importing():  # once the configuration is known to be right
             module = importlib.import_module(trainer.module)
         module.train(config)
 

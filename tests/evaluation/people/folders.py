@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gipo_mc.evaluation.people.key import Key, read_key
+from gipo_mc.evaluation.people.key import PAGES, Key, read_key
 from gipo_mc.evaluation.people.page import Written, write_page
 
 OPPONENTS = ("sft", "ppo")
@@ -27,7 +27,10 @@ def pair(number: int, opponent: str = "sft", **changed: Any) -> dict[str, Any]:
 
 
 def write_pairs(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    """The folder of an evaluation. Its secret follows from its name: what is drawn from it is drawn again in each run."""
+    secret = folder / PAGES / "secret.txt"
+    secret.parent.mkdir(parents=True, exist_ok=True)
+    secret.write_text(hashlib.sha256(folder.name.encode()).hexdigest()[:32] + "\n")
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 

@@ -14,6 +14,7 @@ import pytest
 from gipo_mc.errors import ConfigError, DataError
 from gipo_mc.evaluation.people.ballot import PLEASE
 from gipo_mc.evaluation.people.guidelines import guideline_of
+from gipo_mc.evaluation.people.key import PAGES
 from gipo_mc.evaluation.people.page import page_hash, turns_of, write_page
 from tests.evaluation.people.folders import data_of, evaluation, page, pair, write_pairs
 
@@ -62,6 +63,18 @@ def test_who_has_page_seed_and_program_cannot_draw_the_sides_again(tmp_path: Pat
     sides = [[(item.pair, item.ours_first) for item in key.items if item.kind == "pair"] for key in keys]
     same = set(sides[0]) & set(sides[1])
     assert 15 <= len(same) <= 45, "the folder's secret decides"
+
+
+def test_each_folder_has_a_secret_of_its_own(tmp_path: Path):
+    found = []
+    for name in "ab":
+        file = evaluation(tmp_path / name) / PAGES / "secret.txt"
+        file.unlink()
+        page(tmp_path / name)
+        found.append(file.read_text())
+        page(tmp_path / name, seed=1)
+        assert file.read_text() == found[-1] and len(found[-1].strip()) == 32
+    assert found[0] != found[1]
 
 
 def test_the_same_call_makes_the_same_page(tmp_path: Path):

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import math
+from dataclasses import replace
 
 from gipo_mc.config import TRAINERS, Config, load_config
-from gipo_mc.plan.hardware import HARDWARE, Hardware, hardware
-from gipo_mc.run.arguments import name, number, say_warning
+from gipo_mc.errors import ConfigError
+from gipo_mc.plan.hardware import GIB, HARDWARE, Hardware, hardware
+from gipo_mc.run.arguments import name, number, real, say_warning
+
+_GIB = real(lambda value: 0 < value < math.inf, "number of GiB above 0")
 
 
 def add_run(parser: argparse.ArgumentParser, *, most_gpus: int, of_cpu: str) -> None:
@@ -22,6 +27,10 @@ def add_run(parser: argparse.ArgumentParser, *, most_gpus: int, of_cpu: str) -> 
         help=f"a100, h100, h200, b200, or cpu ({of_cpu}) [h100]",
     )
     parser.add_argument("--gpus-per-node", type=number(1, 1024), default=8, help="GPUs of one machine [8]")
+    parser.add_argument(
+        "--host-memory", type=_GIB, default=0.0, metavar="GIB",
+        help="memory of one machine, which offloading and saves must fit in [not judged]",
+    )  # fmt: skip
     parser.add_argument(
         "--command",
         default="",
@@ -43,5 +52,9 @@ def chosen_run(options: argparse.Namespace) -> tuple[Config, str, Hardware]:
             f"{gpus} GPUs do not fill nodes of {node}: the last one is taken to have {gpus % node}. --gpus-per-node "
             "says how many a node has; launchers want as many ranks on each."
         )
-    device, config = hardware(options.gpu), load_config(options.config, options.overrides)
+    device = hardware(options.gpu)
+    if options.host_memory and not device.cuda:
+        raise ConfigError("--host-memory is what a machine has beside its GPUs: leave it out with --gpu cpu.")
+    device = replace(device, host_memory=options.host_memory * GIB)
+    config = load_config(options.config, options.overrides)
     return config, options.command or command_of(config), device

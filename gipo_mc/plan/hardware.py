@@ -16,7 +16,8 @@ class Hardware:
     memory: bytes that it has; 0: not judged. flops: dense bf16 operations a second. bandwidth: bytes a second of its
     memory. nvlink: bytes a second and direction to the GPUs of its node. network: the same to other nodes. host: the
     same to the memory of the host.
-    cuda: the plan follows the code's paths on CUDA, else those on a CPU.
+    cuda: the plan follows the code's paths on CUDA, else those on a CPU. host_memory: bytes that a node's host has for
+    the ranks on it; 0: not judged.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Hardware:
     network: float
     host: float
     cuda: bool = True
+    host_memory: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gipo_mc.config import Config, check_layout
@@ -132,7 +132,19 @@ def make_plan(
     saved = sum(checkpoint_bytes(role, grid, width) for role in run.roles if role.trained)
     time = costs(run, grid, device, width, utilisation, program, pages=found.cache_pages) if device.flops else None
     host = sum(copies_of_a_save(run, role, grid, width, device) for role in run.roles if role.trained)
-    return Plan(run, grid, device, width, found, time, saved, host, _problems(run, found), utilisation, program=program)
+    plan = Plan(run, grid, device, width, found, time, saved, host, (), utilisation, program=program)
+    return replace(plan, problems=(*_problems(run, found), *_short_of_host(plan)))
+
+
+def _short_of_host(plan: Plan) -> Iterator[str]:
+    """A sentence where a node has less memory than its ranks take of it."""
+    has = plan.device.host_memory
+    if has and plan.host_of_a_node > has:
+        kept = " and ".join([*(["what is offloaded"] if plan.offloaded else []), *(["a save"] if plan.host else [])])
+        yield (
+            f"The memory of a node's host is too small: {kept} of its ranks may take "
+            f"{plan.host_of_a_node / 2**30:.1f} GiB of it, and --host-memory says {has / 2**30:.1f} GiB."
+        )
 
 
 def _problems(run: Run, found: Memory) -> tuple[str, ...]:

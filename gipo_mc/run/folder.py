@@ -188,6 +188,8 @@ class RunFolder:
             self.command = self.command or str(earlier.get("command") or "")
             if earlier.get("command", self.command) == self.command:
                 step = earlier.get("step")
+                if earlier.get("state") == "done":
+                    message = f"{message}\nThe run that was done here, at step {step}, is as it was."
                 self.write_status(state, exit_code, message, step if isinstance(step, int) else 0)
         finally:
             self.close()

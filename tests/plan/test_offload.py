@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gipo_mc.config import load_config
 from gipo_mc.errors import ConfigError
 from gipo_mc.plan.hardware import hardware
+from gipo_mc.plan.layouts.search import search
 from gipo_mc.plan.plan import Plan, make_plan
 from gipo_mc.plan.run import read_run
 from gipo_mc.plan.show.one import as_text
+from gipo_mc.tools.verbs.plan import main
 from tests.source_rules import ROOT
 
 SEVEN_B = str(ROOT / "configs/paper/hh_rl.yaml")
@@ -88,3 +92,27 @@ def test_a_save_copies_what_leaves_the_device() -> None:
     assert _plan("memory.offload=[optimizer]").host == pytest.approx(2 * (2 + 12 / 2) * MODEL, rel=0.02)
     assert _plan("memory.offload=[frozen]").host == _plan().host, "trained models stay where they are"
     assert "off the device while idle: frozen;" in " ".join(as_text(_plan("memory.offload=[frozen]"), None).split())
+
+
+def test_a_host_that_is_too_small_is_a_problem_and_what_is_proposed_fits_it(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", SEVEN_B, "--gpus", "8", "--host-memory"]
+    plan, whole = _plan("memory.offload=[frozen,optimizer]"), _plan("memory.offload=[frozen,optimizer]").host_of_a_node
+    assert plan.fits
+    for gib, code in (whole / 2**30 * 1.01, 0), (whole / 2**30 * 0.99, 2):
+        assert main([*words, f"{gib}", "memory.offload=[frozen,optimizer]"]) == code
+    said = capsys.readouterr().out
+    assert f"what is offloaded and a save of its ranks may take {whole / 2**30:.1f} GiB" in said
+    # The fastest layout on eight of these offloads; where the host has no room for that, another one comes first.
+    small = hardware("a100")
+    run = plan.run.changed({"memory.offload": []})
+    first = search(run, 8, small)[0]
+    assert first.fits and first.offloaded
+    limit = first.host_of_a_node / 2
+    plans = search(run, 8, replace(small, host_memory=limit))
+    assert any(each.fits for each in plans)
+    assert all(each.host_of_a_node <= limit for each in plans if each.fits)
+
+
+def test_a_cpu_has_no_host_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", SEVEN_B, "--gpu", "cpu", "--host-memory", "64"]) == 2
+    assert "leave it out with --gpu cpu" in capsys.readouterr().err

@@ -222,6 +222,15 @@ def test_reading_back_needs_no_lock(folder):
     assert RunFolder(folder.path).read_status()["state"] == "running"
 
 
+def test_a_refused_start_says_that_the_run_which_was_done_there_is_as_it_was(tmp_path):
+    with RunFolder.open(tmp_path, "run", "train_sft", True) as folder:
+        folder.write_status("done", 0, step=3)
+    RunFolder(tmp_path / "run").note("failed", 2, "no such key")
+    status = RunFolder(tmp_path / "run").read_status()
+    assert (status["exit_code"], status["step"]) == (2, 3)
+    assert status["message"] == "no such key\nThe run that was done here, at step 3, is as it was."
+
+
 def test_what_a_rank_said_of_a_refused_start_stands_when_the_others_are_asked_to_stop(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with RunFolder.open(tmp_path, "run", "train_sft", True) as folder:

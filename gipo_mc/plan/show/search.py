@@ -27,6 +27,7 @@ def search_text(plans: Sequence[Plan], most: int, change: Change | None = None) 
     lines += plans[0].notes
     if plans[0].fits:
         return "\n".join([*lines, "the first of them, as options:", pasted(plans[0])])
+    lines += [f"The first of them: {problem}" for problem in plans[0].problems]
     none = f"No layout of {plans[0].grid.world} GPU{'s' * (plans[0].grid.world > 1)} fits"
     if change is None:
         return "\n".join([*lines, f"{none}, and none of up to 16 times as many."])

@@ -27,7 +27,7 @@ def pair(number: int, opponent: str = "sft", **changed: Any) -> dict[str, Any]:
 
 
 def write_pairs(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    """The folder of an evaluation. Its secret follows from its name: what is drawn from it is drawn again in each run."""
+    """The folder of an evaluation. Its secret follows from its name, so that the same pages are drawn in every run."""
     secret = folder / PAGES / "secret.txt"
     secret.parent.mkdir(parents=True, exist_ok=True)
     secret.write_text(hashlib.sha256(folder.name.encode()).hexdigest()[:32] + "\n")

@@ -8,6 +8,9 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+#: Beginnings of the names of files: Python's library, code that is in none, this package.
+_NOT_THE_USERS = (os.path.dirname(os.__file__), "<frozen ", os.path.dirname(__file__))
+
 
 class GipoError(Exception):
     """Base of every error that a command turns into one clear message and an exit code."""
@@ -29,15 +32,29 @@ class DataError(GipoError):
 
 @contextmanager
 def users_code(name: str) -> Iterator[None]:
-    """Around a call of a function of the user's: whatever it raises, SystemExit too, as a DataError that says where.
-    Errors of this program pass."""
+    """Around a call of a function of the user's: whatever it raises, SystemExit too, as a DataError that says where in
+    the user's code; of a group of errors, the first. Errors of this program pass."""
     try:
         yield
     except GipoError:
         raise
     except (Exception, SystemExit) as error:  # exit(0) is no success
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise DataError(f"{name} failed at {where.filename}:{where.lineno}: {type(error).__name__}: {error}") from error
+        first: BaseException = error
+        while isinstance(first, BaseExceptionGroup):  # "1 sub-exception" says nothing
+            first = first.exceptions[0]
+        where = _last_line(first, error)
+        said = f": {first}" if str(first) else ""
+        raise DataError(f"{name} failed at {where.filename}:{where.lineno}: {type(first).__name__}{said}") from error
+
+
+def _last_line(*errors: BaseException) -> traceback.FrameSummary:
+    """The last line of the user's own code that an error passed: of the first error that passed any, or else the last
+    line of all, in a library."""
+    lines = [traceback.extract_tb(error.__traceback__) for error in errors]
+    own = [line for found in lines for line in reversed(found) if not line.filename.startswith(_NOT_THE_USERS)]
+    installed = ("site-packages", "dist-packages")
+    outside = [line for line in own if not any(part in line.filename for part in installed)]
+    return (outside or [line for found in lines for line in reversed(found)])[0]
 
 
 class CheckpointError(GipoError):

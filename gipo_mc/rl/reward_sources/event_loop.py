@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -38,6 +38,15 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     if error is not None:
         raise error
     return result  # type: ignore[return-value]  # None only beside an error, or as the coroutine's own result
+
+
+async def of_user(work: Awaitable[T]) -> T:
+    """What a coroutine of the user's returns. If it is cancelled from within, by a task that it cancelled and waited
+    for, that is raised as a RuntimeError: asyncio would cancel all that waits, as if Ctrl-C had been pressed."""
+    try:
+        return await work
+    except asyncio.CancelledError as error:
+        raise RuntimeError("it was cancelled").with_traceback(error.__traceback__) from error
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.limits import limited
 from gipo_mc.rl.reward_sources import event_loop
-from gipo_mc.rl.reward_sources.samples import may_skip, numbers, samples_of
+from gipo_mc.rl.reward_sources.samples import listed, may_skip, numbers, samples_of
 from gipo_mc.run.functions.rewards import Form, RewardFunction, form_of
 from gipo_mc.types import Prompt, Rollout, Sample
 
@@ -66,8 +66,8 @@ class FunctionReward:
             with users_code(self.name):
                 answer = self.function(*arguments)
                 if inspect.isawaitable(answer):
-                    answer = event_loop.run(_waited_for(answer))
-                answer = list(answer) if not isinstance(answer, str | bytes | dict) and _has_parts(answer) else answer
+                    answer = event_loop.run(event_loop.of_user(answer))
+                answer = listed(answer)
         except DataError as error:
             if self.settings.on_error == "stop":
                 raise
@@ -99,7 +99,7 @@ class FunctionReward:
                 with users_code(self.name):
                     answer = self.function(sample)
                     if inspect.isawaitable(answer):
-                        answer = event_loop.run(_waited_for(answer))
+                        answer = event_loop.run(event_loop.of_user(answer))
             except DataError as error:
                 yield None, error
             else:
@@ -112,7 +112,7 @@ class FunctionReward:
             async with free:
                 try:
                     with users_code(self.name):
-                        return await self.function(sample), None
+                        return await event_loop.of_user(self.function(sample)), None
                 except DataError as error:
                     return None, error
 
@@ -121,15 +121,3 @@ class FunctionReward:
 
 def _is_async(function: RewardFunction) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-
-
-def _has_parts(answer: object) -> bool:
-    try:
-        iter(answer)  # type: ignore[call-overload]
-    except TypeError:
-        return False
-    return True
-
-
-async def _waited_for(answer: Awaitable[Any]) -> Any:
-    return await answer

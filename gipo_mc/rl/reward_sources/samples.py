@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from transformers import PreTrainedTokenizerBase
 
@@ -57,10 +57,25 @@ def number(value: object, who: str, row: int) -> float:
         if isinstance(value, str | bytes | None):
             raise TypeError
         return float(value)  # type: ignore[arg-type]  # or the error below
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+    except Exception as error:  # what an object of the user's raises may be anything
         raise DataError(
             f"{who} returned {value!r:.100} for response {row}: a number is expected, NaN where there is none."
         ) from error
+
+
+def listed(answer: object) -> object:
+    """An answer for many responses as a list, of whatever kind its numbers stand in a row: an array, a generator; as it
+    is where they do not. A set has no order, and of a mapping the keys would be taken for rewards.
+
+    Raises what the answer's own code raises.
+    """
+    if isinstance(answer, str | bytes | Mapping | Set):
+        return answer
+    try:
+        numbers_of = iter(answer)  # type: ignore[call-overload]  # or the error below
+    except TypeError:
+        return answer
+    return list(numbers_of)
 
 
 def numbers(
@@ -72,13 +87,10 @@ def numbers(
     first_row: of the answer, in the batch; for errors.
     """
     wrong: DataError | None = None
-    try:
-        found = list(answer)  # type: ignore[call-overload]  # or the error below
-    except TypeError:
-        found = None
-    if found is None or isinstance(answer, str | bytes | dict) or len(found) != count:
-        what = f"{len(found)} rewards" if found is not None else f"{answer!r:.100}"
-        wrong = DataError(f"{who} returned {what} for {count} responses.")
+    found = listed(answer)
+    if not isinstance(found, list) or len(found) != count:
+        what = f"{len(found)} rewards" if isinstance(found, list) else f"{answer!r:.100}"
+        wrong = DataError(f"{who} returned {what} for {count} responses: a list of a number for each is expected.")
         if not skip:
             raise wrong
         return [math.nan] * count, wrong

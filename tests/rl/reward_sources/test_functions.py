@@ -135,6 +135,35 @@ async def _one_raises(sample: Sample) -> float:
     return 1.0 / (sample.index - 2)
 
 
+async def _one_is_cancelled(sample: Sample) -> float:
+    inner = asyncio.ensure_future(asyncio.sleep(60))
+    if sample.index == 2:
+        inner.cancel()
+        await inner
+    return 1.0
+
+
+async def _one_of_a_group_fails(sample: Sample) -> float:
+    async def fails() -> None:
+        raise ValueError("the third one")
+
+    async with asyncio.TaskGroup() as group:
+        if sample.index == 2:
+            group.create_task(fails())
+    return 1.0
+
+
+async def _one_is_late(sample: Sample) -> float:
+    async with asyncio.timeout(0.01):
+        await asyncio.sleep(60 if sample.index == 2 else 0)
+    return 1.0
+
+
+class _NoNumber:
+    def __float__(self) -> float:
+        raise ZeroDivisionError
+
+
 def _outcomes(rank: int) -> dict[str, Any]:
     layout = runtime.initialize(ParallelConfig(timeout_minutes=1), "cpu")
     found: dict[str, Any] = {}
@@ -162,6 +191,11 @@ def _outcomes(rank: int) -> dict[str, Any]:
     call("words", reward_functions.words)
     call("bad", _one_bad)
     call("bad, skip", _one_bad, on_error="skip")
+    for number, answer in enumerate([{1.0, 2.0, 3.0, 4.0, 5.0}, dict.fromkeys(range(5), 1.0), "12345"]):
+        call(f"no list {number}", lambda samples, answer=answer: answer)
+    call("no number", lambda sample: _NoNumber())
+    for function in (_one_is_cancelled, _one_of_a_group_fails, _one_is_late):
+        call(function.__name__, function, on_error="skip")
     call("one raises", _one_raises)
     call("one raises, skip", _one_raises, on_error="skip")
     return found
@@ -185,7 +219,20 @@ def test_forms_and_failures() -> None:
         rewards, warned = found[name]
         assert str(rewards) == str(nothing) and words in warned[0] and len(warned) == 1, name
     assert "ZeroDivisionError" in found["raises"] and "reward_functions.py" in found["raises"]
-    assert found["nothing"].startswith("nothing returned None for 5 responses. With reward.on_error=skip such")
+    assert found["nothing"].startswith(
+        "nothing returned None for 5 responses: a list of a number for each is expected. With"
+    )
+    assert found["no list 0"].startswith("no list 0 returned {1.0, 2.0, 3.0, 4.0, 5.0} for 5 responses: a list")
+    assert found["no list 1"].startswith("no list 1 returned {0: 1.0, ")
+    assert found["no list 2"].startswith("no list 2 returned '12345' for 5")
+    assert "_NoNumber object" in found["no number"] and "a number is expected" in found["no number"]
+    for name, words in (
+        ("_one_is_cancelled", "RuntimeError: it was cancelled"),
+        ("_one_of_a_group_fails", "ValueError: the third one"),
+        ("_one_is_late", "TimeoutError"),
+    ):
+        rewards, warned = found[name]
+        assert str(rewards) == "[1.0, 1.0, nan, 1.0, 1.0]" and words in warned[0] and __file__ in warned[0], name
     assert "division by zero. With reward.on_error=skip" in found["raises"]
     assert "returned 'good' for response 0" in found["words"]
     assert "returned None for response 1: a number is expected" in found["bad"]

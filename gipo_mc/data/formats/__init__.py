@@ -80,7 +80,8 @@ def parse(row: Mapping[str, Any], format_name: str, needs: Collection[str] = BOT
         raise RowError(f"'domain' is {kind(domain)}, not a string")
     prompt, chosen, rejected, own_domain = FORMATS[format_name].parse(fields, needs)
     # Rows of one response with a verdict on it (KTO): of a bad one there is nothing to imitate.
-    is_verdict = format_name in ("pairs", "messages") and rejected is None and isinstance(fields.peek("label"), bool)
+    can_have_verdicts = format_name in ("pairs", "messages", "sharegpt", "alpaca")
+    is_verdict = can_have_verdicts and rejected is None and isinstance(fields.peek("label"), bool)
     if is_verdict and not fields["label"] and "chosen" in needs:
         raise LeftOut("responses that their label rejects")
     system = (optional(fields, "system") or "").strip()

@@ -43,6 +43,9 @@ _ROLES: dict[str, Role] = {
     "prompter": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
 }
 
 

@@ -5,8 +5,9 @@ pairs               prompt, response_0, response_1, better_response_id, safer_re
 single-dimension    the same without safer_response_id
 QA, BeaverTails     prompt, response, is_safe, harm_category or category
 
-The prompt is a user's message. Of pairs with both labels, the better response has to be the safer one too. The domain
-is the first harm, by name, that a row's categories hold ("safe" where none does), "" in versions without categories.
+The prompt is a user's message. Of pairs with both labels, the better response has to be the safer one too; where both
+are unsafe it is the better one of a pair, and no demonstration. The domain is the first harm, by name, that a row's
+categories hold ("safe" where none does), "" in versions without categories.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def parse(row: Fields, needs: Collection[str]) -> Parsed:
     better = one_of_two(row, "better_response_id")
     if "safer_response_id" in row and one_of_two(row, "safer_response_id") != better:
         raise LeftOut("pairs whose better response is not the safer one")
+    if "rejected" not in needs and row.get(f"is_response_{better}_safe") is False:
+        raise LeftOut("responses that are not safe")
     return prompt, string(row, f"response_{better}"), string(row, f"response_{1 - better}"), domain
 
 

@@ -1,8 +1,8 @@
 """sharegpt: `conversations` is a list of {from, value}, from human and gpt in turn, system before them.
 
-Exports of ShareGPT and what is published like it (OpenHermes, Vicuna's data). With `chosen` and `rejected`, one such
-turn each, it is a pair behind the dialogue (LLaMA-Factory). `system` or `system_prompt` is the system text, `category`
-the domain.
+Exports of ShareGPT, some of whose dialogues are empty, and what is published like it (OpenHermes, Vicuna's data). With
+`chosen` and `rejected`, one such turn each, it is a pair behind the dialogue (LLaMA-Factory). `system` or
+`system_prompt` is the system text, `category` the domain.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ def matches(row: Mapping[str, Any]) -> bool:
 
 
 def parse(row: Fields, needs: Collection[str]) -> Parsed:
+    if row.get("conversations") == []:
+        raise LeftOut("dialogues without a turn")
     turns = message_list(row, "conversations")
     domain = label(row, "category")
     system = (optional(row, "system_prompt") or "").strip()

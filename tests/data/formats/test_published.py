@@ -84,7 +84,11 @@ LEFT = [
     ({"conversations": p.SHAREGPT[0]["conversations"][:3]}, ONE, "end with a human turn"),
     ({"conversations": p.SHAREGPT[0]["conversations"][1:2]}, (), "of one turn"),
     (p.SAFE_RLHF[2], BOTH, "better response is not the safer one"),
+    ({"conversations": []}, (), "without a turn"),
+    ({**p.SAFE_RLHF[0], "is_response_0_safe": False}, ONE, "not safe"),
     (p.SAFE_QA[1], ONE, "not safe"),
+    ({**p.ALPACA[0], "label": False}, ONE, "their label rejects"),
+    ({**p.SHAREGPT[0], "label": False}, ONE, "their label rejects"),
 ]  # fmt: skip
 
 
@@ -97,7 +101,6 @@ def test_rows_in_order_that_a_use_cannot_take_are_left_out(row: p.Row, needs: tu
 MALFORMED = [
     (p.AXIS[0], ONE, "rated by itself"),
     ({**p.AXIS[0], "info": 3}, (), "'info' is a number"),
-    ({"conversations": []}, (), "'conversations' is empty"),
     ({"conversations": [{"from": "tool", "value": "3"}]}, (), r"'conversations'\[0\] has the role 'tool'"),
     ({"conversations": [{"from": "human", "value": 3}]}, (), r"'conversations'\[0\].value is a number"),
     ({**p.SHAREGPT_PAIRS[0], "rejected": None}, BOTH, "'rejected' is null"),
@@ -120,6 +123,17 @@ MALFORMED = [
 def test_a_malformed_row_says_what_is_wrong(row: p.Row, needs: tuple[str, ...], reason: str) -> None:
     with pytest.raises(RowError, match=reason):
         parse(row, detect(row), needs)
+
+
+def test_a_pair_of_unsafe_responses_is_still_a_pair() -> None:
+    unsafe = {**p.SAFE_RLHF[0], "is_response_0_safe": False, "is_response_1_safe": False}
+    assert parse(unsafe, "safe_rlhf").chosen == "Two metres."
+
+
+def test_the_assistants_that_sharegpt_has_dialogues_of() -> None:
+    for name in ("chatgpt", "bing", "bard"):
+        row = {"conversations": [{"from": "user", "value": "Name a fruit."}, {"from": name, "value": "Apple."}]}
+        assert parse(row, "sharegpt", ONE).chosen == "Apple."
 
 
 def test_a_row_without_its_label_is_an_error_in_a_file_of_labelled_ones() -> None:

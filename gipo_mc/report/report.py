@@ -17,7 +17,7 @@ from gipo_mc.errors import DataError
 from gipo_mc.report import comparison, diagnosis, groups, hacking, panels, summary
 from gipo_mc.report.drawing import colours
 from gipo_mc.report.runs import RunData, load_runs
-from gipo_mc.report.texts import readable
+from gipo_mc.report.texts import moment, readable
 from gipo_mc.report.verdict import Verdict, verdict
 from gipo_mc.run.jsonl import read_file, storage_errors, write_atomically
 
@@ -101,7 +101,7 @@ def build_report(
         note=_paragraphs(note) if note else [],
         chapters=chapters,
         version=gipo_mc.__version__,
-        updated=max((str(run.status.get("updated") or "") for run in loaded), default=""),
+        updated=moment(max((str(run.status.get("updated") or "") for run in loaded), default="")),
     )
     with storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from gipo_mc.run.console import number
@@ -27,6 +28,14 @@ def response_shown(text: Any) -> str:
     """The beginning of a response, readable."""
     response = readable(text)
     return response if len(response) <= RESPONSE_SHOWN else response[:RESPONSE_SHOWN] + "…"
+
+
+def moment(text: str) -> str:
+    """A time of run_status.json to the minute; a text that is none as it stands."""
+    try:
+        return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except (ValueError, OverflowError):
+        return readable(text)
 
 
 def cell(value: Any) -> str:

@@ -146,8 +146,8 @@ def _compared(runs: Sequence[RunData]) -> Verdict:
     mean = f"{over} {readable(average[0].name)}, with a {called} of {number(average[0].last(name) or 0.0)} against "
     mean += number(average[1].last(name) or 0.0)
     if not apart(average[0], average[1], name):
-        mean = f"{over} they hardly differ ({number(average[0].last(name) or 0.0)} and "
-        mean += f"{number(average[1].last(name) or 0.0)})"
+        ends = " and ".join(f"{readable(run.name)}, {number(run.last(name) or 0.0)}" for run in average[:2])
+        mean = f"{over} the best two hardly differ ({ends})"
     points: list[tuple[Tone, str]] = []
     for key in others:
         ends = ", ".join(f"{readable(run.name)} {number(run.last(prefix + key) or 0.0)}" for run in runs)
@@ -163,7 +163,8 @@ def _compared(runs: Sequence[RunData]) -> Verdict:
     ranked = sorted(runs, key=lambda run: -worst(run)[0])
     (high, where), (low, elsewhere) = worst(ranked[0]), worst(ranked[1])
     if where == elsewhere and not apart(ranked[0], ranked[1], prefix + where):
-        text = f"On the worst domain, {readable(where)}, the best two hardly differ: {number(high)} and {number(low)}"
+        text = f"On the worst domain, {readable(where)}, the best two hardly differ "
+        text += f"({readable(ranked[0].name)}, {number(high)}, and {readable(ranked[1].name)}, {number(low)})"
     else:
         text = (
             f"{readable(ranked[0].name)} has the best worst domain: {readable(where)} ends at a {called} of "

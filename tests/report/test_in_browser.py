@@ -99,6 +99,12 @@ def test_on_paper_everything_is_open_and_light(driver: Any, page: str) -> None:
     assert driver.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
+def test_nothing_is_cut_off_on_a_sheet_of_paper(driver: Any, page: str) -> None:
+    show(driver, (718, 1047), printed=True)  # A4 within the margins that Chromium prints
+    driver.get(page)
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= 718
+
+
 def test_the_page_follows_the_run_and_leaves_what_the_reader_opened(driver: Any, followed: tuple[Path, str]) -> None:
     path, address = followed
     show(driver, DESKTOP)

@@ -103,6 +103,18 @@ def test_of_several_runs_the_best_where_it_is_hardest_is_named(tmp_path: Path) -
     assert html.text.index("gi has the best") < html.text.index("Side by side")
 
 
+def test_runs_that_hardly_differ_are_named_with_their_numbers(tmp_path: Path) -> None:
+    names = ("mean", "domain/easy", "domain/hard")
+    curves = {
+        "reward/" + name: lambda t, high=high: t * high for name, high in zip(names, (1.0, 1.5, 0.5), strict=True)
+    }
+    runs = load_runs([_run(tmp_path / name, curves) for name in ("ppo", "gi")])
+    assert (said := verdict(runs).headline).startswith(
+        "On the worst domain, hard, the best two hardly differ (ppo, 0.4"
+    )
+    assert ", and gi, 0.4" in said and "; on average the best two hardly differ (ppo, 0.9" in said
+
+
 def test_the_worst_domain_is_one_that_is_trained_on(tmp_path: Path) -> None:
     """What training never asks is a figure of its own, in the words on one run, on several, and on its cards."""
     ends = {"ppo": (0.9, 0.4, 0.5), "gi": (0.9, 0.6, 0.2)}

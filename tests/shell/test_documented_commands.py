@@ -60,9 +60,13 @@ def documented() -> list[tuple[str, str]]:
     """(file, command) of all of them."""
     found: list[tuple[str, str]] = []
     for path in _PAGES:
-        for block in re.findall(r"^```(?:bash|sh|shell)\n(.*?)^```", path.read_text(), flags=re.MULTILINE | re.DOTALL):
-            lines = re.sub(r"\\\n\s*", " ", block).splitlines()
+        text = re.sub(r"\\\n\s*", " ", path.read_text())
+        for block in re.findall(r"^```(?:bash|sh|shell)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+            lines = block.splitlines()
             found += [(path.name, line.strip()) for line in lines if line.strip() and not line.startswith("#")]
+        unfenced = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+        indented = (_START.match(line) for line in unfenced.splitlines() if line.startswith("    "))
+        found += [(path.name, match[1]) for match in indented if match]
     for path in _SOURCES:
         found += [(path.name, match[1]) for line in path.read_text().splitlines() if (match := _START.match(line))]
     return found

@@ -21,7 +21,7 @@ from gipo_mc.parallel.collectives import on_main
 from gipo_mc.parallel.layout import Layout
 from gipo_mc.parallel.limits import limited
 from gipo_mc.rl.reward_sources import event_loop
-from gipo_mc.rl.reward_sources.samples import listed, may_skip, numbers, samples_of
+from gipo_mc.rl.reward_sources.samples import listed, may_skip, numbers, samples_of, sentence
 from gipo_mc.run.functions.rewards import Form, RewardFunction, form_of
 from gipo_mc.types import Prompt, Rollout, Sample
 
@@ -48,7 +48,7 @@ class FunctionReward:
             samples = samples_of(prompts, rollout, self.tokenizer)
             with limited(f"The reward function {self.name}"):
                 rewards, wrong = self._one_by_one(samples) if form == "sample" else self._at_once(samples, form)
-            return rewards, "" if wrong is None else str(wrong)
+            return rewards, "" if wrong is None else sentence(wrong)
 
         try:
             rewards, wrong = on_main(work)

@@ -40,12 +40,16 @@ def samples_of(
 
 def may_skip(error: DataError) -> DataError:
     """The same failure, with the option that goes on where there is one now and then."""
-    said = str(error)
-    end = "" if said.endswith((".", "!", "?")) else "."
     return DataError(
-        f"{said}{end} With reward.on_error=skip such samples are left out and the run goes on, as long as they are few "
-        "(reward.max_skipped)."
+        f"{sentence(error)} With reward.on_error=skip such samples are left out and the run goes on, as long as they "
+        "are few (reward.max_skipped)."
     )
+
+
+def sentence(error: DataError) -> str:
+    """Its message, with an end: that of a user's exception may have none, and others follow it."""
+    said = str(error)
+    return said if said.endswith((".", "!", "?")) else f"{said}."
 
 
 def number(value: object, who: str, row: int) -> float:

@@ -218,6 +218,7 @@ def test_forms_and_failures() -> None:
     ):
         rewards, warned = found[name]
         assert str(rewards) == str(nothing) and words in warned[0] and len(warned) == 1, name
+        assert warned[0].endswith("."), "another sentence may follow"
     assert "ZeroDivisionError" in found["raises"] and "reward_functions.py" in found["raises"]
     assert found["nothing"].startswith(
         "nothing returned None for 5 responses: a list of a number for each is expected. With"

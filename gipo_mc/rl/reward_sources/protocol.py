@@ -74,6 +74,8 @@ def read_reply(status: int, headers: Mapping[str, str], body: bytes, count: int)
     if status == 200:
         return _read_rewards(body, count)
     said = " ".join(hide(body[: 4 * _QUOTED].decode("utf-8", "replace")).split())[:_QUOTED]
+    if 300 <= status < 400:
+        said = f"it points to {hide(headers.get('location', ''))[:_QUOTED]!r}, and redirects are not followed"
     passing = status in (408, 425, 429) or status >= 500
     return Reply(None, f"answered {status}{f': {said}' if said else ''}", passing, retry_after(headers))
 

@@ -85,7 +85,7 @@ def test_what_does_not_pass_is_given_up_and_said(fault: str, words: str) -> None
         ("one short", [math.nan, math.nan], "answered, but it returned 1 rewards for 2 responses"),
         ("text", [math.nan, 1.0], "it returned '1.0' for response 0: a number is expected"),
         ("null", [math.nan, 1.0], ""),
-        ("302", [math.nan, math.nan], "answered 302"),
+        ("302", [math.nan, math.nan], "answered 302: it points to 'http://127.0.0.2:9/', and redirects are not"),
         ("401", [math.nan, math.nan], "answered 401: no such token: Bearer ${oc.env:MY_REWARD_TOKEN}"),
     ],
 )

@@ -13,6 +13,8 @@ from gipo_mc.report.runs import RunData, window_of
 _CLEAR = 2.0
 #: Fewer values than these are not judged.
 ENOUGH = 3
+#: Of fewer values than these a curve that turns cannot be told from one that wavers.
+FEW = 10
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,19 @@ def apart(one: RunData, other: RunData, name: str) -> bool:
     if ends[0] is None or ends[1] is None or min(map(len, values)) < ENOUGH:
         return False
     return abs(ends[0] - ends[1]) > _CLEAR * math.hypot(*map(wavering, values))
+
+
+def turn(run: RunData, name: str) -> tuple[int, float] | None:
+    """(step, value) of the value that lies furthest outside of both ends of a metric, where that is further than they
+    lie apart: what a sentence on the ends alone would hide."""
+    values = run.values(name)
+    if len(values) < ENOUGH:
+        return None
+    low, high = sorted((float(run.first(name) or 0.0), float(run.last(name) or 0.0)))
+    outside = np.maximum(values - high, low - values)
+    at = int(outside.argmax())
+    steps = run.steps[np.isfinite(run.series[name])]
+    return (int(steps[at]), float(values[at])) if outside[at] > high - low else None
 
 
 def best_step(run: RunData, name: str) -> tuple[int, float] | None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from gipo_mc.report import summary
 from gipo_mc.report.groups import parts
-from gipo_mc.report.judgement import apart, best_step, change, wavering
+from gipo_mc.report.judgement import FEW, apart, best_step, change, turn, wavering
 from gipo_mc.report.runs import RunData, window_of
 from gipo_mc.report.texts import readable
 from gipo_mc.run.console import number
@@ -74,6 +74,12 @@ def _policy(run: RunData) -> Verdict:
     if went.way < 0:
         return Verdict("bad", f"The policy got worse: its {called} fell {ends}.", points)
     if went.way == 0:
+        by_way = turn(run, name)
+        if by_way:
+            ends += f" by way of {number(by_way[1])} at iteration {by_way[0]}"
+        if len(run.values(name)) < FEW:
+            text = f"the {called} went {ends}, and {len(run.values(name))} values are too few to tell more."
+            return Verdict("warn", f"Look at the curve: {text}", points)
         return Verdict(
             "warn", f"The policy did not clearly change: its {called} went {ends}, within its wavering.", points
         )

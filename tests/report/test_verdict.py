@@ -67,6 +67,17 @@ def test_an_earlier_checkpoint_that_was_better_is_named(tmp_path: Path) -> None:
     assert best_step(load_run(_run(tmp_path / "s", {"reward/mean": lambda t: t})), "reward/mean") is None
 
 
+def test_a_few_values_that_turn_are_no_wavering(tmp_path: Path) -> None:
+    rows = [{"step": s, "reward/mean": s / 40} for s in range(1, 41)]
+    for step, gold in ((1, 0.288), (20, 0.558), (30, 0.455), (40, 0.056)):
+        rows[step - 1]["gold/mean"] = gold
+    said = verdict([load_run(write_run(tmp_path / "r", rows))])
+    assert said.tone == "warn" and said.headline == (
+        "Look at the curve: the gold reward went from 0.288 to 0.056 by way of 0.558 at iteration 20, and 4 values are "
+        "too few to tell more."
+    )
+
+
 def test_few_values_are_not_judged_and_a_failed_run_failed(tmp_path: Path) -> None:
     short = load_run(_run(tmp_path / "r", {"reward/mean": lambda t: t}, 2))
     assert change(short, "reward/mean") is None and verdict([short]).headline == "Too short to judge: 2 iterations."

@@ -16,12 +16,12 @@ from typing import Any
 
 from gipo_mc import presets
 from gipo_mc.config import Config, check_layout, help_lines, load_config, names_nothing, read_by, run_folder, verb_of
-from gipo_mc.errors import EXIT_REQUEUE, GipoError, Requeue
+from gipo_mc.errors import EXIT_NO_READER, EXIT_REQUEUE, GipoError, Requeue
 from gipo_mc.parallel.launcher import adopt_slurm, several_hosts, suit_cuda, world_size
 from gipo_mc.run.arguments import Parser, say_error
 from gipo_mc.run.folder import RunFolder, now
 from gipo_mc.run.jsonl import printable_lines
-from gipo_mc.run.outcome import exit_called, memory_ran_out, note_end, refusal_noted
+from gipo_mc.run.outcome import exit_called, has_no_reader, memory_ran_out, note_end, refusal_noted
 from gipo_mc.run.terminal.ending import interrupted
 from gipo_mc.run.terminal.voice import is_first_rank
 from gipo_mc.run.terminal.waiting import importing
@@ -113,7 +113,7 @@ def _run(work: Callable[[], None], ended: Callable[[str], None]) -> int:
     except GipoError as error:
         return report_error(error)
     except SystemExit as stop:
-        return report_error(exit_called(stop))
+        return EXIT_NO_READER if has_no_reader(stop) else report_error(exit_called(stop))
     except (RuntimeError, MemoryError) as error:
         lost = runtime.lost_peer(error) if isinstance(error, RuntimeError) else None
         found = lost or memory_ran_out(error)

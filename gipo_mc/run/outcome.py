@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from gipo_mc.errors import (
     EXIT_INTERRUPTED,
+    EXIT_NO_READER,
     EXIT_REQUEUE,
     DataError,
     GipoError,
@@ -129,6 +130,11 @@ def note_end(folder: Callable[[], RunFolder], state: State, exit_code: int, mess
         folder().note(state, exit_code, message)
 
 
+def has_no_reader(stop: SystemExit) -> bool:
+    """Is it rich's way to end a process whose standard output nobody reads any more?"""
+    return isinstance(stop.__context__, BrokenPipeError)
+
+
 def exit_called(stop: SystemExit) -> GipoError:
     """What is said of an exit() inside a run, which nothing here calls: whatever its code, it is no success."""
     frames = [frame for frame in traceback.extract_tb(stop.__traceback__) if "_sitebuiltins" not in frame.filename]
@@ -159,5 +165,7 @@ def how_it_ended(error: BaseException) -> tuple[State, int, str]:
     if isinstance(error, KeyboardInterrupt):
         return "failed", EXIT_INTERRUPTED, "Interrupted by the user."
     if isinstance(error, SystemExit):
+        if has_no_reader(error):
+            return "failed", EXIT_NO_READER, "Nobody reads the run's output any more: was it piped into head?"
         return "failed", GipoError.exit_code, str(exit_called(error))
     return "failed", 1, f"{type(error).__name__}: {error}"

@@ -20,6 +20,7 @@ from gipo_mc.data.tokenizer import train_bpe_tokenizer
 from gipo_mc.rl import gi_ppo
 from gipo_mc.run.command import BuiltinTask, run_command
 from gipo_mc.run.folder import fell_silent
+from gipo_mc.run.outcome import how_it_ended
 from gipo_mc.supervised import reward_model, sft
 from tests.ranks import run_ranks
 from tests.runs import save_models
@@ -114,6 +115,20 @@ def test_an_exit_inside_a_run_is_no_success(capsys: pytest.CaptureFixture[str]) 
     assert run_command("test", lambda config: sys.exit(0), argv=["device=cpu"]) == 1
     said = capsys.readouterr().err
     assert "error: exit(0) was called at " in said and "test_command.py:" in said
+
+
+def test_a_run_whose_reader_has_gone_ends_as_other_commands_do(capsys: pytest.CaptureFixture[str]) -> None:
+    def prints(config: Config) -> None:
+        try:
+            raise BrokenPipeError
+        except BrokenPipeError:
+            raise SystemExit(1)  # noqa: B904 - as rich.console does
+
+    assert run_command("test", prints, argv=["device=cpu"]) == 141
+    assert capsys.readouterr().err == ""
+    stop = SystemExit(1)
+    stop.__context__ = BrokenPipeError()
+    assert how_it_ended(stop)[:2] == ("failed", 141)
 
 
 def test_a_command_leaves_no_thread_and_no_open_file() -> None:

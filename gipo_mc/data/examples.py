@@ -61,7 +61,9 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
             if data.on_error == "strict":
                 remedy = "\nCorrect or remove the row, or set data.on_error=quarantine to skip malformed rows."
                 of_all = bool(advice) or isinstance(error, UnknownFormat)
-                raise DataError(f"{problem}." + remedy * (not of_all)) from None
+                is_guess = report.read == 1 and report.format and data.format == "auto"
+                guess = f" Auto takes it for {report.format}: set data.format where it is another." * bool(is_guess)
+                raise DataError(f"{problem}." + remedy * (not of_all) + guess) from None
             malformed += 1
             report.left_out["malformed rows"] = malformed
             report.add_problem(problem)
@@ -79,9 +81,10 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
     if report.read > malformed:
         report.absent = _absent(unseen, kind, label, data)
     if malformed > QUARANTINE_ROWS and malformed > QUARANTINE_SHARE * report.read:
+        taken = f" ({report.format}, by the first row)" if report.format and data.format == "auto" else ""
         raise DataError(
             f"{source}: {malformed} of {report.read} rows are malformed, more than {QUARANTINE_SHARE:.0%}: this may be "
-            "the wrong file or the wrong data.format. The first ones:\n  " + "\n  ".join(report.problems)
+            f"the wrong file or the wrong data.format{taken}. The first ones:\n  " + "\n  ".join(report.problems)
         )
 
 

@@ -31,7 +31,7 @@ class Chapter:
     charts: tuple[Chart, ...]
 
 
-REWARD_UNIT = "reward-model units"
+REWARD_UNIT = "units of the reward"
 RL_CHAPTERS = (
     Chapter(
         "Reward",
@@ -105,7 +105,7 @@ RL_CHAPTERS = (
             Chart(
                 "KL charged to the reward",
                 "The same, weighted as in training: the coefficient and, in GI-PPO, each response's own weight.",
-                "reward-model units",
+                REWARD_UNIT,
                 ("kl/weighted",),
             ),
             Chart("KL by domain", "Where the policy moves.", "nats per response", ("kl/domain/*",)),

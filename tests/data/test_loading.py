@@ -159,6 +159,18 @@ def test_quarantine_has_a_limit(tmp_path, tokenizer):
     assert len(load_preferences(DataConfig(preferences=[mostly_good], on_error="quarantine"), tokenizer)) == 300
 
 
+def test_a_first_row_that_is_taken_for_another_format_says_which(tmp_path, tokenizer):
+    """PKU-SafeRLHF's pairs, the first with a null: what is left of it looks like pairs of another format."""
+    full = {"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 0, "safer_response_id": 0}
+    rows = [full | {"response_1": None, "better_response_id": None, "safer_response_id": None}, *[full] * 20]
+    data = DataConfig(preferences=[write(tmp_path / "a.jsonl", rows)])
+    with pytest.raises(DataError, match=r"Auto takes it for pairs: set data.format where it is another"):
+        load_preferences(data, tokenizer)
+    data = data.model_copy(update={"on_error": "quarantine"})
+    with pytest.raises(DataError, match=r"the wrong data.format \(pairs, by the first row\)"):
+        load_preferences(data, tokenizer)
+
+
 def test_a_use_that_the_rows_cannot_serve_is_an_error(tmp_path, tokenizer):
     path = write(tmp_path / "a.jsonl", [{"prompt": "a", "chosen": "b"}])
     with pytest.raises(DataError, match=":1: there is no rejected response in this row of format pairs"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from gipo_mc.run.terminal.voice import is_first_rank
 SAVES_FIRST = "Ctrl-C saves nothing; SIGTERM (kill PID) saves before it ends a run."
 #: Seconds after Ctrl-C in which an error is one that comes of it.
 COMES_OF_IT = 10.0
+#: Seconds after which Ctrl-C that a destructor dropped comes again: by then the destructor is left.
+AGAIN = 0.05
 
 
 class _Noted:
@@ -34,6 +37,29 @@ class _Noted:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.pressed = time.monotonic()
         signal.default_int_handler(number, frame)
+
+
+@contextmanager
+def _not_dropped() -> Iterator[None]:
+    """KeyboardInterrupt that a destructor drops is raised again behind it, without a word of the destructor."""
+    otherwise = sys.unraisablehook
+    waiting: list[threading.Timer] = []
+
+    def dropped(what: sys.UnraisableHookArgs) -> None:
+        if not issubclass(what.exc_type, KeyboardInterrupt):
+            otherwise(what)
+            return
+        waiting.append(threading.Timer(AGAIN, os.kill, (os.getpid(), signal.SIGINT)))
+        waiting[-1].daemon = True
+        waiting[-1].start()
+
+    sys.unraisablehook = dropped
+    try:
+        yield
+    finally:
+        sys.unraisablehook = otherwise
+        for each in waiting:  # what is interrupted has ended by itself
+            each.cancel()
 
 
 @contextmanager
@@ -53,14 +79,16 @@ def ends_at_once() -> Iterator[None]:
 
 @contextmanager
 def gets_through() -> Iterator[None]:
-    """An error that comes of Ctrl-C is raised as KeyboardInterrupt, unless it is a `GipoError`, which says more."""
+    """An error that comes of Ctrl-C is raised as KeyboardInterrupt, unless it is a `GipoError`, which says more; what a
+    destructor drops is raised again."""
     if not (_is_answered_here() and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
         yield
         return
     noted = _Noted()
     signal.signal(signal.SIGINT, noted)
     try:
-        yield
+        with _not_dropped():
+            yield
     except GipoError:
         raise
     except Exception:

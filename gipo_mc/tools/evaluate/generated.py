@@ -14,6 +14,7 @@ from gipo_mc.evaluation.responses import write_responses
 from gipo_mc.evaluation.tables.build import OURS
 from gipo_mc.parallel.launcher import world_size
 from gipo_mc.run.jsonl import read_file, storage_errors, write_atomically
+from gipo_mc.run.terminal.waiting import importing, waiting
 from gipo_mc.tools.asked import check_asked
 
 FOLDER = "responses"
@@ -70,15 +71,14 @@ def option_of(label: str) -> str:
 
 
 def _generate(label: str, config: Config, file: Path, tell: Callable[[str], None]) -> None:
-    # Seconds of import that a dry run and a refused command need not wait for.
-    from gipo_mc.run.console import on_stderr
-    from gipo_mc.run.model_sources import resolve
-    from gipo_mc.tools.respond import respond
+    with importing():  # which a dry run and a refused command need not wait for
+        from gipo_mc.run.console import on_stderr
+        from gipo_mc.run.model_sources import resolve
+        from gipo_mc.tools.respond import respond
 
-    mark, stamp = (
-        _mark(config, resolve(config.model.policy, option_of(label)).fingerprint()),
-        file.with_suffix(".json"),
-    )
+    with waiting(f"{option_of(label)}: reading its weights"):  # of a large model a minute or two
+        mark = _mark(config, resolve(config.model.policy, option_of(label)).fingerprint())
+    stamp = file.with_suffix(".json")
     if file.is_file() and stamp.is_file() and _read(stamp) == mark:
         return
     with storage_errors(file):

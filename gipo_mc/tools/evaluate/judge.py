@@ -26,6 +26,7 @@ from gipo_mc.evaluation.judge_config import (
 from gipo_mc.run.arguments import name, number, real, say_error, say_warning
 from gipo_mc.run.jsonl import encode, printable
 from gipo_mc.run.terminal.voice import tell
+from gipo_mc.run.terminal.waiting import importing, waiting
 
 if TYPE_CHECKING:
     from gipo_mc.evaluation.judges.journal import Journal
@@ -143,7 +144,8 @@ def _judge(config: AnyJudge, seed: int, pairs: Sequence[Pair], journal: Journal,
 
 
 def _warn_of_trained_with(config: RewardJudgeConfig, pairs: Sequence[Pair]) -> None:
-    from gipo_mc.evaluation.judges.reward_judge import trained_with
+    with importing():
+        from gipo_mc.evaluation.judges.reward_judge import trained_with
 
     labels = {label for pair in pairs for label in (pair.ours_model, pair.theirs_model)}
     for policy in trained_with(config.model, sorted(labels)):
@@ -202,9 +204,11 @@ def _check(config: AnyJudge, *, dry: bool) -> None:
 
         load_function(config.function)
     else:
-        from gipo_mc.run.model_sources import resolve
+        with importing():
+            from gipo_mc.run.model_sources import resolve
 
-        resolve(config.model, f"{config.name}: model", warn=lambda text: None)
+        with waiting(f"{config.name}: looking at its model"):
+            resolve(config.model, f"{config.name}: model", warn=lambda text: None)
 
 
 def _make(config: AnyJudge, seed: int, stack: ExitStack, *, dry: bool) -> Judge:
@@ -224,9 +228,11 @@ def _make(config: AnyJudge, seed: int, stack: ExitStack, *, dry: bool) -> Judge:
         from gipo_mc.evaluation.judges.python_judge import PythonJudge
 
         return PythonJudge(config, seed)
-    from gipo_mc.evaluation.judges.reward_judge import RewardJudge
+    with importing():
+        from gipo_mc.evaluation.judges.reward_judge import RewardJudge
 
-    return RewardJudge(config, say_warning)
+    with waiting(f"{config.name}: reading its model"):
+        return RewardJudge(config, say_warning)
 
 
 def _pairs(own: argparse.Namespace) -> list[Pair]:

@@ -21,6 +21,7 @@ from gipo_mc.run.command import command_parser, run_parsed
 from gipo_mc.run.jsonl import encode, printable
 from gipo_mc.run.terminal.ending import ended
 from gipo_mc.run.terminal.voice import is_first_rank, tell
+from gipo_mc.run.terminal.waiting import importing
 from gipo_mc.tools.output import check_file
 
 if TYPE_CHECKING:
@@ -56,9 +57,10 @@ def _generate(own: argparse.Namespace) -> int:
             check_file(Path(own.out), is_response)
 
     def work(config: Config) -> None:
-        from gipo_mc.parallel.collectives import on_main
-        from gipo_mc.run.console import on_stderr
-        from gipo_mc.tools.respond import respond
+        with importing():
+            from gipo_mc.parallel.collectives import on_main
+            from gipo_mc.run.console import on_stderr
+            from gipo_mc.tools.respond import respond
 
         console = on_stderr(enabled=is_first_rank())
         with console.share("responses") as advance:

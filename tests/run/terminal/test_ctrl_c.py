@@ -114,6 +114,68 @@ def test_ctrl_c_in_a_destructor_of_what_is_imported_is_not_lost(answer: str, cod
     assert done.stderr == ("" if code == 0 else "\nInterrupted.\n")
 
 
+_DROPPED = """
+import os, signal, sys, time
+from gipo_mc.run.terminal.ending import ended
+
+class Module:
+    def __del__(self):
+        if sys.argv[1] == "error":
+            raise ValueError("its own")
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+
+def work():
+    Module()
+    if sys.argv[1] == "long":
+        time.sleep(60)
+    return 0
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(ended(work))
+"""
+
+
+@pytest.mark.parametrize(
+    "answer, code, said", [("long", 130, "\nInterrupted.\n"), ("over", 0, ""), ("error", 0, "ValueError: its own")]
+)
+def test_ctrl_c_that_a_destructor_drops_comes_again_behind_it(answer: str, code: int, said: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _DROPPED, answer], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code and (said in done.stderr if answer == "error" else said == done.stderr)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "generate model.policy=nothing --prompt x",
+        "evaluate judge --ours nothing --against x=nothing --out e --set data.evaluation=[builtin]",
+        "evaluate judge --ours f.jsonl --against x=f.jsonl --out e --judge judge.yaml",
+    ],
+)
+def test_what_takes_long_to_import_is_left_at_once(words: str, tmp_path: Path) -> None:
+    """Where Ctrl-C raised KeyboardInterrupt in these imports, libraries would abort the process, or drop it."""
+    (tmp_path / "judge.yaml").write_text("name: a\nkind: reward\nmodel: nothing\n")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Asked:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name in ('torch', 'transformers', 'megatron'):\n"
+        "            answer = signal.getsignal(signal.SIGINT)\n"
+        "            os.write(2, f'{name}: {getattr(answer, \"__name__\", answer)}\\n'.encode())\n"
+        "sys.meta_path.insert(0, Asked())\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "gipo_mc", *words.split()], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    asked = [line for line in done.stderr.splitlines() if line.startswith(("torch: ", "transformers: ", "megatron: "))]
+    assert done.returncode == 2 and len(asked) == 3, done.stderr
+    assert all(line.endswith(": _quit") for line in asked)
+
+
 # ---------------------------------------------------------------------------------------------------- of a run
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from gipo_mc.evaluation.judges.journal import read_entries
 from gipo_mc.evaluation.pairs import read_pairs
 from gipo_mc.rl import gi_ppo
+from gipo_mc.run.model_sources import ModelSource, resolve
 from gipo_mc.tools.evaluate.command import main
 from tests.ranks import run_ranks
 from tests.runs import rl_config, save_models
@@ -94,3 +96,22 @@ def test_a_row_of_a_run_without_a_classifier_has_no_group(models: dict[str, str]
     assert _judged(tmp_path, models) == 0
     theirs = [json.loads(line) for line in (tmp_path / "eval/responses/sft.jsonl").read_text().splitlines()]
     assert {row["group"] for row in theirs} == {None}
+
+
+def test_reading_large_models_is_told(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """Weights that are hashed, and checkpoints that are verified, take minutes where they are large."""
+
+    def slow(name: str, *_: Any, **__: Any) -> ModelSource:
+        time.sleep(0.2)
+        return resolve(name, "slow")
+
+    monkeypatch.setattr("gipo_mc.run.terminal.waiting.FIRST", 0.05)
+    monkeypatch.setattr("gipo_mc.run.model_sources.resolve", slow)
+    monkeypatch.setattr("gipo_mc.evaluation.judges.reward_judge.resolve", slow)
+    assert _judged(tmp_path, models, "--judge", _judge_file(tmp_path, models["other"])) == 0
+    said = capfd.readouterr().err
+    for what in ("--ours: reading its weights", "--against sft: reading its weights", "reward: looking at its model"):
+        assert f"{what}, 0 s" in said
+    assert "reward: reading its model, 0 s" in said

@@ -106,10 +106,19 @@ class Requeue(GipoError):
 def did_you_mean(word: str, known: Iterable[str], most: int = 3) -> str:
     """The end of a sentence on a name that nobody knows, "; did you mean x or y?", of the nearest known ones; "" where
     none is near."""
+    close = nearest(word, known, most)
+    return f"; did you mean {' or '.join([', '.join(close[:-1]), close[-1]] if close[1:] else close)}?" if close else ""
+
+
+def nearest(word: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The known names that are most like a word, whatever its capitals. cutoff: from 0, anything, to 1, the same."""
     from difflib import get_close_matches
 
-    close = get_close_matches(word, list(known), n=most)
-    return f"; did you mean {' or '.join([', '.join(close[:-1]), close[-1]] if close[1:] else close)}?" if close else ""
+    names = {name.casefold(): name for name in known}
+    word = word.casefold()
+    if word == "gpu" and "cuda" in names:  # which looks more like cpu
+        word = "cuda"
+    return [names[word]] if word in names else [names[each] for each in get_close_matches(word, names, most, cutoff)]
 
 
 def did_you_mean_path(name: str) -> str:

@@ -135,9 +135,10 @@ def _sound(overrides: list[str], problems: list[str]) -> list[str]:
     sound = []
     for override in overrides:
         key, equals, value = override.partition("=")
-        if not equals:
+        if not equals or not key:
+            file = f" A file is named with --config {override}." if override.endswith((".yaml", ".yml")) else ""
             problems.append(
-                f"Not understood: {override}. Overrides are written key.sub=value, for example run.iterations=50."
+                f"Not understood: {override}. Overrides are written key.sub=value, for example run.iterations=50.{file}"
             )
             continue
         try:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gipo_mc.errors import ConfigError, GipoError, did_you_mean
+from gipo_mc.errors import ConfigError, GipoError, did_you_mean, nearest
 from gipo_mc.run.terminal.voice import Quiet
 
 
@@ -35,10 +35,17 @@ class Parser(argparse.ArgumentParser):
             self.add_argument("--json", action="store_true", help="print one JSON object on stdout")
         self.command = ""
         self._words: list[str] = []
+        self._is_front = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self._words = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
+
+    def up_to_verb(self, words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Parse as far as the verb, whose options stand behind it: (what is found, the words behind the verb)."""
+        self._is_front = True
+        end = next((position for position, word in enumerate(words, 1) if not word.startswith("-")), len(words))
+        return self.parse_args(words[:end]), words[end:]
 
     def error(self, message: str) -> NoReturn:
         from gipo_mc.run.jsonl import printable
@@ -70,6 +77,8 @@ class Parser(argparse.ArgumentParser):
         for word in (word.partition("=")[0] for word in self._words if word.startswith("--") and len(word) > 2):
             if any(option.startswith(word) for option in known):
                 continue
+            if self._is_front and not nearest(word, known, cutoff=0.75):
+                return "; the options of a verb stand behind it"
             if (key := word.lstrip("-")) in options():
                 return f"; an option of the configuration has no dashes: {key}=VALUE"
             if meant := self._keys(key):

@@ -128,9 +128,8 @@ def _command(words: list[str]) -> int:
     if not words:
         parser.print_help()
         return 0
-    first = next((position for position, word in enumerate(words) if not word.startswith("-")), len(words) - 1)
-    verb = VERBS[parser.parse_args(words[: first + 1]).verb]
-    code: int = importlib.import_module(verb.module).main(words[first + 1 :])
+    found, rest = parser.up_to_verb(words)
+    code: int = importlib.import_module(VERBS[found.verb].module).main(rest)
     return code
 
 

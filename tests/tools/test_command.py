@@ -76,6 +76,17 @@ def test_help_groups_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
         ("train sft polcy.lr=3", "did you mean policy"),
         ("train sft policy.warmpu=3", "did you mean policy.warmup?"),
         ("--quiet plna", "did you mean plan?"),
+        ("Doctor", "did you mean doctor?"),
+        ("train SFT", "did you mean sft?"),
+        ("convert --check x --device gpu", "did you mean cuda?"),
+        ("doctor --JSON", "did you mean --json?"),
+        ("--json doctor", "--json; the options of a verb stand behind it\n"),
+        ("train --json sft", "--json; the options of a verb stand behind it\n"),
+        ("train --quite sft", "did you mean --quiet?"),
+        ("train --quiet sft a.yaml", "for example run.iterations=50. A file is named with --config a.yaml.\n"),
+        ("train sft =3", "Not understood: =3. Overrides are written key.sub=value"),
+        ("config --quiet shwo", "did you mean show?"),
+        ("evaluate -q tabel", "did you mean table?"),
     ],
 )
 def test_what_is_mistyped_is_answered_with_the_nearest(

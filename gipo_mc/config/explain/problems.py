@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 from gipo_mc.config.environment import hide
 from gipo_mc.config.names import name_problems
 from gipo_mc.config.schema import Config, options
+from gipo_mc.errors import nearest
 from gipo_mc.presets import PRESETS
 
 #: Keys that earlier versions had, and what took their place.
@@ -149,14 +149,14 @@ def _lines(detail: Any) -> list[str]:
     if detail["type"] == "extra_forbidden":
         return [f"{key}: there is no such key{nearest_key(key)}"]
     if detail["type"] == "value_error":
-        nearest = _nearest(detail["input"], list(PRESETS)) if key == "algorithm.name" else ""
-        return [line + nearest for line in str(detail["ctx"]["error"]).splitlines()]
+        meant = _nearest(detail["input"], list(PRESETS)) if key == "algorithm.name" else ""
+        return [line + meant for line in str(detail["ctx"]["error"]).splitlines()]
     try:
         value = hide(repr(detail["input"]))  # before it is cut: a part of a secret would not be found
     except ValueError:  # Python writes no integer of more than 4,300 digits
         value = "a number of thousands of digits"
-    nearest = _nearest(detail["input"], _choices(where)) if detail["type"] == "literal_error" else ""
-    return [f"{key}={value if len(value) <= 200 else f'{value[:200]}...'}: {worded(detail)}{nearest}"]
+    meant = _nearest(detail["input"], _choices(where)) if detail["type"] == "literal_error" else ""
+    return [f"{key}={value if len(value) <= 200 else f'{value[:200]}...'}: {worded(detail)}{meant}"]
 
 
 def _choices(where: tuple[Any, ...]) -> list[str]:
@@ -167,7 +167,7 @@ def _choices(where: tuple[Any, ...]) -> list[str]:
 
 
 def _nearest(value: Any, known: list[str]) -> str:
-    close = get_close_matches(str(value), known, n=1, cutoff=0.7)
+    close = nearest(str(value), known)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -190,9 +190,9 @@ def nearest_key(key: str) -> str:
     names = list(dict.fromkeys(k.removeprefix(around).split(".")[0] for k in options() if k.startswith(around)))
     if said := _MISSING.get(name):
         return f"; {said}"
-    if close := get_close_matches(name, names, n=1):
+    if close := nearest(name, names):
         return f"; did you mean {around}{close[0]}?"
     elsewhere = [k for k in options() if k.rpartition(".")[2] == name][:3]
-    if elsewhere := elsewhere or get_close_matches(key, list(options()), n=1):
+    if elsewhere := elsewhere or nearest(key, options()):
         return f"; did you mean {' or '.join(elsewhere)}?"
     return f"; known here: {', '.join(names)}" if names else ""

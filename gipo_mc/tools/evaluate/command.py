@@ -44,8 +44,8 @@ def _evaluate(words: list[str]) -> int:
         epilog=f"commands:\n{listed}\n\n%(prog)s COMMAND --help lists a command's options.",
     )
     parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="one of those below")
-    chosen = parser.parse_args(words[:1]).command
-    code: int = _module(chosen).run(_parser_of(chosen).parse_args(words[1:]))
+    found, rest = parser.up_to_verb(words)
+    code: int = _module(found.command).run(_parser_of(found.command).parse_args(rest))
     return code
 
 

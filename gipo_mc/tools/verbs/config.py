@@ -44,8 +44,8 @@ def _config(words: list[str]) -> int:
     lines = [f"  {verb:<10} {text}" for verb, (text, _, _) in _VERBS.items()]
     front = Parser("config", description=__doc__, epilog="\n".join(lines), usage="%(prog)s VERB ...")
     front.add_argument("verb", choices=list(_VERBS), metavar="VERB", help=", ".join(_VERBS))
-    verb = front.parse_args(words[:1]).verb
-    return _VERBS[verb][2](_parser_of(verb).parse_intermixed_args(words[1:]))
+    found, rest = front.up_to_verb(words)
+    return _VERBS[found.verb][2](_parser_of(found.verb).parse_intermixed_args(rest))
 
 
 def _parser_of(verb: str) -> Parser:

@@ -81,11 +81,12 @@ def _train(words: list[str]) -> int:
     listed = "\n".join(f"  {name:<7} {trainer.does.splitlines()[0]}" for name, trainer in TRAINERS.items())
     parser = Parser("train", description=__doc__, usage="%(prog)s TRAINER ...", epilog=f"trainers:\n{listed}")
     parser.add_argument("trainer", choices=list(TRAINERS), metavar="TRAINER", help="one of those below")
-    trainer = TRAINERS[parser.parse_args(words[:1]).trainer]
+    found, rest = parser.up_to_verb(words)
+    trainer = TRAINERS[found.trainer]
 
     def work(config: Config) -> None:
         with importing():  # once the configuration is known to be right
             module = importlib.import_module(trainer.module)
         module.train(config)
 
-    return run_command(trainer.description, work, argv=words[1:], builtin=trainer.task, command=trainer.command)
+    return run_command(trainer.description, work, argv=rest, builtin=trainer.task, command=trainer.command)

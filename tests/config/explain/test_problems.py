@@ -61,6 +61,8 @@ def test_every_reference_to_nothing_is_named(tmp_path: Path) -> None:
         ("algorithm.beta", "did you mean algorithm.kl_coef?"),
         ("data.max_length", "did you mean data.sequence_length?"),
         ("parralel.tensor", "did you mean parallel.tensor?"),
+        ("POLICY", "did you mean policy?"),
+        ("policy.LR", "did you mean policy.lr?"),
         ("parallel.context", "; there is no context parallelism: parallel.sequence=true shares"),
         ("cp_size", "; there is no context parallelism"),
         ("parallel.expert_model_parallel_size", "; models are dense"),
@@ -95,7 +97,11 @@ def test_nothing_is_an_empty_list(key: str) -> None:
         ("algorithm.name=gi_pp", "gi_ppo"),
         ("dpo.groups_from=domian", "domain"),
         ("run.trackers=[wandbb]", "wandb"),
-        ("device=gpu", ""),
+        ("device=gpu", "cuda"),
+        ("device=zzz", ""),
+        ("algorithm.name=GI_PPO", "gi_ppo"),
+        ("algorithm.advantage=gea", "gae"),
+        ("dpo.loss=Ipo", "ipo"),
     ],
 )
 def test_the_nearest_value(override: str, nearest: str) -> None:

@@ -6,19 +6,20 @@ from __future__ import annotations
 import importlib
 from argparse import Action, _SubParsersAction
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Literal, get_args, get_origin
 
 from gipo_mc.run.arguments import Parser
 from gipo_mc.tools.command import VERBS, first_parser
 
-#: (what may stand there, what it means). Where it goes on, it ends with "=" or ".".
+#: (what may stand there, what it means). Where it goes on, it ends with "=", "." or "/".
 Candidate = tuple[str, str]
 
 
 def candidates(words: Sequence[str]) -> list[Candidate]:
     """Of the last word, which may be empty or a beginning; words: those behind `gipo-mc`. Nothing is proposed where
-    the name of a file may stand, and where nothing is known."""
+    the name of a file alone may stand, which shells know, and where nothing is known."""
     *before, current = words or [""]
     return [found for found in _all(before, current) if found[0].startswith(current)]
 
@@ -53,6 +54,9 @@ def parsers_of(module: ModuleType) -> dict[str, Parser]:
 def _of_parser(parser: Parser, before: Sequence[str], current: str) -> Iterable[Candidate]:
     options: dict[str, Action] = parser._option_string_actions
     waiting = options.get(before[-1]) if before else None
+    last = next((options.get(word) for word in reversed(before) if word.startswith("-")), None)
+    if last is not None and last.dest == "set" and not current.startswith("-"):
+        return _of_configuration(parser.command, current)
     if waiting is not None and waiting.nargs != 0:
         return [(str(choice), "") for choice in waiting.choices or ()]
     option, equals, _ = current.partition("=")
@@ -61,7 +65,9 @@ def _of_parser(parser: Parser, before: Sequence[str], current: str) -> Iterable[
     if current.startswith("-"):
         return [(name, action.help or "") for name, action in options.items() if name.startswith("--")]
     positional = [action for action in parser._actions if not action.option_strings]
-    if any(action.dest in ("overrides", "words") for action in positional):
+    if any(action.dest == "words" for action in positional):
+        return [*_of_configuration(parser.command, current), *_files(current)]
+    if any(action.dest == "overrides" for action in positional):
         return _of_configuration(parser.command, current)
     return [(str(choice), "") for action in positional for choice in action.choices or ()]
 
@@ -71,9 +77,9 @@ def _of_configuration(command: str, current: str) -> Iterable[Candidate]:
     from gipo_mc.config import describe, read_by
 
     known = read_by(command)
-    key, equals, _ = current.partition("=")
+    key, equals, begun = current.partition("=")
     if equals:
-        return [(f"{key}={value}", "") for value in _values(key)] if key in known else []
+        return [(f"{key}={value}", "") for value in _values(key, begun)] if key in known else []
     if "." in current:
         return [(f"{name}=", meaning) for name, _, meaning in describe(known)]
     sections = dict.fromkeys(name.split(".")[0] for name in known if "." in name)
@@ -83,8 +89,17 @@ def _of_configuration(command: str, current: str) -> Iterable[Candidate]:
     ]
 
 
-def _values(key: str) -> Sequence[str]:
-    """The values of an option that has only a few."""
+def _files(begun: str) -> Iterable[Candidate]:
+    """Files and folders beside the options of a configuration, where a shell would propose none."""
+    folder, slash, last = begun.rpartition("/")
+    if "=" in begun or not Path(folder + slash).is_dir():
+        return []
+    beside = sorted(path for path in Path(folder + slash).iterdir() if last or not path.name.startswith("."))
+    return [(f"{folder}{slash}{path.name}{'/' * path.is_dir()}", "") for path in beside]
+
+
+def _values(key: str, begun: str) -> Sequence[str]:
+    """The values of an option that has only a few; of a list, behind what is begun of it."""
     from gipo_mc.config import options
     from gipo_mc.presets import PRESETS
 
@@ -93,4 +108,7 @@ def _values(key: str) -> Sequence[str]:
     kind = options()[key].annotation
     if kind is bool:
         return ["true", "false"]
+    if get_origin(kind) is list:
+        before = begun[: max(begun.rfind(each) for each in "[,") + 1]
+        return [f"{before}{value}" for each in get_args(kind) for value in get_args(each)]
     return [str(value) for value in get_args(kind)] if get_origin(kind) is Literal else []

@@ -51,11 +51,22 @@ def _words(line: str) -> list[str]:
         ("config sch", ["schema"]),
         ("config show algorithm.name=pap", ["algorithm.name=paper"]),
         ("config check --for s", ["sft"]),
+        ("config check configs/hh_tiny_s", ["configs/hh_tiny_sft.yaml"]),
+        ("config show conf", ["configs/"]),
+        ("config show ch", ["checkpoint."]),
+        ("config show nothing/", []),
+        ("train gi-ppo run.trackers=w", ["run.trackers=wandb"]),
+        ("train gi-ppo run.trackers=[mlflow,w", ["run.trackers=[mlflow,wandb"]),
+        ("train gi-ppo data.prompts=[", []),
+        ("evaluate judge --set data.format=tl", ["data.format=tldr"]),
+        ("evaluate judge --set data.max_rows=3 alg", ["algorithm."]),
+        ("evaluate judge --set data.max_rows=3 --dr", ["--dry-run"]),
         ("monitor --on", ["--once"]),
         ("nothing ", []),
     ],
 )
-def test_what_may_stand_next(line: str, found: list[str]) -> None:
+def test_what_may_stand_next(line: str, found: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     assert _words(line) == found
 
 
@@ -142,6 +153,8 @@ def test_a_real_shell_completes(shell: str, shell_environment: dict[str, str]) -
         ("gi-ppo algorithm.na\t", "me="),
         ("threshold_g\t", "threshold_gi_ppo "),
         ("run.name=CONTRIB\t", "run.name=CONTRIBUTING.md"),
+        ("\x15gipo-mc config check conf\t", "igs/"),
+        ("hh_tiny_s\t", "ft.yaml "),
     ]
     shown = _typed(words, [(start, "ready"), *typed], shell_environment)
     missing = [awaited for text, (_, awaited) in zip(shown[1:], typed, strict=True) if awaited not in text]

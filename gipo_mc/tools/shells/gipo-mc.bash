@@ -9,7 +9,7 @@ _gipo_mc() {
     [[ $current == *=* && $COMP_WORDBREAKS == *=* ]] && cut=${current%=*}=
     mapfile -t COMPREPLY < <("${words[0]}" completion bash --next "${words[@]:1}" 2>/dev/null)
     COMPREPLY=("${COMPREPLY[@]#"$cut"}")
-    [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[.=] ]] && compopt -o nospace
+    [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[.=/] ]] && compopt -o nospace
     return 0
 }
 complete -o default -F _gipo_mc gipo-mc

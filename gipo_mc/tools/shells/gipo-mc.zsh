@@ -9,8 +9,8 @@ _gipo_mc() {
         _files
         return
     fi
-    open=("${(@M)found:#*[.=]}")
-    whole=("${(@)found:#*[.=]}")
+    open=("${(@M)found:#*[.=/]}")
+    whole=("${(@)found:#*[.=/]}")
     (( ${#open} )) && compadd -S '' -- "${open[@]}"
     (( ${#whole} )) && compadd -- "${whole[@]}"
 }

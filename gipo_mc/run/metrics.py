@@ -20,6 +20,7 @@ from gipo_mc.config import Config
 from gipo_mc.run.arguments import say_warning
 from gipo_mc.run.folder import RunFolder
 from gipo_mc.run.jsonl import JsonLines, printable, read_jsonl
+from gipo_mc.run.terminal.waiting import waiting
 from gipo_mc.run.trackers import check_trackers
 from gipo_mc.run.trackers.feeds import Feeds
 from gipo_mc.run.trackers.tensorboard import TensorBoard
@@ -147,10 +148,13 @@ class MetricsLogger:
             self._board.flush()
 
     def close(self) -> None:
-        """Close TensorBoard's file, and tell the other trackers how the run ended: run_status.json has it already."""
+        """Close TensorBoard's file, and tell the other trackers how the run ended: run_status.json has it already. The
+        report for them takes seconds, and one that is away has a minute."""
         if self._board:
             self._board.close()
-        for text in self._feeds.close() if self._feeds else ():
+        with waiting("Telling the trackers how the run ended"):
+            said = self._feeds.close() if self._feeds else []
+        for text in said:
             say_warning(text)
 
     def __enter__(self) -> MetricsLogger:

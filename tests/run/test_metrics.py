@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gipo_mc.errors import StorageError
 from gipo_mc.run.metrics import KEPT_VALUES, MetricsLogger
+from gipo_mc.run.trackers.feeds import Feeds
 from tests.run.files import lines
 
 
@@ -171,3 +172,13 @@ def test_values_beyond_the_bins_of_tensorboard_are_kept(folder):
         log.histogram(2, "reward", [1e30, 0.5, -3e38])
     first, second = lines(folder.distributions)
     assert first["values"] == [-1e30] * 8 and second["values"] == [-3e38, 0.5, 1e30]
+
+
+def test_trackers_that_take_long_to_end_are_told_of(folder, monkeypatch, capsys):
+    monkeypatch.setattr("gipo_mc.run.terminal.waiting.FIRST", 0.05)
+    monkeypatch.setattr("gipo_mc.run.trackers.feeds.Feeds.close", lambda self: time.sleep(0.3) or ["It lacks one."])
+    with MetricsLogger(folder) as logger:
+        logger.log(1, {"a": 1.0})
+        logger._feeds = object.__new__(Feeds)
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["Telling the trackers how the run ended, 0 s", "warning: It lacks one."]

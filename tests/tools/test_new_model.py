@@ -45,6 +45,12 @@ def test_prompts_are_enough_and_chat_has_a_template(tmp_path: Path) -> None:
     assert said == "<s><|user|>\nWhere is city 0?</s>\n<|assistant|>\n"
 
 
+def test_the_builtin_task_has_a_model_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--out", str(tmp_path / "m"), "--data", "builtin:easy"]) == 2
+    assert "--data builtin:easy: the built-in task has a model of its own" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
+
+
 def test_rows_with_neither_are_told_as_demonstrations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text('{"text": "The dog"}\n')

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from gipo_mc.errors import did_you_mean
+from gipo_mc.errors import ConfigError, did_you_mean
 from gipo_mc.run.arguments import Parser, name, number
 from gipo_mc.run.terminal.ending import ended
 from gipo_mc.run.terminal.waiting import importing, waiting
@@ -50,6 +50,10 @@ def _make(parser: Parser, options: argparse.Namespace) -> int:
     for key, heads in (("--heads", options.heads), ("--kv-heads", options.kv_heads)):
         if (options.hidden if key == "--heads" else options.heads) % heads:
             parser.error(f"{key} {heads} does not divide {'--hidden' if key == '--heads' else '--heads'}")
+    if builtin := next((source for source in options.data if source.partition(":")[0] == "builtin"), None):
+        raise ConfigError(
+            f"--data {builtin}: the built-in task has a model of its own, which gipo-mc train sft makes. Name files."
+        )
     check_output(Path(options.out), MODEL_FILES, options.overwrite)
     with importing():
         from gipo_mc.config import validate

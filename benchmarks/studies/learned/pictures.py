@@ -26,7 +26,10 @@ _READ_GAINS = {
 }  # fmt: skip
 _COLOURS = {**pictures.COLOURS, "threshold_gi_ppo": "#17becf"}
 #: For methods that no picture has a colour for, in their order in the record.
-_MORE = ("#9467bd", "#d62728", "#98df8a", "#ff9896", "#aec7e8", "#c5b0d5", "#c49c94", "#7f7f7f")
+_MORE = ("#9467bd", "#2ca02c", "#d62728", "#98df8a", "#ff9896", "#aec7e8", "#c5b0d5", "#c49c94", "#7f7f7f")
+
+#: Methods whose seeds can be told apart in one panel.
+_TELLABLE = 8
 
 
 def draw(record: Record, folder: Path, name: str) -> None:
@@ -45,19 +48,18 @@ def draw(record: Record, folder: Path, name: str) -> None:
 
 def regime(record: Record, path: Path, axis: str) -> None:
     """Gold of both trained domains and the reward model's own mean over the training, a row of panels for each strength
-    of reward model, the mean over seeds thick and each seed thin. Where the reward goes on to rise and gold falls, the
-    reward model is over-optimised. axis: one of AXES."""
+    of reward model, the mean over seeds thick and, of few methods, each seed thin. Where the reward goes on to rise and
+    gold falls, the reward model is over-optimised. axis: one of AXES."""
     from matplotlib import pyplot as plt
 
     found, own = curves(record), styles(record["methods"])
-    figure, axes = plt.subplots(
-        len(found), len(FIGURES), figsize=(11, 1.95 * len(found) + 1), sharex="row", squeeze=False
-    )
+    height = 1.95 * len(found) + 1 if len(found) > 1 else 4.2
+    figure, axes = plt.subplots(len(found), len(FIGURES), figsize=(11, height), sharex="row", squeeze=False)
     for panels, (strength, methods) in zip(axes, found.items(), strict=True):
         for panel, shown in zip(panels, FIGURES, strict=True):
             for name, seeds in methods.items():
                 lines = [line(curve, shown, axis) for curve in seeds]
-                for x, y in lines if len(lines) > 1 else []:
+                for x, y in lines if len(lines) > 1 and len(methods) <= _TELLABLE else []:
                     panel.plot(x, y, **own[name], linewidth=0.6, alpha=0.35)
                 panel.plot(
                     *mean_line(lines), **own[name], marker=".", markersize=4, linewidth=1.4, label=title(record, name)
@@ -118,7 +120,8 @@ def mean_line(lines: Sequence[Line]) -> Line:
 
 def styles(methods: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Colour and stroke of each method."""
-    free = iter(_MORE)
+    taken = {_COLOURS.get(name) for name in methods}
+    free = (colour for colour in _MORE if colour not in taken)
     plain = {name: _COLOURS.get(name) or next(free, "#777777") for name in methods if name not in _READ_GAINS}
     colours = {**_COLOURS, **plain}
     return {

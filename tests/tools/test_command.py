@@ -144,7 +144,7 @@ def _timed(code: str, words: str, folder: Path | None = None) -> subprocess.Comp
         ("generate model.policy=runs/a --prompt hello --out full/mine", "full/mine is a file of another kind"),
         ("convert --to-hf runs/a full", "full is not empty (it holds mine)"),
         ("convert --from-hf models/a full", "full is not empty (it holds mine)"),
-        ("new-model --out full --data builtin", "full is not empty (it holds mine)"),
+        ("new-model --out full --data texts.jsonl", "full is not empty (it holds mine)"),
     ],
 )
 def test_what_can_be_refused_at_once_is(words: str, said: str, tmp_path: Path) -> None:

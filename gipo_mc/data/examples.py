@@ -59,11 +59,8 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
             advice = other_names(fields, error.lacks) if report.read == 1 and error.lacks else ""
             problem = f"{row.where}: {error}" + f": {advice}" * bool(advice)
             if data.on_error == "strict":
-                remedy = "\nCorrect or remove the row, or set data.on_error=quarantine to skip malformed rows."
                 of_all = bool(advice) or isinstance(error, UnknownFormat)
-                is_guess = report.read == 1 and report.format and data.format == "auto"
-                guess = f" Auto takes it for {report.format}: set data.format where it is another." * bool(is_guess)
-                raise DataError(f"{problem}." + remedy * (not of_all) + guess) from None
+                raise DataError(f"{problem}.{_remedy(report, data, of_all)}") from None
             malformed += 1
             report.left_out["malformed rows"] = malformed
             report.add_problem(problem)
@@ -81,11 +78,24 @@ def examples(source: str, kind: str, label: str, data: DataConfig, report: Sourc
     if report.read > malformed:
         report.absent = _absent(unseen, kind, label, data)
     if malformed > QUARANTINE_ROWS and malformed > QUARANTINE_SHARE * report.read:
-        taken = f" ({report.format}, by the first row)" if report.format and data.format == "auto" else ""
+        taken = f" ({guess}, by the first row)" if (guess := _guess(report, data)) else ""
         raise DataError(
             f"{source}: {malformed} of {report.read} rows are malformed, more than {QUARANTINE_SHARE:.0%}: this may be "
             f"the wrong file or the wrong data.format{taken}. The first ones:\n  " + "\n  ".join(report.problems)
         )
+
+
+def _guess(report: SourceReport, data: DataConfig) -> str:
+    """The format that the first row was taken for; "" where the configuration names it, or none was known."""
+    return report.format if data.format == "auto" else ""
+
+
+def _remedy(report: SourceReport, data: DataConfig, of_all: bool) -> str:
+    """What to do about a malformed row of a strict source. of_all: the problem is that of every row."""
+    said = "" if of_all else "\nCorrect or remove the row, or set data.on_error=quarantine to skip malformed rows."
+    if report.read == 1 and (guess := _guess(report, data)):
+        said += f" Auto takes it for {guess}: set data.format where it is another."
+    return said
 
 
 def _absent(unseen: set[str], kind: str, label: str, data: DataConfig) -> dict[str, str]:

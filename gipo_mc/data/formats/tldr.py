@@ -22,6 +22,7 @@ from gipo_mc.data.formats.example import BOTH, Parsed
 
 _POST = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
 _ARTICLE = "Article:\n\n{article}\n\nTL;DR:"
+_POSTED = ("subreddit", "title", "post")
 _TLDR = "TL;DR:"
 _SUBREDDIT = re.compile(r"SUBREDDIT: r/(\S+)")
 
@@ -42,7 +43,8 @@ def parse(row: Fields, needs: Collection[str]) -> Parsed:
     if row.has("info") or row.has("summaries"):
         return _comparison(row, needs)
     if row.has("post"):
-        prompt, domain = _post({key: string(row, key) for key in ("subreddit", "title", "post")})
+        unnamed = [key for key in ("subreddit", "title") if key in row and not row.has(key)]  # as in comparisons
+        prompt, domain = _post({key: "" if key in unnamed else string(row, key) for key in _POSTED})
         return prompt, optional(row, "summary"), None, domain
     if row.has("article"):
         return _ARTICLE.format(article=string(row, "article").strip()), optional(row, "highlights"), None, "cnndm"

@@ -136,6 +136,11 @@ def test_filtered_tldr_as_published(row, chosen, rejected):
     assert auto(row) == Example(POST, chosen, rejected, "tldr/gardening")
 
 
+def test_a_filtered_post_without_a_subreddit_is_one_of_tldr():
+    row = {"subreddit": None, "title": "Tomatoes", "post": "They grew.", "summary": "Good."}
+    assert auto(row) == Example(POST.replace("gardening", ""), "Good.", None, "tldr")
+
+
 def test_articles_of_cnn_dailymail_read_as_those_of_the_comparisons():
     row = {"article": "It rained. ", "highlights": "Rain .", "id": "0" * 40}
     assert auto(row) == Example("Article:\n\nIt rained.\n\nTL;DR:", "Rain .", None, "cnndm")

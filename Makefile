@@ -188,7 +188,7 @@ $(RUNS): $(BUILD_INPUTS) | $(if $(strip $(VENV)),$(PYTHON))
 	set -m; $(run) $(PYTHON) setup.py build_ext --inplace > build/kernels.log 2>&1 & kernels=$$!; set +m; \
 	trap 'kill -- -$$kernels 2>/dev/null || true' EXIT; : a group of its own, which ends with this shell; \
 	$(pip) -r build/needs.txt; \
-	$(PYTHON) .ci/bytecode; \
+	PYTHONPATH=. $(PYTHON) .ci/bytecode; \
 	wait $$kernels || { cat build/kernels.log >&2; exit 1; }; \
 	$(run) $(PYTHON) -m pip install --no-compile --no-build-isolation --no-deps -e .
 	@$(PYTHON) -c 'from gipo_mc.ops import describe_build; print("Built:", describe_build())'

@@ -136,9 +136,9 @@ def _sound(overrides: list[str], problems: list[str]) -> list[str]:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
-            advice = f" A file is named with --config {override}." if override.endswith((".yaml", ".yml")) else ""
-            advice = f"Overrides are written key.sub=value, for example run.iterations=50.{advice}"
-            problems.append(f"Not understood: {override}. {advice}")
+            said = f"Not understood: {override}. Overrides are written key.sub=value, for example run.iterations=50."
+            is_file = override.endswith((".yaml", ".yml"))
+            problems.append(said + f" A file is named with --config {override}." * is_file)
             continue
         try:
             check_yaml(value, f"The value of {key}")

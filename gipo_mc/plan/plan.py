@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from gipo_mc.config import Config, check_layout
@@ -33,10 +33,14 @@ class Plan:
     cost: dict[str, Cost] | None
     checkpoint: int
     host: int
-    problems: tuple[str, ...]
     utilisation: float
     relief: tuple[str, ...] = ()
     program: Program = OURS
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What would stop a start though the sums of the GPUs fit, a sentence each."""
+        return (*_short_of_cache(self), *_short_of_host(self))
 
     @property
     def fits(self) -> bool:
@@ -132,33 +136,31 @@ def make_plan(
     saved = sum(checkpoint_bytes(role, grid, width) for role in run.roles if role.trained)
     time = costs(run, grid, device, width, utilisation, program, pages=found.cache_pages) if device.flops else None
     host = sum(copies_of_a_save(run, role, grid, width, device) for role in run.roles if role.trained)
-    plan = Plan(run, grid, device, width, found, time, saved, host, (), utilisation, program=program)
-    return replace(plan, problems=(*_problems(run, found), *_short_of_host(plan)))
+    return Plan(run, grid, device, width, found, time, saved, host, utilisation, program=program)
 
 
 def _short_of_host(plan: Plan) -> Iterator[str]:
     """A sentence where a node has less memory than its ranks take of it."""
     has = plan.device.host_memory
     if has and plan.host_of_a_node > has:
-        kept = " and ".join([*(["what is offloaded"] if plan.offloaded else []), *(["a save"] if plan.host else [])])
+        parts = {"what is offloaded": plan.offloaded, "a save": plan.host}
+        kept = " and ".join(part for part, size in parts.items() if size)
         yield (
             f"The memory of a node's host is too small: {kept} of its ranks may take "
             f"{plan.host_of_a_node / 2**30:.1f} GiB of it, and --host-memory says {has / 2**30:.1f} GiB."
         )
 
 
-def _problems(run: Run, found: Memory) -> tuple[str, ...]:
-    """What would stop a start though the sums fit."""
-    problems = []
-    given = run.config.rollout.kv_cache_gib
+def _short_of_cache(plan: Plan) -> Iterator[str]:
+    """A sentence where the KV cache cannot hold one sequence."""
+    found, given = plan.memory, plan.run.config.rollout.kv_cache_gib
     # Half of the memory that models leave is not worth a word where they do not fit themselves.
     if (found.fits or given) and found.cache_least > found.cache_limit:
         limit = f"rollout.kv_cache_gib={given:g}" if given else "half of the memory that the models leave"
-        problems.append(
-            f"The KV cache cannot hold one sequence of {run.lengths.longest} tokens in {limit}: it takes "
+        yield (
+            f"The KV cache cannot hold one sequence of {plan.run.lengths.longest} tokens in {limit}: it takes "
             f"{found.cache_least / 2**30:.2f} GiB on each rank."
         )
-    return tuple(problems)
 
 
 def words(options: Mapping[str, Any]) -> list[str]:
